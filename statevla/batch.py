@@ -1,0 +1,58 @@
+"""Typed batches: what loaders yield and what losses take.
+
+Legend: B batch, C cameras, H height, W width, K chunk.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ObservationBatch:
+    """Canonical observations in raw units.
+
+    images: RGB, upright, [0, 255]. robot_state: rad and m. language: the cached text embedding.
+    """
+
+    images: UInt8[Tensor, "B C H W 3"]
+    robot_state: Float[Tensor, "B 9"]
+    language: Float[Tensor, "B 512"]
+
+    def to(self, device: torch.device) -> "ObservationBatch":
+        """The same batch on `device`; copies from pinned memory do not block."""
+        return ObservationBatch(
+            self.images.to(device, non_blocking=True),
+            self.robot_state.to(device, non_blocking=True),
+            self.language.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions ``(obs_t, a_t, obs_{t+1}, chunk_t)`` in raw action units.
+
+    next_obs: the observation after `action`; its rows are valid where `has_next`.
+    chunk: actions t ... t+K-1, past the episode's end the last one repeated, where `is_pad` is true.
+    episode, frame: where each row is from.
+    """
+
+    obs: ObservationBatch
+    next_obs: ObservationBatch
+    has_next: Bool[Tensor, " B"]
+    action: Float[Tensor, "B 7"]
+    chunk: Float[Tensor, "B K 7"]
+    is_pad: Bool[Tensor, "B K"]
+    episode: Int64[Tensor, " B"]
+    frame: Int64[Tensor, " B"]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        rest = (self.has_next, self.action, self.chunk, self.is_pad, self.episode, self.frame)
+        moved = [tensor.to(device, non_blocking=True) for tensor in rest]
+        return Batch(self.obs.to(device), self.next_obs.to(device), *moved)
+
+    def __len__(self) -> int:
+        return int(self.action.shape[0])

@@ -1,0 +1,37 @@
+"""Errors of the whole toolkit: one small hierarchy, raised with what, expected, got and what to run."""
+
+
+class StateVLAError(Exception):
+    """Root of every error that a user's input or disk can cause. The CLI prints its text and exits with 1."""
+
+
+class UsageError(StateVLAError):
+    """A request that cannot be carried out as asked: unknown key, missing folder, ambiguous default (exit 2)."""
+
+
+class SourceError(StateVLAError):
+    """One source demonstration cannot be used; ingest turns it into a quarantine record with this reason."""
+
+
+class StoreError(StateVLAError):
+    """Root of errors about a store on disk."""
+
+
+class StoreMissing(StoreError):
+    """A store, or an object that its manifest names, is not there."""
+
+
+class StoreCorrupt(StoreError):
+    """An object of a store is not what the manifest or an index says: size, checksum, shape or content."""
+
+
+class StoreLocked(StoreError):
+    """Another process writes to the store."""
+
+
+class StaleKey(StoreError):
+    """Statistics, features, latents or a checkpoint were made from another store or another transform."""
+
+
+class ObsSpecMismatch(StateVLAError):
+    """A policy and a world disagree on cameras, orientation, robot state or action convention."""
