@@ -1,0 +1,178 @@
+"""LIBERO's suites, tasks, instructions and benchmark initial states, read from the package's files.
+
+Neither the simulator nor torch is imported: the task lists are Python literals, the instructions are in BDDL text and
+the initial states are arrays in a zip, which are read without running the pickle that wraps them.
+
+Legend: I initial states of a task, S numbers of a simulator state (time, qpos, qvel).
+"""
+
+import ast
+import difflib
+import pickletools
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statevla.sims.libero import paths
+from statevla.sims.libero.errors import SimulatorMissing, UnknownTask
+
+MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+"""Suite -> steps that a policy gets after settling; the convention of published LIBERO evaluations."""
+
+SETTLE_STEPS = 10
+"""Steps without motion after an initial state is set: objects come to rest, the gripper opens."""
+
+SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a suite."""
+
+    suite: str
+    index: int
+    name: str
+    """Stem of its BDDL file; a demonstration file is ``<name>_demo.hdf5``."""
+    instruction: str
+    """Text of the BDDL's ``:language``, lower case: what demonstration files have as ``language_instruction``."""
+    bddl: Path
+    init_file: Path
+
+
+def suite_names() -> tuple[str, ...]:
+    """The suites, in the order of their papers' tables."""
+    return tuple(MAX_STEPS)
+
+
+def check_suite(suite: str) -> str:
+    """The suite's name.
+
+    Raises:
+        UnknownTask: no such suite; names the nearest.
+    """
+    if suite not in MAX_STEPS:
+        near = difflib.get_close_matches(suite, MAX_STEPS, 1, 0.3)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownTask(f"no LIBERO suite {suite!r}.{hint} Suites: {', '.join(MAX_STEPS)}")
+    return suite
+
+
+@cache
+def tasks(suite: str) -> tuple[Task, ...]:
+    """All tasks of a suite in the benchmark's default order.
+
+    Raises:
+        UnknownTask: no such suite.
+        SimulatorMissing: the package is not installed, or a file of it is not there.
+    """
+    check_suite(suite)
+    root = paths.package_root()
+    names = _task_names(root / "benchmark" / "libero_suite_task_map.py")[suite]
+    return tuple(
+        Task(
+            suite=suite,
+            index=index,
+            name=name,
+            instruction=read_instruction(root / "bddl_files" / suite / f"{name}.bddl"),
+            bddl=root / "bddl_files" / suite / f"{name}.bddl",
+            init_file=root / "init_files" / suite / f"{name}.pruned_init",
+        )
+        for index, name in enumerate(names)
+    )
+
+
+def select(suite: str, indices: list[int] | None) -> list[Task]:
+    """Tasks of a suite by index, all when ``indices`` is None, in the order given, each once.
+
+    Raises:
+        UnknownTask: an index outside the suite, or one named twice.
+    """
+    every = tasks(suite)
+    if indices is None:
+        return list(every)
+    wrong = [i for i in indices if not 0 <= i < len(every)]
+    if wrong or len(set(indices)) != len(indices):
+        raise UnknownTask(f"{suite} has tasks 0-{len(every) - 1}, each to be named once; got {indices}")
+    return [every[i] for i in indices]
+
+
+def read_instruction(bddl: Path) -> str:
+    """The instruction of a BDDL file, as the simulator reads it: words in lower case, single spaces.
+
+    Raises:
+        SimulatorMissing: the file is not there.
+    """
+    try:
+        text = bddl.read_text()
+    except FileNotFoundError as error:
+        raise SimulatorMissing(f"{bddl} is not there; the LIBERO package is damaged. Run: {paths.INSTALL}") from error
+    found = re.search(r"\(:language\s+([^)]*)\)", text)
+    if found is None:
+        raise SimulatorMissing(f"{bddl} has no (:language ...) entry; the LIBERO package is damaged")
+    return " ".join(found.group(1).lower().split())
+
+
+def init_states(task: Task) -> NDArray[np.float64]:
+    """The benchmark's initial states of a task, ``[I, S]`` float64."""
+    return read_init_states(task.init_file)
+
+
+def read_init_states(file: Path) -> NDArray[np.float64]:
+    """An array that ``torch.save`` wrote, without unpickling it: no code runs from a file.
+
+    The pickle in the zip is disassembled; it must consist of what one little-endian float64 array in C order needs
+    (shape, dtype, bytes written as latin-1 text) and nothing else.
+
+    Raises:
+        SimulatorMissing: the file is not there or holds something else.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+            return _array_of_pickle(archive.read(name))
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise SimulatorMissing(f"{file}: no LIBERO initial states in it ({error}). Run: {paths.INSTALL}") from error
+
+
+def _array_of_pickle(content: bytes) -> NDArray[np.float64]:
+    shape: list[int] = []
+    texts: list[str] = []
+    names: list[str] = []
+    counting = False
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "GLOBAL":
+            names.append(str(argument))
+        elif opcode.name == "MARK" and not shape:
+            counting = True
+            numbers: list[int] = []
+        elif opcode.name in ("BININT1", "BININT2", "BININT") and counting:
+            numbers.append(int(argument or 0))
+        elif opcode.name in ("TUPLE2", "TUPLE1") and counting:
+            shape, counting = numbers[1:], False  # the first number is the pickle's version of the array state
+        elif opcode.name == "BINUNICODE":
+            texts.append(str(argument))
+    allowed = {"numpy.core.multiarray _reconstruct", "numpy ndarray", "_codecs encode", "numpy dtype"}
+    if set(names) != allowed or "f8" not in texts or "<" not in texts or len(shape) != 2:
+        raise ValueError(f"expected one float64 matrix, found {sorted(set(names))}, shape {shape}")
+    data = max(texts, key=len).encode("latin-1")
+    if len(data) != 8 * shape[0] * shape[1]:
+        raise ValueError(f"expected {shape[0]} x {shape[1]} float64, found {len(data)} bytes")
+    return np.frombuffer(data, dtype="<f8").reshape(shape).astype(np.float64)
+
+
+def _task_names(file: Path) -> dict[str, list[str]]:
+    """The literal dictionary ``libero_task_map`` of the package's source file."""
+    try:
+        tree = ast.parse(file.read_text())
+    except FileNotFoundError as error:
+        raise SimulatorMissing(f"{file} is not there; the LIBERO package is damaged. Run: {paths.INSTALL}") from error
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["libero_task_map"]:
+            found: dict[str, list[str]] = ast.literal_eval(node.value)
+            return found
+    raise SimulatorMissing(f"{file} defines no libero_task_map; install hf-libero=={paths.PACKAGES['hf-libero']}")

@@ -1,0 +1,73 @@
+"""Scripted expert of the tabletop suite.
+
+It reads the true places of things, but what it does is a smooth function of what the cameras and the joints show:
+gripper against block and bowl, finger opening, block in hand or not. There is no stage counter, so that a policy
+without memory can imitate it.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statevla.sims.tabletop import POSITION_STEP, ROTATION_STEP, Obs, TabletopEnv
+
+GRASP_Z: Final = 0.022
+HOVER_Z: Final = 0.11
+CARRY_Z: Final = 0.13
+PLACE_Z: Final = 0.06
+RETREAT_Z: Final = 0.16
+GAIN: Final = 0.45
+"""Share of the remaining way covered in a step, near the target."""
+
+
+class TabletopExpert:
+    """Solves ``env``'s present task. ``rng`` gives each episode a speed and each action a little noise.
+
+    ``task`` makes it follow another instruction than the environment's own.
+    """
+
+    def __init__(
+        self, env: TabletopEnv, rng: np.random.Generator, task: int | None = None, noise: float = 0.03
+    ) -> None:
+        self.env, self.rng, self.task, self.noise = env, rng, task, noise
+        self.speed = float(rng.uniform(0.5, 0.65))
+
+    def act(self, obs: Obs) -> NDArray[np.float64]:
+        """Action ``[7]`` in [-1, 1]. ``obs`` is not read: the environment's state holds the same and more."""
+        del obs
+        env = self.env
+        block_row, bowl_row = env.targets(env.task if self.task is None else self.task)
+        block, bowl, hand = env.objects[block_row], env.objects[bowl_row], env.pose
+        holding = env.held == block_row
+        target = np.array([*(bowl if holding else block)[:2], 0.0])
+        away = float(np.hypot(*(target[:2] - hand[:2])))
+        turn = 0.0
+        if holding:
+            target[2] = _funnel(away, PLACE_Z, CARRY_Z)
+            close = away > 0.015 or hand[2] > PLACE_Z + 0.015
+            turn = -float(hand[3])
+        elif np.hypot(*(block[:2] - bowl[:2])) < 0.04:
+            target[:2], target[2], close = hand[:2], RETREAT_Z, False
+        else:
+            target[2] = _funnel(away, GRASP_Z, HOVER_Z)
+            close = away < 0.012 and hand[2] < GRASP_Z + 0.012
+            turn = float(block[3] - hand[3])
+        action = np.zeros(7)
+        action[:3] = self._towards(target - hand[:3])
+        action[5] = np.tanh(GAIN * turn / ROTATION_STEP)
+        action[:6] += self.noise * self.rng.standard_normal(6)
+        action[6] = 1.0 if close else -1.0
+        return np.clip(action, -1.0, 1.0)
+
+    def _towards(self, way: NDArray[np.float64]) -> NDArray[Any]:
+        """Proportional near the target, of constant speed far from it, always straight."""
+        length = float(np.linalg.norm(way)) + 1e-9
+        pace = self.speed * np.tanh(GAIN * length / POSITION_STEP / self.speed)
+        return way / length * pace
+
+
+def _funnel(away: float, low: float, high: float) -> float:
+    """Height to aim for: ``low`` above the target, rising smoothly to ``high`` at 8 cm from it."""
+    t = min(max((away - 0.01) / 0.07, 0.0), 1.0)
+    return low + (high - low) * t * t * (3 - 2 * t)
