@@ -1,0 +1,1 @@
+"""Networks: tokenizer, Mamba encoder, predictor, policies."""

@@ -1,0 +1,105 @@
+"""Which kernel runs a Mamba layer: `auto`, or one asked for by name, with the reason logged once.
+
+`cuda`       mamba-ssm with causal-conv1d, on an NVIDIA GPU, where both are installed
+`triton`     the project's own kernels, on an NVIDIA GPU
+`cpu`        the native C++ kernels
+`loop`       plain PyTorch, any device; what `auto` falls back to, with a warning
+`reference`  the slow one that the tests trust
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from stores.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+BackendName = Literal["cuda", "triton", "cpu", "loop", "reference"]
+REQUESTS = ("auto", *get_args(BackendName))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The kernel that runs, and why it was taken."""
+
+    name: BackendName
+    reason: str
+
+
+def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """Decide which kernel runs `requested` on this device and dtype; the first time, log it with the reason.
+
+    Raises:
+        UsageError: `requested` is no backend, or one named outright cannot run here (says what to install).
+    """
+    return _resolve(requested, device.type, dtype)
+
+
+@functools.cache
+def _resolve(requested: str, device: str, dtype: torch.dtype) -> Backend:
+    if requested not in REQUESTS:
+        raise UsageError(f"mamba backend {requested!r} is none of {', '.join(REQUESTS)}")
+    if requested != "auto":
+        obstacle = obstacle_to(requested, device, dtype)
+        if obstacle is not None:
+            raise UsageError(f"mamba backend {requested!r} cannot run on {device} with {dtype}: {obstacle}")
+        backend = Backend(_name(requested), "asked for")
+        log.info("mamba backend %s on %s: asked for", backend.name, device)
+        return backend
+    wanted = ("cuda", "triton") if device == "cuda" else ("cpu",)
+    obstacles: list[str] = []
+    for name in wanted:
+        obstacle = obstacle_to(name, device, dtype)
+        if obstacle is None:
+            reason = "; ".join(["first choice that can run", *obstacles])
+            log.info("mamba backend %s on %s %s: %s", name, device, dtype, reason)
+            return Backend(_name(name), reason)
+        obstacles.append(f"{name}: {obstacle}")
+    reason = "; ".join(obstacles)
+    log.warning("mamba backend loop (slow, O(B L E N) memory) on %s %s, because %s", device, dtype, reason)
+    return Backend("loop", reason)
+
+
+def _name(text: str) -> BackendName:
+    for name in get_args(BackendName):
+        if name == text:
+            return name  # type: ignore[no-any-return]
+    raise UsageError(f"mamba backend {text!r} is none of {', '.join(REQUESTS)}")
+
+
+def obstacle_to(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why backend `name` cannot run on this device and dtype and what to install; None when it can."""
+    if name == "cpu":
+        return _obstacle_to_cpu(device, dtype)
+    if name == "triton":
+        return _obstacle_to_triton(device, dtype)
+    if name == "cuda":
+        return _obstacle_to_cuda(device, dtype)
+    return None
+
+
+def _obstacle_to_cpu(device: str, dtype: torch.dtype) -> str | None:
+    return "the native kernel library is not built; run `python -m statevla.models.kernels.build` (needs g++)"
+
+
+def _obstacle_to_triton(device: str, dtype: torch.dtype) -> str | None:
+    return "no Triton kernels in this version"
+
+
+def _obstacle_to_cuda(device: str, dtype: torch.dtype) -> str | None:
+    if device != "cuda":
+        return "it runs on an NVIDIA GPU only; move the model to one or take backend 'auto'"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes float32, float16 and bfloat16, not {dtype}"
+    for module in ("mamba_ssm.ops.selective_scan_interface", "causal_conv1d"):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return f"{module.split('.')[0]} does not import ({error}); docs/install-gpu.md has the commands"
+    return None
