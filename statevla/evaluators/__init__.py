@@ -1,0 +1,1 @@
+"""How good a policy is: offline against demonstrations, in closed loop, and the report that shows both."""
