@@ -191,7 +191,7 @@ def load_config(preset: str = "base", file: Path | None = None, overrides: tuple
     if file is not None:
         if not file.is_file():
             raise UsageError(f"{file}: no such configuration file")
-        tree = yaml.safe_load(file.read_text())
+        tree = _parse(file.read_text(), str(file))
         if not isinstance(tree, dict):
             raise UsageError(f"{file}: expected a mapping of data, model and training, got {type(tree).__name__}")
         changes.update(flatten(tree))
@@ -199,8 +199,15 @@ def load_config(preset: str = "base", file: Path | None = None, overrides: tuple
         key, separator, value = item.partition("=")
         if not separator:
             raise UsageError(f"--set {item!r}: expected KEY=VALUE, for example training.batch_size=32")
-        changes[key] = yaml.safe_load(value)
+        changes[key] = _parse(value, f"--set {item!r}")
     return replace(PRESETS[preset], changes)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: not plain YAML: {error}") from error
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:

@@ -1,0 +1,313 @@
+"""The `statevla` command: parse, make a config, call one library function, print its result.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantined. With ``--json`` a command prints
+exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports stay inside the commands.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stores.errors import StateVLAError, UsageError
+
+QUARANTINED = 3
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
+)
+eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
+app.add_typer(eval_app, name="eval")
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Workers = Annotated[int, typer.Option(min=0, help="Dask worker processes on this machine; 0 runs serially.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://HOST:PORT.")]
+Store = Annotated[Path | None, typer.Option(help="Store folder; default: the only one under data/stores/.")]
+StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Policy checkpoint folder; default: the best one of the latest phase-2 run.")
+]
+Preset = Annotated[str, typer.Option(help="base, original, small or tiny.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same keys as --set.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: training.batch_size=32.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: beside the checkpoint's run.")]
+
+
+def main() -> None:
+    """Entry point: library errors become one line on stderr and an exit status."""
+    try:
+        app()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except StateVLAError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def collect(
+    suite: Annotated[str, typer.Argument(help="tabletop, or a LIBERO suite such as libero_object.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes: in all (tabletop), a task (LIBERO).")] = 100,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.")] = None,
+    seed: int = 0,
+    tasks: Annotated[str, typer.Option(help="LIBERO task numbers, such as 0-2,5.")] = "0-9",
+    first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="LIBERO simulator processes.")] = 1,
+    align: Annotated[
+        str, typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
+    ] = "after",
+    as_json: Json = False,
+) -> None:
+    """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
+    from statevla.console import show_progress
+
+    folder = out if out is not None else Path("data/raw") / suite
+    with show_progress() as progress:
+        if suite == "tabletop":
+            from pipelines.collect import collect_tabletop
+
+            summary = collect_tabletop(folder, episodes, seed=seed, align=align, progress=progress)
+        else:
+            from pipelines.collect_libero import collect_libero
+
+            summary = collect_libero(
+                suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
+                align=align, progress=progress,
+            )  # fmt: skip
+    _report("Collected", summary.to_dict(), as_json)
+
+
+@app.command()
+def ingest(
+    suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
+    source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
+    language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
+    language_model: Annotated[str, typer.Option(help="Name or folder of the CLIP text model.")] = (
+        "openai/clip-vit-base-patch32"
+    ),
+    codec: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4) or png (lossless).")] = "jpeg",
+    alignment: Annotated[
+        str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
+    ] = "detect",
+    train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
+    split_seed: int = 0,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the predicted size only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
+    from pipelines.ingest import IngestConfig
+    from pipelines.ingest import ingest as run_ingest
+    from statevla.console import show_progress
+
+    config = IngestConfig(
+        suite=suite,
+        source=source if source is not None else Path("data/raw") / suite,
+        out=out if out is not None else Path("data/stores") / suite,
+        language=language,
+        language_model=language_model,
+        codec=codec,
+        alignment=alignment,
+        train_split=train_split,
+        split_seed=split_seed,
+    )
+    with show_progress() as progress:
+        summary = run_ingest(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+    _report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
+    if summary.quarantined:
+        raise typer.Exit(QUARANTINED)
+
+
+@app.command()
+def inspect(store: StoreArgument, as_json: Json = False) -> None:
+    """Show what a store holds."""
+    from pipelines.inspect import inspect_store
+
+    _report(f"Store {store}", inspect_store(store), as_json)
+
+
+@app.command()
+def verify(store: StoreArgument, as_json: Json = False) -> None:
+    """Rehash every object of a store; exit 1 and name what differs."""
+    from statevla.console import print_json, print_table, show_progress
+    from stores.verify import verify_store
+
+    with show_progress() as progress:
+        result = verify_store(store, progress=progress)
+    if as_json:
+        print_json(result.to_dict())
+    elif result.problems:
+        print_table("Problems", ("object", "problem"), [(p.object, p.problem) for p in result.problems])
+    else:
+        print(f"{result.objects} objects, all as the manifest says")
+    if result.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
+    """Compute the train split's action and robot-state statistics and keep them in the store."""
+    from pipelines.stats import compute_statistics
+    from statevla.console import print_json, print_table
+    from statevla.runs import find_store
+    from stores.schema import ACTION_NAMES
+
+    result = compute_statistics(find_store(store), workers=workers, scheduler=scheduler)
+    if as_json:
+        print_json(result)
+        return
+    columns = ("mean", "std", "min", "max", "q01", "q99")
+    for name, labels in (("action", ACTION_NAMES), ("robot_state", range(len(result["robot_state"]["mean"])))):
+        rows = [(label, *(result[name][column][i] for column in columns)) for i, label in enumerate(labels)]
+        print_table(f"{name} ({result[name]['count']:,} rows)", (name, *columns), rows)
+
+
+@app.command()
+def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+    """Print the parameter count of every part of the model."""
+    from statevla.config import load_config
+    from statevla.console import print_json, print_table
+    from statevla.models.describe import describe as describe_model
+
+    result = describe_model(load_config(preset, config, tuple(set_ or ())))
+    if as_json:
+        print_json(result)
+    else:
+        rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
+        print_table(f"Preset {preset}", ("part", "parameters"), rows)
+
+
+@app.command()
+def train(
+    phase: Annotated[int, typer.Option(min=1, max=2, help="1: Temporal JEPA. 2: flow-matching policy.")],
+    store: Store = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/STORE.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="Phase-1 checkpoint; default: the run's latest.")] = None,
+    preset: Preset = "base",
+    config: ConfigFile = None,
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from checkpoint_latest.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one phase from a store."""
+    from statevla.config import load_config
+    from statevla.console import show_progress
+    from statevla.runs import plan_training
+    from statevla.trainers.loop import train as run_training
+
+    settings = load_config(preset, config, tuple(set_ or ()))
+    job = plan_training(phase, settings, store=store, run=run, encoder=encoder)
+    print(job.text, file=sys.stderr)
+    with show_progress() as progress:
+        summary = run_training(
+            phase, job.config, job.store, job.run, resume=resume, encoder_checkpoint=job.encoder, progress=progress
+        )
+    _report(f"Trained phase {phase}", summary.to_dict(), as_json)
+
+
+@eval_app.command("offline")
+def eval_offline(
+    checkpoint: Checkpoint = None,
+    store: Store = None,
+    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    out: Out = None,
+    allow_other_store: Annotated[
+        bool, typer.Option("--allow-other-store", help="Evaluate on a store that the policy was not trained on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare predicted chunks with the demonstrations'."""
+    from statevla.bundle import Policy
+    from statevla.console import show_progress
+    from statevla.evaluators.offline import evaluate_offline
+    from statevla.runs import find_policy, find_store
+    from stores.reader import Store as OpenStore
+
+    path = find_policy(checkpoint)
+    with show_progress() as progress:
+        results = evaluate_offline(
+            Policy.load(path), OpenStore.open(find_store(store)), split=split, allow_other_store=allow_other_store,
+            progress=progress,
+        )  # fmt: skip
+    results.save(out if out is not None else path.parents[2] / "eval" / "offline")
+    _report("Offline evaluation", results.to_dict(), as_json)
+
+
+@eval_app.command("tabletop")
+def eval_tabletop(
+    checkpoint: Checkpoint = None,
+    episodes: Annotated[int, typer.Option(min=1)] = 50,
+    seed: Annotated[int, typer.Option(help="First seed of the fresh episodes.")] = 1_000_000,
+    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
+    videos: Annotated[int, typer.Option(min=0, help="Rollouts drawn as animated GIFs.")] = 4,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Close the loop in the tabletop world."""
+    from statevla.bundle import Policy
+    from statevla.console import show_progress
+    from statevla.evaluators.rollout import evaluate_tabletop
+    from statevla.runs import find_policy
+
+    path = find_policy(checkpoint)
+    with show_progress() as progress:
+        results = evaluate_tabletop(
+            Policy.load(path), episodes=episodes, seed=seed, replan=replan, videos=videos, progress=progress
+        )
+    results.save(out if out is not None else path.parents[2] / "eval" / "tabletop")
+    _report("Tabletop", results.to_dict(), as_json)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="stream, ingest or mamba.")],
+    store: Store = None,
+    source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
+    workers: Workers = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure speed as a fraction of a physical limit, in one run on this machine."""
+    from pipelines.bench import run_bench
+
+    _report(f"bench {name}", run_bench(name, store=store, source=source, workers=workers), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    workers: Workers = 2,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """The whole way on the tabletop suite: collect, ingest, train both phases, evaluate, report."""
+    from pipelines.demo import run_demo
+    from statevla.console import show_progress
+
+    with show_progress() as progress:
+        summary = run_demo(out, workers=workers, seed=seed, progress=progress)
+    _report("Demo", summary.to_dict(), as_json)
+    if not summary.learned:
+        print(f"error: the policy did not learn: {summary.verdict}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _report(title: str, result: dict[str, Any], as_json: bool) -> None:
+    """One JSON object, or one table of the flattened result."""
+    from statevla.config import flatten
+    from statevla.console import print_json, print_table
+
+    if as_json:
+        print_json(result)
+    else:
+        print_table(title, ("", ""), list(flatten(result).items()))
+
+
+if __name__ == "__main__":
+    main()
