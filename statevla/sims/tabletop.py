@@ -6,9 +6,9 @@ Three coloured blocks and two bowls lie at random places on a table of 0.5 x 0.5
 instruction names one block and one bowl, and without it the task cannot be solved. Observation keys, image convention
 (upside-down, as OpenGL reads pixels back), actions and the flat state follow robosuite and LIBERO.
 
-Physics is the least that makes the task honest: the gripper goes where the action says, fingers take two steps to close
-on a block, a closed gripper centres and carries the block, an opened one lets it fall. Nothing collides. Rotation about x
-and y is accepted and has no effect: the tool axis stays vertical.
+Physics is the least that makes the task honest: the gripper goes where the action says, fingers take two steps to
+close on a block, a closed gripper centres and carries the block, an opened one lets it fall. Nothing collides. Rotation
+about x and y is accepted and has no effect: the tool axis stays vertical.
 """
 
 from typing import Any, Final
@@ -151,9 +151,10 @@ class TabletopEnv:
 
     def render_upright(self) -> tuple[Image, Image]:
         """What a person would see from the fixed camera and from the hand's camera."""
-        base, elbow = arm.BASE, arm.elbow(self.pose)
         colours = tuple(BLOCKS.values()), tuple(BOWLS.values())
-        return self._renderer.render(Scene(self.pose, self.finger, elbow, base, self.objects, self.held, *colours))
+        return self._renderer.render(
+            Scene(self.pose, self.finger, arm.elbow(self.pose), arm.BASE, self.objects, self.held, *colours)
+        )
 
     def get_state(self) -> NDArray[np.float64]:
         """``[time, qpos, qvel]`` float64: joints at 1:8, fingers at 8:10, then x, y, z, w, i, j, k of each object."""

@@ -5,7 +5,7 @@ gripper against block and bowl, finger opening, block in hand or not. There is n
 without memory can imitate it.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ HOVER_Z: Final = 0.11
 CARRY_Z: Final = 0.13
 PLACE_Z: Final = 0.06
 RETREAT_Z: Final = 0.16
-GAIN: Final = 0.45
+GAIN: Final = 0.4
 """Share of the remaining way covered in a step, near the target."""
 
 
@@ -31,7 +31,7 @@ class TabletopExpert:
         self, env: TabletopEnv, rng: np.random.Generator, task: int | None = None, noise: float = 0.03
     ) -> None:
         self.env, self.rng, self.task, self.noise = env, rng, task, noise
-        self.speed = float(rng.uniform(0.5, 0.65))
+        self.speed = float(rng.uniform(0.40, 0.52))
 
     def act(self, obs: Obs) -> NDArray[np.float64]:
         """Action ``[7]`` in [-1, 1]. ``obs`` is not read: the environment's state holds the same and more."""
@@ -60,11 +60,11 @@ class TabletopExpert:
         action[6] = 1.0 if close else -1.0
         return np.clip(action, -1.0, 1.0)
 
-    def _towards(self, way: NDArray[np.float64]) -> NDArray[Any]:
+    def _towards(self, way: NDArray[np.float64]) -> NDArray[np.float64]:
         """Proportional near the target, of constant speed far from it, always straight."""
         length = float(np.linalg.norm(way)) + 1e-9
-        pace = self.speed * np.tanh(GAIN * length / POSITION_STEP / self.speed)
-        return way / length * pace
+        pace = self.speed * float(np.tanh(GAIN * length / POSITION_STEP / self.speed))
+        return way * (pace / length)
 
 
 def _funnel(away: float, low: float, high: float) -> float:

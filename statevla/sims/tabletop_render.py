@@ -3,17 +3,18 @@
 Legend: S image side [px], H/W rows and columns of a layer, O objects (blocks first, then bowls).
 
 What does not move (table, bowls, blocks at rest) is drawn once on a large layer and redrawn only when a block is picked
-or put down; a frame is a piece of that layer plus shadow, held block, arm and gripper. Both pictures come *upright*: row 0 is
-away from the robot (+y), column 0 is the robot's left (-x).
+or put down; a frame is a piece of that layer plus shadow, held block, arm and gripper. Both come *upright*:
+row 0 is away from the robot (+y), column 0 is the robot's left (-x).
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
+Pixels = NDArray[np.float32]
 Colour = tuple[int, int, int]
 
 BLOCK_HALF: Final = 0.0225
@@ -58,7 +59,7 @@ class Scene:
 class _Layer:
     """A float picture ``[H, W, 3]`` of the plane, ``scale`` px per metre, centred on world point (x, y)."""
 
-    def __init__(self, pixels: NDArray[np.float32], scale: float, x: float = 0.0, y: float = 0.0) -> None:
+    def __init__(self, pixels: Pixels, scale: float, x: float = 0.0, y: float = 0.0) -> None:
         self.pixels, self.scale, self.x, self.y = pixels, scale, x, y
 
     def _window(self, x: float, y: float, reach_x: float, reach_y: float) -> tuple[slice, slice]:
@@ -70,9 +71,7 @@ class _Layer:
             slice(max(int(column - rx), 0), max(min(int(column + rx) + 1, width), 0)),
         )
 
-    def _offsets(
-        self, window: tuple[slice, slice], x: float, y: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _offsets(self, window: tuple[slice, slice], x: float, y: float) -> tuple[Pixels, Pixels]:
         """Metres from (x, y) of the window's pixel centres, as a row ``[1, w]`` and a column ``[h, 1]``."""
         height, width = self.pixels.shape[:2]
         rows, columns = window
@@ -80,7 +79,9 @@ class _Layer:
         dy = (np.arange(rows.start, rows.stop, dtype=np.float32) + (0.5 - height / 2)) / -self.scale
         return (dx + (self.x - x))[None, :], (dy + (self.y - y))[:, None]
 
-    def _blend(self, window: tuple[slice, slice], distance: NDArray[np.float32], colour: Colour, alpha: float) -> None:
+    def _blend(
+        self, window: tuple[slice, slice], distance: NDArray[np.floating[Any]], colour: Colour, alpha: float
+    ) -> None:
         """Paint where the signed distance [m] is negative; the edge pixel takes its covered share."""
         cover = np.minimum(np.maximum(0.5 - distance * self.scale, 0.0), 1.0) * alpha
         region = self.pixels[window]
@@ -142,11 +143,11 @@ class Renderer:
             self._key = key
         return _to_bytes(self._draw_agent(scene)), _to_bytes(self._draw_hand(scene))
 
-    def _centre(self, layer: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _centre(self, layer: Pixels) -> Pixels:
         size = self.image_size
         return layer[size : 3 * size, size : 3 * size]
 
-    def _draw_rest(self, scene: Scene) -> NDArray[np.float32]:
+    def _draw_rest(self, scene: Scene) -> Pixels:
         layer = _Layer(self._table.copy(), self._scale)
         blocks = len(scene.block_colours)
         for colour, (x, y, _, _) in zip(scene.bowl_colours, scene.objects[blocks:], strict=True):
@@ -161,7 +162,7 @@ class Renderer:
                 _draw_block(layer, x, y, BLOCK_HALF, yaw, colour)
         return layer.pixels
 
-    def _draw_agent(self, scene: Scene) -> NDArray[np.float32]:
+    def _draw_agent(self, scene: Scene) -> Pixels:
         layer = _Layer(self._agent.copy(), self.image_size / AGENT_WIDTH)
         x, y, z, yaw = scene.gripper
         near = AGENT_HEIGHT / (AGENT_HEIGHT - z)
@@ -169,12 +170,14 @@ class Renderer:
         head, elbow = (x * near, y * near), (scene.elbow[0] * near, scene.elbow[1] * near)
         if scene.held is not None:
             _draw_block(layer, *head, BLOCK_HALF * near, scene.objects[scene.held, 3], scene.block_colours[scene.held])
-        layer.bar(elbow, head, 0.011, ARM_EDGE)
-        layer.bar(elbow, head, 0.007, ARM)
+        layer.bar(scene.base, elbow, 0.011, ARM_EDGE)
+        layer.bar(scene.base, elbow, 0.008, ARM)
+        layer.bar(elbow, head, 0.008, ARM_EDGE)
+        layer.bar(elbow, head, 0.005, ARM)
         _draw_gripper(layer, *head, near, yaw, scene.finger)
         return layer.pixels
 
-    def _draw_hand(self, scene: Scene) -> NDArray[np.float32]:
+    def _draw_hand(self, scene: Scene) -> Pixels:
         size = self.image_size
         x, y, z, yaw = scene.gripper
         width = HAND_ANGLE * (HAND_CAMERA + z)
@@ -186,7 +189,7 @@ class Renderer:
         _draw_gripper(layer, x, y, 1.0, yaw, scene.finger)
         return layer.pixels
 
-    def _sample(self, x: float, y: float, width: float) -> NDArray[np.float32]:
+    def _sample(self, x: float, y: float, width: float) -> Pixels:
         """Bilinear piece of the rest layer, ``width`` metres wide, centred on (x, y)."""
         size = self.image_size
         steps = (np.arange(size) + (0.5 - size / 2)) * (width / size)
@@ -200,14 +203,14 @@ class Renderer:
         left, right = int(c0[0]), int(c0[-1]) + 2
         piece = self._rest[r0[0] : r0[-1] + 2, left:right]
         r0, c0 = r0 - r0[0], c0 - left
-        mixed = piece[r0]
+        mixed: Pixels = piece[r0]
         mixed += wr * (piece[r0 + 1] - mixed)
-        out = mixed[:, c0]
+        out: Pixels = mixed[:, c0]
         out += wc * (mixed[:, c0 + 1] - out)
         return out
 
 
-def _draw_table(side: int, scale: float) -> NDArray[np.float32]:
+def _draw_table(side: int, scale: float) -> Pixels:
     layer = _Layer(np.empty((side, side, 3), np.float32), scale)
     layer.pixels[:] = FLOOR
     layer.box(0.010, -0.010, (TABLE_HALF, TABLE_HALF), 0.0, SHADOW, 0.35, corner=0.02)
@@ -230,7 +233,7 @@ def _draw_shadow(layer: _Layer, scene: Scene) -> None:
 
 def _draw_gripper(layer: _Layer, x: float, y: float, near: float, yaw: float, finger: float) -> None:
     cos, sin = float(np.cos(yaw)), float(np.sin(yaw))
-    layer.box(x, y, (0.052 * near, 0.008 * near), yaw, PALM)
+    layer.box(x, y, (0.052 * near, 0.0055 * near), yaw, PALM, corner=0.003)
     for side in (-1.0, 1.0):
         away = side * (finger + 0.006) * near
         layer.box(x + away * cos, y + away * sin, (0.006 * near, 0.014 * near), yaw, FINGER, corner=0.003)
@@ -240,12 +243,13 @@ def _shade(colour: Colour, factor: float) -> Colour:
     return (int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor))
 
 
-def _halve(layer: NDArray[np.float32]) -> NDArray[np.float32]:
+def _halve(layer: Pixels) -> Pixels:
     """Mean of every 2 x 2 pixels."""
-    side = layer.shape[0] // 2
-    return np.asarray(layer.reshape(side, 2, side, 2, 3).mean((1, 3)), np.float32)
+    pairs = layer[:, 0::2] + layer[:, 1::2]
+    halved: Pixels = (pairs[0::2] + pairs[1::2]) * np.float32(0.25)
+    return halved
 
 
-def _to_bytes(pixels: NDArray[np.float32]) -> Image:
+def _to_bytes(pixels: Pixels) -> Image:
     pixels += 0.5  # every colour is a mix of colours in 0 ... 255, so that no clipping is needed
     return pixels.astype(np.uint8)

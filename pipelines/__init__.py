@@ -1,0 +1,1 @@
+"""Sources of demonstrations to stores on disk: planning, ingest, statistics, verification, collection."""

@@ -1,0 +1,141 @@
+"""Collects demonstrations of the tabletop suite: its expert's episodes, one HDF5 file a task in LIBERO's layout."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pipelines.hdf5_writer import ALIGNMENTS, Align, Demo, FileHeader, Floats, write_demos
+from statevla.sims.tabletop import BLOCKS, BOWLS, CONTROL_HZ, TASKS, Obs, TabletopEnv, task_name
+from statevla.sims.tabletop_expert import TabletopExpert
+from stores.errors import UsageError
+
+AFTER_SUCCESS: Final = 3
+"""Steps kept after success, so that the released gripper is seen to leave."""
+ATTEMPTS: Final = 20
+"""Failures of the expert in a row, on one demonstration, that end a collection."""
+
+Progress = Callable[[int, int], None]
+"""Called with demonstrations done and wanted."""
+
+
+@dataclass(frozen=True)
+class CollectSummary:
+    """What a collection wrote."""
+
+    files: tuple[Path, ...]
+    episodes: int
+    steps: int
+    failures: int
+    """Episodes in which the expert failed; none of them is written."""
+
+
+def collect_tabletop(
+    out: Path,
+    episodes: int,
+    seed: int = 0,
+    image_size: int = 64,
+    align: Align = "after",
+    progress: Progress | None = None,
+) -> CollectSummary:
+    """Write ``episodes`` successful demonstrations below ``out``, spread evenly over the tasks.
+
+    The same arguments give the same bytes. Demonstration ``i`` of a task is the same however many follow it.
+
+    Raises:
+        UsageError: ``episodes`` is not positive, ``align`` is unknown, or the expert keeps failing.
+    """
+    if episodes < 1:
+        raise UsageError(f"episodes: expected at least 1, got {episodes}")
+    if align not in ALIGNMENTS:
+        raise UsageError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    env = TabletopEnv(image_size)
+    files: list[Path] = []
+    written = steps = 0
+    failures = [0]
+
+    def demos_of(task: int, count: int) -> Iterator[Demo]:
+        for index in range(count):
+            demo, failed = _successful_demo(env, task, seed, index)
+            failures[0] += failed
+            yield demo
+            if progress is not None:
+                progress(written + index + 1, episodes)
+
+    for task, instruction in enumerate(TASKS):
+        count = episodes // len(TASKS) + (task < episodes % len(TASKS))
+        if count == 0:
+            continue
+        header = FileHeader(
+            instruction=instruction,
+            env_name="Tabletop",
+            env_args={"env_name": "Tabletop", "env_kwargs": {"image_size": image_size, "task": task}, "seed": seed},
+            tag="tabletop-scripted-expert",
+            problem_name="tabletop",
+        )
+        path = out / f"{task_name(task)}_demo.hdf5"
+        steps += write_demos(path, header, demos_of(task, count), align)[1]
+        written += count
+        files.append(path)
+    return CollectSummary(tuple(files), written, steps, failures[0])
+
+
+def record(env: TabletopEnv, task: int, reset_seed: int, rng: np.random.Generator) -> Demo | None:
+    """One episode of the expert, or None where it does not succeed in ``env.max_steps``."""
+    obs = [env.reset(task, reset_seed)]
+    poses, states, actions = [env.pose], [], []
+    expert = TabletopExpert(env, rng)
+    left = env.max_steps
+    succeeded = False
+    while left > 0:
+        states.append(env.get_state())
+        actions.append(expert.act(obs[-1]))
+        after, _, success, _ = env.step(actions[-1])
+        obs.append(after)
+        poses.append(env.pose)
+        left -= 1
+        if success and not succeeded:
+            succeeded, left = True, AFTER_SUCCESS
+    return _to_demo(obs, np.array(poses), np.array(states), np.array(actions)) if env.check_success() else None
+
+
+def model_xml() -> str:
+    """A MuJoCo-style model that names the joints in the order of the flat state; for addresses, not for simulation."""
+    arm = "".join(f'<joint name="robot0_joint{i}" type="hinge"/>' for i in range(1, 8))
+    fingers = "".join(f'<joint name="gripper0_finger_joint{i}" type="slide"/>' for i in (1, 2))
+    names = [f"{name}_block" for name in BLOCKS] + [f"{name}_bowl" for name in BOWLS]
+    objects = "".join(f'<body name="{n}"><joint name="{n}_joint0" type="free"/></body>' for n in names)
+    robot = f'<body name="robot0_link7">{arm}{fingers}</body>'
+    return (
+        f'<mujoco model="tabletop"><compiler angle="radian"/><option timestep="{1 / CONTROL_HZ}"/>'
+        f"<worldbody>{robot}{objects}</worldbody></mujoco>"
+    )
+
+
+def _successful_demo(env: TabletopEnv, task: int, seed: int, index: int) -> tuple[Demo, int]:
+    """Demonstration ``index`` of a task, and how many attempts at it failed before."""
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([seed, task, index, attempt])
+        demo = record(env, task, int(rng.integers(2**63)), rng)
+        if demo is not None:
+            return demo, attempt
+    raise UsageError(f"task {TASKS[task]!r}, seed {seed}: the expert failed {ATTEMPTS} times in a row")
+
+
+def _to_demo(obs: list[Obs], poses: Floats, states: Floats, actions: Floats) -> Demo:
+    turn = np.zeros((len(poses), 3))
+    turn[:, 2] = poses[:, 3]
+    return Demo(
+        actions=actions,
+        states=states,
+        agentview=np.stack([o["agentview_image"] for o in obs]),
+        eye_in_hand=np.stack([o["robot0_eye_in_hand_image"] for o in obs]),
+        joints=np.stack([o["robot0_joint_pos"] for o in obs]),
+        fingers=np.stack([o["robot0_gripper_qpos"] for o in obs]),
+        ee_pos=poses[:, :3],
+        ee_axis_angle=turn,
+        model_file=model_xml(),
+    )
