@@ -2,8 +2,8 @@
 
 Legend: T steps of a demonstration, S length of the simulator's flat state, H/W image rows and columns.
 
-``states[t]`` is always before ``actions[t]``. The observations may lie after it, as in LIBERO's official files, or before
-it, as in regenerated ones: ``align`` says which, and nothing in the file does, as in the originals.
+``states[t]`` is always before ``actions[t]``. The observations may lie after it, as in LIBERO's official files, or
+before it, as in regenerated ones: ``align`` says which, and nothing in the file does, as in the originals.
 """
 
 import json
