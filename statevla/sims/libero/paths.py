@@ -15,6 +15,7 @@ import yaml
 from statevla.sims.libero.errors import SimulatorMissing, SimulatorVersion
 from stores import durable
 
+
 INSTALL = "make libero"
 PACKAGES = {"hf-libero": "0.1.4", "robosuite": "1.4.0", "bddl": "1.0.1", "mujoco": "3.3.2"}
 """What ``install.sh`` installs. Only MuJoCo's version is guarded: the others have one that works."""

@@ -1,0 +1,218 @@
+"""One LIBERO environment, inside a worker process. The only module that imports the simulator.
+
+A camera is drawn only when somebody looks. The simulator samples its sensors at its own moment within a control step
+(a physics substep or two before the end), so drawing after the step would give slightly other pixels than the files
+have; here the camera *sensors* are wrapped instead: they draw at the simulator's own moment or not at all, and a test
+checks that pictures and states are those of drawing every step.
+
+Legend: n actions, S numbers of a simulator state, H height, W width.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statevla.sims.libero import paths
+from statevla.sims.libero.experts import EXPERTS
+from statevla.sims.libero.pick_place import Expert
+from statevla.sims.libero.protocol import (
+    IMAGE_KEYS,
+    PROPRIOCEPTION_KEYS,
+    Reply,
+    Reset,
+    Run,
+    RunExpert,
+    Scenery,
+    SetState,
+    WorkerSpec,
+)
+from statevla.sims.libero.scene import MujocoScene
+from statevla.sims.libero.suites import SETTLE_ACTION
+
+CAMERAS = ("robot0_eye_in_hand", "agentview")
+"""Order in which LIBERO's own recording names them; it changes nothing but a text in the files."""
+
+NO_HORIZON = 1_000_000
+"""The evaluator counts steps; robosuite must not end an episode on its own."""
+
+
+class Environment:
+    """A task's simulation with lazily drawn cameras."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        paths.prepare()
+        import robosuite.macros as macros
+        from libero.libero.envs import bddl_utils
+        from libero.libero.envs.env_wrapper import ControlEnv
+        from robosuite import load_controller_config
+
+        self._spec = spec
+        self._looking = False
+        self._env: Any = ControlEnv(
+            str(spec.bddl),
+            use_camera_obs=True,
+            has_renderer=False,
+            has_offscreen_renderer=True,
+            camera_names=list(CAMERAS),
+            camera_heights=spec.image_size,
+            camera_widths=spec.image_size,
+            hard_reset=False,
+            horizon=NO_HORIZON,
+            ignore_done=True,
+        )
+        self._wrap_cameras()
+        self._gripper_at_start = self._gripper.current_action.copy()
+        self._obs: dict[str, NDArray[Any]] = {}
+        self._expert: Expert | None = None
+        inner = self._env.env
+        self.scenery = Scenery(
+            env_name=type(inner).__name__,
+            problem_info=dict(bddl_utils.get_problem_info(str(spec.bddl))),
+            env_kwargs={
+                "robots": ["Panda"],
+                "controller_configs": load_controller_config(default_controller="OSC_POSE"),
+                "bddl_file_name": str(spec.bddl),
+                "has_renderer": False,
+                "has_offscreen_renderer": True,
+                "ignore_done": True,
+                "use_camera_obs": True,
+                "camera_depths": False,
+                "camera_names": list(CAMERAS),
+                "reward_shaping": True,
+                "control_freq": 20,
+                "camera_heights": spec.image_size,
+                "camera_widths": spec.image_size,
+                "camera_segmentations": None,
+            },
+            bddl_content=spec.bddl.read_text(),
+            image_convention=str(macros.IMAGE_CONVENTION),
+            has_expert=spec.suite in EXPERTS,
+        )
+
+    @property
+    def _gripper(self) -> Any:
+        return self._env.robots[0].gripper
+
+    @contextlib.contextmanager
+    def _eyes(self, opened: bool) -> Any:
+        self._looking, before = opened, self._looking
+        try:
+            yield
+        finally:
+            self._looking = before
+
+    def _wrap_cameras(self) -> None:
+        for key in IMAGE_KEYS:
+            observable = self._env.env._observables[key]
+            self._env.env.modify_observable(key, "sensor", self._lazy(observable._sensor))
+
+    def _lazy(self, draw: Callable[[dict[str, Any]], NDArray[np.uint8]]) -> Any:
+        blank = np.zeros((self._spec.image_size, self._spec.image_size, 3), np.uint8)
+
+        def camera(cache: dict[str, Any]) -> NDArray[np.uint8]:
+            return draw(cache) if self._looking else blank
+
+        camera.__modality__ = "image"  # type: ignore[attr-defined]  # how robosuite marks a sensor
+        return camera
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def reset(self, request: Reset) -> Reply:
+        """Starts an episode as :class:`Reset` says; looks at the end."""
+        started = time.perf_counter()
+        self._env.seed(0)  # where a reset puts what a state does not hold (fixtures): the same in every episode
+        self._env.reset()
+        # robosuite keeps the gripper's position command over a soft reset: the one thing that would make an episode
+        # depend on the one before it.
+        self._gripper.current_action = self._gripper_at_start.copy()
+        with self._eyes(request.settle == 0 and not request.restore_again):
+            self._obs = self._env.set_init_state(request.state)
+        for step in range(request.settle):
+            with self._eyes(step == request.settle - 1 and not request.restore_again):
+                self._obs = self._env.step(list(SETTLE_ACTION))[0]
+        if request.restore_again:
+            with self._eyes(True):
+                self._obs = self._env.set_init_state(request.state)
+        self._expert = None
+        if request.expert_seed is not None:
+            rng = np.random.default_rng(list(request.expert_seed))
+            scene = MujocoScene(self._env.sim, list(self._env.env.objects_dict), list(self._env.obj_of_interest))
+            self._expert = EXPERTS[self._spec.suite](scene, self._pose(), rng)
+        return self._reply(True, np.zeros((0, 7)), None, started, model=self._env.sim.model.get_xml())
+
+    def run(self, request: Run) -> Reply:
+        """Executes actions; see :class:`Run`."""
+        actions = iter(np.asarray(request.actions, np.float64))
+        return self._run(lambda: next(actions), len(request.actions), request)
+
+    def run_expert(self, request: RunExpert) -> Reply:
+        """Executes the expert's actions; see :class:`RunExpert`."""
+        expert = self._expert
+        if expert is None:
+            raise RuntimeError("RunExpert before a Reset with an expert_seed")
+        return self._run(lambda: expert.act(self._pose()), request.steps, request)
+
+    def _run(self, next_action: Callable[[], NDArray[np.float64]], steps: int, request: Run | RunExpert) -> Reply:
+        started = time.perf_counter()
+        done: list[NDArray[np.float64]] = []
+        frames: list[dict[str, NDArray[np.uint8]]] = []
+        openings: list[float] = []
+        success_step = None
+        drawn = False
+        for step in range(steps):
+            action = next_action()
+            filmed = request.film > 0 and step % request.film == request.film - 1
+            drawn = filmed or (request.look and step == steps - 1)
+            with self._eyes(drawn):
+                self._obs, _, success, _ = self._env.step(action)
+            done.append(action)
+            if filmed:
+                frames.append({key: self._obs[key].copy() for key in IMAGE_KEYS})
+                openings.append(float(np.ptp(self._obs["robot0_gripper_qpos"])))
+            if success and success_step is None:
+                success_step = step
+                if not request.through:
+                    break
+        reply = self._reply(drawn, np.array(done).reshape(-1, 7), success_step, started)
+        return Reply(**{**vars(reply), "frames": frames, "film_gripper": openings})
+
+    def set_state(self, request: SetState) -> Reply:
+        """Restores a state and looks."""
+        started = time.perf_counter()
+        with self._eyes(True):
+            self._obs = self._env.set_init_state(request.state)
+        return self._reply(True, np.zeros((0, 7)), None, started)
+
+    def observe(self) -> Reply:
+        """Draws the present state."""
+        started = time.perf_counter()
+        inner = self._env.env
+        with self._eyes(True):
+            self._obs = inner._get_observations(force_update=True)
+        return self._reply(True, np.zeros((0, 7)), None, started)
+
+    def close(self) -> None:
+        """Frees the rendering context."""
+        self._env.close()
+
+    def _pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.array(self._obs["robot0_eef_pos"]), np.array(self._obs["robot0_eef_quat"])
+
+    def _reply(
+        self, images: bool, actions: NDArray[np.float64], success_step: int | None, started: float, model: str = ""
+    ) -> Reply:
+        keys = (*PROPRIOCEPTION_KEYS, *(IMAGE_KEYS if images else ()))
+        return Reply(
+            observation={key: np.array(self._obs[key]) for key in keys},
+            state=np.array(self._env.get_sim_state(), np.float64),
+            actions=actions,
+            success_step=success_step,
+            succeeded=bool(self._env.check_success()),
+            model=model,
+            stage=self._expert.stage if self._expert is not None else "",
+            seconds=time.perf_counter() - started,
+        )

@@ -1,0 +1,73 @@
+"""The simulation does not depend on when somebody looks, nor on the episode before."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from statevla.sims.libero import suites
+from statevla.sims.libero.protocol import IMAGE_KEYS, PROPRIOCEPTION_KEYS, Reply, Reset, Run
+from statevla.sims.libero.worker import Simulator
+
+pytestmark = pytest.mark.libero
+
+LOOK_EVERY = 8
+
+
+@pytest.fixture(scope="module")
+def actions() -> NDArray[np.float64]:
+    """A rapid motion of all joints with the gripper closing half-way."""
+    rng = np.random.default_rng(0)
+    found = rng.uniform(-0.8, 0.8, (16, 7))
+    found[:, 6] = np.repeat([-1.0, 1.0], 8)
+    return found
+
+
+def run_in_blocks(
+    simulator: Simulator, state: NDArray[np.float64], actions: NDArray[np.float64], block: int
+) -> list[Reply]:
+    simulator.ask(Reset(state, suites.SETTLE_STEPS))
+    return [
+        simulator.ask(Run(actions[first : first + block], through=True)) for first in range(0, len(actions), block)
+    ]
+
+
+def test_pictures_and_states_are_those_of_looking_at_every_step(
+    simulator: Simulator, task: suites.Task, actions: NDArray[np.float64]
+) -> None:
+    state = suites.init_states(task)[3]
+    every = run_in_blocks(simulator, state, actions, 1)
+    seldom = run_in_blocks(simulator, state, actions, LOOK_EVERY)
+    for look, reply in enumerate(seldom):
+        same = every[(look + 1) * LOOK_EVERY - 1]
+        np.testing.assert_array_equal(reply.state, same.state)
+        for key in (*IMAGE_KEYS, *PROPRIOCEPTION_KEYS):
+            np.testing.assert_array_equal(reply.observation[key], same.observation[key], err_msg=key)
+
+
+def test_an_episode_does_not_depend_on_the_one_before(
+    simulator: Simulator, task: suites.Task, actions: NDArray[np.float64]
+) -> None:
+    states = suites.init_states(task)
+    first = run_in_blocks(simulator, states[0], actions, 16)[-1]
+    run_in_blocks(simulator, states[1], -actions, 16)
+    again = run_in_blocks(simulator, states[0], actions, 16)[-1]
+    with Simulator(task, render_threads=2) as fresh:
+        other = run_in_blocks(fresh, states[0], actions, 16)[-1]
+    np.testing.assert_array_equal(again.state, first.state)
+    np.testing.assert_array_equal(other.state, first.state)
+    for key in IMAGE_KEYS:
+        np.testing.assert_array_equal(other.observation[key], first.observation[key], err_msg=key)
+
+
+def test_filming_changes_nothing(simulator: Simulator, task: suites.Task, actions: NDArray[np.float64]) -> None:
+    state = suites.init_states(task)[0]
+    plain = run_in_blocks(simulator, state, actions, 16)[-1]
+    simulator.ask(Reset(state, suites.SETTLE_STEPS))
+    filmed = simulator.ask(Run(actions, film=4, through=True))
+    assert len(filmed.frames) == len(filmed.film_gripper) == 4
+    np.testing.assert_array_equal(filmed.state, plain.state)
+    np.testing.assert_array_equal(filmed.frames[-1][IMAGE_KEYS[0]], plain.observation[IMAGE_KEYS[0]])
+
+
+def test_the_worker_is_told_the_instruction_that_files_have(simulator: Simulator, task: suites.Task) -> None:
+    assert simulator.scenery.problem_info["language_instruction"] == task.instruction
