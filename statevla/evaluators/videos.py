@@ -23,7 +23,7 @@ INK: Final = (232, 236, 241)
 DIM: Final = (150, 160, 172)
 GROUND: Final = (24, 28, 34)
 OUTCOME_COLOURS: Final = {"success": (74, 200, 120), "failure": (232, 112, 92), "error": (232, 190, 80)}
-PALETTE: Final = 96
+PALETTE: Final = 128
 
 
 @dataclass(frozen=True)
@@ -121,4 +121,4 @@ def _palette(frames: list[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (width, height * len(picks)))
     for number, frame in enumerate(picks):
         sheet.paste(frame, (0, number * height))
-    return sheet.quantize(PALETTE, method=Image.Quantize.MEDIANCUT)
+    return sheet.quantize(PALETTE, method=Image.Quantize.MEDIANCUT, kmeans=2)
