@@ -1,0 +1,153 @@
+"""The manifest of a store: every object with its size and sha256, and where all of it came from.
+
+It is written last: that is the commit. What it does not name does not exist. It carries its own hash (`seal`), so that
+a flipped digit in it is noticed too.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stores import durable
+from stores.errors import StoreCorrupt, StoreError, StoreMissing
+from stores.schema import SCHEMA_VERSION
+from stores.storage import Storage, open_storage
+
+MANIFEST: Final = "manifest.json"
+SEAL: Final = "sha256"
+_PIECE: Final = 1 << 20
+_COUNTS: Final = ("episodes", "frames", "steps", "segments", "bytes", "quarantined")
+
+
+@dataclass(frozen=True)
+class StoreObject:
+    """A file of the store: path below the root with '/', size in bytes, sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``manifest.json``.
+
+    obs_spec: fields of the canonical observation. config: window, chunk, codec, quality, split_seed, train_split,
+    language, … as ingest had them. sources: {file, sha256, bytes, alignment}. counts: episodes, frames, steps,
+    segments, bytes (of all objects), quarantined. splits: episodes in train and val.
+    """
+
+    suite: str
+    obs_spec: dict[str, Any]
+    config: dict[str, Any]
+    code_version: str
+    sources: tuple[dict[str, Any], ...]
+    counts: dict[str, int]
+    instructions: tuple[str, ...]
+    splits: dict[str, int]
+    objects: tuple[StoreObject, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, root: Path | str) -> None:
+        """Commit: make every folder that holds an object durable, then write the manifest."""
+        root = Path(root)
+        folders = {
+            folder for item in self.objects for folder in (root / item.path).parents if folder.is_relative_to(root)
+        }
+        for folder in sorted(folders, reverse=True):
+            durable.fsync_dir(folder)  # a killed earlier run may have renamed an object without reaching this
+        durable.write_bytes(root / MANIFEST, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The file's content, with its seal."""
+        ordered = sorted(self.objects, key=lambda item: item.path)
+        return durable.json_bytes(seal({**asdict(self), "objects": [asdict(item) for item in ordered]}))
+
+    @classmethod
+    def load(cls, root: Path | str | Storage) -> "Manifest":
+        """Read and check it. Raises StoreMissing, StoreCorrupt, or StoreError on a schema version of another time."""
+        storage = open_storage(root)
+        return cls.from_bytes(_read(storage), f"{storage.root}: {MANIFEST}")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
+        """Inverse of `to_bytes`; `where` names the file in errors."""
+        fields = read_sealed(data, where)
+        version = fields.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{where}: expected schema version {SCHEMA_VERSION}, got {version!r}; "
+                "ingest the sources again, or use the version of statevla that wrote it"
+            )
+        wanted = set(cls.__dataclass_fields__) - {"schema_version"}
+        if set(fields) != wanted or set(fields["counts"]) != set(_COUNTS):
+            raise StoreCorrupt(f"{where}: expected fields {sorted(wanted)} and counts {_COUNTS}, got {sorted(fields)}")
+        return cls(
+            **{
+                **fields,
+                "sources": tuple(fields["sources"]),
+                "instructions": tuple(fields["instructions"]),
+                "objects": tuple(StoreObject(**item) for item in fields["objects"]),
+            }
+        )
+
+    def object(self, path: str) -> StoreObject:
+        """The object of that path. Raises StoreMissing when the manifest does not name it."""
+        for item in self.objects:
+            if item.path == path:
+                return item
+        raise StoreMissing(f"{path} is not in the store's manifest")
+
+
+def manifest_hash(root: Path | str | Storage) -> str:
+    """sha256 (hex) of manifest.json's bytes: the identity of a store's content."""
+    return hashlib.sha256(_read(open_storage(root))).hexdigest()
+
+
+def _read(storage: Storage) -> bytes:
+    try:
+        return storage.read(MANIFEST)
+    except StoreMissing as error:
+        raise StoreMissing(
+            f"{storage.root} is not a store: it has no {MANIFEST}. An interrupted ingest leaves none: run it again"
+        ) from error
+
+
+def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` with ``sha256``: the hash of their JSON form (`durable.json_bytes`) without that field."""
+    plain = {name: value for name, value in fields.items() if name != SEAL}
+    return {**plain, SEAL: hashlib.sha256(durable.json_bytes(plain)).hexdigest()}
+
+
+def read_sealed(data: bytes, where: str) -> dict[str, Any]:
+    """The fields of a sealed JSON object, without the seal. Raises StoreCorrupt naming `where`."""
+    try:
+        fields = json.loads(data)
+    except ValueError as error:
+        raise StoreCorrupt(f"{where}: not JSON: {error}") from error
+    if not isinstance(fields, dict) or SEAL not in fields:
+        raise StoreCorrupt(f"{where}: expected a JSON object with a {SEAL!r} field")
+    if seal(fields)[SEAL] != fields[SEAL] or durable.json_bytes(fields) != data:
+        raise StoreCorrupt(f"{where}: its content does not match its own sha256; it was altered after it was written")
+    del fields[SEAL]
+    return fields
+
+
+def hash_object(root: Path | str, path: str) -> StoreObject:
+    """Size and sha256 of the file `path` (with '/') below `root`."""
+    digest, size = hashlib.sha256(), 0
+    with Path(root, path).open("rb") as handle:
+        while piece := handle.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return StoreObject(path, size, digest.hexdigest())
+
+
+def hash_objects(root: Path | str, paths: Iterable[str], threads: int = 2) -> list[StoreObject]:
+    """`hash_object` of each path, in order, hashing in threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda path: hash_object(root, path), paths))
