@@ -1,0 +1,165 @@
+"""Sample order of a training run: a pure function of (seed, epoch, position, global batch size).
+
+Segments are permuted, dealt to *lanes*, and each lane is cut into *blocks* of M segments; inside a block all
+transitions are permuted. A global batch takes an equal share of every lane. So a reader holds one block a lane in
+memory, a rank reads only its lanes, and any position is reached without walking there.
+
+Permutations come from Philox, a counter-based generator: key = (seed, epoch), counter = (purpose, lane, block). Sorting
+its raw 64-bit words, whose values NumPy guarantees, gives the same order on every machine and NumPy version.
+
+Legend: S segments, B global batch, L lanes, M segments in a block, W most transitions in a segment.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stores.errors import UsageError
+
+Ints = NDArray[np.int64]
+
+DEAL: Final = 1
+LANE: Final = 2
+BLOCK: Final = 3
+
+
+@dataclass(frozen=True)
+class Order:
+    """What fixes the order of every epoch.
+
+    counts: int64 [S], transitions in each segment, all > 0. lanes: as used, after `plan_order` reduced them.
+    batches: full global batches in an epoch. dropped: transitions that an epoch leaves out, other ones every epoch;
+    at most ``(L - 1) * W + B - L``.
+    """
+
+    counts: Ints
+    seed: int
+    batch_size: int
+    lanes: int
+    block_segments: int
+    batches: int
+    dropped: int
+
+    @property
+    def share(self) -> int:
+        """Rows of a global batch that come from one lane."""
+        return self.batch_size // self.lanes
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """One lane in one epoch.
+
+    segments: int64 [n], in block order. block_start: int64 [blocks + 1], positions in `segments`.
+    first: int64 [blocks + 1], the lane's transitions before each block.
+    """
+
+    lane: int
+    segments: Ints
+    block_start: Ints
+    first: Ints
+
+
+def plan_order(counts: Ints, *, seed: int, batch_size: int, lanes: int, block_segments: int) -> Order:
+    """Choose the lanes that fit and count the batches of an epoch.
+
+    `lanes` is the most to use. Taken is the largest number not above it that divides the batch and leaves every lane
+    a full share, down to one; it depends on the store and the batch only, never on ranks. The number of batches is
+    the same in every epoch, because the lanes' sizes are (see `deal`).
+
+    Raises UsageError when a segment is empty or all transitions together do not fill one batch.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    if counts.size == 0 or counts.min() <= 0:
+        raise UsageError(f"sample order: expected segments with transitions, got {counts.size} segments, some empty")
+    total = int(counts.sum())
+    if total < batch_size:
+        raise UsageError(
+            f"training.batch_size: {batch_size} is more than the {total} transitions of the split; "
+            f"use --set training.batch_size={total} or less"
+        )
+    longest_first = np.sort(counts)[::-1]
+    used, batches = 1, total // batch_size
+    for candidate in range(min(lanes, counts.size), 1, -1):
+        shortest_lane = int(longest_first[candidate - 1 :: candidate].sum())  # the last hand of `deal`
+        full = shortest_lane * candidate // batch_size
+        if batch_size % candidate == 0 and full:
+            used, batches = candidate, full
+            break
+    return Order(counts, seed, batch_size, used, block_segments, batches, total - batches * batch_size)
+
+
+def permutation(size: int, seed: int, epoch: int, purpose: int, lane: int = 0, block: int = 0) -> Ints:
+    """A permutation of ``0 ... size-1`` that depends on nothing but the arguments."""
+    counter = np.array([0, purpose, lane, block], dtype=np.uint64)  # word 0 runs
+    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64), counter=counter).random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def deal(order: Order, epoch: int) -> list[Ints]:
+    """Segments of each lane in `epoch`.
+
+    Permuted segments are sorted by length (stable) and dealt round robin, longest first: then no two lanes differ by
+    more than one segment's transitions, which bounds what an epoch drops. Each lane is permuted again.
+    """
+    shuffled = permutation(order.counts.size, order.seed, epoch, DEAL)
+    longest_first = shuffled[np.argsort(-order.counts[shuffled], kind="stable")]
+    hands = [longest_first[lane :: order.lanes] for lane in range(order.lanes)]
+    return [hand[permutation(hand.size, order.seed, epoch, LANE, lane)] for lane, hand in enumerate(hands)]
+
+
+def plan_epoch(order: Order, epoch: int) -> list[LanePlan]:
+    """Cut every lane into blocks.
+
+    Lane l's first block is ``(l + 1) / L`` of the others, so that lanes need their next blocks one after another
+    and a reader's work is even.
+    """
+    plans = []
+    for lane, segments in enumerate(deal(order, epoch)):
+        first = -(-order.block_segments * (lane + 1) // order.lanes)
+        cuts = np.arange(first, segments.size, order.block_segments, dtype=np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), cuts, np.array([segments.size], np.int64)])
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts[segments])])
+        plans.append(LanePlan(lane, segments, starts, before[starts]))
+    return plans
+
+
+def block_transitions(order: Order, epoch: int, plan: LanePlan, block: int) -> tuple[Ints, Ints]:
+    """Segment and step in it of every transition of a block, in order of use."""
+    segments = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
+    counts = order.counts[segments]
+    owner = np.repeat(segments, counts)
+    step = np.arange(owner.size, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+    mixed = permutation(owner.size, order.seed, epoch, BLOCK, plan.lane, block)
+    return owner[mixed], step[mixed]
+
+
+def lane_blocks(order: Order, plan: LanePlan, batch: int) -> range:
+    """Blocks from which `plan`'s lane takes its share of global batch number `batch`."""
+    low, high = batch * order.share, (batch + 1) * order.share - 1
+    first, last = np.searchsorted(plan.first, [low, high], side="right") - 1
+    return range(int(first), int(last) + 1)
+
+
+def rank_lanes(order: Order, rank: int = 0, world: int = 1) -> range:
+    """Lanes that `rank` of `world` reads. Raises UsageError when the world does not divide the lanes."""
+    if order.lanes % world:
+        raise UsageError(
+            f"data.lanes: {order.lanes} lanes are in use, which {world} ranks cannot share equally; "
+            "choose data.lanes and training.batch_size as multiples of the ranks"
+        )
+    return range(rank, order.lanes, world)
+
+
+def batch_transitions(order: Order, epoch: int, batch: int) -> tuple[Ints, Ints]:
+    """Segment and step of every row of one global batch, lanes in order: int64 [B] each."""
+    segments, steps = [], []
+    for plan in plan_epoch(order, epoch):
+        blocks = lane_blocks(order, plan, batch)
+        parts = [block_transitions(order, epoch, plan, block) for block in blocks]
+        low = batch * order.share - int(plan.first[blocks[0]])
+        segments.append(np.concatenate([part[0] for part in parts])[low : low + order.share])
+        steps.append(np.concatenate([part[1] for part in parts])[low : low + order.share])
+    return np.concatenate(segments), np.concatenate(steps)
