@@ -27,6 +27,8 @@ class DataConfig:
     lanes: int = 8
     block_segments: int = 32
     loader_threads: int = 2
+    cache_gib: float = 2.0
+    """Keep a split's decoded frames in memory when they all fit in this many GiB; 0: always stream."""
     shuffle_instructions: bool = False
     """Control experiment: pair every episode with another task's instruction."""
 
@@ -37,6 +39,8 @@ class ModelConfig:
 
     vision: str = "conv"
     vision_model: str = "google/siglip-base-patch16-224"
+    vision_width: int = 768
+    """Feature width of `vision_model`."""
     image_size: int = 224
     patch_size: int = 16
     width: int = 256
@@ -55,6 +59,11 @@ class ModelConfig:
     gripper_width: int = 256
     euler_steps: int = 4
     mamba_backend: str = "auto"
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of one camera."""
+        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 ZERO_IS_FINE: Final = {
+    "data.cache_gib",
     "model.policy_mlp",
     "training.seed",
     "training.weight_decay",
@@ -156,6 +166,8 @@ def check(config: Config) -> None:
         raise UsageError(
             f"model.image_size: {model.image_size} is not a multiple of model.patch_size {model.patch_size}"
         )
+    if model.width % 4:
+        raise UsageError(f"model.width: {model.width} is not a multiple of 4")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

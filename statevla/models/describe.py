@@ -1,0 +1,46 @@
+"""Parameter table of a configuration, counted on modules that are built without memory (the meta device)."""
+
+from typing import TypedDict
+
+import torch
+from torch import nn
+
+from statevla.config import Config
+from statevla.models.jepa import JepaModel
+from statevla.models.policy import PolicyModel
+
+
+class Description(TypedDict):
+    """parts: parameters by part. trainable: their sum. total: with the moving-average copy of the context encoder."""
+
+    parts: dict[str, int]
+    trainable: int
+    total: int
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters, frozen ones too."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe(config: Config) -> Description:
+    """Per-part counts; the frozen vision backbone is not counted.
+
+    `total` counts a copy of the context encoder as the StateVLA documents do (their "~14.9M" for preset `original`).
+    The target of phase 1 also copies the tokenizer and the state projection: those are in no count.
+    """
+    with torch.device("meta"):
+        jepa = JepaModel(config)
+        policy = PolicyModel(config, jepa.encoder)
+    parts = {
+        "tokenizer": count(jepa.encoder.tokenizer),
+        "context_encoder": count(jepa.encoder.context_encoder),
+        "state_projection": count(jepa.encoder.state_projection),
+        "temporal_predictor": count(jepa.predictor),
+        "flow_policy": count(policy.flow),
+        "gripper_classifier": count(policy.gripper),
+    }
+    if jepa.inverse is not None:
+        parts["inverse_dynamics"] = count(jepa.inverse)
+    trainable = sum(parts.values())
+    return Description(parts=parts, trainable=trainable, total=trainable + parts["context_encoder"])

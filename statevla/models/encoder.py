@@ -1,0 +1,93 @@
+"""Tokens -> state: a stack of causal Mamba blocks whose last token, CLS, has seen all others.
+
+Legend: B batch, N tokens, D width.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from statevla.batch import ObservationBatch
+from statevla.config import ModelConfig
+from statevla.models.mamba import Mamba
+from statevla.models.standardize import ActionAndStateStatistics
+from statevla.models.tokenizer import Backbone, Tokenizer
+
+NORM_EPS = 1e-5
+
+
+class Encoded(NamedTuple):
+    """z: the state. tokens: the context encoder's output at every position, CLS last."""
+
+    z: Float[Tensor, "B D"]
+    tokens: Float[Tensor, "B N D"]
+
+
+class MambaBlock(nn.Module):
+    """RMSNorm → Mamba → residual. The residual stream stays in the input's dtype."""
+
+    def __init__(self, config: ModelConfig, d_state: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.mamba = Mamba(
+            config.width,
+            d_state=d_state,
+            d_conv=config.d_conv,
+            expand=config.expand,
+            backend=config.mamba_backend,
+        )
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        out: Tensor = x + self.mamba(self.norm(x))
+        return out
+
+
+class ContextEncoder(nn.Module):
+    """`depth` Mamba blocks, RMSNorm, LayerNorm. Output n depends on tokens 0 … n only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MambaBlock(config, config.d_state) for _ in range(config.depth))
+        self.final_norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.output_norm = nn.LayerNorm(config.width)
+
+    def blocks_only(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """The residual stream before the two final norms."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def finish(self, stream: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """The two final norms; they act on each token alone."""
+        out: Tensor = self.output_norm(self.final_norm(stream))
+        return out
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return self.finish(self.blocks_only(tokens))
+
+
+class StateEncoder(nn.Module):
+    """Tokenizer, context encoder and state projection: one observation -> its state z."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        statistics: ActionAndStateStatistics | None = None,
+        backbone: Backbone | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = Tokenizer(config, statistics, backbone)
+        self.context_encoder = ContextEncoder(config)
+        self.state_projection = nn.Sequential(nn.Linear(config.width, config.width), nn.LayerNorm(config.width))
+
+    def forward(self, obs: ObservationBatch) -> Encoded:
+        """State and token outputs."""
+        tokens = self.context_encoder(self.tokenizer(obs))
+        return Encoded(self.state_projection(tokens[:, -1]), tokens)
+
+    def state(self, obs: ObservationBatch) -> Float[Tensor, "B D"]:
+        """The same z without the final norms of the other tokens."""
+        stream = self.context_encoder.blocks_only(self.tokenizer(obs))
+        z: Tensor = self.state_projection(self.context_encoder.finish(stream[:, -1]))
+        return z

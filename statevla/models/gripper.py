@@ -1,0 +1,54 @@
+"""Gripper: state → one logit a step of the chunk, positive to close. It is classified, never regressed or normalized.
+
+Legend: B batch, N tokens, D width, K chunk, G hidden width.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from statevla.config import ModelConfig
+
+POOL_HEADS = 4
+
+
+def is_closing(gripper: Float[Tensor, "*rows"]) -> Bool[Tensor, "*rows"]:
+    """Gripper commands (-1 open, +1 close) -> labels."""
+    return gripper > 0
+
+
+def command(logits: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    """Logits -> +1 where positive, else -1."""
+    return torch.where(logits > 0, 1.0, -1.0)
+
+
+class GripperClassifier(nn.Module):
+    """z → G → G → K logits, SiLU.
+
+    With ``policy_context: z+tokens`` the state asks the encoder's tokens once (attention, z as the query) and what it
+    finds is added to z: whether to close is a matter of where hand and object are, which patches say best.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = config.gripper_width
+        self.pool = (
+            nn.MultiheadAttention(config.width, POOL_HEADS, batch_first=True)
+            if config.policy_context == "z+tokens"
+            else None
+        )
+        self.layers = nn.Sequential(
+            nn.Linear(config.width, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, config.chunk),
+        )
+
+    def forward(self, z: Float[Tensor, "B D"], tokens: Float[Tensor, "B N D"] | None = None) -> Float[Tensor, "B K"]:
+        if self.pool is not None:
+            if tokens is None:
+                raise ValueError("policy_context z+tokens needs the encoder's tokens, got None")
+            z = z + self.pool(z.unsqueeze(1), tokens, tokens, need_weights=False)[0].squeeze(1)
+        logits: Tensor = self.layers(z)
+        return logits

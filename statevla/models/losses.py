@@ -1,0 +1,73 @@
+"""Loss terms, all in float32 whatever the autocast around them.
+
+Legend: B batch, D width, K chunk.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+VARIANCE_EPS = 1e-4
+"""Inside the root, so that a constant dimension has a finite gradient (Bardes et al. 2022)."""
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """total: what to minimize. parts: its terms and monitors, detached. weight: how many rows or steps it averages."""
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Tensor]
+    weight: Float[Tensor, ""]
+
+
+def masked_mse(
+    predicted: Float[Tensor, "*rows D"], wanted: Float[Tensor, "*rows D"], keep: Bool[Tensor, "*rows"]
+) -> Float[Tensor, ""]:
+    """Mean squared error over the rows that `keep` marks; 0 when it marks none."""
+    squared = (predicted.float() - wanted.float()).square().mean(dim=-1)
+    return torch.where(keep, squared, 0.0).sum() / keep.sum().clamp(min=1)
+
+
+def masked_bce(
+    logits: Float[Tensor, "*rows"], wanted: Bool[Tensor, "*rows"], keep: Bool[Tensor, "*rows"]
+) -> Float[Tensor, ""]:
+    """Mean binary cross entropy over the elements that `keep` marks; 0 when it marks none."""
+    each = F.binary_cross_entropy_with_logits(logits.float(), wanted.float(), reduction="none")
+    return torch.where(keep, each, 0.0).sum() / keep.sum().clamp(min=1)
+
+
+def variance_covariance(
+    z: Float[Tensor, "B D"], keep: Bool[Tensor, " B"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """VICReg's two terms over the kept rows (Bardes et al. 2022, eq. 1 and 3, hinge at deviation 1).
+
+    variance = mean_j relu(1 - std_j), covariance = Σ_{i≠j} C_ij² / D, both with B - 1. Fewer than two rows have
+    no deviation: both terms are then 0. No data-dependent shapes and no transfer from the device.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        rows = keep.float().unsqueeze(1)
+        count = rows.sum()
+        divisor = (count - 1).clamp(min=1)
+        values = z.float()
+        mean = (values * rows).sum(dim=0) / count.clamp(min=1)
+        centred = (values - mean) * rows
+        covariance = centred.T @ centred / divisor
+        spread = covariance.diagonal()
+        variance_term = F.relu(1 - (spread + VARIANCE_EPS).sqrt()).mean()
+        covariance_term = (covariance.square().sum() - spread.square().sum()) / z.shape[1]
+        enough = count > 1
+        return torch.where(enough, variance_term, 0.0), torch.where(enough, covariance_term, 0.0)
+
+
+@torch.no_grad()
+def mean_std(z: Float[Tensor, "B D"], keep: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Monitor of collapse: standard deviation over the kept rows (B - 1), averaged over dimensions."""
+    rows = keep.float().unsqueeze(1)
+    count = rows.sum()
+    values = z.float()
+    mean = (values * rows).sum(dim=0) / count.clamp(min=1)
+    spread = ((values - mean) * rows).square().sum(dim=0) / (count - 1).clamp(min=1)
+    return spread.sqrt().mean()

@@ -1,0 +1,135 @@
+"""One canonical observation -> tokens ``[language][robot][agentview P][eye_in_hand P][CLS]``, CLS last.
+
+Resizing and normalization of pixels and of the robot state happen here, on the training device, and nowhere else: a
+policy carries this module into evaluation.
+
+Legend: B batch, C cameras, H height, W width, P patches a camera, V vision feature width, N tokens, D width.
+"""
+
+from typing import Final, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from statevla.batch import ObservationBatch
+from statevla.config import ModelConfig
+from statevla.models.standardize import ActionAndStateStatistics, standardize_robot_state
+from stores.errors import ObsSpecMismatch, UsageError
+from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+
+MODALITIES: Final = ("language", "robot_state", *CAMERAS)
+EMBEDDING_STD: Final = 0.02
+PIXEL_MEAN: Final = 0.5
+PIXEL_STD: Final = 0.5
+"""``conv`` sees pixels in [-1, 1], as SigLIP does."""
+
+
+class Backbone(Protocol):
+    """A frozen vision backbone: not counted, not trained, not in a checkpoint (its name and revision are)."""
+
+    def patch_features(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P V"]: ...
+
+
+def embedding(*shape: int) -> nn.Parameter:
+    """A learned embedding, normal(0, 0.02) truncated at two deviations."""
+    values = torch.empty(*shape)
+    nn.init.trunc_normal_(values, std=EMBEDDING_STD, a=-2 * EMBEDDING_STD, b=2 * EMBEDDING_STD)
+    return nn.Parameter(values)
+
+
+def prepare_pixels(images: UInt8[Tensor, "B H W 3"], size: int) -> Float[Tensor, "B 3 S S"]:
+    """RGB in [0, 255] -> [-1, 1], bilinear with antialiasing to `size` where it differs."""
+    pixels = images.permute(0, 3, 1, 2).float()
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return (pixels / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+class ConvVision(nn.Module):
+    """A patch convolution for each camera, trained with the rest."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.image_size = config.image_size
+        self.cameras = nn.ModuleList(
+            nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size) for _ in CAMERAS
+        )
+
+    def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P D"]:
+        patches = [
+            convolution(prepare_pixels(images[:, camera], self.image_size)).flatten(2).transpose(1, 2)
+            for camera, convolution in enumerate(self.cameras)
+        ]
+        return torch.stack(patches, dim=1)
+
+
+class SiglipVision(nn.Module):
+    """A linear projection for each camera of a frozen backbone's patch features.
+
+    The backbone hangs outside the module tree: it is no parameter, moves nowhere by itself and is shared by the
+    online and the target encoder. Cached features enter through `project`.
+    """
+
+    def __init__(self, config: ModelConfig, backbone: Backbone | None) -> None:
+        super().__init__()
+        self.expected = (config.patches, config.vision_width)
+        self.model = config.vision_model
+        self._outside = (backbone,)
+        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.width) for _ in CAMERAS)
+
+    def features(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P V"]:
+        """Frozen features of every camera image. Raises UsageError where the backbone is absent or another one."""
+        backbone = self._outside[0]
+        if backbone is None:
+            raise UsageError(f"model.vision siglip: this model was built without its backbone {self.model}")
+        with torch.no_grad():
+            flat = backbone.patch_features(images.flatten(0, 1))
+        if tuple(flat.shape[1:]) != self.expected:
+            raise UsageError(
+                f"model.vision_model {self.model}: its features are {tuple(flat.shape[1:])} (patches, width), the "
+                f"configuration expects {self.expected}; set model.image_size, model.patch_size, model.vision_width"
+            )
+        return flat.reshape(*images.shape[:2], *flat.shape[1:])
+
+    def project(self, features: Float[Tensor, "B C P V"]) -> Float[Tensor, "B C P D"]:
+        """Features (float16 caches too) -> patch tokens."""
+        values = features.float()
+        return torch.stack([linear(values[:, camera]) for camera, linear in enumerate(self.cameras)], dim=1)
+
+    def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P D"]:
+        return self.project(self.features(images))
+
+
+class Tokenizer(nn.Module):
+    """Every modality at width D, with a learned position and modality embedding; CLS is one learned vector."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        statistics: ActionAndStateStatistics | None = None,
+        backbone: Backbone | None = None,
+    ) -> None:
+        super().__init__()
+        width, patches = config.width, config.patches
+        self.vision = ConvVision(config) if config.vision == "conv" else SiglipVision(config, backbone)
+        self.language = nn.Linear(LANGUAGE_DIM, width)
+        self.standardize_robot_state = standardize_robot_state(statistics)
+        self.robot = nn.Sequential(nn.Linear(ROBOT_STATE_DIM, width), nn.GELU(), nn.Linear(width, width))
+        self.position_language = embedding(1, width)
+        self.position_robot = embedding(1, width)
+        self.position_cameras = embedding(len(CAMERAS), patches, width)
+        self.modality = embedding(len(MODALITIES), width)
+        self.cls = embedding(1, width)
+
+    def forward(self, obs: ObservationBatch) -> Float[Tensor, "B N D"]:
+        """Tokens, N = 2 P + 3."""
+        if obs.images.shape[1] != len(CAMERAS):
+            raise ObsSpecMismatch(f"images: expected {len(CAMERAS)} cameras {CAMERAS}, got {obs.images.shape[1]}")
+        language = self.language(obs.language).unsqueeze(1) + self.position_language + self.modality[0]
+        state = self.robot(self.standardize_robot_state(obs.robot_state)).unsqueeze(1)
+        robot = state + self.position_robot + self.modality[1]
+        cameras = self.vision(obs.images) + self.position_cameras + self.modality[2:, None]
+        cls = self.cls.expand(len(obs.language), 1, -1)
+        return torch.cat([language, robot, cameras.flatten(1, 2), cls], dim=1)
