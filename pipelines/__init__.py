@@ -1,1 +1,1 @@
-"""Sources of demonstrations to stores on disk: planning, ingest, statistics, verification, collection."""
+"""Sources to stores: plans, readers, the serial and Dask runners, ingest, statistics."""

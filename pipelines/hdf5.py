@@ -1,0 +1,148 @@
+"""Reading an HDF5 file that nobody vouches for: hard links only, declared sizes bounded, nothing unwritten.
+
+HDF5 returns zeros for chunks that were never written, follows links into other files of the host, and a file of a few
+KB can declare terabytes. Every door here refuses such a file with a SourceError that says where.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from stores.errors import SourceError
+
+CHUNK_LIMIT: Final = 64 * 2**20
+"""Bytes of one HDF5 chunk when unpacked; LIBERO's are below 1 MB."""
+READ_LIMIT: Final = 256 * 2**20
+"""Bytes of one read; images are read a segment at a time (1.6 MB at 128 x 128)."""
+TEXT_LIMIT: Final = 16 * 2**20
+
+HDF5_FAILURES: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
+"""What h5py raises on damaged files."""
+
+
+@contextlib.contextmanager
+def reporting(where: str) -> Iterator[None]:
+    """Turn what h5py raises inside into a SourceError that starts with `where`; a SourceError gets the prefix too."""
+    try:
+        yield
+    except SourceError as error:
+        raise SourceError(f"{where}: {error}") from error
+    except HDF5_FAILURES as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(f"{where}: HDF5 cannot read this: {reason}") from error
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open `path` for reading. Raises SourceError naming the file when it is not HDF5 or is cut short."""
+    with reporting(path.name):
+        if not path.is_file():
+            raise SourceError(f"no such file: {path}")
+        if not h5py.is_hdf5(path):
+            raise SourceError(f"expected an HDF5 file, got {path.stat().st_size} bytes of something else")
+        with h5py.File(path, "r") as file:
+            yield file
+
+
+def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+    """The object at relative `path`, by hard links only. Raises SourceError naming the key."""
+    current = parent
+    for name in path.split("/"):
+        if not isinstance(current, h5py.Group) or name not in current:
+            have = sorted(current)[:12] if isinstance(current, h5py.Group) else "a dataset"
+            raise SourceError(f"key {path!r} is missing; {current.name} has {have}")
+        if current.get(name, getclass=True, getlink=True) is not h5py.HardLink:
+            raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
+        current = current[name]
+    return current
+
+
+def group(parent: h5py.Group, path: str) -> h5py.Group:
+    """Like `child`, and it is a group."""
+    found = child(parent, path)
+    if not isinstance(found, h5py.Group):
+        raise SourceError(f"key {path!r}: expected a group, got a dataset")
+    return found
+
+
+def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, ...], limit: int) -> h5py.Dataset:
+    """The dataset at `path`, checked before any of it is read.
+
+    kind: "float" (float32 or float64) or "uint8". shape: None where any length will do.
+    limit: the most that the whole may hold, in bytes.
+
+    Raises SourceError naming the key, what was expected and what came.
+    """
+    found = child(parent, path)
+    if not isinstance(found, h5py.Dataset):
+        raise SourceError(f"key {path!r}: expected a dataset, got a group")
+    allowed = (np.dtype("f4"), np.dtype("f8")) if kind == "float" else (np.dtype(kind),)
+    wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
+    got = f"{found.dtype} {list(found.shape) if found.shape is not None else 'empty'}"
+    fits = found.shape is not None and len(found.shape) == len(shape)
+    fits = fits and all(size in (None, have) for size, have in zip(shape, found.shape, strict=True))
+    if found.dtype.newbyteorder("=") not in allowed or not fits:
+        raise SourceError(f"key {path!r}: expected {kind} {wanted}, got {got}")
+    if found.nbytes > limit:
+        raise SourceError(f"key {path!r}: declares {found.nbytes:,} bytes, more than {limit:,}")
+    _require_written(found, path)
+    return found
+
+
+def _require_written(found: h5py.Dataset, path: str) -> None:
+    """Refuse storage outside the file and storage that was never written (HDF5 reads it as zeros)."""
+    if found.is_virtual or found.external:
+        raise SourceError(f"key {path!r}: its data lies in other files, which are not read")
+    if found.chunks is None:
+        stored = found.id.get_storage_size()
+        if stored != found.nbytes:
+            raise SourceError(f"key {path!r}: {found.nbytes:,} bytes declared, {stored:,} written")
+        return
+    chunk_bytes = math.prod(found.chunks) * found.dtype.itemsize
+    if chunk_bytes > CHUNK_LIMIT:
+        raise SourceError(f"key {path!r}: chunks of {chunk_bytes:,} bytes, more than {CHUNK_LIMIT:,}")
+    expected = math.prod(-(-size // step) for size, step in zip(found.shape, found.chunks, strict=True))
+    written = found.id.get_num_chunks()
+    if written != expected:
+        raise SourceError(f"key {path!r}: {expected} chunks declared, {written} written (the rest would read as zeros)")
+
+
+def read_rows(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+    """Rows start ... stop of a checked dataset, in native byte order. Raises SourceError when that is too much."""
+    rows = (data.shape[0] if stop is None else stop) - start
+    size = rows * math.prod(data.shape[1:]) * data.dtype.itemsize
+    if size > READ_LIMIT:
+        raise SourceError(f"{data.name}: {size:,} bytes at once, more than {READ_LIMIT:,}")
+    array: NDArray[Any] = data[start:stop]
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def text(owner: h5py.Group, name: str) -> str | None:
+    """Text attribute `name`, None when absent. Raises SourceError when it is not text or is absurdly long."""
+    if name not in owner.attrs:
+        return None
+    value = owner.attrs[name]
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise SourceError(f"attribute {name!r}: expected UTF-8 text, got {error}") from error
+    if not isinstance(value, str) or len(value) > TEXT_LIMIT:
+        raise SourceError(f"attribute {name!r}: expected text, got {type(value).__name__}")
+    return value
+
+
+def integer(owner: h5py.Group, name: str) -> int | None:
+    """Integer attribute `name`, None when absent. Raises SourceError when it is something else."""
+    if name not in owner.attrs:
+        return None
+    value = owner.attrs[name]
+    if not isinstance(value, int | np.integer):
+        raise SourceError(f"attribute {name!r}: expected an integer, got {type(value).__name__} {value!r:.60}")
+    return int(value)

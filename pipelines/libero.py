@@ -1,0 +1,236 @@
+"""Reads demonstrations in LIBERO's HDF5 layout and turns each into a canonical episode.
+
+Layout: ``/data/demo_N`` with ``actions [T,7]``, ``states [T,S]``, ``obs/agentview_rgb`` and ``obs/eye_in_hand_rgb``
+``[T,H,W,3]``, ``obs/joint_states [T,7]``, ``obs/gripper_states [T,2]``; attributes ``num_samples`` (official files;
+regenerated ones lack it) and ``model_file`` (MuJoCo XML) on the demonstration, ``problem_info`` (JSON with
+``language_instruction``) and ``macros_image_convention`` on ``/data``.
+
+A canonical episode has ``obs[t]`` before ``action[t]`` (see `pipelines/alignment.py`). Of T rows:
+
+- *before*: T observations, T actions; the last observation has no successor.
+- *after*: ``obs[t]`` shows the effect of ``actions[t]``, so the action executed from it is ``actions[t + 1]``:
+  T observations, T - 1 actions; ``actions[0]`` has no observation before it and is dropped.
+
+Legend: T rows of the file, A actions of the episode, C cameras, H, W rows and columns of an image.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import hdf5
+from pipelines.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
+from pipelines.plan import natural_key, task_of
+from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, stack_cameras
+from stores.errors import SourceError
+from stores.schema import ACTION_DIM
+
+IMAGE_SIDE: Final = (8, 2048)
+"""Smallest and largest image side [pixel] that is believed."""
+MAX_ROWS: Final = 100_000
+"""Rows of a demonstration; at 20 Hz, 83 minutes."""
+MAX_STATE: Final = 10_000
+ACTION_TOLERANCE: Final = 1e-6
+"""Rounding that an action may exceed [-1, 1] by; the controller would clip more, so more is another convention."""
+DEFAULT_CONVENTION: Final = "opengl"
+"""What LIBERO renders with; taken, and reported, where a file lacks ``macros_image_convention``."""
+INSTRUCTION_LIMIT: Final = 1000
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What the header of a file says, without its arrays.
+
+    demos: names in natural order; rows and image_size by demonstration, for those that could be opened.
+    refused: (demonstration or "", reason). notes: what was assumed.
+    """
+
+    name: str
+    task: str
+    instruction: str
+    convention: str
+    demos: tuple[str, ...]
+    rows: dict[str, int]
+    image_size: dict[str, tuple[int, int]]
+    refused: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One canonical episode; images are read on demand, so that memory stays bounded.
+
+    robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
+    images(start, stop): uint8 [stop - start, C, H, W, 3], upright, valid while the file is open.
+    """
+
+    demo: str
+    robot_state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    alignment: str
+    image_size: tuple[int, int]
+    images: Callable[[int, int], NDArray[np.uint8]]
+
+
+def inspect_file(path: Path) -> SourceFile:
+    """Header of `path`. Raises SourceError when the file as a whole is of no use."""
+    with hdf5.open_hdf5(path) as file:
+        data = hdf5.group(file, "data")
+        instruction, notes = read_instruction(data, path.name)
+        convention = hdf5.text(data, "macros_image_convention")
+        if convention is None:
+            convention = DEFAULT_CONVENTION
+            notes = (*notes, f"{path.name}: no macros_image_convention; images taken as {DEFAULT_CONVENTION!r}")
+        if convention not in IMAGE_CONVENTIONS:
+            raise SourceError(f"macros_image_convention: expected one of {IMAGE_CONVENTIONS}, got {convention!r}")
+        names = sorted(data, key=natural_key)
+        if not names:
+            raise SourceError("/data holds no demonstrations")
+        refused: list[tuple[str, str]] = []
+        declared = hdf5.integer(data, "num_demos")
+        if declared is not None and declared != len(names):
+            refused.append(("", f"{path.name}: num_demos declares {declared}, the file holds {len(names)}"))
+        rows, sizes = {}, {}
+        for name in names:
+            try:
+                with hdf5.reporting(f"{path.name}/{name}"):
+                    cameras = image_datasets(hdf5.group(data, name))
+                    rows[name], height, width = next(iter(cameras.values())).shape[:3]
+                    sizes[name] = (int(height), int(width))
+            except SourceError as error:
+                refused.append((name, str(error)))
+        return SourceFile(
+            path.name, task_of(path.name), instruction, convention, tuple(n for n in names if n in rows), rows, sizes,
+            tuple(refused), notes,
+        )  # fmt: skip
+
+
+def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]:
+    """The task's text and notes: from ``problem_info``, else from the file's name, and then a note says so."""
+    info = hdf5.text(data, "problem_info")
+    if info is None:
+        words = re.sub(r"^[A-Z_]+_SCENE\d+_", "", task_of(file)).replace("_", " ").strip()
+        return words, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
+    try:
+        fields = json.loads(info)
+    except ValueError as error:
+        raise SourceError(f"problem_info: expected JSON, got {error}") from error
+    if not isinstance(fields, dict) or "language_instruction" not in fields:
+        raise SourceError("problem_info: expected an object with language_instruction")
+    instruction = fields["language_instruction"]
+    if isinstance(instruction, list) and all(isinstance(part, str) for part in instruction):
+        instruction = " ".join(instruction)
+    if not isinstance(instruction, str) or not 0 < len(instruction.strip()) <= INSTRUCTION_LIMIT:
+        raise SourceError(f"problem_info.language_instruction: expected text, got {instruction!r:.80}")
+    return instruction.strip(), ()
+
+
+def image_datasets(demo: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Camera name -> checked dataset uint8 [T, H, W, 3]; all the same shape."""
+    found: dict[str, h5py.Dataset] = {}
+    limit = MAX_ROWS * IMAGE_SIDE[1] ** 2 * 3
+    for camera, key in HDF5_IMAGE_KEYS.items():
+        images = hdf5.dataset(demo, f"obs/{key}", "uint8", (None, None, None, 3), limit)
+        low, high = IMAGE_SIDE
+        if not all(low <= side <= high for side in images.shape[1:3]) or images.shape[0] > MAX_ROWS:
+            raise SourceError(
+                f"key 'obs/{key}': expected at most {MAX_ROWS} images with sides of {low} to {high}, "
+                f"got {list(images.shape)}"
+            )
+        found[camera] = images
+    shapes = {camera: images.shape for camera, images in found.items()}
+    if len(set(shapes.values())) != 1:
+        raise SourceError(f"cameras differ in shape: {shapes}")
+    return found
+
+
+def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETECT) -> Episode:
+    """Demonstration `name` of an open file -> canonical episode.
+
+    alignment: "detect", or what the user knows ("after", "before") for files that do not tell. A file that tells
+    otherwise than the user is refused.
+
+    Raises SourceError naming file, demonstration, key, what was expected and what came.
+    """
+    where = f"{Path(file.filename).name}/{name}"
+    with hdf5.reporting(where):
+        demo = hdf5.group(hdf5.group(file, "data"), name)
+        cameras = image_datasets(demo)
+        rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
+        if rows < 2:
+            raise SourceError(f"expected at least 2 frames, got {rows}")
+        declared = hdf5.integer(demo, "num_samples")
+        if declared is not None and declared != rows:
+            raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
+        actions = read_actions(demo, rows)
+        joints = read_numbers(demo, "obs/joint_states", (rows, JOINTS))
+        fingers = read_numbers(demo, "obs/gripper_states", (rows, FINGERS))
+        found = resolve_alignment(demo, joints, alignment)
+
+    def images(start: int, stop: int) -> NDArray[np.uint8]:
+        with hdf5.reporting(f"{where}, frames {start} to {stop}"):
+            frames = {camera: hdf5.read_rows(data, start, stop) for camera, data in cameras.items()}
+            return stack_cameras(frames, convention)
+
+    return Episode(
+        demo=name,
+        robot_state=robot_state(joints, fingers),
+        action=(actions[1:] if found == AFTER else actions).astype(np.float32),
+        alignment=found,
+        image_size=(height, width),
+        images=images,
+    )
+
+
+def read_numbers(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> NDArray[np.float64]:
+    """A small float table, all finite, as float64. Raises SourceError naming key and row."""
+    data = hdf5.dataset(demo, key, "float", shape, MAX_ROWS * MAX_STATE * 8)
+    if data.shape[1] > MAX_STATE:
+        raise SourceError(f"key {key!r}: {data.shape[1]} columns, more than {MAX_STATE}")
+    values = hdf5.read_rows(data).astype(np.float64)
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise SourceError(f"key {key!r}: expected finite numbers, got NaN or infinity in row {int(bad.argmax())}")
+    return values
+
+
+def read_actions(demo: h5py.Group, rows: int) -> NDArray[np.float64]:
+    """Actions [T, 7] in controller units. Raises SourceError on NaN and on values outside [-1, 1]."""
+    actions = read_numbers(demo, "actions", (rows, ACTION_DIM))
+    outside = np.abs(actions) > 1.0 + ACTION_TOLERANCE
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        raise SourceError(
+            f"key 'actions': expected values in [-1, 1] (controller units), got {actions[row, column]:g} at row {row}, "
+            f"column {column}"
+        )
+    return actions
+
+
+def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str) -> str:
+    """``after`` or ``before``: what the file shows, or what the user told where it does not show."""
+    if told not in (DETECT, AFTER, BEFORE):
+        raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
+    try:
+        model = hdf5.text(demo, "model_file")
+        if model is None:
+            raise SourceError(
+                "alignment: no model_file, so joint positions cannot be found in states; where you know whether "
+                "observations were stored before or after their actions, pass --alignment after or --alignment before"
+            )
+        states = read_numbers(demo, "states", (len(joints), None))
+        found = detect_alignment(arm_positions(states, joint_layout(model)), joints)
+    except SourceError:
+        if told == DETECT:
+            raise
+        return told
+    if told not in (DETECT, found):
+        raise SourceError(f"alignment: told {told!r}, but the joint positions of this file show {found!r}")
+    return found

@@ -1,0 +1,112 @@
+"""What an ingest will do, as data: source files, work units, the train/validation split. Pure but for one listing.
+
+A *unit* is up to `UNIT_DEMOS` demonstrations of one source file; it becomes one shard. Its name comes from the file
+alone, so that another file coming or going changes no other unit's name or bytes.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from stores.errors import UsageError
+
+UNIT_DEMOS: Final = 16
+"""Demonstrations of a unit: a few hundred MB of raw frames, some tens of MB of JPEG."""
+
+SUFFIX: Final = ".hdf5"
+NAME_LIMIT: Final = 200
+"""Bytes of a unit's name; file systems allow 255 and the suffixes need some."""
+
+HOW_TO_GET: Final = (
+    "Download the suite with LIBERO's own benchmark_scripts/download_libero_datasets.py, or make tabletop data with "
+    "`statevla collect tabletop`; then pass the folder with --source."
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One task of an ingest: `demos` of the source file called `file` (its name, not its path)."""
+
+    name: str
+    file: str
+    demos: tuple[str, ...]
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts ``demo_10`` after ``demo_9``; a total order (``a01`` and ``a1`` differ)."""
+    parts = re.split(r"(\d+)", text)
+    key = tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part)
+    return (*key, (2, 0, text))
+
+
+def safe_name(text: str) -> str:
+    """Letters, digits, ``_`` and ``-`` stay, any other byte becomes ``=xx``: injective, fit for file and tar names.
+
+    A dot in particular would end the key of a WebDataset sample.
+    """
+    return re.sub(rb"[^A-Za-z0-9_-]", lambda found: b"=%02x" % found[0][0], text.encode()).decode()
+
+
+def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
+    """The ``*.hdf5`` files of folder `source` (or `source` itself, when it is such a file), naturally sorted.
+
+    Hidden files are ignored. Raises UsageError when there is nothing to read, saying where it looked.
+    """
+    if source.is_file():
+        return (source,)
+    if not source.is_dir():
+        raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
+    found = [path for path in source.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
+    files = sorted((path for path in found if path.is_file()), key=lambda path: natural_key(path.name))
+    if not files:
+        names = sorted(path.name for path in source.iterdir())
+        got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"
+        raise UsageError(f"suite {suite!r}: expected *{SUFFIX} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
+    return tuple(files)
+
+
+def plan_units(demos: Mapping[str, Sequence[str]]) -> tuple[Unit, ...]:
+    """Demonstration names by file name -> units, in natural order of files and demonstrations.
+
+    Raises UsageError when a file's name is too long to name a unit after.
+    """
+    units = []
+    for file in sorted(demos, key=natural_key):
+        stem = safe_name(Path(file).stem)
+        if len(stem) > NAME_LIMIT:
+            raise UsageError(f"{file}: the name is too long for a shard; rename it to less than {NAME_LIMIT} bytes")
+        names = sorted(demos[file], key=natural_key)
+        for number, start in enumerate(range(0, len(names), UNIT_DEMOS)):
+            units.append(Unit(f"{stem}-{number:03d}", file, tuple(names[start : start + UNIT_DEMOS])))
+    return tuple(units)
+
+
+def task_of(file: str) -> str:
+    """The task that a source file holds: its stem without LIBERO's ``_demo``."""
+    return Path(file).stem.removesuffix("_demo")
+
+
+def split_episodes(ids_by_task: Mapping[str, Sequence[str]], seed: int, train_split: float) -> dict[str, str]:
+    """Episode id -> ``train`` or ``val``, the same whatever the order of the input, stratified by task.
+
+    Each task gives `train_split` of its episodes to training, at least one; the rounding of one task is carried to
+    the next (largest remainder), so that the whole split comes out right even where a task has two episodes.
+    Episodes of a task are ranked by sha256(seed, id): an episode that is added moves at most its neighbours in rank.
+
+    Raises UsageError when `train_split` is outside (0, 1].
+    """
+    if not 0.0 < train_split <= 1.0:
+        raise UsageError(f"train_split: expected a number above 0 and at most 1, got {train_split}")
+    split: dict[str, str] = {}
+    owed = 0.0
+    for task in sorted(ids_by_task, key=natural_key):
+        ranked = sorted(ids_by_task[task], key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        owed += (1.0 - train_split) * len(ranked)
+        held_out = min(int(owed + 0.5 + 1e-9), len(ranked) - 1) if ranked else 0
+        owed -= held_out
+        for rank, name in enumerate(ranked):
+            split[name] = "val" if rank < held_out else "train"
+    return split

@@ -1,0 +1,75 @@
+"""The SigLIP loader: its own mean, std and size, frozen, on a small randomly initialised tower saved by the test."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from statevla.encoders.siglip import Preprocessing, load_siglip, prepare
+from stores.errors import UsageError
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
+
+
+def save_small_siglip(folder: Path, resize: int = 32) -> Path:
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    SiglipVisionModel(config).save_pretrained(folder)
+    settings = {"size": {"height": resize, "width": resize}, "resample": 3, "image_mean": MEAN, "image_std": STD}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def images(count: int, side: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+
+def test_features_are_the_towers_on_its_own_normalization(tmp_path: Path) -> None:
+    backbone = load_siglip(str(save_small_siglip(tmp_path / "siglip")))
+    frames = images(3, 32)
+    pixels = (frames.numpy().astype(np.float32) / 255 - MEAN) / STD
+    tower = SiglipVisionModel.from_pretrained(tmp_path / "siglip").eval()
+    with torch.no_grad():
+        expected = tower(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()).last_hidden_state
+    features = backbone.patch_features(frames)
+    assert features.shape == (3, 4, 24)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_and_in_eval_mode(tmp_path: Path) -> None:
+    backbone = load_siglip(str(save_small_siglip(tmp_path / "siglip")))
+    assert not backbone.tower.training
+    assert not any(parameter.requires_grad for parameter in backbone.tower.parameters())
+    assert not backbone.patch_features(images(1, 32)).requires_grad
+
+
+def test_resizing_agrees_with_pil() -> None:
+    # Away from 0 and 255, where PIL also clips between its two passes.
+    frames = (images(2, 40) // 4 + 96).to(torch.uint8)
+    how = Preprocessing(size=56, resample="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    got = prepare(frames, how).permute(0, 2, 3, 1).numpy() * 255
+    for frame, mine in zip(frames.numpy(), got, strict=True):
+        wanted = np.asarray(Image.fromarray(frame).resize((56, 56), Image.Resampling.BICUBIC), dtype=np.float32)
+        assert np.abs(mine - wanted).max() <= 1.01  # PIL rounds to whole numbers after each of its two passes
+
+
+def test_absent_incomplete_or_contradicting_weights_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=r"model\.vision=conv"):
+        load_siglip(str(tmp_path / "absent"))
+    with pytest.raises(UsageError, match="resizes to 64"):
+        load_siglip(str(save_small_siglip(tmp_path / "wide", resize=64)))
+    folder = save_small_siglip(tmp_path / "short")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    del settings["image_mean"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match="image_mean"):
+        load_siglip(str(folder))
