@@ -3,6 +3,10 @@
 It reads the true places of things, but what it does is a smooth function of what the cameras and the joints show:
 gripper against block and bowl, finger opening, block in hand or not. There is no stage counter, so that a policy
 without memory can imitate it.
+
+Its aims lie *beyond* the places where the fingers act: it is still on its way down when it closes or opens them. An
+expert that comes to rest just where it releases teaches an imitator to hover there for ever. For the same reason the
+height of release varies between episodes, so that releasing grows certain on the way down.
 """
 
 from typing import Final
@@ -12,10 +16,11 @@ from numpy.typing import NDArray
 
 from statevla.sims.tabletop import POSITION_STEP, ROTATION_STEP, Obs, TabletopEnv
 
-GRASP_Z: Final = 0.022
+GRASP_Z: Final = 0.010
+CLOSE_BELOW: Final = 0.032
 HOVER_Z: Final = 0.11
 CARRY_Z: Final = 0.13
-PLACE_Z: Final = 0.06
+PLACE_Z: Final = 0.02
 RETREAT_Z: Final = 0.16
 GAIN: Final = 0.4
 """Share of the remaining way covered in a step, near the target."""
@@ -32,6 +37,7 @@ class TabletopExpert:
     ) -> None:
         self.env, self.rng, self.task, self.noise = env, rng, task, noise
         self.speed = float(rng.uniform(0.40, 0.52))
+        self.release_below = float(rng.uniform(0.055, 0.085))
 
     def act(self, obs: Obs) -> NDArray[np.float64]:
         """Action ``[7]`` in [-1, 1]. ``obs`` is not read: the environment's state holds the same and more."""
@@ -45,13 +51,13 @@ class TabletopExpert:
         turn = 0.0
         if holding:
             target[2] = _funnel(away, PLACE_Z, CARRY_Z)
-            close = away > 0.015 or hand[2] > PLACE_Z + 0.015
+            close = away > 0.025 or hand[2] > self.release_below
             turn = -float(hand[3])
         elif np.hypot(*(block[:2] - bowl[:2])) < 0.04:
             target[:2], target[2], close = hand[:2], RETREAT_Z, False
         else:
             target[2] = _funnel(away, GRASP_Z, HOVER_Z)
-            close = away < 0.012 and hand[2] < GRASP_Z + 0.012
+            close = away < 0.02 and hand[2] < CLOSE_BELOW
             turn = float(block[3] - hand[3])
         action = np.zeros(7)
         action[:3] = self._towards(target - hand[:3])
@@ -68,6 +74,6 @@ class TabletopExpert:
 
 
 def _funnel(away: float, low: float, high: float) -> float:
-    """Height to aim for: ``low`` above the target, rising smoothly to ``high`` at 8 cm from it."""
-    t = min(max((away - 0.01) / 0.07, 0.0), 1.0)
+    """Height to aim for: ``low`` above the target, rising smoothly to ``high`` at 9 cm from it."""
+    t = min(max((away - 0.02) / 0.07, 0.0), 1.0)
     return low + (high - low) * t * t * (3 - 2 * t)
