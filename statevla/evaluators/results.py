@@ -32,7 +32,7 @@ class OfflineResults:
 
     mse: per action dimension, action units, over all chunk steps.
     mse_normalized: mean over the pose dimensions after the policy's normalization; the gripper has its own measures.
-    mse_normalized_by_horizon: the same, for chunk steps 0 ... K-1.
+    mse_normalized_by_horizon: the same, for chunk steps 0 ... K-1; None where every episode is shorter.
     baseline_mean_action_mse_normalized: the same, for a predictor of the train split's mean action.
     gripper_accuracy: share of chunk steps with the right sign.
     gripper_transition_f1: of the places in a chunk where the gripper command changes; None when there are none.
@@ -45,7 +45,7 @@ class OfflineResults:
     mse: dict[str, float]
     mse_normalized: float
     mse_normalized_by_dimension: dict[str, float]
-    mse_normalized_by_horizon: list[float]
+    mse_normalized_by_horizon: list[float | None]
     baseline_mean_action_mse_normalized: float
     gripper_accuracy: float
     gripper_transition_f1: float | None
@@ -175,7 +175,7 @@ def markdown_table(headers: tuple[str, ...], rows: list[list[str]]) -> str:
 
 def save(results: OfflineResults | RolloutResults, folder: Path, name: str) -> None:
     """Write ``<name>.json`` and ``<name>.md`` below ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_dir(folder)
     durable.write_json(folder / f"{name}.json", results.to_dict())
     durable.write_text(folder / f"{name}.md", results.to_markdown() + "\n")
 

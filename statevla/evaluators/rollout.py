@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,6 +24,7 @@ from statevla.evaluators.videos import Clip, write_gif
 from statevla.observation import Observation, ObsSpec, from_simulator, spec_of
 from statevla.sims.tabletop import TASKS, TabletopEnv, task_name
 from statevla.sims.tabletop_expert import TabletopExpert
+from stores import durable
 from stores.errors import ObsSpecMismatch, StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.schema import ACTION_DIM
@@ -38,8 +40,8 @@ class ChunkPolicy(Protocol):
     @property
     def obs_spec(self) -> ObsSpec: ...
 
-    def act(self, observations: list[Observation]) -> NDArray[np.float32]:
-        """Chunks float32 [B, K, 7] in action units."""
+    def act(self, observations: list[Observation], seed: int = 0) -> NDArray[np.float32]:
+        """Chunks float32 [B, K, 7] in action units; ``seed`` gives the noise, if there is any."""
         ...
 
 
@@ -62,7 +64,7 @@ class ZeroPolicy:
 
     obs_spec: ObsSpec
 
-    def act(self, observations: list[Observation]) -> NDArray[np.float32]:
+    def act(self, observations: list[Observation], seed: int = 0) -> NDArray[np.float32]:
         chunk = np.zeros((len(observations), 1, ACTION_DIM), np.float32)
         chunk[..., -1] = -1.0
         return chunk
@@ -148,7 +150,7 @@ def evaluate_tabletop(
     """Roll ``policy`` out in ``episodes`` fresh worlds, tasks in turn.
 
     Args:
-        seed: chooses the layouts; equal seeds give every policy the same ones.
+        seed: chooses the layouts and the policy's noise; equal seeds give every policy the same layouts.
         replan: actions executed of each chunk before the next is asked for; None: all of them.
         max_steps: give up after this many; None: the simulator's own limit.
         batch: worlds in lockstep.
@@ -167,6 +169,7 @@ def evaluate_tabletop(
         raise ObsSpecMismatch(f"tabletop pictures are square; the policy was trained on {height} x {width} pixels")
     runs: list[_Run] = []
     milliseconds: list[float] = []
+    noise_seeds = count(seed * SEEDS_A_RUN)
     report = partial(_report, progress, name, runs, episodes)
     for start in range(0, episodes, batch):
         numbers = range(start, min(start + batch, episodes))
@@ -174,7 +177,7 @@ def evaluate_tabletop(
         for number, run in zip(numbers, group, strict=True):
             run.recorded = videos is not None and number < video_count
         runs += group
-        milliseconds += _roll_out(policy, group, replan, max_steps, report)
+        milliseconds += _roll_out(policy, group, replan, max_steps, noise_seeds, report)
     if videos is not None:
         _write_videos(videos, [run for run in runs if run.recorded])
     return _summarize(runs, milliseconds, min(batch, episodes))
@@ -192,6 +195,7 @@ def _roll_out(
     runs: list[_Run],
     replan: int | None,
     max_steps: int | None,
+    noise_seeds: Iterator[int],
     report: Callable[[], None],
 ) -> list[float]:
     """Run a group to its end. Returns the milliseconds of every policy call."""
@@ -202,7 +206,7 @@ def _roll_out(
     milliseconds: list[float] = []
     while active := [run for run in runs if not run.outcome]:
         began = time.perf_counter()
-        chunks = _plan(policy, active, replan)
+        chunks = _plan(policy, active, replan, next(noise_seeds))
         milliseconds.append(1e3 * (time.perf_counter() - began))
         for run, chunk in zip(active, chunks, strict=True):
             for action in chunk[:replan]:
@@ -212,12 +216,14 @@ def _roll_out(
     return milliseconds
 
 
-def _plan(policy: ChunkPolicy | ExpertPolicy, active: list[_Run], replan: int | None) -> NDArray[np.float32]:
+def _plan(
+    policy: ChunkPolicy | ExpertPolicy, active: list[_Run], replan: int | None, noise_seed: int
+) -> NDArray[np.float32]:
     """Checked chunks float32 [B, K, 7]."""
     if isinstance(policy, ExpertPolicy):
         chunks = policy.act_in([run.world for run in active])
     else:
-        chunks = policy.act([run.observation for run in active if run.observation is not None])
+        chunks = policy.act([run.observation for run in active if run.observation is not None], seed=noise_seed)
     if chunks.ndim != 3 or (chunks.shape[0], chunks.shape[2]) != (len(active), ACTION_DIM):
         raise StateVLAError(f"policy: expected chunks [{len(active)}, K, {ACTION_DIM}], got {chunks.shape}")
     if replan is not None and replan > chunks.shape[1]:
@@ -270,7 +276,7 @@ def _count(outcomes: Sequence[EpisodeOutcome]) -> TaskResult:
 
 
 def _write_videos(folder: Path, runs: list[_Run]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_dir(folder)
     for number, run in enumerate(runs):
         if run.seen:
             clip = Clip(tuple(run.seen), run.outcome)

@@ -30,9 +30,11 @@ class Recorder:
     def __init__(self, chunk: NDArray[np.float32], spec: ObsSpec = SPEC) -> None:
         self.chunk, self.obs_spec = chunk, spec
         self.calls: list[list[Observation]] = []
+        self.seeds: list[int] = []
 
-    def act(self, observations: list[Observation]) -> NDArray[np.float32]:
+    def act(self, observations: list[Observation], seed: int = 0) -> NDArray[np.float32]:
         self.calls.append(observations)
+        self.seeds.append(seed)
         return np.repeat(self.chunk[None], len(observations), axis=0)
 
 
@@ -95,7 +97,7 @@ def test_worlds_that_cannot_begin_are_errors() -> None:
 def test_replanning_asks_again_after_that_many_actions(replan: int | None, calls: int) -> None:
     policy = Recorder(np.zeros((4, 7), np.float32))
     results = evaluate_tabletop(policy, episodes=2, replan=replan, max_steps=12)
-    assert len(policy.calls) == calls
+    assert len(policy.calls) == len(set(policy.seeds)) == calls
     assert results.latency is not None
     assert (results.latency.calls, results.latency.batch) == (calls, 2)
 

@@ -1,0 +1,183 @@
+"""Offline evaluation: the chunks that a policy predicts for held-out observations against the demonstrated ones.
+
+Both are compared in the same space: raw with raw (action units), standardized with standardized, by the statistics that
+the policy carries.
+
+Legend: N frames, B batch, K chunk.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from statevla.batch import ObservationBatch
+from statevla.config import Config
+from statevla.evaluators import metrics
+from statevla.evaluators.results import OfflineResults, Smoothness
+from statevla.loaders import iterate_once
+from statevla.models.policy import PolicyModel
+from statevla.models.standardize import Standardize
+from statevla.observation import ObsSpec
+from stores.errors import StaleKey, StateVLAError
+from stores.progress import Progress, ProgressEvent
+from stores.reader import Store
+from stores.schema import ACTION_NAMES, POSE_DIMS
+
+XYZ = slice(0, 3)
+GRIPPER = POSE_DIMS
+
+
+class ChunkModel(Protocol):
+    """The tensor level of a policy."""
+
+    @property
+    def standardize_action(self) -> Standardize: ...
+
+    def act(self, obs: ObservationBatch, generator: torch.Generator) -> Tensor:
+        """Chunks [B, K, 7] in action units."""
+        ...
+
+
+class OfflinePolicy(Protocol):
+    """What an offline evaluation reads of a policy bundle."""
+
+    @property
+    def obs_spec(self) -> ObsSpec: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def manifest_hash(self) -> str: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def model(self) -> Any:  # a PolicyModel, or another ChunkModel
+        ...
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A split's predicted and demonstrated chunks, float32 [N, K, 7] in action units, in store order.
+
+    probability: of closing the gripper, float32 [N, K]; None when the policy tells none.
+    """
+
+    predicted: NDArray[np.float32]
+    target: NDArray[np.float32]
+    is_pad: NDArray[np.bool_]
+    episode: NDArray[np.int64]
+    frame: NDArray[np.int64]
+    probability: NDArray[np.float32] | None
+
+
+def evaluate_offline(
+    policy: OfflinePolicy,
+    store: Store,
+    split: str = "val",
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    allow_other_store: bool = False,
+    progress: Progress | None = None,
+) -> OfflineResults:
+    """Measure ``policy`` on every step of a split. ``seed`` draws the noise that sampling starts from.
+
+    Raises:
+        ObsSpecMismatch: the store's observations are not those that the policy was trained on.
+        StaleKey: the policy was trained from another store; ``allow_other_store`` measures it nevertheless.
+        StateVLAError: the policy predicts NaN or infinity.
+    """
+    spec = ObsSpec.from_dict(store.obs_spec)
+    spec.require_same(policy.obs_spec, f"store {store.root}", "the policy")
+    if policy.manifest_hash != store.manifest_hash and not allow_other_store:
+        raise StaleKey(
+            f"{store.root} (manifest {store.manifest_hash[:12]}): the policy was trained from another store (manifest "
+            f"{policy.manifest_hash[:12]}), perhaps on this one's validation episodes; evaluate on the store it came "
+            "from, or allow another one explicitly"
+        )
+    predictions = predict(policy, store, split, batch_size=batch_size, seed=seed, progress=progress)
+    standardize = policy.model.standardize_action
+    mean, std = (buffer.detach().cpu().double().numpy() for buffer in (standardize.mean, standardize.std))
+    train_mean = np.asarray(store.stats().action.mean, np.float64)
+    return measure(predictions, mean, std, train_mean, split)
+
+
+def predict(
+    policy: OfflinePolicy, store: Store, split: str, *, batch_size: int, seed: int, progress: Progress | None = None
+) -> Predictions:
+    """Run the policy over a split."""
+    generator = torch.Generator().manual_seed(seed)
+    total = int(sum(store.episode_columns["steps"][store.episode_columns["split"] == split]))
+    rows: list[tuple[Tensor, ...]] = []
+    probabilities: list[Tensor] = []
+    done = 0
+    for batch in iterate_once(store, split, batch_size, policy.config.model.chunk):
+        chunk, probability = _act(policy.model, batch.obs.to(policy.device), generator)
+        if not torch.isfinite(chunk).all():
+            raise StateVLAError("policy: predicts NaN or infinite actions; its training diverged")
+        rows.append((chunk.float().cpu(), batch.chunk, batch.is_pad, batch.episode, batch.frame))
+        if probability is not None:
+            probabilities.append(probability.cpu())
+        done += len(batch)
+        if progress is not None:
+            progress(ProgressEvent("offline evaluation", done, total, "frames"))
+    predicted, target, is_pad, episode, frame = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
+    closing = torch.cat(probabilities).numpy() if probabilities else None
+    return Predictions(predicted, target, is_pad, episode, frame, closing)
+
+
+def measure(
+    predictions: Predictions,
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
+    train_mean: NDArray[np.float64],
+    split: str,
+) -> OfflineResults:
+    """All measures of some predictions. mean, std: the policy's standardization [7]; train_mean: the baseline [7]."""
+    predicted, target, is_pad = predictions.predicted, predictions.target, predictions.is_pad
+    pose = slice(0, POSE_DIMS)
+    same_space = ((predicted - mean) / std)[..., pose], ((target - mean) / std)[..., pose]
+    by_dimension = metrics.mse_by_dimension(*same_space, is_pad)
+    baseline = np.broadcast_to(((train_mean - mean) / std)[pose], same_space[1].shape)
+    closes, should_close = predicted[..., GRIPPER] > 0, target[..., GRIPPER] > 0
+    chain = predictions.episode, predictions.frame
+    return OfflineResults(
+        split=split,
+        episodes=len(np.unique(predictions.episode)),
+        frames=len(predicted),
+        mse=dict(zip(ACTION_NAMES, map(float, metrics.mse_by_dimension(predicted, target, is_pad)), strict=True)),
+        mse_normalized=float(by_dimension.mean()),
+        mse_normalized_by_dimension=dict(zip(ACTION_NAMES[pose], map(float, by_dimension), strict=True)),
+        mse_normalized_by_horizon=metrics.mse_by_horizon(*same_space, is_pad),
+        baseline_mean_action_mse_normalized=float(metrics.mse_by_dimension(baseline, same_space[1], is_pad).mean()),
+        gripper_accuracy=metrics.gripper_accuracy(closes, should_close, is_pad),
+        gripper_transition_f1=metrics.gripper_transition_f1(closes, should_close, is_pad),
+        gripper_ece=(
+            None
+            if predictions.probability is None
+            else metrics.calibration_error(predictions.probability, should_close, is_pad)
+        ),
+        smoothness=Smoothness(
+            policy_jerk=metrics.jerk(predicted[..., XYZ], is_pad),
+            demo_jerk=metrics.jerk(target[..., XYZ], is_pad),
+            policy_seam=metrics.seam(predicted[..., XYZ], is_pad, *chain),
+            demo_seam=metrics.seam(target[..., XYZ], is_pad, *chain),
+        ),
+    )
+
+
+def _act(model: Any, obs: ObservationBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Chunks [B, K, 7], and the probability to close [B, K] where the model has a gripper classifier."""
+    if not isinstance(model, PolicyModel):
+        chunk: Tensor = model.act(obs, generator)
+        return chunk, None
+    with torch.no_grad():
+        encoded = model.encode(obs)
+        return model.act_on_state(encoded, generator), torch.sigmoid(model.gripper(encoded.z, encoded.tokens).float())

@@ -1,0 +1,203 @@
+"""The report page: well-formed, self-contained, escaped, with everything that it was given."""
+
+import io
+import re
+from base64 import b64decode
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from statevla.evaluators.charts import Bar, Series, line_chart, rate_chart
+from statevla.evaluators.intervals import wilson
+from statevla.evaluators.report import (
+    Curves,
+    Picture,
+    PolicyRollouts,
+    Report,
+    ReportStep,
+    Video,
+    page,
+    write_report,
+)
+from statevla.evaluators.results import (
+    EpisodeOutcome,
+    Latency,
+    OfflineResults,
+    RolloutResults,
+    Smoothness,
+    TaskResult,
+    save,
+)
+from statevla.evaluators.videos import Clip, gif_bytes, png_bytes
+from statevla.observation import Observation
+from stores.schema import ACTION_NAMES
+
+NASTY = "put <script>alert('x')</script> & \"that\" in the bowl"
+VOID = {"meta", "img", "line", "rect", "path", "polyline", "br"}
+
+
+class Checker(HTMLParser):
+    """Collects elements and proves that they nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def rollouts(successes: int, trials: int) -> RolloutResults:
+    task = TaskResult(successes / trials, successes, trials, 1, wilson(successes, trials))
+    return RolloutResults(
+        success=successes / trials,
+        successes=successes,
+        trials=trials,
+        interval=wilson(successes, trials),
+        errors=1,
+        steps=31.5 if successes else None,
+        per_task={NASTY: task},
+        latency=Latency(12.0, 19.0, 8, 4),
+        episodes=(EpisodeOutcome(NASTY, 7, "error", 3, "RuntimeError: <b>"),),
+    )
+
+
+@pytest.fixture
+def offline() -> OfflineResults:
+    return OfflineResults(
+        split="val",
+        episodes=3,
+        frames=90,
+        mse=dict.fromkeys(ACTION_NAMES, 0.125),
+        mse_normalized=0.25,
+        mse_normalized_by_dimension=dict.fromkeys(ACTION_NAMES[:6], 0.25),
+        mse_normalized_by_horizon=[0.2, 0.3, None],
+        baseline_mean_action_mse_normalized=1.0,
+        gripper_accuracy=0.9,
+        gripper_transition_f1=None,
+        gripper_ece=0.05,
+        smoothness=Smoothness(0.1, 0.2, None, None),
+    )
+
+
+@pytest.fixture
+def report(offline: OfflineResults) -> Report:
+    seen = Observation(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(9, np.float32), NASTY)
+    return Report(
+        title="Demo <1>",
+        about="About & so on",
+        ok=True,
+        verdict="It learned.",
+        steps=(ReportStep("collect", 1.25, "12 episodes"), ReportStep("ingest", 2.5, NASTY)),
+        pictures=(Picture(png_bytes(seen.images, 16), NASTY),),
+        store=(("episodes", "12"),),
+        curves=(Curves("Phase 1", (Series("train", (1.0, 2.0), (1.0, 0.1)),), "best at step 2"),),
+        offline=offline,
+        policies=(
+            PolicyRollouts("trained", "all", rollouts(9, 10)),
+            PolicyRollouts("untrained", "random weights", rollouts(0, 10)),
+        ),
+        videos=(Video(gif_bytes(Clip((seen,), "success"), 16), NASTY, "success"),),
+        configuration="seed: 0\nname: <x>",
+        machine=(("CPU", "2 cores"),),
+    )
+
+
+def test_the_page_is_well_formed_and_self_contained(report: Report, tmp_path: Path) -> None:
+    write_report(tmp_path / "new" / "report.html", report)
+    text = (tmp_path / "new" / "report.html").read_text()
+    assert text == page(report)
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    names = {tag for tag, _ in checker.elements}
+    assert not names & {"script", "link", "iframe", "object", "base"}
+    assert not re.search(r"https?://|//[a-z]|url\(|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text))
+    assert not [a for _, a in checker.elements if "href" in a]
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_images_are_embedded_and_whole(report: Report) -> None:
+    checker = Checker()
+    checker.feed(page(report))
+    sources = [attrs["src"] for tag, attrs in checker.elements if tag == "img"]
+    kinds = []
+    for source in sources:
+        assert source is not None
+        head, _, data = source.partition(",")
+        with Image.open(io.BytesIO(b64decode(data, validate=True))) as image:
+            image.load()
+            kinds.append((head, image.format))
+    assert kinds == [("data:image/gif;base64", "GIF"), ("data:image/png;base64", "PNG")]
+
+
+def test_everything_given_is_shown_and_escaped(report: Report) -> None:
+    text = page(report)
+    checker = Checker()
+    checker.feed(text)
+    shown = " ".join(checker.text)
+    for wanted in ("Demo <1>", NASTY, "9 of 10", "0 of 10", "90 %", "60 % to 98 %", "3.8 s", "name: <x>", "2 cores"):
+        assert wanted in shown
+    assert "<script>" not in text
+    assert 'class="verdict ok"' in text
+    assert 'class="verdict"' in page(replace(report, ok=False))
+
+
+def test_bars_are_as_long_as_their_rates() -> None:
+    chart = rate_chart([Bar("a", 1.0, (0.5, 1.0), "x"), Bar("b", 0.25, (0.0, 0.5), "y"), Bar("c", None, (0, 1), "z")])
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', chart)]
+    assert len(widths) == 2
+    assert widths[1] == pytest.approx(widths[0] / 4)
+
+
+def test_lines_are_logarithmic() -> None:
+    chart = line_chart([Series("loss", (0.0, 1.0, 2.0, 3.0), (1.0, 0.1, 0.01, -1.0))], "step")
+    points = re.search(r'points="([^"]+)"', chart)
+    assert points is not None
+    xy = np.array([pair.split(",") for pair in points.group(1).split()], float)
+    assert len(xy) == 3  # -1 has no logarithm
+    assert np.diff(xy[:, 1]) == pytest.approx([np.diff(xy[:, 1])[0]] * 2, abs=0.11)
+    assert np.diff(xy[:, 0]) == pytest.approx([np.diff(xy[:, 0])[0]] * 2, abs=0.11)
+    for tick in ("1", "0.1", "0.01"):
+        assert f">{tick}</text>" in chart
+
+
+@pytest.mark.parametrize("values", [(), (0.5,), (0.5, 0.5), (0.31, 0.42)])
+def test_degenerate_lines_are_drawn(values: tuple[float, ...]) -> None:
+    chart = line_chart([Series("loss", tuple(float(i) for i in range(len(values))), values)], "step")
+    assert ("<svg" in chart) == bool(values)
+    assert "nan" not in chart
+
+
+def test_saved_results_are_json_and_markdown(offline: OfflineResults, tmp_path: Path) -> None:
+    import json
+
+    save(offline, tmp_path, "offline")
+    save(rollouts(3, 4), tmp_path, "tabletop")
+    data = json.loads((tmp_path / "offline.json").read_text())
+    assert list(data["mse"]) == sorted(ACTION_NAMES)
+    fixed = {"mse", "mse_normalized", "baseline_mean_action_mse_normalized", "gripper_accuracy", "episodes", "frames"}
+    assert fixed <= set(data)
+    data = json.loads((tmp_path / "tabletop.json").read_text())
+    assert {"success", "trials", "interval", "errors", "per_task"} <= set(data)
+    assert data["interval"] == pytest.approx(list(wilson(3, 4)))
+    assert "| rx | 0.125 | 0.25 |" in (tmp_path / "offline.md").read_text()
+    assert "| all | 75 % |" in (tmp_path / "tabletop.md").read_text()
