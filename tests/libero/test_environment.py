@@ -26,9 +26,7 @@ def run_in_blocks(
     simulator: Simulator, state: NDArray[np.float64], actions: NDArray[np.float64], block: int
 ) -> list[Reply]:
     simulator.ask(Reset(state, suites.SETTLE_STEPS))
-    return [
-        simulator.ask(Run(actions[first : first + block], through=True)) for first in range(0, len(actions), block)
-    ]
+    return [simulator.ask(Run(actions[first : first + block], through=True)) for first in range(0, len(actions), block)]
 
 
 def test_pictures_and_states_are_those_of_looking_at_every_step(
@@ -64,9 +62,9 @@ def test_filming_changes_nothing(simulator: Simulator, task: suites.Task, action
     plain = run_in_blocks(simulator, state, actions, 16)[-1]
     simulator.ask(Reset(state, suites.SETTLE_STEPS))
     filmed = simulator.ask(Run(actions, film=4, through=True))
-    assert len(filmed.frames) == len(filmed.film_gripper) == 4
+    assert len(filmed.film) == 4
     np.testing.assert_array_equal(filmed.state, plain.state)
-    np.testing.assert_array_equal(filmed.frames[-1][IMAGE_KEYS[0]], plain.observation[IMAGE_KEYS[0]])
+    np.testing.assert_array_equal(filmed.film[-1][IMAGE_KEYS[0]], plain.observation[IMAGE_KEYS[0]])
 
 
 def test_the_worker_is_told_the_instruction_that_files_have(simulator: Simulator, task: suites.Task) -> None:

@@ -159,8 +159,7 @@ class Environment:
     def _run(self, next_action: Callable[[], NDArray[np.float64]], steps: int, request: Run | RunExpert) -> Reply:
         started = time.perf_counter()
         done: list[NDArray[np.float64]] = []
-        frames: list[dict[str, NDArray[np.uint8]]] = []
-        openings: list[float] = []
+        film: list[dict[str, NDArray[Any]]] = []
         success_step = None
         drawn = False
         for step in range(steps):
@@ -171,14 +170,12 @@ class Environment:
                 self._obs, _, success, _ = self._env.step(action)
             done.append(action)
             if filmed:
-                frames.append({key: self._obs[key].copy() for key in IMAGE_KEYS})
-                openings.append(float(np.ptp(self._obs["robot0_gripper_qpos"])))
+                film.append(self._seen(images=True))
             if success and success_step is None:
                 success_step = step
                 if not request.through:
                     break
-        reply = self._reply(drawn, np.array(done).reshape(-1, 7), success_step, started)
-        return Reply(**{**vars(reply), "frames": frames, "film_gripper": openings})
+        return self._reply(drawn, np.array(done).reshape(-1, 7), success_step, started, film=film)
 
     def set_state(self, request: SetState) -> Reply:
         """Restores a state and looks."""
@@ -202,16 +199,26 @@ class Environment:
     def _pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return np.array(self._obs["robot0_eef_pos"]), np.array(self._obs["robot0_eef_quat"])
 
-    def _reply(
-        self, images: bool, actions: NDArray[np.float64], success_step: int | None, started: float, model: str = ""
-    ) -> Reply:
+    def _seen(self, images: bool) -> dict[str, NDArray[Any]]:
         keys = (*PROPRIOCEPTION_KEYS, *(IMAGE_KEYS if images else ()))
+        return {key: np.array(self._obs[key]) for key in keys}
+
+    def _reply(
+        self,
+        images: bool,
+        actions: NDArray[np.float64],
+        success_step: int | None,
+        started: float,
+        model: str = "",
+        film: list[dict[str, NDArray[Any]]] | None = None,
+    ) -> Reply:
         return Reply(
-            observation={key: np.array(self._obs[key]) for key in keys},
+            observation=self._seen(images),
             state=np.array(self._env.get_sim_state(), np.float64),
             actions=actions,
             success_step=success_step,
             succeeded=bool(self._env.check_success()),
+            film=film or [],
             model=model,
             stage=self._expert.stage if self._expert is not None else "",
             seconds=time.perf_counter() - started,

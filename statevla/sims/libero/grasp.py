@@ -38,8 +38,8 @@ WANTED_HAND_GAP = 0.006
 
 @dataclass(frozen=True)
 class Grasp:
-    """A grip: ``center`` [x, y, z] of the finger tips [m], ``yaw`` [rad] about the vertical, ``width`` [m] of the object
-    between the fingers; ``finger_gap`` and ``hand_gap`` [m] to the nearest neighbour (negative: they overlap)."""
+    """A grip: ``center`` [x, y, z] of the finger tips [m], ``yaw`` [rad] about the vertical, ``width`` [m] of the
+    object between the fingers; ``finger_gap`` and ``hand_gap`` [m] to the nearest neighbour (negative: overlap)."""
 
     center: Points
     yaw: float

@@ -15,7 +15,6 @@ import yaml
 from statevla.sims.libero.errors import SimulatorMissing, SimulatorVersion
 from stores import durable
 
-
 INSTALL = "make libero"
 PACKAGES = {"hf-libero": "0.1.4", "robosuite": "1.4.0", "bddl": "1.0.1", "mujoco": "3.3.2"}
 """What ``install.sh`` installs. Only MuJoCo's version is guarded: the others have one that works."""
@@ -93,9 +92,10 @@ def find_assets(root: Path) -> Path | None:
     if named:
         folder = Path(named).expanduser().resolve()
         if not _is_assets(folder):
+            found = f"it has {sorted(p.name for p in folder.iterdir())}" if folder.is_dir() else "no such folder"
             raise SimulatorMissing(
-                f"LIBERO_ASSETS={named}: expected LIBERO's folder 'libero/libero/assets' with {', '.join(ASSETS_PROBE)}; "
-                f"it has {sorted(p.name for p in folder.iterdir()) if folder.is_dir() else 'not even a folder there'}"
+                f"LIBERO_ASSETS={named}: expected LIBERO's folder 'libero/libero/assets' with "
+                f"{', '.join(ASSETS_PROBE)}; {found}"
             )
         return folder
     downloaded = Path("~/.cache/libero/assets").expanduser()

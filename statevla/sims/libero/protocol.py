@@ -51,7 +51,7 @@ class Run:
     """Execute actions ``[n, 7]`` until the task succeeds (or through, if ``through``).
 
     look: draw the observation after the last executed step.
-    film: also return an observation's frames after every ``film`` steps; 0 for none.
+    film: also draw and return the observation after every ``film`` steps; 0 for none.
     """
 
     actions: NDArray[np.float64]
@@ -110,7 +110,7 @@ class Reply:
     state: ``[S]`` float64, after the last step. actions: ``[k, 7]`` executed, ``k <= n``.
     success_step: index among the executed steps of the first success, None without.
     succeeded: the task is achieved in the present state.
-    frames: film frames, each ``{image key: [H, W, 3] uint8}``; ``film_gripper``: opening [m] at each.
+    film: observations asked for by ``film``, pictures included.
     model: the MuJoCo model as XML, in answer to Reset only.
     stage: what the expert does at the moment; empty without one. seconds: spent inside the worker.
     """
@@ -120,8 +120,7 @@ class Reply:
     actions: NDArray[np.float64]
     success_step: int | None
     succeeded: bool
-    frames: list[dict[str, NDArray[np.uint8]]] = field(default_factory=list)
-    film_gripper: list[float] = field(default_factory=list)
+    film: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     model: str = ""
     stage: str = ""
     seconds: float = 0.0

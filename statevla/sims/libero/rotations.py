@@ -22,9 +22,7 @@ def axis_angle_of_matrix(rotation: Vector) -> Vector:
     """Rotation matrix ``[3, 3]`` -> axis times angle ``[3]`` [rad], angle in [0, pi]."""
     cosine = np.clip((np.trace(rotation) - 1) / 2, -1.0, 1.0)
     angle = float(np.arccos(cosine))
-    skew = np.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
+    skew = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
     if angle < 1e-8:
         return np.zeros(3)
     if np.pi - angle < 1e-4:  # the skew part vanishes: the axis is the eigenvector, from the largest diagonal entry
@@ -32,7 +30,7 @@ def axis_angle_of_matrix(rotation: Vector) -> Vector:
         axis: Vector = square[:, int(np.argmax(np.diag(square)))]
         axis = axis / np.linalg.norm(axis)
         return angle * (axis if axis @ skew >= 0 else -axis)
-    return angle * skew / (2 * np.sin(angle))
+    return np.asarray(angle * skew / (2 * np.sin(angle)))
 
 
 def axis_angle_of_quaternion(quaternion: Vector) -> Vector:

@@ -92,6 +92,11 @@ class Simulator:
         return self._process.pid
 
     @property
+    def starting(self) -> bool:
+        """Whether the environment has not reported yet; ``scenery`` would wait."""
+        return self._scenery is None
+
+    @property
     def scenery(self) -> Scenery:
         """What the environment says of itself; waits for it to stand.
 
