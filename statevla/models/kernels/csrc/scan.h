@@ -1,0 +1,407 @@
+// Selective scan with softplus in front, skip and gate behind: forward and backward.
+//
+// Lanes are channels, so a state lives in one vector per n and needs no shuffles. A task is one sequence (or a
+// group of its channels when there are few sequences); inside it time goes in chunks, and in a chunk one tile of
+// W channels after another, so that what a tile needs stays in the nearest caches. The backward pass walks the
+// chunks from the last to the first, recomputes the states of a chunk from the kept one, and never holds more.
+//
+// How the work is cut depends on the shape alone, never on the number of threads: results are the same bits for
+// any number of threads.
+
+#pragma once
+#include "abi.h"
+#include "vec.h"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int NB = 16;  // states worked on at once, in registers
+#else
+constexpr int NB = 8;
+#endif
+
+constexpr double LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
+
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Bump allocation inside one scratch block.
+struct Arena {
+    char *at;
+    template <class X> X *take(int64_t count) {
+        X *out = (X *)at;
+        at += (count * int64_t(sizeof(X)) + 63) & ~int64_t(63);
+        return out;
+    }
+};
+
+// One call: the arguments, the padded tables of per-channel numbers, and how the work is cut.
+template <class T> struct Scan {
+    using S = typename Acc<T>::type;
+    using V = Vec<S>;
+    static constexpr int W = Lanes<S>::W;
+
+    const ScanArgs *args;
+    int64_t tiles, padded;             // tiles of W channels; N rounded up to NB
+    int64_t groups, group_tiles;       // channel groups of a sequence
+    int64_t slabs, slab_rows;          // runs of sequences whose parameter gradients are summed together (backward)
+    V *a2;                             // [tiles padded] A * log2(e)
+    V *bias, *skip;                    // [tiles]
+    V *da, *dbias, *dd;                // [slabs tiles padded], [slabs tiles] x2
+    S *db, *dc;                        // [groups B L padded] when groups > 1
+
+    static const T *row(const void *p, int64_t sb, int64_t st, int64_t b, int64_t t) { return (const T *)p + b * sb + t * st; }
+    static T *row(void *p, int64_t sb, int64_t st, int64_t b, int64_t t) { return (T *)p + b * sb + t * st; }
+
+    int lanes(int64_t tile) const { return int(smaller(W, args->E - tile * W)); }
+
+    // Groups so that there are about `wanted` tasks, each with at least `least` tiles.
+    void cut(int64_t wanted, int64_t least) {
+        tiles = ceil_div(args->E, W);
+        padded = ceil_div(args->N, NB) * NB;
+        groups = larger(1, smaller(ceil_div(wanted, args->B), tiles / least));
+        group_tiles = ceil_div(tiles, groups);
+        groups = ceil_div(tiles, group_tiles);
+    }
+
+    void tables(Arena &arena) {
+        a2 = arena.take<V>(tiles * padded);
+        bias = arena.take<V>(tiles);
+        skip = arena.take<V>(tiles);
+        const S *a = (const S *)args->a;
+        const int64_t N = args->N;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int count = lanes(tile);
+            bias[tile] = load((const S *)args->dt_bias + tile * W, count);
+            skip[tile] = load((const S *)args->d + tile * W, count);
+            for (int64_t n = 0; n < padded; n++) {
+                V v = {};
+                if (n < N)
+                    for (int i = 0; i < count; i++) v[i] = a[(tile * W + i) * N + n] * S(LOG2E);
+                a2[tile * padded + n] = v;
+            }
+        }
+    }
+
+    // State of one tile from or to [E N] memory.
+    void state_in(const void *memory, int64_t b, int64_t tile, V *h) const {
+        const int count = lanes(tile);
+        for (int64_t n = 0; n < padded; n++) h[n] = V{};
+        if (!memory) return;
+        const S *from = (const S *)memory + (b * args->E + tile * W) * args->N;
+        for (int64_t n = 0; n < args->N; n++)
+            for (int i = 0; i < count; i++) h[n][i] = from[i * args->N + n];
+    }
+    void state_out(void *memory, int64_t b, int64_t tile, const V *h) const {
+        if (!memory) return;
+        const int count = lanes(tile);
+        S *to = (S *)memory + (b * args->E + tile * W) * args->N;
+        for (int64_t n = 0; n < args->N; n++)
+            for (int i = 0; i < count; i++) to[i * args->N + n] = h[n][i];
+    }
+
+    void rows_in(const void *p, int64_t sb, int64_t st, int64_t b, int64_t t0, int64_t steps, S *to) const {
+        for (int64_t t = 0; t < steps; t++) {
+            const T *from = row(p, sb, st, b, t0 + t);
+            for (int64_t n = 0; n < padded; n++) to[t * padded + n] = n < args->N ? S(widen(from[n])) : S(0);
+        }
+    }
+
+    S *kept(int64_t b, int64_t chunk) const {
+        return (S *)args->kept + (b * ceil_div(args->L, CHUNK) + chunk) * args->N * args->E;
+    }
+
+    // ---- forward ----
+
+    int64_t forward_bytes() const {
+        return int64_t(sizeof(V)) * (group_tiles * padded + 3 * CHUNK) + int64_t(sizeof(S)) * 2 * CHUNK * padded + 512;
+    }
+
+    void forward(int64_t task) const {
+        const ScanArgs &p = *args;
+        const int64_t b = task / groups, first = task % groups * group_tiles;
+        const int64_t last = smaller(tiles, first + group_tiles);
+        Arena arena{(char *)scratch(1, forward_bytes())};
+        if (!arena.at) return;
+        V *state = arena.take<V>(group_tiles * padded);
+        V *delta = arena.take<V>(CHUNK), *drive = arena.take<V>(CHUNK), *y = arena.take<V>(CHUNK);
+        S *brow = arena.take<S>(CHUNK * padded), *crow = arena.take<S>(CHUNK * padded);
+        for (int64_t tile = first; tile < last; tile++) state_in(p.h0, b, tile, state + (tile - first) * padded);
+
+        for (int64_t t0 = 0; t0 < p.L; t0 += CHUNK) {
+            const int64_t steps = smaller(CHUNK, p.L - t0);
+            rows_in(p.b, p.b_b, p.b_t, b, t0, steps, brow);
+            rows_in(p.c, p.c_b, p.c_t, b, t0, steps, crow);
+            for (int64_t tile = first; tile < last; tile++) {
+                const int64_t e = tile * W;
+                const int count = lanes(tile);
+                V *h = state + (tile - first) * padded;
+                if (p.kept)
+                    for (int64_t n = 0; n < p.N; n++) store(kept(b, t0 / CHUNK) + n * p.E + e, h[n], count);
+                for (int64_t t = 0; t < steps; t++) {
+                    V slope, u = load(row(p.u, p.u_b, p.u_t, b, t0 + t) + e, count);
+                    delta[t] = softplus(load(row(p.dt, p.dt_b, p.dt_t, b, t0 + t) + e, count) + bias[tile], slope);
+                    drive[t] = delta[t] * u;
+                    y[t] = skip[tile] * u;
+                }
+                for (int64_t n = 0; n < padded; n += NB) advance(steps, delta, drive, brow + n, crow + n, a2 + tile * padded + n, h + n, y);
+                for (int64_t t = 0; t < steps; t++) {
+                    V z = load(row(p.z, p.z_b, p.z_t, b, t0 + t) + e, count);
+                    store(row(p.out, p.out_b, p.out_t, b, t0 + t) + e, y[t] * (z * sigmoid(z)), count);
+                }
+            }
+        }
+        for (int64_t tile = first; tile < last; tile++) state_out(p.h_last, b, tile, state + (tile - first) * padded);
+    }
+
+    // NB states through one chunk.
+    void advance(int64_t steps, const V *delta, const V *drive, const S *brow, const S *crow, const V *decay, V *state, V *y) const {
+        V h[NB];
+        for (int n = 0; n < NB; n++) h[n] = state[n];
+        for (int64_t t = 0; t < steps; t++) {
+            const V dt = delta[t], du = drive[t];
+            V sum0 = y[t], sum1 = {};
+            const S *bt = brow + t * padded, *ct = crow + t * padded;
+#pragma GCC unroll 16
+            for (int n = 0; n < NB; n += 2) {
+                h[n] = exp2_of_product(dt, decay[n]) * h[n] + du * bt[n];
+                h[n + 1] = exp2_of_product(dt, decay[n + 1]) * h[n + 1] + du * bt[n + 1];
+                sum0 += h[n] * ct[n];
+                sum1 += h[n + 1] * ct[n + 1];
+            }
+            y[t] = sum0 + sum1;
+        }
+        for (int n = 0; n < NB; n++) state[n] = h[n];
+    }
+
+    // ---- backward ----
+
+    struct Chunk {  // what one tile needs of one chunk
+        V delta[CHUNK], drive[CHUNK], u[CHUNK], slope[CHUNK], dy[CHUNK], gate_slope[CHUNK], y[CHUNK], by_b[CHUNK], by_a[CHUNK];
+        V h[(CHUNK + 1) * NB], decay[CHUNK * NB];
+    };
+
+    int64_t backward_bytes() const {
+        return int64_t(sizeof(Chunk)) + int64_t(sizeof(V)) * (group_tiles * padded + 2 * CHUNK * padded) +
+               int64_t(sizeof(S)) * 2 * CHUNK * padded + 512;
+    }
+
+    void backward(int64_t task) const {
+        const ScanArgs &p = *args;
+        const int64_t slab = task / groups, group = task % groups, first = group * group_tiles;
+        const int64_t last = smaller(tiles, first + group_tiles);
+        Arena arena{(char *)scratch(1, backward_bytes())};
+        if (!arena.at) return;
+        Chunk *k = arena.take<Chunk>(1);
+        V *carried = arena.take<V>(group_tiles * padded);
+        V *db_lanes = arena.take<V>(CHUNK * padded), *dc_lanes = arena.take<V>(CHUNK * padded);
+        S *brow = arena.take<S>(CHUNK * padded), *crow = arena.take<S>(CHUNK * padded);
+        V *da_sum = da + slab * tiles * padded, *dbias_sum = dbias + slab * tiles, *dd_sum = dd + slab * tiles;
+        for (int64_t i = first * padded; i < last * padded; i++) da_sum[i] = V{};
+        for (int64_t i = first; i < last; i++) dbias_sum[i] = dd_sum[i] = V{};
+
+        for (int64_t b = slab * slab_rows; b < smaller(p.B, (slab + 1) * slab_rows); b++) {
+            for (int64_t tile = first; tile < last; tile++) state_in(p.dh_last, b, tile, carried + (tile - first) * padded);
+            for (int64_t chunk = ceil_div(p.L, CHUNK) - 1; chunk >= 0; chunk--) {
+                const int64_t t0 = chunk * CHUNK, steps = smaller(CHUNK, p.L - t0);
+                rows_in(p.b, p.b_b, p.b_t, b, t0, steps, brow);
+                rows_in(p.c, p.c_b, p.c_t, b, t0, steps, crow);
+                for (int64_t i = 0; i < steps * padded; i++) db_lanes[i] = dc_lanes[i] = V{};
+                for (int64_t tile = first; tile < last; tile++) {
+                    chunk_in(b, t0, steps, tile, *k);
+                    for (int64_t n = 0; n < padded; n += NB) {
+                        recompute(b, chunk, steps, tile, n, brow + n, crow + n, *k, dc_lanes + n);
+                        reverse(steps, brow + n, crow + n, a2 + tile * padded + n, *k, db_lanes + n,
+                                da_sum + tile * padded + n, carried + (tile - first) * padded + n);
+                    }
+                    chunk_out(b, t0, steps, tile, *k, dbias_sum[tile], dd_sum[tile]);
+                }
+                lanes_out(db_lanes, group, b, t0, steps, p.db, p.db_b, p.db_t, db);
+                lanes_out(dc_lanes, group, b, t0, steps, p.dc, p.dc_b, p.dc_t, dc);
+            }
+            for (int64_t tile = first; tile < last; tile++) state_out(p.dh0, b, tile, carried + (tile - first) * padded);
+        }
+    }
+
+    void chunk_in(int64_t b, int64_t t0, int64_t steps, int64_t tile, Chunk &k) const {
+        const ScanArgs &p = *args;
+        const int64_t e = tile * W;
+        const int count = lanes(tile);
+        for (int64_t t = 0; t < steps; t++) {
+            const V u = load(row(p.u, p.u_b, p.u_t, b, t0 + t) + e, count);
+            const V z = load(row(p.z, p.z_b, p.z_t, b, t0 + t) + e, count);
+            const V dout = load(row(p.dout, p.dout_b, p.dout_t, b, t0 + t) + e, count);
+            k.delta[t] = softplus(load(row(p.dt, p.dt_b, p.dt_t, b, t0 + t) + e, count) + bias[tile], k.slope[t]);
+            k.u[t] = u;
+            k.drive[t] = k.delta[t] * u;
+            const V s = sigmoid(z);
+            k.dy[t] = dout * (z * s);
+            k.gate_slope[t] = dout * (s * (S(1) + z * (S(1) - s)));
+            k.y[t] = skip[tile] * u;
+            k.by_b[t] = k.by_a[t] = V{};
+        }
+    }
+
+    // States and decays of a chunk, once more; also y, and dL/dC.
+    void recompute(int64_t b, int64_t chunk, int64_t steps, int64_t tile, int64_t n0, const S *brow, const S *crow, Chunk &k, V *dc_lanes) const {
+        V h[NB];
+        const S *from = kept(b, chunk) + tile * W;
+        for (int n = 0; n < NB; n++) {
+            h[n] = n0 + n < args->N ? load(from + (n0 + n) * args->E, lanes(tile)) : V{};
+            k.h[n] = h[n];
+        }
+        const V *decay = a2 + tile * padded + n0;
+        for (int64_t t = 0; t < steps; t++) {
+            const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
+            V sum0 = k.y[t], sum1 = {};
+            const S *bt = brow + t * padded, *ct = crow + t * padded;
+            V *dct = dc_lanes + t * padded, *ht = k.h + (t + 1) * NB, *at = k.decay + t * NB;
+#pragma GCC unroll 16
+            for (int n = 0; n < NB; n++) {
+                at[n] = exp2_of_product(dt, decay[n]);
+                h[n] = at[n] * h[n] + du * bt[n];
+                ht[n] = h[n];
+                dct[n] += dy * h[n];
+                if (n & 1) sum1 += h[n] * ct[n]; else sum0 += h[n] * ct[n];
+            }
+            k.y[t] = sum0 + sum1;
+        }
+    }
+
+    // g[t] = dL/dh[t] = dy[t] C[t] + a[t+1] g[t+1]; `carried` is a[t+1] g[t+1] across chunks.
+    void reverse(int64_t steps, const S *brow, const S *crow, const V *decay, Chunk &k, V *db_lanes, V *da_sum, V *carried) const {
+        V next[NB];
+        for (int n = 0; n < NB; n++) next[n] = carried[n];
+        for (int64_t t = steps - 1; t >= 0; t--) {
+            const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
+            V by_b = k.by_b[t], by_a = k.by_a[t];
+            const S *bt = brow + t * padded, *ct = crow + t * padded;
+            V *dbt = db_lanes + t * padded;
+            const V *before = k.h + t * NB, *at = k.decay + t * NB;
+#pragma GCC unroll 16
+            for (int n = 0; n < NB; n++) {
+                const V g = dy * ct[n] + next[n];
+                dbt[n] += g * du;
+                by_b += g * bt[n];
+                next[n] = at[n] * g;
+                const V w = next[n] * before[n];  // dL/d(dt A)
+                by_a += w * decay[n];
+                da_sum[n] += w * dt;
+            }
+            k.by_b[t] = by_b;
+            k.by_a[t] = by_a;
+        }
+        for (int n = 0; n < NB; n++) carried[n] = next[n];
+    }
+
+    void chunk_out(int64_t b, int64_t t0, int64_t steps, int64_t tile, const Chunk &k, V &dbias_sum, V &dd_sum) const {
+        const ScanArgs &p = *args;
+        const int64_t e = tile * W;
+        const int count = lanes(tile);
+        V bias_part = {}, skip_part = {};
+        for (int64_t t = 0; t < steps; t++) {
+            const V ddt = (k.u[t] * k.by_b[t] + S(LN2) * k.by_a[t]) * k.slope[t];
+            store(row(p.du, p.du_b, p.du_t, b, t0 + t) + e, k.delta[t] * k.by_b[t] + k.dy[t] * skip[tile], count);
+            store(row(p.ddt, p.ddt_b, p.ddt_t, b, t0 + t) + e, ddt, count);
+            store(row(p.dz, p.dz_b, p.dz_t, b, t0 + t) + e, k.y[t] * k.gate_slope[t], count);
+            bias_part += ddt;
+            skip_part += k.dy[t] * k.u[t];
+        }
+        dbias_sum += bias_part;
+        dd_sum += skip_part;
+    }
+
+    // Sum over the lanes; straight to the gradient when one group has all channels, else to the group's part.
+    void lanes_out(V *lanes_of, int64_t group, int64_t b, int64_t t0, int64_t steps, void *out, int64_t sb, int64_t st, S *parts) const {
+        for (int64_t t = 0; t < steps; t++)
+            for (int64_t n = 0; n < args->N; n += W) {
+                V v[W];
+                for (int i = 0; i < W; i++) v[i] = n + i < padded ? lanes_of[t * padded + n + i] : V{};
+                const V sums = sums_of<S>(v);
+                const int count = int(smaller(W, args->N - n));
+                if (groups == 1) store(row(out, sb, st, b, t0 + t) + n, sums, count);
+                else store(parts + ((group * args->B + b) * args->L + t0 + t) * padded + n, sums, count);
+            }
+    }
+
+    // ---- backward, second pass: fixed-order sums of the tasks' parts ----
+
+    void finish_tile(int64_t tile) const {
+        const int count = lanes(tile);
+        V bias_part = {}, skip_part = {};
+        for (int64_t s = 0; s < slabs; s++) {
+            bias_part += dbias[s * tiles + tile];
+            skip_part += dd[s * tiles + tile];
+        }
+        store((S *)args->ddt_bias + tile * W, bias_part, count);
+        store((S *)args->dd + tile * W, skip_part, count);
+        for (int64_t n = 0; n < args->N; n++) {
+            V v = {};
+            for (int64_t s = 0; s < slabs; s++) v += da[(s * tiles + tile) * padded + n];
+            for (int i = 0; i < count; i++) ((S *)args->da)[(tile * W + i) * args->N + n] = v[i];
+        }
+    }
+
+    void finish_row(int64_t b) const {
+        const int64_t plane = args->B * args->L * padded;
+        for (int64_t t = 0; t < args->L; t++)
+            for (int64_t n = 0; n < args->N; n += W) {
+                const int count = int(smaller(W, args->N - n));
+                const int64_t at = (b * args->L + t) * padded + n;
+                V vb = {}, vc = {};
+                for (int64_t g = 0; g < groups; g++) {
+                    vb += load(db + g * plane + at, count);
+                    vc += load(dc + g * plane + at, count);
+                }
+                store(row(args->db, args->db_b, args->db_t, b, t) + n, vb, count);
+                store(row(args->dc, args->dc_b, args->dc_t, b, t) + n, vc, count);
+            }
+    }
+};
+
+template <class T> int scan_forward(const ScanArgs *args) {
+    Scan<T> scan;
+    scan.args = args;
+    if (args->B == 0 || args->E == 0) return 0;
+    scan.cut(16, 2);
+    using V = typename Scan<T>::V;
+    Arena arena{(char *)scratch(0, int64_t(sizeof(V)) * scan.tiles * (scan.padded + 2) + 512)};
+    if (!arena.at) return 1;
+    scan.tables(arena);
+    run_tasks(args->threads, args->B * scan.groups, [](void *context, int64_t task) {
+        FlushDenormals flush;
+        ((Scan<T> *)context)->forward(task);
+    }, &scan);
+    return 0;
+}
+
+template <class T> int scan_backward(const ScanArgs *args) {
+    Scan<T> scan;
+    scan.args = args;
+    if (args->B == 0 || args->E == 0) return 0;
+    scan.cut(4, 4);
+    scan.slab_rows = ceil_div(args->B, 64);
+    scan.slabs = ceil_div(args->B, scan.slab_rows);
+    using V = typename Scan<T>::V;
+    using S = typename Scan<T>::S;
+    const int64_t parts = scan.groups == 1 ? 0 : scan.groups * args->B * args->L * scan.padded;
+    Arena arena{(char *)scratch(0, int64_t(sizeof(V)) * (scan.slabs + 1) * scan.tiles * (scan.padded + 2) + 2 * parts * int64_t(sizeof(S)) + 1024)};
+    if (!arena.at) return 1;
+    scan.tables(arena);
+    scan.da = arena.take<V>(scan.slabs * scan.tiles * scan.padded);
+    scan.dbias = arena.take<V>(scan.slabs * scan.tiles);
+    scan.dd = arena.take<V>(scan.slabs * scan.tiles);
+    scan.db = arena.take<S>(parts);
+    scan.dc = arena.take<S>(parts);
+    run_tasks(args->threads, scan.slabs * scan.groups, [](void *context, int64_t task) {
+        FlushDenormals flush;
+        ((Scan<T> *)context)->backward(task);
+    }, &scan);
+    run_tasks(args->threads, scan.tiles, [](void *context, int64_t tile) { ((Scan<T> *)context)->finish_tile(tile); }, &scan);
+    if (scan.groups > 1)
+        run_tasks(args->threads, args->B, [](void *context, int64_t b) { ((Scan<T> *)context)->finish_row(b); }, &scan);
+    return 0;
+}
+
+}  // namespace
