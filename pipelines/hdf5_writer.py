@@ -45,6 +45,10 @@ class Demo:
     """[T + 1, 3], rad"""
     model_file: str
     """The simulator's model XML, which gives the addresses of joints in ``states``"""
+    ee_quaternion: Floats | None = None
+    """[T + 1, 4], (x, y, z, w), where the simulator gives it: LIBERO's ``robot_states`` hold it; None: computed"""
+    attrs: tuple[tuple[str, int], ...] = ()
+    """Further numbers to keep with the demonstration, such as the initial state it starts from"""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ def _write_demo(group: h5py.Group, demo: Demo, align: Align) -> int:
     group.attrs["init_state"] = demo.states[0]
     group.attrs["model_file"] = demo.model_file
     group.attrs["num_samples"] = steps
+    for name, number in demo.attrs:
+        group.attrs[name] = number
+    orientation = quaternions(turn) if demo.ee_quaternion is None else demo.ee_quaternion[seen]
     datasets = {
         "actions": demo.actions,
         "dones": end,
@@ -120,7 +127,7 @@ def _write_demo(group: h5py.Group, demo: Demo, align: Align) -> int:
         "obs/gripper_states": fingers,
         "obs/joint_states": demo.joints[seen],
         "rewards": end,
-        "robot_states": np.concatenate([fingers, position, quaternions(turn)], 1),
+        "robot_states": np.concatenate([fingers, position, orientation], 1),
         "states": demo.states,
     }
     for name, array in datasets.items():
