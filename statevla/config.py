@@ -129,7 +129,7 @@ class Config:
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "model.vision": ("conv", "siglip"),
     "model.policy_context": ("z", "z+tokens"),
-    "model.mamba_backend": ("auto", "cuda", "triton", "cpu", "reference"),
+    "model.mamba_backend": ("auto", "cuda", "triton", "cpu", "loop", "reference"),
     "training.schedule": ("constant", "cosine"),
     "training.precision": ("auto", "fp32", "bf16"),
 }

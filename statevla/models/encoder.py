@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from statevla.batch import ObservationBatch
 from statevla.config import ModelConfig
 from statevla.models.mamba import Mamba
-from statevla.models.standardize import ActionAndStateStatistics
 from statevla.models.tokenizer import Backbone, Tokenizer
+from stores.norm import Normalization
 
 NORM_EPS = 1e-5
 
@@ -73,7 +73,7 @@ class StateEncoder(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        statistics: ActionAndStateStatistics | None = None,
+        statistics: Normalization | None = None,
         backbone: Backbone | None = None,
     ) -> None:
         super().__init__()

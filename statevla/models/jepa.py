@@ -12,8 +12,9 @@ from statevla.config import Config
 from statevla.models.encoder import StateEncoder
 from statevla.models.losses import LossParts, masked_mse, mean_std, variance_covariance
 from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_update
-from statevla.models.standardize import ActionAndStateStatistics, standardize_action
+from statevla.models.standardize import Standardize
 from statevla.models.tokenizer import Backbone
+from stores.norm import Normalization
 
 
 class JepaModel(nn.Module):
@@ -22,7 +23,7 @@ class JepaModel(nn.Module):
     def __init__(
         self,
         config: Config,
-        statistics: ActionAndStateStatistics | None = None,
+        statistics: Normalization | None = None,
         backbone: Backbone | None = None,
     ) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class JepaModel(nn.Module):
         self.target.load_state_dict(self.encoder.state_dict())
         self.target.requires_grad_(False)
         self.predictor = TemporalPredictor(config.model)
-        self.standardize_action = standardize_action(statistics)
+        self.standardize_action = Standardize("action", statistics)
         self.inverse = InverseDynamics(config.model) if self.options.inverse_dynamics_weight > 0 else None
 
     def forward(self, batch: Batch) -> LossParts:

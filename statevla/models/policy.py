@@ -15,7 +15,8 @@ from statevla.models.encoder import Encoded, StateEncoder
 from statevla.models.flow import FlowPolicy, euler, interpolate, velocity_target
 from statevla.models.gripper import GripperClassifier, command, is_closing
 from statevla.models.losses import LossParts, masked_bce, masked_mse
-from statevla.models.standardize import ActionAndStateStatistics, standardize_action
+from statevla.models.standardize import Standardize
+from stores.norm import Normalization
 from stores.schema import POSE_DIMS
 
 
@@ -39,16 +40,14 @@ def draw_noise(rows: int, chunk: int, generator: torch.Generator, device: torch.
 class PolicyModel(nn.Module):
     """encoder (frozen), flow, gripper. Its state dict is a whole policy: statistics too, the vision backbone not."""
 
-    def __init__(
-        self, config: Config, encoder: StateEncoder, statistics: ActionAndStateStatistics | None = None
-    ) -> None:
+    def __init__(self, config: Config, encoder: StateEncoder, statistics: Normalization | None = None) -> None:
         super().__init__()
         self.config = config.model
         self.gripper_weight = config.training.phase2.gripper_weight
         self.encoder = encoder.requires_grad_(False)
         self.flow = FlowPolicy(config.model)
         self.gripper = GripperClassifier(config.model)
-        self.standardize_action = standardize_action(statistics)
+        self.standardize_action = Standardize("action", statistics)
 
     @torch.no_grad()
     def encode(self, obs: ObservationBatch) -> Encoded:

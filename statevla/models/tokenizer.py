@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from statevla.batch import ObservationBatch
 from statevla.config import ModelConfig
-from statevla.models.standardize import ActionAndStateStatistics, standardize_robot_state
+from statevla.models.standardize import Standardize
 from stores.errors import ObsSpecMismatch, UsageError
+from stores.norm import Normalization
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
 
 MODALITIES: Final = ("language", "robot_state", *CAMERAS)
@@ -30,6 +31,15 @@ class Backbone(Protocol):
     """A frozen vision backbone: not counted, not trained, not in a checkpoint (its name and revision are)."""
 
     def patch_features(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P V"]: ...
+
+
+def load_backbone(config: ModelConfig, device: torch.device) -> Backbone | None:
+    """The frozen backbone that the configuration names, on `device`; None for ``vision: conv``. Raises UsageError."""
+    if config.vision == "conv":
+        return None
+    from statevla.encoders.siglip import load_siglip  # transformers takes seconds to import
+
+    return load_siglip(config.vision_model).to(device)
 
 
 def embedding(*shape: int) -> nn.Parameter:
@@ -108,14 +118,14 @@ class Tokenizer(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        statistics: ActionAndStateStatistics | None = None,
+        statistics: Normalization | None = None,
         backbone: Backbone | None = None,
     ) -> None:
         super().__init__()
         width, patches = config.width, config.patches
         self.vision = ConvVision(config) if config.vision == "conv" else SiglipVision(config, backbone)
         self.language = nn.Linear(LANGUAGE_DIM, width)
-        self.standardize_robot_state = standardize_robot_state(statistics)
+        self.standardize_robot_state = Standardize("robot_state", statistics)
         self.robot = nn.Sequential(nn.Linear(ROBOT_STATE_DIM, width), nn.GELU(), nn.Linear(width, width))
         self.position_language = embedding(1, width)
         self.position_robot = embedding(1, width)
