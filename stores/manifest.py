@@ -19,7 +19,6 @@ from stores.storage import Storage, open_storage
 
 MANIFEST: Final = "manifest.json"
 SEAL: Final = "sha256"
-_PIECE: Final = 1 << 20
 _COUNTS: Final = ("episodes", "frames", "steps", "segments", "bytes", "quarantined")
 
 
@@ -67,11 +66,15 @@ class Manifest:
         ordered = sorted(self.objects, key=lambda item: item.path)
         return durable.json_bytes(seal({**asdict(self), "objects": [asdict(item) for item in ordered]}))
 
+    def hash(self) -> str:
+        """What `manifest_hash` gives of the store where this is saved."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
     @classmethod
     def load(cls, root: Path | str | Storage) -> "Manifest":
         """Read and check it. Raises StoreMissing, StoreCorrupt, or StoreError on a schema version of another time."""
         storage = open_storage(root)
-        return cls.from_bytes(_read(storage), f"{storage.root}: {MANIFEST}")
+        return cls.from_bytes(read_manifest(storage), f"{storage.root}: {MANIFEST}")
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Manifest":
@@ -95,20 +98,14 @@ class Manifest:
             }
         )
 
-    def object(self, path: str) -> StoreObject:
-        """The object of that path. Raises StoreMissing when the manifest does not name it."""
-        for item in self.objects:
-            if item.path == path:
-                return item
-        raise StoreMissing(f"{path} is not in the store's manifest")
-
 
 def manifest_hash(root: Path | str | Storage) -> str:
     """sha256 (hex) of manifest.json's bytes: the identity of a store's content."""
-    return hashlib.sha256(_read(open_storage(root))).hexdigest()
+    return hashlib.sha256(read_manifest(open_storage(root))).hexdigest()
 
 
-def _read(storage: Storage) -> bytes:
+def read_manifest(storage: Storage) -> bytes:
+    """Bytes of the manifest. Raises StoreMissing when there is none: `storage` is then no store."""
     try:
         return storage.read(MANIFEST)
     except StoreMissing as error:
@@ -139,12 +136,17 @@ def read_sealed(data: bytes, where: str) -> dict[str, Any]:
 
 def hash_object(root: Path | str, path: str) -> StoreObject:
     """Size and sha256 of the file `path` (with '/') below `root`."""
+    size, digest = hash_stream(open_storage(Path(root)).pieces(path))
+    return StoreObject(path, size, digest)
+
+
+def hash_stream(pieces: Iterable[bytes]) -> tuple[int, str]:
+    """(bytes, sha256 in hex) of the pieces of an object."""
     digest, size = hashlib.sha256(), 0
-    with Path(root, path).open("rb") as handle:
-        while piece := handle.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return StoreObject(path, size, digest.hexdigest())
+    for piece in pieces:
+        digest.update(piece)
+        size += len(piece)
+    return size, digest.hexdigest()
 
 
 def hash_objects(root: Path | str, paths: Iterable[str], threads: int = 2) -> list[StoreObject]:

@@ -93,7 +93,10 @@ def quantiles(values: NDArray[Any], levels: Sequence[float] = (0.01, 0.99)) -> N
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one field, per dimension. std is of the population (divided by n)."""
+    """Of one field, per dimension.
+
+    std: of the population (divided by n); 1 where that is below `CONSTANT_STD`, so that dividing by it is always safe.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -106,7 +109,7 @@ class Statistics:
     @classmethod
     def of(cls, moments: Moments, q01_q99: NDArray[np.float64]) -> "Statistics":
         """From merged moments and `quantiles` [2, D]."""
-        std = np.sqrt(moments.m2 / moments.count)
+        std = _scale(np.sqrt(moments.m2 / moments.count))
         columns = (moments.mean, std, moments.min, moments.max, q01_q99[0], q01_q99[1])
         mean, spread, low, high, q01, q99 = (tuple(float(x) for x in column) for column in columns)
         return cls(mean, spread, low, high, q01, q99, moments.count)
@@ -136,7 +139,11 @@ class Statistics:
             shift, scale = (low + high) / 2, (high - low) / 2
         else:
             raise UsageError(f"normalization mode: expected one of {MODES}, got {mode!r}")
-        return shift, np.where(scale < CONSTANT_STD, 1.0, scale)
+        return shift, _scale(scale)
+
+
+def _scale(spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(spread < CONSTANT_STD, 1.0, spread)
 
 
 @dataclass(frozen=True)

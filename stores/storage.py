@@ -4,10 +4,13 @@ A name is a path below the root with ``/``. No handle is kept open between calls
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from stores.errors import StoreCorrupt, StoreError, StoreMissing
+
+PIECE: Final = 1 << 20
 
 
 class Storage(Protocol):
@@ -20,6 +23,9 @@ class Storage(Protocol):
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises StoreMissing, or StoreCorrupt when the object is shorter."""
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The whole object in pieces of bounded size, for hashing. Raises StoreMissing."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every object below the root."""
@@ -52,6 +58,14 @@ class LocalStorage:
         finally:
             os.close(descriptor)
         return _exact(data, self.root, name, offset, size)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        try:
+            with Path(self.root, name).open("rb", buffering=0) as handle:
+                while piece := handle.read(PIECE):
+                    yield piece
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise _missing(self.root, name) from error
 
     def sizes(self) -> dict[str, int]:
         found = {}
@@ -86,6 +100,14 @@ class RemoteStorage:
         except FileNotFoundError as error:
             raise _missing(self.root, name) from error
         return _exact(data, self.root, name, offset, size)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        try:
+            with self._fs.open(f"{self._path}/{name}", "rb", block_size=8 * PIECE) as handle:
+                while piece := handle.read(PIECE):
+                    yield piece
+        except FileNotFoundError as error:
+            raise _missing(self.root, name) from error
 
     def sizes(self) -> dict[str, int]:
         base = self._path.rstrip("/") + "/"

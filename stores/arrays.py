@@ -1,0 +1,208 @@
+"""Zarr v3 arrays whose every chunk must exist and match its crc32c.
+
+Legend: N rows (first axis), R rows a chunk, M number of chunks.
+
+An array is cut along its first axis only; chunk m holds rows m R … (m + 1) R - 1, the last one padded with zeros as
+Zarr wants it. Codecs are ``bytes`` (little endian) and ``crc32c``, so a chunk is the rows in C order and four bytes of
+checksum. Any Zarr v3 reader opens them. They are written and read here directly, because Zarr's own stores rename
+without fsync, and read a chunk that is missing or empty as zeros.
+
+One writer a chunk: regions handed to different writers start at multiples of R.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from stores import durable
+from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.storage import Storage, open_storage
+
+METADATA: Final = "zarr.json"
+_TYPES: Final = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
+_CRC_BYTES: Final = 4
+
+ReadObject = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape [N, …], dtype name and rows a chunk of one array. Raises UsageError when they make no sense."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    chunk: int
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _TYPES or not self.shape or min(self.shape) < 0 or self.chunk < 1:
+            raise UsageError(f"array: expected a dtype of {_TYPES}, a shape [N, ...] and chunk >= 1, got {self}")
+
+    @property
+    def chunks(self) -> int:
+        """M."""
+        return -(-self.shape[0] // self.chunk)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk object, checksum included."""
+        return self.chunk * self.row_bytes + _CRC_BYTES
+
+    def chunk_name(self, m: int) -> str:
+        """Object name of chunk m below the array: Zarr's default key encoding."""
+        return "c/" + "/".join([str(m), *("0" for _ in self.shape[1:])])
+
+    def metadata(self) -> dict[str, Any]:
+        """Contents of the array's zarr.json."""
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [self.chunk, *self.shape[1:]]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": False if self.dtype == "bool" else 0 if "int" in self.dtype else 0.0,
+            "codecs": _codecs(self.dtype),
+            "attributes": {},
+            "storage_transformers": [],
+        }
+
+
+def _codecs(dtype: str) -> list[dict[str, Any]]:
+    if np.dtype(dtype).itemsize == 1:  # Zarr takes no byte order for single bytes
+        return [{"name": "bytes"}, {"name": "crc32c"}]
+    return [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+def create_group(root: Path | str, attributes: dict[str, Any] | None = None) -> None:
+    """Write the metadata of a group at folder `root`."""
+    fields = {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}
+    durable.write_json(Path(root, METADATA), fields)
+
+
+def create(root: Path | str, name: str, shape: tuple[int, ...], dtype: str, chunk: int) -> ArraySpec:
+    """Write the metadata of array `name` below group folder `root`; it is complete when every chunk is written."""
+    spec = ArraySpec(tuple(shape), dtype, chunk)
+    durable.write_json(Path(root, name, METADATA), spec.metadata())
+    return spec
+
+
+def write_region(root: Path | str, name: str, spec: ArraySpec, start: int, values: NDArray[Any]) -> list[str]:
+    """Write rows start … start + len(values) - 1, each chunk atomically; returns the chunks' names below `root`.
+
+    Raises UsageError when `start` is no multiple of the chunk, the end is neither one nor N, or the dtype or row shape
+    is another.
+    """
+    stop = start + len(values)
+    if (
+        start % spec.chunk
+        or not (stop % spec.chunk == 0 or stop == spec.shape[0])
+        or not 0 <= start <= stop <= spec.shape[0]
+    ):
+        raise UsageError(
+            f"{name}: rows {start} to {stop} of {spec.shape[0]} are not whole chunks of {spec.chunk} rows; "
+            "two writers would share a chunk"
+        )
+    if values.dtype != np.dtype(spec.dtype) or values.shape[1:] != spec.shape[1:]:
+        raise UsageError(
+            f"{name}: expected {spec.dtype} rows of {list(spec.shape[1:])}, got {values.dtype} {list(values.shape[1:])}"
+        )
+    written = []
+    for begin in range(0, len(values), spec.chunk):
+        rows = np.ascontiguousarray(values[begin : begin + spec.chunk], values.dtype.newbyteorder("<"))
+        data = rows.tobytes().ljust(spec.chunk_bytes - _CRC_BYTES, b"\0")
+        object_name = f"{name}/{spec.chunk_name((start + begin) // spec.chunk)}"
+        durable.write_bytes(Path(root, object_name), data + google_crc32c.value(data).to_bytes(_CRC_BYTES, "little"))
+        written.append(object_name)
+    return written
+
+
+def write_array(root: Path | str, name: str, values: NDArray[Any], chunk: int) -> None:
+    """`create` and write the whole of `values`."""
+    write_region(root, name, create(root, name, values.shape, values.dtype.name, chunk), 0, values)
+
+
+@dataclass(frozen=True)
+class CheckedArray:
+    """An array for reading, which raises instead of inventing rows. `where` names it in errors."""
+
+    name: str
+    where: str
+    spec: ArraySpec
+    _read: ReadObject
+
+    def chunk(self, m: int) -> NDArray[Any]:
+        """Rows of chunk m, padding cut off; read-only. Raises StoreCorrupt naming array and chunk."""
+        spec = self.spec
+        name = f"{self.name}/{spec.chunk_name(m)}"
+        try:
+            data = self._read(name)
+        except StoreMissing as error:
+            raise StoreCorrupt(f"{self.where}: chunk {name} is missing") from error
+        if len(data) != spec.chunk_bytes:
+            raise StoreCorrupt(f"{self.where}: chunk {name}: expected {spec.chunk_bytes} bytes, got {len(data)}")
+        body = data[:-_CRC_BYTES]
+        if google_crc32c.value(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+            raise StoreCorrupt(f"{self.where}: chunk {name}: its content does not match its crc32c")
+        count = min(spec.chunk, spec.shape[0] - m * spec.chunk)
+        dtype = np.dtype(spec.dtype).newbyteorder("<")
+        rows = np.frombuffer(body, dtype, count * spec.row_bytes // dtype.itemsize)
+        return rows.reshape(count, *spec.shape[1:])
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows start … stop - 1 (default: all). Raises UsageError outside the array, StoreCorrupt on a broken chunk."""
+        stop = self.spec.shape[0] if stop is None else stop
+        if not 0 <= start <= stop <= self.spec.shape[0]:
+            raise UsageError(f"{self.where}: {self.name} has {self.spec.shape[0]} rows, asked for {start} to {stop}")
+        out = np.empty((stop - start, *self.spec.shape[1:]), self.spec.dtype)
+        size = self.spec.chunk
+        for m in range(start // size, -(-stop // size)):
+            begin = m * size
+            low, high = max(start, begin), min(stop, begin + size)
+            out[low - start : high - start] = self.chunk(m)[low - begin : high - begin]
+        return out
+
+
+def open_checked(
+    root: Path | str | Storage, name: str, expected: ArraySpec | None = None, read: ReadObject | None = None
+) -> CheckedArray:
+    """Array `name` (path below `root`, such as "frames.zarr/action").
+
+    expected: the shape, dtype and chunk that it must have. read: how to get an object, when not plainly from `root`.
+    Raises StoreMissing without metadata, StoreCorrupt when the metadata is not what `create` writes.
+    """
+    storage = open_storage(root)
+    read = read or storage.read
+    try:
+        fields = json.loads(read(f"{name}/{METADATA}"))
+        spec = ArraySpec(
+            tuple(fields["shape"]), fields["data_type"], fields["chunk_grid"]["configuration"]["chunk_shape"][0]
+        )
+        known = fields == spec.metadata()
+    except (ValueError, KeyError, TypeError, IndexError, UsageError) as error:
+        raise StoreCorrupt(f"{storage.root}: {name}/{METADATA}: not the metadata of an array: {error!r}") from error
+    if not known or (expected is not None and spec != expected):
+        raise StoreCorrupt(f"{storage.root}: {name}/{METADATA}: expected {expected or spec.metadata()}, got {fields}")
+    return CheckedArray(name, storage.root, spec, read)
+
+
+def missing_chunks(root: Path | str | Storage, name: str) -> list[str]:
+    """Chunks of array `name` that are not there, without reading any: what an interrupted writer still has to do."""
+    storage = open_storage(root)
+    spec = open_checked(storage, name).spec
+    there = storage.sizes()
+    names = (f"{name}/{spec.chunk_name(m)}" for m in range(spec.chunks))
+    return [chunk for chunk in names if there.get(chunk) != spec.chunk_bytes]

@@ -1,0 +1,269 @@
+"""Opening a store, and reading its segments and frames from a folder or a URL.
+
+Nothing here returns zeros, skips or substitutes: an object that is missing, short or altered raises, by name.
+Opening checks manifest, index tables and language cache by sha256; a segment is checked by size, crc32 and member table
+when it is read, frames by sha256 and crc32c. `stores.verify` checks everything.
+
+Legend: n steps of a segment, O its observations (n or n + 1), K chunk, C cameras, H height, W width, N frames.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stores.embeddings import LANGUAGE_FILE, LanguageCache
+from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.frames import read_frames
+from stores.images import decode_image
+from stores.manifest import MANIFEST, Manifest, StoreObject, read_manifest
+from stores.norm import Normalization, load_stats
+from stores.npy import decode_npy
+from stores.schema import ACTION_DIM, CAMERAS, EPISODES, ROBOT_STATE_DIM, SEGMENTS
+from stores.segments import image_name
+from stores.shards import read_segment
+from stores.storage import Storage, open_storage
+from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, columns, parse_table
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment, images still encoded.
+
+    images: encoded bytes by camera, O each. robot_state: float32 [O, 9]. action: float32 [n + K - 1, 7].
+    is_pad: bool [n + K - 1]. where: for errors.
+    """
+
+    where: str
+    key: str
+    images: dict[str, tuple[bytes, ...]]
+    robot_state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    is_pad: NDArray[np.bool_]
+    raw_meta: bytes
+    codec: str
+    image_size: tuple[int, int]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The segment's JSON member."""
+        fields: dict[str, Any] = json.loads(self.raw_meta)
+        return fields
+
+    def decode(self, cameras: Sequence[str] = CAMERAS, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """uint8 RGB [O, C, H, W, 3], into contiguous `out` when given. Raises StoreCorrupt naming the image."""
+        shape = (len(self.robot_state), len(cameras), *self.image_size, 3)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise UsageError(f"{self.where}: images need contiguous uint8 {list(shape)}, got {out.dtype} {out.shape}")
+        for c, camera in enumerate(cameras):
+            if camera not in self.images:
+                raise UsageError(f"camera: expected one of {sorted(self.images)}, got {camera!r}")
+            for t, data in enumerate(self.images[camera]):
+                name = f"{self.where}, {image_name(camera, t, self.codec)}"
+                decode_image(data, self.codec, out[t, c], name)
+        return out
+
+
+@dataclass(frozen=True)
+class _SegmentIndex:
+    """segments.parquet as flat arrays; `start` [segments + 1] cuts the member columns; names are rows of `names`."""
+
+    shard: NDArray[Any]
+    key: NDArray[Any]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    crc32: NDArray[np.uint32]
+    start: NDArray[np.int64]
+    names: list[str]
+    member_name: NDArray[np.int32]
+    member_offset: NDArray[np.int64]
+    member_size: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """An open store; immutable, usable from any thread.
+
+    root: path or URL. episodes, segments: the index tables (`stores.schema`).
+    """
+
+    storage: Storage
+    manifest: Manifest
+    manifest_hash: str
+    episodes: pa.Table
+    segments: pa.Table
+
+    @classmethod
+    def open(cls, root: Path | str | Storage, **options: Any) -> "Store":
+        """Open the store at a path or fsspec URL (`options` go to fsspec).
+
+        Raises StoreMissing when it is none, StoreCorrupt when an index is not as the manifest says, StoreError on
+        another schema version.
+        """
+        storage = open_storage(root, **options)
+        data = read_manifest(storage)
+        manifest = Manifest.from_bytes(data, f"{storage.root}: {MANIFEST}")
+        tables = {}
+        for name, schema in ((EPISODES_FILE, EPISODES), (SEGMENTS_FILE, SEGMENTS)):
+            content = _read_object(storage, _named(manifest, storage, name))
+            tables[name] = parse_table(content, schema, f"{storage.root}: {name}")
+        check_tables(tables[EPISODES_FILE], tables[SEGMENTS_FILE], manifest.counts, storage.root)
+        return cls(storage, manifest, hashlib.sha256(data).hexdigest(), tables[EPISODES_FILE], tables[SEGMENTS_FILE])
+
+    @property
+    def root(self) -> str:
+        """Path or URL."""
+        return self.storage.root
+
+    @property
+    def obs_spec(self) -> dict[str, Any]:
+        """Fields of the canonical observation."""
+        return self.manifest.obs_spec
+
+    def __len__(self) -> int:
+        """Number of segments."""
+        return len(self.segments)
+
+    @functools.cached_property
+    def episode_columns(self) -> dict[str, NDArray[Any]]:
+        """episodes.parquet as arrays; text as object arrays."""
+        return columns(self.episodes)
+
+    @functools.cached_property
+    def segment_columns(self) -> dict[str, NDArray[Any]]:
+        """segments.parquet as arrays, without the member lists."""
+        return columns(self.segments)
+
+    @functools.cached_property
+    def language(self) -> LanguageCache:
+        """Embeddings of the instructions."""
+        return LanguageCache.from_bytes(self.read_object(LANGUAGE_FILE), f"{self.root}: {LANGUAGE_FILE}")
+
+    @functools.cached_property
+    def frames(self) -> dict[str, NDArray[Any]]:
+        """robot_state float32 [N, 9], action float32 [N, 7] (NaN rows: no action), episode and index int64 [N]."""
+        ep = self.episode_columns
+        return read_frames(self.storage, self.read_object, ep["frames"], ep["steps"])
+
+    def stats(self) -> Normalization:
+        """Train-split statistics of exactly this content. Raises StoreMissing or StaleKey: run ``statevla stats``."""
+        return load_stats(self.storage, self.manifest_hash)
+
+    def read_object(self, path: str) -> bytes:
+        """A whole object, checked against the manifest. Raises StoreMissing or StoreCorrupt naming it."""
+        if path not in self._objects:
+            raise StoreMissing(f"{self.root}: {path} is not in {MANIFEST}")
+        return _read_object(self.storage, self._objects[path])
+
+    def read_segment(self, i: int) -> Segment:
+        """Segment `i` (row of segments.parquet), in one range read.
+
+        Raises StoreMissing or StoreCorrupt naming shard and segment; UsageError when there is no such segment.
+        """
+        if not 0 <= i < len(self):
+            raise UsageError(f"{self.root}: segment {i}: the store has {len(self)}")
+        index, seg = self._index, self.segment_columns
+        low, high = int(index.start[i]), int(index.start[i + 1])
+        key, shard = str(index.key[i]), str(index.shard[i])
+        members = read_segment(
+            self.storage,
+            shard,
+            key,
+            int(index.offset[i]),
+            int(index.size[i]),
+            int(index.crc32[i]),
+            [index.names[code] for code in index.member_name[low:high].tolist()],
+            index.member_offset[low:high].tolist(),
+            index.member_size[low:high].tolist(),
+        )
+        return self._segment(
+            f"{self.root}: {shard}, segment {key!r}", key, members, seg["steps"][i], seg["observations"][i]
+        )
+
+    def decode_segment(self, i: int, cameras: Sequence[str] = CAMERAS) -> NDArray[np.uint8]:
+        """Images of segment `i`: uint8 RGB [O, C, H, W, 3]."""
+        return self.read_segment(i).decode(cameras)
+
+    def _segment(self, where: str, key: str, members: dict[str, bytes], steps: int, observations: int) -> Segment:
+        codec, actions = self.manifest.config["codec"], int(steps) + int(self.manifest.config["chunk"]) - 1
+        height, width = self.obs_spec["image_size"]
+        images = {c: [image_name(c, t, codec) for t in range(observations)] for c in self.obs_spec["cameras"]}
+        wanted = {
+            "json",
+            "robot_state.npy",
+            "action.npy",
+            "is_pad.npy",
+            *(n for names in images.values() for n in names),
+        }
+        if set(members) != wanted:
+            raise StoreCorrupt(f"{where}: expected members {sorted(wanted)}, got {sorted(members)}")
+        return Segment(
+            where,
+            key,
+            {camera: tuple(members[name] for name in names) for camera, names in images.items()},
+            _array(members, where, "robot_state.npy", (int(observations), ROBOT_STATE_DIM), "float32"),
+            _array(members, where, "action.npy", (actions, ACTION_DIM), "float32"),
+            _array(members, where, "is_pad.npy", (actions,), "bool"),
+            members["json"],
+            codec,
+            (int(height), int(width)),
+        )
+
+    @functools.cached_property
+    def _objects(self) -> dict[str, StoreObject]:
+        return {item.path: item for item in self.manifest.objects}
+
+    @functools.cached_property
+    def _index(self) -> _SegmentIndex:
+        seg, lists = self.segment_columns, {}
+        for name in ("member_name", "member_offset", "member_size"):
+            lists[name] = self.segments[name].combine_chunks()
+        lengths = lists["member_name"].value_lengths().to_numpy()
+        names = lists["member_name"].flatten().dictionary_encode()
+        return _SegmentIndex(
+            seg["shard"],
+            seg["key"],
+            seg["offset"],
+            seg["size"],
+            seg["crc32"],
+            np.concatenate([[0], np.cumsum(lengths)]),
+            names.dictionary.to_pylist(),
+            names.indices.to_numpy(),
+            lists["member_offset"].flatten().to_numpy(),
+            lists["member_size"].flatten().to_numpy(),
+        )
+
+
+def _array(members: dict[str, bytes], where: str, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    array = decode_npy(members[name], f"{where}, {name}")
+    if array.shape != shape or array.dtype != dtype:
+        raise StoreCorrupt(f"{where}, {name}: expected {dtype} {list(shape)}, got {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _named(manifest: Manifest, storage: Storage, path: str) -> StoreObject:
+    for item in manifest.objects:
+        if item.path == path:
+            return item
+    raise StoreCorrupt(f"{storage.root}: {MANIFEST} does not name {path}")
+
+
+def _read_object(storage: Storage, item: StoreObject) -> bytes:
+    data = storage.read(item.path)
+    if len(data) != item.bytes:
+        raise StoreCorrupt(f"{storage.root}: {item.path}: expected {item.bytes} bytes, got {len(data)}")
+    if hashlib.sha256(data).hexdigest() != item.sha256:
+        raise StoreCorrupt(
+            f"{storage.root}: {item.path}: its content is not what was written (sha256 differs from {MANIFEST}); "
+            f"run `statevla verify {storage.root}`, then ingest again"
+        )
+    return data

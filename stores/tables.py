@@ -1,0 +1,98 @@
+"""Parquet with reproducible bytes, and the consistency of the two index tables.
+
+The same rows give the same bytes under the same pyarrow: fixed writer options, no pandas metadata, no timestamps.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stores import durable
+from stores.errors import StoreCorrupt, UsageError
+
+EPISODES_FILE: Final = "episodes.parquet"
+SEGMENTS_FILE: Final = "segments.parquet"
+ROW_GROUP: Final = 65536
+
+
+def table_bytes(table: pa.Table, schema: pa.Schema) -> bytes:
+    """`table` as a Parquet file. Raises UsageError when its columns are not those of `schema`."""
+    if table.schema.names != schema.names:
+        raise UsageError(f"table: expected columns {schema.names}, got {table.schema.names}")
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.cast(schema).replace_schema_metadata(None),
+        sink,
+        row_group_size=ROW_GROUP,
+        version="2.6",
+        data_page_version="1.0",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=True,
+        write_statistics=True,
+        store_schema=False,
+        write_page_checksum=True,
+    )
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def write_table(path: Path | str, rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema) -> None:
+    """Write rows (dicts with the schema's names, or a table) atomically and durably."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
+    durable.write_bytes(path, table_bytes(table, schema))
+
+
+def parse_table(data: bytes, schema: pa.Schema, where: str) -> pa.Table:
+    """Inverse of `table_bytes`. Raises StoreCorrupt naming `where`."""
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True, use_threads=False)
+        if table.schema.names != schema.names:
+            raise StoreCorrupt(f"{where}: expected columns {schema.names}, got {table.schema.names}")
+        return table.cast(schema)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreCorrupt(f"{where}: not a readable Parquet file: {error}") from error
+
+
+def columns(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Numeric columns as NumPy arrays, text columns as object arrays; list columns are left out."""
+    return {
+        name: table[name].to_numpy(zero_copy_only=False)
+        for name in table.schema.names
+        if not pa.types.is_list(table.schema.field(name).type)
+    }
+
+
+def check_tables(episodes: pa.Table, segments: pa.Table, counts: dict[str, int], where: str) -> None:
+    """Raise StoreCorrupt unless episodes and segments tile each other, and agree with the manifest's counts.
+
+    Frames of an episode are rows first_frame … + frames of frames.zarr; its segments are rows first_segment … +
+    segments, whose steps follow one another without gap.
+    """
+    ep, seg = columns(episodes), columns(segments)
+    after = np.roll(seg["first_step"] + seg["steps"], 1)
+    after[np.isin(seg["segment"], ep["first_segment"])] = 0
+    rules = {
+        "episodes are numbered from 0": np.array_equal(ep["episode"], np.arange(len(episodes))),
+        "segments are numbered from 0": np.array_equal(seg["segment"], np.arange(len(segments))),
+        "first_frame continues from the episode before": np.array_equal(ep["first_frame"], _starts(ep["frames"])),
+        "first_segment continues from the episode before": np.array_equal(ep["first_segment"], _starts(ep["segments"])),
+        "segments name their episode": np.array_equal(seg["episode"], np.repeat(ep["episode"], ep["segments"])),
+        "segments tile the steps of their episode": np.array_equal(seg["first_step"], after),
+        "frames are steps or steps + 1": bool(np.isin(ep["frames"] - ep["steps"], (0, 1)).all()),
+        "split is train or val": bool(np.isin(ep["split"].astype(str), ("train", "val")).all()),
+        "counts agree with the manifest": [counts[k] for k in ("episodes", "frames", "steps", "segments")]
+        == [len(episodes), ep["frames"].sum(), ep["steps"].sum(), len(segments)],
+        "segments hold every step": int(seg["steps"].sum()) == int(ep["steps"].sum()),
+    }
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise StoreCorrupt(f"{where}: {EPISODES_FILE} and {SEGMENTS_FILE} contradict each other: not so: {broken}")
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.cumsum(lengths) - lengths
