@@ -3,10 +3,12 @@
 Legend: K chunk.
 """
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from statevla.evaluators.videos import Clip, write_gif
 from stores import durable
 from stores.schema import ACTION_NAMES
 
@@ -74,6 +76,10 @@ class OfflineResults:
             ]
         )
 
+    def save(self, folder: Path) -> None:
+        """Write ``offline.json`` and ``offline.md``."""
+        _save(self, folder, "offline")
+
     def summary_rows(self) -> list[list[str]]:
         """[measure, value] rows of the whole evaluation."""
         smooth = self.smoothness
@@ -126,7 +132,7 @@ class RolloutResults:
 
     success: share of ``trials``; None without trials. trials: rollouts that ended in success or failure.
     interval: Wilson's, 95 %. errors: rollouts that the simulator ended with an exception: no fault of the policy.
-    steps: mean length of the successful rollouts; None without any.
+    steps: mean length of the successful rollouts; None without any. clips: the rollouts that were recorded.
     """
 
     success: float | None
@@ -138,10 +144,12 @@ class RolloutResults:
     per_task: dict[str, TaskResult]
     latency: Latency | None
     episodes: tuple[EpisodeOutcome, ...]
+    clips: tuple[Clip, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        plain: dict[str, Any] = asdict(self)
+        """JSON-ready form, without the clips."""
+        plain: dict[str, Any] = asdict(replace(self, clips=()))
+        del plain["clips"]
         plain["interval"] = list(self.interval)
         plain["episodes"] = list(plain["episodes"])
         for task in plain["per_task"].values():
@@ -153,13 +161,27 @@ class RolloutResults:
         rows = [[name, *_outcome_cells(task)] for name, task in self.per_task.items()]
         rows.append(["all", *_outcome_cells(self)])
         table = markdown_table(("task", "success", "95 % interval", "successes / trials", "errors"), rows)
-        lines = ["# Closed-loop evaluation", table]
+        lines = ["# Closed-loop evaluation, tabletop", table]
         if self.latency is not None:
             lines.append(
                 f"Policy call: p50 {self.latency.p50_ms:.1f} ms, p95 {self.latency.p95_ms:.1f} ms, "
                 f"{self.latency.calls} calls, up to {self.latency.batch} worlds a call."
             )
         return "\n\n".join(lines)
+
+    def save(self, folder: Path) -> None:
+        """Write ``tabletop.json``, ``tabletop.md`` and the clips as GIFs below ``videos/`` (older ones go)."""
+        _save(self, folder, "tabletop")
+        durable.remove(folder / "videos")
+        if self.clips:
+            durable.make_dir(folder / "videos")
+        for number, clip in enumerate(self.clips):
+            name = f"{number:02d}-{_file_name(clip.observations[0].instruction)}-{clip.outcome}.gif"
+            write_gif(folder / "videos" / name, clip)
+
+
+def _file_name(instruction: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", instruction).strip("_")[:80]
 
 
 def percent(rate: float | None) -> str:
@@ -173,8 +195,7 @@ def markdown_table(headers: tuple[str, ...], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def save(results: OfflineResults | RolloutResults, folder: Path, name: str) -> None:
-    """Write ``<name>.json`` and ``<name>.md`` below ``folder``."""
+def _save(results: "OfflineResults | RolloutResults", folder: Path, name: str) -> None:
     durable.make_dir(folder)
     durable.write_json(folder / f"{name}.json", results.to_dict())
     durable.write_text(folder / f"{name}.md", results.to_markdown() + "\n")

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -20,11 +19,10 @@ from numpy.typing import NDArray
 
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import EpisodeOutcome, Latency, RolloutResults, TaskResult
-from statevla.evaluators.videos import Clip, write_gif
+from statevla.evaluators.videos import Clip
 from statevla.observation import Observation, ObsSpec, from_simulator, spec_of
-from statevla.sims.tabletop import TASKS, TabletopEnv, task_name
+from statevla.sims.tabletop import TASKS, TabletopEnv
 from statevla.sims.tabletop_expert import TabletopExpert
-from stores import durable
 from stores.errors import ObsSpecMismatch, StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.schema import ACTION_DIM
@@ -141,8 +139,7 @@ def evaluate_tabletop(
     replan: int | None = None,
     max_steps: int | None = None,
     batch: int = 50,
-    videos: Path | None = None,
-    video_count: int = 6,
+    videos: int = 0,
     progress: Progress | None = None,
     name: str = "rollouts",
     make_world: Callable[[int], World] = TabletopEnv,
@@ -151,10 +148,10 @@ def evaluate_tabletop(
 
     Args:
         seed: chooses the layouts and the policy's noise; equal seeds give every policy the same layouts.
-        replan: actions executed of each chunk before the next is asked for; None: all of them.
+        replan: actions executed of each chunk before the next is asked for; None: half of them.
         max_steps: give up after this many; None: the simulator's own limit.
         batch: worlds in lockstep.
-        videos: folder for animated GIFs of the first ``video_count`` rollouts.
+        videos: the first so many rollouts are recorded as clips in the results.
 
     Raises:
         ObsSpecMismatch: the policy was trained on other observations than the simulator gives.
@@ -175,11 +172,9 @@ def evaluate_tabletop(
         numbers = range(start, min(start + batch, episodes))
         group = [_Run(make_world(width), i % len(TASKS), evaluation_seed(seed, i)) for i in numbers]
         for number, run in zip(numbers, group, strict=True):
-            run.recorded = videos is not None and number < video_count
+            run.recorded = number < videos
         runs += group
         milliseconds += _roll_out(policy, group, replan, max_steps, noise_seeds, report)
-    if videos is not None:
-        _write_videos(videos, [run for run in runs if run.recorded])
     return _summarize(runs, milliseconds, min(batch, episodes))
 
 
@@ -209,7 +204,7 @@ def _roll_out(
         chunks = _plan(policy, active, replan, next(noise_seeds))
         milliseconds.append(1e3 * (time.perf_counter() - began))
         for run, chunk in zip(active, chunks, strict=True):
-            for action in chunk[:replan]:
+            for action in chunk[: replan or (len(chunk) + 1) // 2]:
                 if not run.outcome:
                     run.step(action, max_steps or run.world.max_steps)
         report()
@@ -259,6 +254,7 @@ def _summarize(runs: list[_Run], milliseconds: list[float], batch: int) -> Rollo
         per_task={TASKS[task]: _count([o for o in outcomes if o.task == TASKS[task]]) for task in tasks},
         latency=latency,
         episodes=outcomes,
+        clips=tuple(Clip(tuple(run.seen), run.outcome) for run in runs if run.seen),
     )
 
 
@@ -273,11 +269,3 @@ def _count(outcomes: Sequence[EpisodeOutcome]) -> TaskResult:
         errors=errors,
         interval=wilson(successes, trials),
     )
-
-
-def _write_videos(folder: Path, runs: list[_Run]) -> None:
-    durable.make_dir(folder)
-    for number, run in enumerate(runs):
-        if run.seen:
-            clip = Clip(tuple(run.seen), run.outcome)
-            write_gif(folder / f"{number:02d}-{task_name(run.task)}-{run.outcome}.gif", clip)

@@ -30,7 +30,6 @@ from statevla.evaluators.results import (
     RolloutResults,
     Smoothness,
     TaskResult,
-    save,
 )
 from statevla.evaluators.videos import Clip, gif_bytes, png_bytes
 from statevla.observation import Observation
@@ -190,8 +189,8 @@ def test_degenerate_lines_are_drawn(values: tuple[float, ...]) -> None:
 def test_saved_results_are_json_and_markdown(offline: OfflineResults, tmp_path: Path) -> None:
     import json
 
-    save(offline, tmp_path, "offline")
-    save(rollouts(3, 4), tmp_path, "tabletop")
+    offline.save(tmp_path)
+    rollouts(3, 4).save(tmp_path)
     data = json.loads((tmp_path / "offline.json").read_text())
     assert list(data["mse"]) == sorted(ACTION_NAMES)
     fixed = {"mse", "mse_normalized", "baseline_mean_action_mse_normalized", "gripper_accuracy", "episodes", "frames"}

@@ -93,7 +93,7 @@ def test_worlds_that_cannot_begin_are_errors() -> None:
     assert results.latency is None
 
 
-@pytest.mark.parametrize(("replan", "calls"), [(None, 3), (4, 3), (1, 12), (3, 4)])
+@pytest.mark.parametrize(("replan", "calls"), [(None, 6), (4, 3), (1, 12), (3, 4)])
 def test_replanning_asks_again_after_that_many_actions(replan: int | None, calls: int) -> None:
     policy = Recorder(np.zeros((4, 7), np.float32))
     results = evaluate_tabletop(policy, episodes=2, replan=replan, max_steps=12)
@@ -152,13 +152,17 @@ def test_a_policy_that_diverged_is_named() -> None:
         evaluate_tabletop(ZeroPolicy(SPEC), episodes=0)
 
 
-def test_videos_and_progress(tmp_path: Path) -> None:
+def test_clips_and_progress(tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
-    evaluate_tabletop(
-        ZeroPolicy(SPEC), episodes=3, max_steps=4, videos=tmp_path / "v", video_count=2, progress=events.append
-    )
-    files = sorted((tmp_path / "v").iterdir())
-    assert [file.name for file in files] == [f"{i:02d}-{TASKS[i].replace(' ', '_')}-failure.gif" for i in range(2)]
+    results = evaluate_tabletop(ZeroPolicy(SPEC), episodes=3, max_steps=4, videos=2, progress=events.append)
+    assert (events[-1].done, events[-1].total) == (3, 3)
+    assert [len(clip.observations) for clip in results.clips] == [5, 5]
+    assert "clips" not in results.to_dict()
+    for _ in range(2):
+        results.save(tmp_path / "eval")
+        files = sorted((tmp_path / "eval" / "videos").iterdir())
+        names = [f"{i:02d}-{TASKS[i].replace(' ', '_')}-failure.gif" for i in range(2)]
+        assert [file.name for file in files] == names
     with Image.open(files[0]) as gif:
         assert gif.n_frames == 3  # observations 0, 2, 4 of five
-    assert (events[-1].done, events[-1].total) == (3, 3)
+    assert {p.name for p in (tmp_path / "eval").iterdir()} == {"tabletop.json", "tabletop.md", "videos"}
