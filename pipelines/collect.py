@@ -51,7 +51,6 @@ def collect_tabletop(
         raise UsageError(f"episodes: expected at least 1, got {episodes}")
     if align not in ALIGNMENTS:
         raise UsageError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
-    out.mkdir(parents=True, exist_ok=True)
     env = TabletopEnv(image_size)
     files: list[Path] = []
     written = steps = 0

@@ -17,6 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from stores import durable
+
 Align = Literal["after", "before"]
 ALIGNMENTS: Final[tuple[Align, ...]] = ("after", "before")
 
@@ -70,7 +72,8 @@ def write_demos(path: Path, header: FileHeader, demos: Iterable[Demo], align: Al
     Returns:
         Number of demonstrations and of steps.
     """
-    part = path.with_name(f".{path.name}.part")
+    durable.make_dir(path.parent)
+    part = durable.temp_name(path)
     count = total = 0
     try:
         with h5py.File(part, "w", track_order=False) as file:
@@ -79,9 +82,11 @@ def write_demos(path: Path, header: FileHeader, demos: Iterable[Demo], align: Al
                 total += _write_demo(data.create_group(f"demo_{count}"), demo, align)
                 count += 1
             _write_header(data, header, count, total)
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
+        # HDF5 insists on writing its file itself, so that only the commit is ours.
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+        durable.fsync_dir(path.parent)
     finally:
         part.unlink(missing_ok=True)
     return count, total
@@ -141,11 +146,3 @@ def quaternions(axis_angle: Floats) -> Floats:
     angle = np.linalg.norm(axis_angle, axis=1, keepdims=True)
     # sin(a/2)/a, written with sinc so that it holds at a = 0.
     return np.concatenate([np.cos(angle / 2), axis_angle * (0.5 * np.sinc(angle / (2 * np.pi)))], 1)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,9 +4,9 @@ It reads the true places of things, but what it does is a smooth function of wha
 gripper against block and bowl, finger opening, block in hand or not. There is no stage counter, so that a policy
 without memory can imitate it.
 
-Its aims lie *beyond* the places where the fingers act: it is still on its way down when it closes or opens them. An
-expert that comes to rest just where it releases teaches an imitator to hover there for ever. For the same reason the
-height of release varies between episodes, so that releasing grows certain on the way down.
+Its aims lie *beyond* the places where the fingers act: it is still on its way down when it closes them, and still on
+its way to the bowl's centre when it opens them. An expert that comes to rest just where it releases teaches an imitator
+to hover there for ever. For the same reason these places vary between episodes, so that acting grows certain on the way.
 """
 
 from typing import Final
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from statevla.sims.tabletop import POSITION_STEP, ROTATION_STEP, Obs, TabletopEnv
 
 GRASP_Z: Final = 0.010
-CLOSE_BELOW: Final = 0.032
 HOVER_Z: Final = 0.11
 CARRY_Z: Final = 0.13
-PLACE_Z: Final = 0.02
+PLACE_Z: Final = 0.05
 RETREAT_Z: Final = 0.16
 GAIN: Final = 0.4
 """Share of the remaining way covered in a step, near the target."""
@@ -37,7 +36,8 @@ class TabletopExpert:
     ) -> None:
         self.env, self.rng, self.task, self.noise = env, rng, task, noise
         self.speed = float(rng.uniform(0.40, 0.52))
-        self.release_below = float(rng.uniform(0.055, 0.085))
+        self.close_below = float(rng.uniform(0.026, 0.045))
+        self.release_within = float(rng.uniform(0.012, 0.035))
 
     def act(self, obs: Obs) -> NDArray[np.float64]:
         """Action ``[7]`` in [-1, 1]. ``obs`` is not read: the environment's state holds the same and more."""
@@ -51,13 +51,13 @@ class TabletopExpert:
         turn = 0.0
         if holding:
             target[2] = _funnel(away, PLACE_Z, CARRY_Z)
-            close = away > 0.025 or hand[2] > self.release_below
+            close = away > self.release_within
             turn = -float(hand[3])
         elif np.hypot(*(block[:2] - bowl[:2])) < 0.04:
             target[:2], target[2], close = hand[:2], RETREAT_Z, False
         else:
             target[2] = _funnel(away, GRASP_Z, HOVER_Z)
-            close = away < 0.02 and hand[2] < CLOSE_BELOW
+            close = away < 0.02 and hand[2] < self.close_below
             turn = float(block[3] - hand[3])
         action = np.zeros(7)
         action[:3] = self._towards(target - hand[:3])
