@@ -6,7 +6,8 @@ without memory can imitate it.
 
 Its aims lie *beyond* the places where the fingers act: it is still on its way down when it closes them, and still on
 its way to the bowl's centre when it opens them. An expert that comes to rest just where it releases teaches an imitator
-to hover there for ever. For the same reason these places vary between episodes, so that acting grows certain on the way.
+to hover there for ever. For the same reason these places
+vary between episodes, so that acting grows certain on the way.
 """
 
 from typing import Final
