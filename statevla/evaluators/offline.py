@@ -104,9 +104,9 @@ def evaluate_offline(
         )
     predictions = predict(policy, store, split, batch_size=batch_size, seed=seed, progress=progress)
     standardize = policy.model.standardize_action
-    mean, std = (buffer.detach().cpu().double().numpy() for buffer in (standardize.mean, standardize.std))
+    shift, scale = (buffer.detach().cpu().double().numpy() for buffer in (standardize.shift, standardize.scale))
     train_mean = np.asarray(store.stats().action.mean, np.float64)
-    return measure(predictions, mean, std, train_mean, split)
+    return measure(predictions, shift, scale, train_mean, split)
 
 
 def predict(
@@ -135,17 +135,17 @@ def predict(
 
 def measure(
     predictions: Predictions,
-    mean: NDArray[np.float64],
-    std: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    scale: NDArray[np.float64],
     train_mean: NDArray[np.float64],
     split: str,
 ) -> OfflineResults:
-    """All measures of some predictions. mean, std: the policy's standardization [7]; train_mean: the baseline [7]."""
+    """All measures of some predictions. shift, scale: the policy's normalization [7]; train_mean: the baseline [7]."""
     predicted, target, is_pad = predictions.predicted, predictions.target, predictions.is_pad
     pose = slice(0, POSE_DIMS)
-    same_space = ((predicted - mean) / std)[..., pose], ((target - mean) / std)[..., pose]
+    same_space = ((predicted - shift) / scale)[..., pose], ((target - shift) / scale)[..., pose]
     by_dimension = metrics.mse_by_dimension(*same_space, is_pad)
-    baseline = np.broadcast_to(((train_mean - mean) / std)[pose], same_space[1].shape)
+    baseline = np.broadcast_to(((train_mean - shift) / scale)[pose], same_space[1].shape)
     closes, should_close = predicted[..., GRIPPER] > 0, target[..., GRIPPER] > 0
     chain = predictions.episode, predictions.frame
     return OfflineResults(
