@@ -1,0 +1,119 @@
+"""A trained policy as one object: observations in, action chunks out. Read from a phase-2 checkpoint, nothing else.
+
+Legend: B batch, K chunk.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from statevla.batch import ObservationBatch
+from statevla.checkpoint_files import LANGUAGE, MODEL, load_strict, read_state, read_tensors, require_phase
+from statevla.config import Config, from_dict
+from statevla.encoders.siglip import SiglipBackbone
+from statevla.encoders.vision import load_backbone, require_identity
+from statevla.models.encoder import StateEncoder
+from statevla.models.policy import PolicyModel
+from statevla.observation import Observation, ObsSpec, spec_of
+from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.norm import Normalization
+from stores.reader import Store
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Everything that acting needs.
+
+    language: float32 [512] by instruction, the only instructions that the policy knows. manifest_hash: the store that
+    it was trained on. name: for reports, where it came from.
+    """
+
+    model: PolicyModel
+    config: Config
+    obs_spec: ObsSpec
+    manifest_hash: str
+    language: dict[str, NDArray[np.float32]]
+    device: torch.device
+    name: str
+
+    @classmethod
+    def load(cls, checkpoint_dir: Path | str, device: str = "cpu") -> "Policy":
+        """Read a phase-2 checkpoint folder, with every weight checked by name, shape and dtype.
+
+        Raises StoreMissing, StoreCorrupt, or UsageError for a phase-1 checkpoint.
+        """
+        folder = Path(checkpoint_dir)
+        state = read_state(folder)
+        require_phase(state, 2, folder)
+        config = from_dict(state.config)
+        backbone = load_backbone(config.model, device)
+        require_identity(backbone, state.backbone, str(folder))
+        model = build_policy(config, None, backbone)
+        load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
+        vectors = read_tensors(folder, state, LANGUAGE)["vectors"].numpy()
+        if vectors.shape[0] != len(state.instructions):
+            raise StoreCorrupt(f"{folder / LANGUAGE}: {len(state.instructions)} instructions, {len(vectors)} vectors")
+        language = dict(zip(state.instructions, vectors, strict=True))
+        spec = ObsSpec.from_dict(state.obs_spec)
+        return _ready(model, config, spec, state.manifest_hash, language, device, str(folder))
+
+    @classmethod
+    def untrained(cls, config: Config, store: Store, device: str = "cpu", seed: int = 0) -> "Policy":
+        """The same interface with random weights: the control that a trained policy must beat."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_policy(config, store.stats(), load_backbone(config.model, device))
+        language = {text: store.language.vector(text) for text in store.manifest.instructions}
+        spec = ObsSpec.from_dict(store.obs_spec)
+        return _ready(model, config, spec, store.manifest_hash, language, device, "untrained")
+
+    def act(self, observations: list[Observation], seed: int = 0) -> NDArray[np.float32]:
+        """One chunk for each observation: float32 [B, K, 7] in action units; gripper -1 open, +1 close.
+
+        A pure function of its arguments: `seed` gives the flow's starting noise. Raises ObsSpecMismatch when an
+        observation is not what the policy was trained on, StoreMissing for an unknown instruction.
+        """
+        batch = self.observe(observations).to(self.device)
+        with torch.no_grad():
+            chunk = self.model.act(batch, torch.Generator().manual_seed(seed))
+        return chunk.float().cpu().numpy()
+
+    def observe(self, observations: list[Observation]) -> ObservationBatch:
+        """Checked observations as one batch on the CPU."""
+        if not observations:
+            raise UsageError("policy: expected at least one observation, got none")
+        for observation in observations:
+            self.obs_spec.require_same(spec_of(observation), "the policy", "the observation")
+        return ObservationBatch(
+            images=torch.from_numpy(np.stack([o.images for o in observations])),
+            robot_state=torch.from_numpy(np.stack([o.robot_state for o in observations])),
+            language=torch.from_numpy(np.stack([self.vector(o.instruction) for o in observations])),
+        )
+
+    def vector(self, instruction: str) -> NDArray[np.float32]:
+        """The stored embedding of `instruction`, float32 [512]."""
+        if instruction not in self.language:
+            known = "; ".join(sorted(self.language))
+            raise StoreMissing(f"instruction {instruction!r} is not one that {self.name} was trained on: {known}")
+        return self.language[instruction]
+
+
+def build_policy(config: Config, statistics: Normalization | None, backbone: SiglipBackbone | None) -> PolicyModel:
+    """Encoder and policy with fresh weights; without statistics, normalization is still to be loaded."""
+    return PolicyModel(config, StateEncoder(config.model, statistics, backbone), statistics)
+
+
+def _ready(
+    model: PolicyModel,
+    config: Config,
+    spec: ObsSpec,
+    manifest_hash: str,
+    language: dict[str, NDArray[np.float32]],
+    device: str,
+    name: str,
+) -> Policy:
+    where = torch.device(device)
+    return Policy(model.to(where).eval().requires_grad_(False), config, spec, manifest_hash, language, where, name)
