@@ -6,7 +6,7 @@ a decision; all trials that wait for one are put to the policy in one batch. A w
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from statevla.evaluators.libero.controls import ExpertControl, ReplayDemos
@@ -28,7 +28,7 @@ def evaluate_libero(
     *,
     out: Path,
     name: str,
-    tasks: list[int] | None = None,
+    tasks: Sequence[int] | str | None = None,
     num_trials: int = 50,
     workers: int = 1,
     first_init: int = 0,
@@ -45,7 +45,7 @@ def evaluate_libero(
     Args:
         out: folder for ``trials.jsonl``, ``results.json``, ``results.md``, ``index.html`` and ``videos/``.
         name: says which policy this is; another one does not resume into the same folder.
-        tasks: indices of the suite's tasks; None: all.
+        tasks: indices of the suite's tasks, or as ``"0-2,5"``; None: all.
         num_trials: for each task; with :class:`ReplayDemos`, at most so many demonstrations a task.
         workers: simulator processes, 1.8 GiB of memory each.
         first_init: number of the first initial state; choose it past those that the training demonstrations used.

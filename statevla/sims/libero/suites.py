@@ -11,6 +11,7 @@ import difflib
 import pickletools
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,15 +87,31 @@ def tasks(suite: str) -> tuple[Task, ...]:
     )
 
 
-def select(suite: str, indices: list[int] | None) -> list[Task]:
-    """Tasks of a suite by index, all when ``indices`` is None, in the order given, each once.
+def parse_indices(text: str) -> list[int]:
+    """``"0-2,5"`` -> ``[0, 1, 2, 5]``.
+
+    Raises:
+        UnknownTask: the text is something else.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if ends is None:
+            raise UnknownTask(f"tasks: expected numbers and ranges such as 0-2,5; got {text!r}")
+        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return found
+
+
+def select(suite: str, chosen: Sequence[int] | str | None) -> list[Task]:
+    """Tasks of a suite by index or as ``"0-2,5"``, all for None, in the order given, each once.
 
     Raises:
         UnknownTask: an index outside the suite, or one named twice.
     """
     every = tasks(suite)
-    if indices is None:
+    if chosen is None:
         return list(every)
+    indices = parse_indices(chosen) if isinstance(chosen, str) else list(chosen)
     wrong = [i for i in indices if not 0 <= i < len(every)]
     if wrong or len(set(indices)) != len(indices):
         raise UnknownTask(f"{suite} has tasks 0-{len(every) - 1}, each to be named once; got {indices}")
