@@ -1,0 +1,303 @@
+"""Demonstrations to a store: plan, make units (here or on Dask workers), merge, commit.
+
+The driver is the store's only writer, under its lock; workers write shards only. Everything is keyed: a unit whose
+record has the key of today's source bytes, settings and code, and whose shard still has the recorded hash, is reused.
+A run that would change anything removes the manifest first and writes it last, so a half-made store is never taken
+for a whole one; a run that would change nothing writes nothing.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import pipelines.merge
+import stores.arrays
+import stores.embeddings
+import stores.frames
+import stores.tables
+from pipelines.ingest_plan import IngestConfig, IngestPlan, plan_ingest, reasons
+from pipelines.language import write_instructions
+from pipelines.merge import frame_arrays, merge_records
+from pipelines.plan import Unit, natural_key
+from pipelines.run import run_units
+from pipelines.units import UnitTask, make_unit, record_path, unit_code_version, unit_key
+from statevla.encoders.text import TextEncoder, load_text_encoder
+from statevla.observation import ObsSpec
+from stores import durable
+from stores.embeddings import LANGUAGE_FILE
+from stores.errors import SourceError, StateVLAError, StoreError, UsageError
+from stores.frames import FRAMES, frame_objects, write_frames
+from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects, read_sealed, seal
+from stores.progress import Progress, ProgressEvent
+from stores.schema import EPISODES, SEGMENTS
+from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table
+
+QUARANTINE: Final = "quarantine.jsonl"
+OWN_FOLDERS: Final = ("shards", "units", FRAMES)
+"""Folders in which a file that the manifest does not name is a leftover of an earlier ingest, and is removed."""
+HASH_THREADS: Final = 2
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest did. bytes: of all objects. frames_per_second: of the units made in this run, over `seconds`."""
+
+    episodes: int
+    frames: int
+    bytes: int
+    quarantined: int
+    store: str
+    seconds: float
+    units: int
+    units_reused: int
+    frames_per_second: float
+    changed: bool
+    quarantine: tuple[dict[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def ingest(
+    config: IngestConfig, workers: int = 0, scheduler: str | None = None, progress: Progress | None = None
+) -> IngestSummary:
+    """Bring the store at `config.out` to exactly what `config` says of the sources as they are now.
+
+    workers, scheduler: see `pipelines.run.run_units`; the bytes do not depend on them.
+    Raises UsageError, SourceError when nothing is usable, StoreLocked when another process writes to the store.
+    """
+    started = time.monotonic()
+    plan = plan_ingest(config)
+    encoder = load_text_encoder(config.language, config.language_model)
+    require_own_folder(config.out)
+    with durable.lock(config.out, f"statevla ingest {config.suite}"):
+        return Ingest(config, plan, encoder, progress).run(workers, scheduler, started)
+
+
+def require_own_folder(out: Path) -> None:
+    """Refuse a folder that holds something else: ingest removes files that it does not know from its own folders."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out}: expected a folder for the store, got a file")
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    if names and not names & {MANIFEST, *OWN_FOLDERS}:
+        raise UsageError(f"{out}: expected a store or an empty folder, got {sorted(names)[:5]}; choose another --out")
+
+
+def store_code_version() -> str:
+    """Hash of the code and the library that decide the bytes of tables, next to that of the units."""
+    digest = hashlib.sha256()
+    for module in (pipelines.merge, stores.arrays, stores.embeddings, stores.frames, stores.tables):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return f"{unit_code_version()} store-{digest.hexdigest()[:16]} pyarrow-{importlib.metadata.version('pyarrow')}"
+
+
+def require_same_code(unit: str, version: str) -> None:
+    """Raise StateVLAError when a worker made `unit` with other code than this process has."""
+    if version != unit_code_version():
+        raise StateVLAError(
+            f"unit {unit}: made by {version}, expected {unit_code_version()}: a worker runs another version of "
+            "statevla; install the same on all machines"
+        )
+
+
+class Ingest:
+    """One run of the driver, inside the lock."""
+
+    def __init__(self, config: IngestConfig, plan: IngestPlan, encoder: TextEncoder, progress: Progress | None) -> None:
+        self.config, self.plan, self.encoder = config, plan, encoder
+        self.root = config.out
+        self.progress = progress
+        self.before = self._stat()
+        self.made_frames = 0
+
+    def run(self, workers: int, scheduler: str | None, started: float) -> IngestSummary:
+        """Make what is missing or stale, merge, commit."""
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            hashes = {path.name: pool.submit(hash_object, self.plan.folder, path.name) for path in self.plan.paths}
+            records = self._reusable(hashes)
+            reused = len(records)
+            todo = [unit for unit in self.plan.units if unit.name not in records]
+            if todo:
+                durable.remove(self.root / MANIFEST)
+            for record in self._make(todo, hashes, workers, scheduler):
+                records[record["unit"]] = record
+            sources = {name: future.result() for name, future in hashes.items()}
+        if self._stat() != self.before:
+            raise StateVLAError(
+                f"{self.plan.folder}: source files changed while they were read; run the same command again"
+            )
+        manifest, changed = self._commit([records[unit.name] for unit in self.plan.units], sources, bool(todo))
+        self._remove_strangers(manifest)
+        seconds = time.monotonic() - started
+        return IngestSummary(
+            episodes=manifest.counts["episodes"],
+            frames=manifest.counts["frames"],
+            bytes=manifest.counts["bytes"],
+            quarantined=manifest.counts["quarantined"],
+            store=str(self.root),
+            seconds=seconds,
+            units=len(self.plan.units),
+            units_reused=reused,
+            frames_per_second=self.made_frames / seconds,
+            changed=changed,
+            quarantine=tuple(self._quarantine(records.values())),
+            notes=self.plan.notes,
+        )
+
+    def _stat(self) -> list[tuple[int, int]]:
+        stats = [path.stat() for path in self.plan.paths]
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+    def _report(self, done: int, message: str) -> None:
+        if self.progress is not None:
+            self.progress(ProgressEvent("ingest", done, self.plan.frames, "frames", message))
+
+    def _key(self, unit: Unit, hashes: dict[str, Future[StoreObject]]) -> str:
+        return unit_key(unit, self.plan.settings(unit, self.config), hashes[unit.file].result().sha256)
+
+    def _reusable(self, hashes: dict[str, Future[StoreObject]]) -> dict[str, dict[str, Any]]:
+        """Records by unit whose key holds and whose shard has the recorded size and hash."""
+        found: dict[str, dict[str, Any]] = {}
+        for unit in self.plan.units:
+            path = self.root / record_path(unit.name)
+            if not path.is_file():
+                continue
+            try:
+                record = read_sealed(path.read_bytes(), str(path))
+            except StoreError:
+                continue  # a record is a cache of what can be made again: a broken one is made again
+            if record.get("key") == self._key(unit, hashes):
+                found[unit.name] = record
+        shards = {record["shard"]["path"]: record["shard"] for record in found.values() if record["shard"]}
+        there = [path for path in shards if (self.root / path).is_file()]
+        sound = {asdict(item)["path"] for item in hash_objects(self.root, there) if asdict(item) == shards[item.path]}
+        return {name: rec for name, rec in found.items() if rec["shard"] is None or rec["shard"]["path"] in sound}
+
+    def _make(
+        self, todo: list[Unit], hashes: dict[str, Future[StoreObject]], workers: int, scheduler: str | None
+    ) -> Iterator[dict[str, Any]]:
+        units = {unit.name: unit for unit in todo}
+        # Workers may have another working directory.
+        source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
+        tasks = [(u.name, UnitTask(u, source, out, self.plan.settings(u, self.config))) for u in todo]
+        done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
+        self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
+        with contextlib.closing(run_units(make_unit, tasks, workers, scheduler)) as results:
+            for name, result in results:
+                require_same_code(name, result["code_version"])
+                record = {**result, "key": self._key(units[name], hashes)}
+                durable.write_json(self.root / record_path(name), seal(record))
+                self.made_frames += sum(row["frames"] for row in record["episodes"])
+                done += self.plan.unit_frames(units[name])
+                self._report(done, name)
+                yield json.loads(json.dumps(record))  # as a rerun would read it
+
+    def _quarantine(self, records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+        files = {unit.name: unit.file for unit in self.plan.units}
+        rows = [{"file": files[rec["unit"]], **row} for rec in records for row in rec["quarantined"]]
+        rows += self.plan.refused
+        return sorted(rows, key=lambda row: (natural_key(row["file"]), natural_key(row["demo"]), row["reason"]))
+
+    def _commit(
+        self, records: list[dict[str, Any]], sources: dict[str, StoreObject], made: bool
+    ) -> tuple[Manifest, bool]:
+        """Write tables, frames, language, quarantine and, last, the manifest; nothing when all of it stands."""
+        episodes, segments = merge_records(records, self.config.split_seed, self.config.train_split)
+        quarantine = self._quarantine(records)
+        if not episodes:
+            raise SourceError(f"{self.config.source}: no usable demonstration: {reasons(quarantine)}")
+        frames = sum(row["frames"] for row in episodes)
+        paths = [
+            *(rec["shard"]["path"] for rec in records if rec["shard"]),
+            *(record_path(rec["unit"]) for rec in records),
+            *(EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, QUARANTINE),
+            *frame_objects(frames),
+        ]
+        wanted = self._manifest(episodes, segments, len(quarantine), sources)
+        if not made:
+            standing = self._standing(wanted, paths)
+            if standing is not None:
+                return standing, False
+            durable.remove(self.root / MANIFEST)
+        write_table(self.root / EPISODES_FILE, episodes, EPISODES)
+        write_table(self.root / SEGMENTS_FILE, segments, SEGMENTS)
+        write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
+        lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine]
+        durable.write_text(self.root / QUARANTINE, "".join(lines))
+        write_frames(self.root, frame_arrays(self.root, episodes, segments))
+        known = {rec["shard"]["path"]: StoreObject(**rec["shard"]) for rec in records if rec["shard"]}
+        objects = known | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in known])}
+        manifest = with_objects(wanted, tuple(objects[path] for path in sorted(paths)))
+        manifest.save(self.root)
+        return manifest, True
+
+    def _manifest(
+        self, episodes: list[dict[str, Any]], segments: list[dict[str, Any]], quarantined: int,
+        sources: dict[str, StoreObject],
+    ) -> Manifest:  # fmt: skip
+        """The manifest, but for its objects and their bytes."""
+        entries = []
+        for path in self.plan.paths:
+            rows = [row for row in episodes if row["source"] == path.name]
+            header = self.plan.files.get(path.name)
+            entries.append(
+                {
+                    "file": path.name,
+                    "sha256": sources[path.name].sha256,
+                    "bytes": sources[path.name].bytes,
+                    "alignment": sorted({row["alignment"] for row in rows}),
+                    "episodes": len(rows),
+                    "image_convention": None if header is None else header.convention,
+                    "notes": [] if header is None else list(header.notes),
+                }
+            )
+        return Manifest(
+            suite=self.config.suite,
+            obs_spec=ObsSpec(image_size=self.plan.image_size).to_dict(),
+            config=self.config.recorded(self.encoder),
+            code_version=store_code_version(),
+            sources=tuple(entries),
+            counts={
+                "episodes": len(episodes),
+                "frames": sum(row["frames"] for row in episodes),
+                "steps": sum(row["steps"] for row in episodes),
+                "segments": len(segments),
+                "bytes": 0,
+                "quarantined": quarantined,
+            },
+            instructions=tuple(sorted({row["instruction"] for row in episodes})),
+            splits={name: sum(row["split"] == name for row in episodes) for name in ("train", "val")},
+            objects=(),
+        )
+
+    def _standing(self, wanted: Manifest, paths: list[str]) -> Manifest | None:
+        """The committed manifest, when it says what `wanted` says and every object still has its hash."""
+        try:
+            standing = Manifest.load(self.root)
+            found = hash_objects(self.root, [item.path for item in standing.objects])
+        except (StoreError, OSError):
+            return None
+        same = {item.path for item in found} == set(paths) and tuple(found) == standing.objects
+        return standing if same and with_objects(wanted, standing.objects) == standing else None
+
+    def _remove_strangers(self, manifest: Manifest) -> None:
+        """Remove what an earlier ingest wrote and this store no longer names."""
+        named = {item.path for item in manifest.objects}
+        for folder in OWN_FOLDERS:
+            for path in sorted((self.root / folder).rglob("*"), reverse=True):
+                name = path.relative_to(self.root).as_posix()
+                if not any(item == name or item.startswith(f"{name}/") for item in named):
+                    durable.remove(path)
+
+
+def with_objects(manifest: Manifest, objects: tuple[StoreObject, ...]) -> Manifest:
+    """`manifest` with its objects, and their bytes counted."""
+    return replace(manifest, objects=objects, counts={**manifest.counts, "bytes": sum(item.bytes for item in objects)})

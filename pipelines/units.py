@@ -1,0 +1,202 @@
+"""The worker's part of an ingest: one unit of demonstrations becomes one shard and a record of what is in it.
+
+A unit is idempotent: its shard is a function of the source's bytes, the settings and the code, so it may be made
+twice, by any process, in any order. The worker writes the shard; the record goes back to the driver, which alone
+writes it, once the source's hash is known.
+
+Legend: T observations of an episode, C cameras, H, W rows and columns, K chunk.
+"""
+
+import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pipelines.alignment
+import pipelines.hdf5
+import pipelines.libero
+import pipelines.plan
+import statevla.observation
+import stores.images
+import stores.npy
+import stores.schema
+import stores.segments
+import stores.shards
+from pipelines.hdf5 import open_hdf5
+from pipelines.libero import Episode, read_demo
+from pipelines.plan import Unit, safe_name, task_of
+from stores.errors import SourceError
+from stores.images import encode_image
+from stores.manifest import hash_object
+from stores.schema import CAMERAS
+from stores.segments import SegmentMembers, Span, segment_key, segment_members, segment_spans
+from stores.shards import write_shard
+
+READ_FRAMES: Final = 16
+"""Frames read at once; LIBERO's compressed files have chunks of as many."""
+
+DECIDING_MODULES: Final = (
+    pipelines.alignment,
+    pipelines.hdf5,
+    pipelines.libero,
+    pipelines.plan,
+    statevla.observation,
+    stores.images,
+    stores.npy,
+    stores.schema,
+    stores.segments,
+    stores.shards,
+    sys.modules[__name__],
+)
+"""The modules that decide a unit's bytes."""
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """What a unit's bytes depend on besides its source: the store's configuration and what the file's header said."""
+
+    window: int
+    chunk: int
+    codec: str
+    quality: int
+    alignment: str
+    image_size: tuple[int, int]
+    instruction: str
+    convention: str
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """One call of `make_unit`: the unit, the folder of its source, the store's folder, the settings."""
+
+    unit: Unit
+    source: str
+    out: str
+    settings: UnitSettings
+
+
+@cache
+def unit_code_version() -> str:
+    """Hash of the code that decides a unit's bytes, and the versions of the image libraries."""
+    digest = hashlib.sha256()
+    for module in DECIDING_MODULES:
+        digest.update(module.__name__.encode() + b"\0" + Path(str(module.__file__)).read_bytes() + b"\0")
+    libraries = " ".join(f"{name}-{importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
+    return f"unit-{digest.hexdigest()[:16]} {libraries}"
+
+
+def unit_key(unit: Unit, settings: UnitSettings, source_sha256: str) -> str:
+    """What the unit's bytes are a function of, as one hash: equal keys mean equal shards."""
+    parts = [asdict(unit), asdict(settings), source_sha256, unit_code_version()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def shard_path(unit: str) -> str:
+    """Path of the unit's shard below the store."""
+    return f"shards/{unit}.tar"
+
+
+def record_path(unit: str) -> str:
+    """Path of the unit's record below the store."""
+    return f"units/{unit}.json"
+
+
+def make_unit(task: UnitTask) -> dict[str, Any]:
+    """Read, canonicalize, cut and encode the unit's demonstrations; write its shard durably.
+
+    Returns its record, JSON-ready: ``shard`` (path, bytes, sha256; None when no demonstration was usable),
+    ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), and ``quarantined``
+    (demo, reason). Raises nothing for a bad demonstration.
+    """
+    unit, settings = task.unit, task.settings
+    stem = safe_name(Path(unit.file).stem)
+    episodes: list[dict[str, Any]] = []
+    quarantined: list[dict[str, str]] = []
+
+    def segments() -> Iterator[SegmentMembers]:
+        with open_hdf5(Path(task.source, unit.file)) as file:
+            for demo in unit.demos:
+                try:
+                    episode = read_demo(file, demo, settings.convention, settings.alignment)
+                    images = encode_episode(episode, settings)
+                except SourceError as error:
+                    quarantined.append({"demo": demo, "reason": str(error)})
+                    continue
+                spans = segment_spans(len(episode.robot_state), len(episode.action), settings.window)
+                row = episode_row(unit.file, episode, settings.instruction)
+                episodes.append({**row, "spans": [asdict(span) for span in spans]})
+                for number, span in enumerate(spans):
+                    key = segment_key(stem, safe_name(demo), number)
+                    yield pack(key, span, row, episode, images, settings)
+
+    path = shard_path(unit.name)
+    try:
+        index = write_shard(Path(task.out, path), segments())
+    except SourceError as error:  # the file as a whole
+        return {
+            "unit": unit.name,
+            "code_version": unit_code_version(),
+            "shard": None,
+            "episodes": [],
+            "quarantined": [{"demo": demo, "reason": str(error)} for demo in unit.demos],
+        }
+    entries = iter(index)
+    for row in episodes:
+        row["segments"] = [{**span, **asdict(next(entries))} for span in row.pop("spans")]
+    return {
+        "unit": unit.name,
+        "code_version": unit_code_version(),
+        "shard": asdict(hash_object(task.out, path)) if episodes else None,
+        "episodes": episodes,
+        "quarantined": quarantined,
+    }
+
+
+def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[bytes]]:
+    """Camera -> encoded bytes of its T frames. A whole episode before any of it is written: a frame that cannot be
+    read must not leave half an episode in the shard.
+
+    Raises SourceError on unreadable frames and on an image size that is not the store's.
+    """
+    if episode.image_size != settings.image_size:
+        raise SourceError(
+            f"{episode.demo}: images of {episode.image_size}, the store has {settings.image_size} (height, width): "
+            "one store holds one image size; ingest the others into a store of their own"
+        )
+    encoded: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS}
+    total = len(episode.robot_state)
+    for start in range(0, total, READ_FRAMES):
+        for frame in episode.images(start, min(start + READ_FRAMES, total)):
+            for camera, image in zip(CAMERAS, frame, strict=True):
+                encoded[camera].append(encode_image(image, settings.codec, settings.quality))
+    return encoded
+
+
+def episode_row(file: str, episode: Episode, instruction: str) -> dict[str, Any]:
+    """The fields of an episode that do not depend on other units."""
+    return {
+        "id": f"{Path(file).stem}/{episode.demo}",
+        "task": task_of(file),
+        "instruction": instruction,
+        "frames": len(episode.robot_state),
+        "steps": len(episode.action),
+        "source": file,
+        "demo": episode.demo,
+        "alignment": episode.alignment,
+    }
+
+
+def pack(
+    key: str, span: Span, row: dict[str, Any], episode: Episode, images: dict[str, list[bytes]], settings: UnitSettings
+) -> SegmentMembers:
+    """One segment of `episode` as the members of a WebDataset sample."""
+    meta = {"episode" if name == "id" else name: row[name] for name in ("id", "instruction", "source", "demo")}
+    stop = span.first_step + span.observations
+    cut = {camera: encoded[span.first_step : stop] for camera, encoded in images.items()}
+    return segment_members(
+        key, span, meta, episode.robot_state, episode.action, cut, settings.chunk, settings.codec
+    )  # fmt: skip
