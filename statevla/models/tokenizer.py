@@ -6,7 +6,7 @@ policy carries this module into evaluation.
 Legend: B batch, C cameras, H height, W width, P patches a camera, V vision feature width, N tokens, D width.
 """
 
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ PIXEL_STD: Final = 0.5
 """``conv`` sees pixels in [-1, 1], as SigLIP does."""
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A frozen vision backbone: not counted, not trained, not in a checkpoint (its name and revision are)."""
 

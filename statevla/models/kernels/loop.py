@@ -55,7 +55,7 @@ def selective_scan(
 
 
 def inner(
-    xz: Float[Tensor, "B L 2*E"],
+    xz: Float[Tensor, "B L E2"],
     conv_weight: Float[Tensor, "E 1 K"],
     conv_bias: Float[Tensor, " E"],
     x_weight: Float[Tensor, "R+2*N E"],

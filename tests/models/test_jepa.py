@@ -1,0 +1,125 @@
+"""Phase 1 as a whole."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from statevla.models.jepa import JepaModel
+from statevla.models.tokenizer import Backbone, load_backbone
+from tests.models.build import batch, micro, normalization
+from tests.models.test_losses import vicreg
+
+INVERSE = "training.phase1.inverse_dynamics_weight=0.3"
+
+
+def nudged(model: JepaModel) -> JepaModel:
+    """Past the zero-initialised layer, and with a target that differs from the encoder."""
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.predictor.delta.weight, std=0.1)
+    with torch.no_grad():
+        for parameter in model.target.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SigLIP tower of 4 patches and width 12, saved as `from_pretrained` wants it."""
+    transformers = pytest.importorskip("transformers")
+    folder: Path = tmp_path_factory.mktemp("siglip")
+    sizes = transformers.SiglipVisionConfig(
+        hidden_size=12, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    transformers.SiglipVisionModel(sizes).save_pretrained(folder)
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def backbone_of(config: object) -> Backbone | None:
+    return load_backbone(config.model, torch.device("cpu"))  # type: ignore[attr-defined]
+
+
+def test_total_by_numpy() -> None:
+    config = micro(INVERSE, "training.phase1.variance_weight=0.7", "training.phase1.covariance_weight=0.2")
+    model, data = nudged(JepaModel(config, normalization())), batch(6)
+    with torch.no_grad():
+        action = torch.from_numpy(normalization().normalize("action", data.action.numpy()))
+        z, wanted = model.encoder(data.obs).z, model.target(data.next_obs).z
+        predicted, inverse = model.predictor(z, action), model.inverse(z, wanted)
+    kept = [row.numpy()[1:].astype(np.float64) for row in (z, wanted, predicted, action, inverse)]
+    z64, wanted64, predicted64, action64, inverse64 = kept
+    variance, covariance = vicreg(predicted64)
+    mse, inverse_mse = ((predicted64 - wanted64) ** 2).mean(), ((inverse64 - action64) ** 2).mean()
+    result = model.loss(data)
+    assert result.total.item() == pytest.approx(mse + 0.7 * variance + 0.2 * covariance + 0.3 * inverse_mse, rel=1e-4)
+    assert float(result.parts["mse"]) == pytest.approx(mse, rel=1e-4)
+    assert float(result.parts["copy_mse"]) == pytest.approx(((z64 - wanted64) ** 2).mean(), rel=1e-4)
+    assert float(result.parts["z_std"]) == pytest.approx(z64.std(axis=0, ddof=1).mean(), rel=1e-4)
+    assert float(result.weight) == 5
+
+
+def test_rows_without_successor_change_nothing() -> None:
+    model, data = nudged(JepaModel(micro())), batch(6)
+    result = model.loss(data)
+    images, action = data.obs.images.clone(), data.action.clone()
+    images[0], action[0] = 7, 50.0
+    obs = dataclasses.replace(data.obs, images=images)
+    other = model.loss(dataclasses.replace(data, obs=obs, next_obs=obs, action=action))
+    same = dataclasses.replace(data, obs=obs, action=action)
+    assert model.loss(same).total.item() == pytest.approx(result.total.item(), rel=1e-5)
+    assert other.total.item() != pytest.approx(result.total.item(), rel=1e-3)
+
+
+def test_target_starts_equal_has_no_gradient_and_follows() -> None:
+    model, data = JepaModel(micro()), batch(6)
+    assert torch.equal(model.target_state(data), model.encoder.state(data.next_obs))
+    torch.nn.init.normal_(model.predictor.delta.weight)
+    model.loss(data).total.backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
+    before = model.target.state_projection[0].weight.clone()
+    with torch.no_grad():
+        model.encoder.state_projection[0].weight.add_(1)
+    model.update_target(0.9)
+    torch.testing.assert_close(model.target.state_projection[0].weight, before + 0.1)
+
+
+@pytest.mark.parametrize("vision", ["conv", "siglip"])
+def test_a_gradient_reaches_every_trained_parameter_and_a_few_steps_learn(vision: str, siglip: Path) -> None:
+    config = micro(INVERSE, f"model.vision={vision}", f"model.vision_model={siglip}", "model.vision_width=12")
+    torch.manual_seed(0)
+    model, data = JepaModel(config, normalization(), backbone_of(config)), batch(8)
+    torch.nn.init.normal_(model.predictor.delta.weight, std=0.1)
+    model.loss(data).total.backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert silent == []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        result = model.loss(data)
+        optimizer.zero_grad()
+        result.total.backward()
+        optimizer.step()
+        losses.append(result.total.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_bfloat16_autocast_gives_nearly_the_same_loss_in_float32() -> None:
+    model, data = nudged(JepaModel(micro())), batch(8)
+    plain = model.loss(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model.loss(data)
+    assert mixed.total.dtype == torch.float32
+    assert mixed.total.item() == pytest.approx(plain.total.item(), rel=0.1)
+    mixed.total.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_siglip_tower_is_not_in_the_state_dict(siglip: Path) -> None:
+    config = micro("model.vision=siglip", f"model.vision_model={siglip}", "model.vision_width=12")
+    names = set(JepaModel(config, None, backbone_of(config)).state_dict())
+    assert names == set(JepaModel(config).state_dict())
+    assert "encoder.tokenizer.vision.cameras.0.weight" in names
+    assert "encoder.tokenizer.standardize_robot_state.shift" in names
