@@ -21,9 +21,7 @@ def conv_silu(
 ) -> Float[Tensor, "B L E"]:
     """Causal depthwise convolution through `conv1d`, then SiLU."""
     taps = weight.shape[1]
-    out = F.conv1d(
-        x.mT, weight[:, None].to(x.dtype), bias.to(x.dtype), padding=taps - 1, groups=weight.shape[0]
-    )
+    out = F.conv1d(x.mT, weight[:, None].to(x.dtype), bias.to(x.dtype), padding=taps - 1, groups=weight.shape[0])
     return F.silu(out[..., : x.shape[1]]).mT
 
 
@@ -58,7 +56,7 @@ def inner(
     xz: Float[Tensor, "B L E2"],
     conv_weight: Float[Tensor, "E 1 K"],
     conv_bias: Float[Tensor, " E"],
-    x_weight: Float[Tensor, "R+2*N E"],
+    x_weight: Float[Tensor, "R2N E"],
     dt_weight: Float[Tensor, "E R"],
     dt_bias: Float[Tensor, " E"],
     a_log: Float[Tensor, "E N"],

@@ -74,7 +74,7 @@ def inner(
     xz: Float[Tensor, "B L E2"],
     conv_weight: Float[Tensor, "E 1 K"],
     conv_bias: Float[Tensor, " E"],
-    x_weight: Float[Tensor, "R+2*N E"],
+    x_weight: Float[Tensor, "R2N E"],
     dt_weight: Float[Tensor, "E R"],
     dt_bias: Float[Tensor, " E"],
     a_log: Float[Tensor, "E N"],
