@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from statevla.models.kernels import loop, reference
-from statevla.models.kernels.backends import BackendName, resolve_backend
+from statevla.models.kernels import loop, ops, reference
+from statevla.models.kernels.backends import BackendName, backend_name
 from stores.errors import UsageError
 
 _INNER: dict[BackendName, Callable[..., Tensor]] = {
+    "cpu": ops.inner,
     "loop": loop.inner,
     "reference": reference.inner,
 }
@@ -108,8 +109,7 @@ class Mamba(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Run the layer over whole sequences, from an empty state. Output t depends on inputs 0 … t only."""
         xz = self.in_proj(x)
-        backend = resolve_backend(self.backend, xz.device, xz.dtype)
-        y = _INNER[backend.name](
+        y = _INNER[backend_name(self.backend, xz.device.type, xz.dtype)](
             xz,
             self.conv1d.weight,
             self._conv_bias(),
@@ -139,7 +139,5 @@ class Mamba(nn.Module):
         dt, b, c = torch.split(self.x_proj(u), sizes, dim=-1)
         dt = F.linear(dt, self.dt_proj.weight)
         a = -torch.exp(self.A_log.to(state.ssm.dtype))
-        y, ssm = reference.selective_scan(
-            u, dt, self.dt_proj.bias, a, b, c, self.D, gate[:, None], h=state.ssm
-        )
+        y, ssm = reference.selective_scan(u, dt, self.dt_proj.bias, a, b, c, self.D, gate[:, None], h=state.ssm)
         return self.out_proj(y[:, 0]), MambaState(window[:, 1:], ssm)

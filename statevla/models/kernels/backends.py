@@ -9,13 +9,13 @@
 
 import functools
 import importlib
-import importlib.util
 import logging
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 
+from statevla.models.kernels import native
 from stores.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,12 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) ->
         UsageError: `requested` is no backend, or one named outright cannot run here (says what to install).
     """
     return _resolve(requested, device.type, dtype)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def backend_name(requested: str, device: str, dtype: torch.dtype) -> BackendName:
+    """`resolve_backend`'s name; `torch.compile` takes it as known instead of tracing the search."""
+    return _resolve(requested, device, dtype).name
 
 
 @functools.cache
@@ -85,7 +91,12 @@ def obstacle_to(name: str, device: str, dtype: torch.dtype) -> str | None:
 
 
 def _obstacle_to_cpu(device: str, dtype: torch.dtype) -> str | None:
-    return "the native kernel library is not built; run `python -m statevla.models.kernels.build` (needs g++)"
+    if device != "cpu":
+        return "it runs on the CPU only; take backend 'auto'"
+    if dtype not in native.IO_CODES:
+        return f"it computes {', '.join(map(str, native.IO_CODES))}, not {dtype}"
+    loaded = native.load()
+    return loaded if isinstance(loaded, str) else None
 
 
 def _obstacle_to_triton(device: str, dtype: torch.dtype) -> str | None:

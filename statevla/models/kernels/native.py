@@ -164,9 +164,7 @@ def scan_args(
     return args
 
 
-def scan_forward(
-    args: ScanArgs, out: Tensor, h0: Tensor | None, h_last: Tensor | None, kept: Tensor | None
-) -> None:
+def scan_forward(args: ScanArgs, out: Tensor, h0: Tensor | None, h_last: Tensor | None, kept: Tensor | None) -> None:
     """Fill `out` [B L E], and where given `h_last` [B E N] and `kept`."""
     _row(args, "out", out)
     args.h0, args.h_last, args.kept = _address(h0), _address(h_last), _address(kept)

@@ -19,6 +19,10 @@ constexpr int NB = 16;  // states worked on at once, in registers
 #else
 constexpr int NB = 8;
 #endif
+#ifndef BNBV
+#define BNBV 8
+#endif
+constexpr int BNB = BNBV;
 
 constexpr double LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
 
@@ -112,6 +116,16 @@ template <class T> struct Scan {
         return (S *)args->kept + (b * ceil_div(args->L, CHUNK) + chunk) * args->N * args->E;
     }
 
+    // Where the tile after this one finds its lines: next to it, or at the other end in the next chunk.
+    // Rows are kilobytes apart, which the processor's own prefetcher does not follow.
+    struct Next { int64_t e, t; };
+    INLINE void fetch(const void *p, int64_t sb, int64_t st, int64_t b, int64_t t, const Next &next) {
+        __builtin_prefetch(row(p, sb, st, b, t + next.t) + next.e, 0, 3);
+    }
+    INLINE void fetch_to_write(void *p, int64_t sb, int64_t st, int64_t b, int64_t t, const Next &next) {
+        __builtin_prefetch(row(p, sb, st, b, t + next.t) + next.e, 1, 3);
+    }
+
     // ---- forward ----
 
     int64_t forward_bytes() const {
@@ -137,9 +151,14 @@ template <class T> struct Scan {
                 const int64_t e = tile * W;
                 const int count = lanes(tile);
                 V *h = state + (tile - first) * padded;
+                const Next next = tile + 1 < last ? Next{e + W, 0} : Next{first * W, CHUNK};
                 if (p.kept)
                     for (int64_t n = 0; n < p.N; n++) store(kept(b, t0 / CHUNK) + n * p.E + e, h[n], count);
                 for (int64_t t = 0; t < steps; t++) {
+                    fetch(p.u, p.u_b, p.u_t, b, t0 + t, next);
+                    fetch(p.dt, p.dt_b, p.dt_t, b, t0 + t, next);
+                    fetch(p.z, p.z_b, p.z_t, b, t0 + t, next);
+                    fetch_to_write(p.out, p.out_b, p.out_t, b, t0 + t, next);
                     V slope, u = load(row(p.u, p.u_b, p.u_t, b, t0 + t) + e, count);
                     delta[t] = softplus(load(row(p.dt, p.dt_b, p.dt_t, b, t0 + t) + e, count) + bias[tile], slope);
                     drive[t] = delta[t] * u;
@@ -179,7 +198,7 @@ template <class T> struct Scan {
 
     struct Chunk {  // what one tile needs of one chunk
         V delta[CHUNK], drive[CHUNK], u[CHUNK], slope[CHUNK], dy[CHUNK], gate_slope[CHUNK], y[CHUNK], by_b[CHUNK], by_a[CHUNK];
-        V h[(CHUNK + 1) * NB], decay[CHUNK * NB];
+        V h[(CHUNK + 1) * BNB], decay[CHUNK * BNB];
     };
 
     int64_t backward_bytes() const {
@@ -209,8 +228,8 @@ template <class T> struct Scan {
                 rows_in(p.c, p.c_b, p.c_t, b, t0, steps, crow);
                 for (int64_t i = 0; i < steps * padded; i++) db_lanes[i] = dc_lanes[i] = V{};
                 for (int64_t tile = first; tile < last; tile++) {
-                    chunk_in(b, t0, steps, tile, *k);
-                    for (int64_t n = 0; n < padded; n += NB) {
+                    chunk_in(b, t0, steps, tile, tile + 1 < last ? Next{(tile + 1) * W, 0} : Next{first * W, -CHUNK}, *k);
+                    for (int64_t n = 0; n < padded; n += BNB) {
                         recompute(b, chunk, steps, tile, n, brow + n, crow + n, *k, dc_lanes + n);
                         reverse(steps, brow + n, crow + n, a2 + tile * padded + n, *k, db_lanes + n,
                                 da_sum + tile * padded + n, carried + (tile - first) * padded + n);
@@ -224,11 +243,18 @@ template <class T> struct Scan {
         }
     }
 
-    void chunk_in(int64_t b, int64_t t0, int64_t steps, int64_t tile, Chunk &k) const {
+    void chunk_in(int64_t b, int64_t t0, int64_t steps, int64_t tile, const Next &next, Chunk &k) const {
         const ScanArgs &p = *args;
         const int64_t e = tile * W;
         const int count = lanes(tile);
         for (int64_t t = 0; t < steps; t++) {
+            fetch(p.u, p.u_b, p.u_t, b, t0 + t, next);
+            fetch(p.dt, p.dt_b, p.dt_t, b, t0 + t, next);
+            fetch(p.z, p.z_b, p.z_t, b, t0 + t, next);
+            fetch(p.dout, p.dout_b, p.dout_t, b, t0 + t, next);
+            fetch_to_write(p.du, p.du_b, p.du_t, b, t0 + t, next);
+            fetch_to_write(p.ddt, p.ddt_b, p.ddt_t, b, t0 + t, next);
+            fetch_to_write(p.dz, p.dz_b, p.dz_t, b, t0 + t, next);
             const V u = load(row(p.u, p.u_b, p.u_t, b, t0 + t) + e, count);
             const V z = load(row(p.z, p.z_b, p.z_t, b, t0 + t) + e, count);
             const V dout = load(row(p.dout, p.dout_b, p.dout_t, b, t0 + t) + e, count);
@@ -245,9 +271,9 @@ template <class T> struct Scan {
 
     // States and decays of a chunk, once more; also y, and dL/dC.
     void recompute(int64_t b, int64_t chunk, int64_t steps, int64_t tile, int64_t n0, const S *brow, const S *crow, Chunk &k, V *dc_lanes) const {
-        V h[NB];
+        V h[BNB];
         const S *from = kept(b, chunk) + tile * W;
-        for (int n = 0; n < NB; n++) {
+        for (int n = 0; n < BNB; n++) {
             h[n] = n0 + n < args->N ? load(from + (n0 + n) * args->E, lanes(tile)) : V{};
             k.h[n] = h[n];
         }
@@ -256,9 +282,9 @@ template <class T> struct Scan {
             const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
             V sum0 = k.y[t], sum1 = {};
             const S *bt = brow + t * padded, *ct = crow + t * padded;
-            V *dct = dc_lanes + t * padded, *ht = k.h + (t + 1) * NB, *at = k.decay + t * NB;
+            V *dct = dc_lanes + t * padded, *ht = k.h + (t + 1) * BNB, *at = k.decay + t * BNB;
 #pragma GCC unroll 16
-            for (int n = 0; n < NB; n++) {
+            for (int n = 0; n < BNB; n++) {
                 at[n] = exp2_of_product(dt, decay[n]);
                 h[n] = at[n] * h[n] + du * bt[n];
                 ht[n] = h[n];
@@ -271,16 +297,16 @@ template <class T> struct Scan {
 
     // g[t] = dL/dh[t] = dy[t] C[t] + a[t+1] g[t+1]; `carried` is a[t+1] g[t+1] across chunks.
     void reverse(int64_t steps, const S *brow, const S *crow, const V *decay, Chunk &k, V *db_lanes, V *da_sum, V *carried) const {
-        V next[NB];
-        for (int n = 0; n < NB; n++) next[n] = carried[n];
+        V next[BNB];
+        for (int n = 0; n < BNB; n++) next[n] = carried[n];
         for (int64_t t = steps - 1; t >= 0; t--) {
             const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
             V by_b = k.by_b[t], by_a = k.by_a[t];
             const S *bt = brow + t * padded, *ct = crow + t * padded;
             V *dbt = db_lanes + t * padded;
-            const V *before = k.h + t * NB, *at = k.decay + t * NB;
+            const V *before = k.h + t * BNB, *at = k.decay + t * BNB;
 #pragma GCC unroll 16
-            for (int n = 0; n < NB; n++) {
+            for (int n = 0; n < BNB; n++) {
                 const V g = dy * ct[n] + next[n];
                 dbt[n] += g * du;
                 by_b += g * bt[n];
@@ -292,7 +318,7 @@ template <class T> struct Scan {
             k.by_b[t] = by_b;
             k.by_a[t] = by_a;
         }
-        for (int n = 0; n < NB; n++) carried[n] = next[n];
+        for (int n = 0; n < BNB; n++) carried[n] = next[n];
     }
 
     void chunk_out(int64_t b, int64_t t0, int64_t steps, int64_t tile, const Chunk &k, V &dbias_sum, V &dd_sum) const {
