@@ -39,22 +39,29 @@ def masked_bce(
     return torch.where(keep, each, 0.0).sum() / keep.sum().clamp(min=1)
 
 
+def centred(z: Float[Tensor, "B D"], keep: Bool[Tensor, " B"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, ""]]:
+    """Deviations from the kept rows' mean, zero in the other rows, and how many rows were kept; float32.
+
+    Weights instead of indexing: no data-dependent shapes and no transfer from the device.
+    """
+    rows = keep.float().unsqueeze(1)
+    count = rows.sum()
+    values = z.float()
+    mean = (values * rows).sum(dim=0) / count.clamp(min=1)
+    return (values - mean) * rows, count
+
+
 def variance_covariance(
     z: Float[Tensor, "B D"], keep: Bool[Tensor, " B"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """VICReg's two terms over the kept rows (Bardes et al. 2022, eq. 1 and 3, hinge at deviation 1).
+    """VICReg's two terms over the kept rows (Bardes et al. 2022, eq. 1 to 4, hinge at deviation 1).
 
     variance = mean_j relu(1 - std_j), covariance = Σ_{i≠j} C_ij² / D, both with B - 1. Fewer than two rows have
-    no deviation: both terms are then 0. No data-dependent shapes and no transfer from the device.
+    no deviation: both terms are then 0.
     """
     with torch.autocast(z.device.type, enabled=False):
-        rows = keep.float().unsqueeze(1)
-        count = rows.sum()
-        divisor = (count - 1).clamp(min=1)
-        values = z.float()
-        mean = (values * rows).sum(dim=0) / count.clamp(min=1)
-        centred = (values - mean) * rows
-        covariance = centred.T @ centred / divisor
+        deviations, count = centred(z, keep)
+        covariance = deviations.T @ deviations / (count - 1).clamp(min=1)
         spread = covariance.diagonal()
         variance_term = F.relu(1 - (spread + VARIANCE_EPS).sqrt()).mean()
         covariance_term = (covariance.square().sum() - spread.square().sum()) / z.shape[1]
@@ -65,9 +72,5 @@ def variance_covariance(
 @torch.no_grad()
 def mean_std(z: Float[Tensor, "B D"], keep: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
     """Monitor of collapse: standard deviation over the kept rows (B - 1), averaged over dimensions."""
-    rows = keep.float().unsqueeze(1)
-    count = rows.sum()
-    values = z.float()
-    mean = (values * rows).sum(dim=0) / count.clamp(min=1)
-    spread = ((values - mean) * rows).square().sum(dim=0) / (count - 1).clamp(min=1)
-    return spread.sqrt().mean()
+    deviations, count = centred(z, keep)
+    return (deviations.square().sum(dim=0) / (count - 1).clamp(min=1)).sqrt().mean()

@@ -38,7 +38,10 @@ def draw_noise(rows: int, chunk: int, generator: torch.Generator, device: torch.
 
 
 class PolicyModel(nn.Module):
-    """encoder (frozen), flow, gripper. Its state dict is a whole policy: statistics too, the vision backbone not."""
+    """encoder (the one given, frozen here), flow, gripper.
+
+    Its state dict is a whole policy: statistics too, the vision backbone not.
+    """
 
     def __init__(self, config: Config, encoder: StateEncoder, statistics: Normalization | None = None) -> None:
         super().__init__()
