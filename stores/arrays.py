@@ -10,6 +10,7 @@ without fsync, and read a chunk that is missing or empty as zeros.
 One writer a chunk: regions handed to different writers start at multiples of R.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ class ArraySpec:
         return "c/" + "/".join([str(m), *("0" for _ in self.shape[1:])])
 
     def metadata(self) -> dict[str, Any]:
-        """Contents of the array's zarr.json."""
-        return {
+        """Contents of the array's zarr.json. Attribute ``sha256`` is that of the rest, so that a flipped digit shows."""
+        fields = {
             "zarr_format": 3,
             "node_type": "array",
             "shape": list(self.shape),
@@ -76,9 +77,9 @@ class ArraySpec:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": False if self.dtype == "bool" else 0 if "int" in self.dtype else 0.0,
             "codecs": _codecs(self.dtype),
-            "attributes": {},
             "storage_transformers": [],
         }
+        return {**fields, "attributes": {"sha256": hashlib.sha256(durable.json_bytes(fields)).hexdigest()}}
 
 
 def _codecs(dtype: str) -> list[dict[str, Any]]:

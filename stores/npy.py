@@ -16,7 +16,6 @@ _MAGIC: Final = b"\x93NUMPY\x01\x00"
 
 def encode_npy(array: NDArray[Any]) -> bytes:
     """Any non-object array -> the bytes that ``np.save`` would write, C order."""
-    array = np.ascontiguousarray(array)
     return _header(array.dtype.str, array.shape) + array.tobytes()
 
 

@@ -50,7 +50,7 @@ def make_episodes(episodes: int, frames: int, image: int, seed: int) -> list[Mad
         rng = np.random.default_rng([seed, e])
         count = frames + e % 3
         steps = count - e % 2
-        gradient = np.linspace(0, 200, image)[:, None, None] + np.linspace(0, 50, image)[None, :, None]
+        gradient = np.linspace(0, 150, image)[:, None, None] + np.linspace(0, 50, image)[None, :, None]
         tint = rng.integers(0, 40, (count, len(schema.CAMERAS), 1, 1, 3))
         state = np.cumsum(rng.normal(0, 0.02, (count, schema.ROBOT_STATE_DIM)), axis=0).astype(np.float32)
         action = rng.uniform(-1, 1, (steps, schema.ACTION_DIM)).astype(np.float32)

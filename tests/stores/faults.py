@@ -1,0 +1,202 @@
+"""Kill, tear, refuse or unplug a writer at every operation that it does through `stores.durable`.
+
+Faults:
+  kill         the process dies before the operation
+  torn         it dies in the middle of it (for a write: half of the data is there)
+  enospc       the disk is full: the operation raises (a write after half of the data)
+  power        the power goes: nothing is left but what was fsynced: contents by file, names by folder
+  power_data   the power goes: names are as they were, but contents that were not fsynced are gone
+
+The writer runs in a forked child, so a thousand crashes take seconds. The power models are pessimistic on purpose: a
+real file system keeps more, but promises no more.
+"""
+
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stores import durable
+from stores.durable import Operation
+
+FAULTS = ("kill", "torn", "enospc", "power", "power_data")
+_FULL_DISK_KINDS = ("mkdir", "create", "write", "rename", "exchange")
+_DIED = 77
+_RAISED = 78
+
+Tree = dict[str, bytes | None]
+"""Files by path below the root; folders have None."""
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What was done to the writer: `fault` at operation number `at` of `total` (`at` = `total`: after the last)."""
+
+    fault: str
+    at: int
+    total: int
+    operation: str
+
+    def __str__(self) -> str:
+        return f"{self.fault} at {self.at}/{self.total} ({self.operation})"
+
+
+def operations(work: Callable[[Path], None], disk: Path) -> list[str]:
+    """What `work` does to `disk`, in order, undisturbed."""
+    seen: list[str] = []
+    durable.set_hook(lambda op: seen.append(f"{op.kind} {op.path.name}"))
+    try:
+        work(disk)
+    finally:
+        durable.set_hook(None)
+    return seen
+
+
+def every_crash(
+    scratch: Path,
+    prepare: Callable[[Path], None],
+    work: Callable[[Path], None],
+    faults: Sequence[str] = FAULTS,
+) -> Iterator[tuple[Crash, Path]]:
+    """For each fault at each operation of `work`: (what was done, the disk as the crash left it), on a fresh disk."""
+    clean = scratch / "undisturbed"
+    clean.mkdir(parents=True)
+    prepare(clean)
+    steps = operations(work, clean)
+    disk = scratch / "disk"
+    for fault in faults:
+        for at in range(len(steps) + fault.startswith("power")):
+            kind = steps[at].split()[0] if at < len(steps) else "end"
+            if (fault == "torn" and kind != "write") or (fault == "enospc" and kind not in _FULL_DISK_KINDS):
+                continue
+            shutil.rmtree(disk, ignore_errors=True)
+            disk.mkdir()
+            prepare(disk)
+            _fork(disk, work, fault, at)
+            yield Crash(fault, at, len(steps), steps[at] if at < len(steps) else "end"), disk
+
+
+def read_tree(root: Path) -> Tree:
+    """Everything below `root`, temporaries included."""
+    return {
+        path.relative_to(root).as_posix(): None if path.is_dir() else path.read_bytes()
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def _fork(disk: Path, work: Callable[[Path], None], fault: str, at: int) -> None:
+    child = os.fork()
+    if child == 0:
+        status = _RAISED
+        try:
+            os.environ[durable.NO_FSYNC] = "1"  # the model decides what is durable
+            hook = _Injector(disk, fault, at)
+            durable.set_hook(hook)
+            work(disk)
+            if fault.startswith("power"):
+                hook.unplug()
+            status = 0
+        except OSError as error:
+            status = _RAISED if error.errno == errno.ENOSPC else 1
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    wanted = _RAISED if fault == "enospc" else _DIED
+    if status != wanted:
+        raise AssertionError(f"{fault} at {at}: the writer ended with {status}, expected {wanted}")
+
+
+class _Injector:
+    """The hook: counts operations and does `fault` at number `at`."""
+
+    def __init__(self, disk: Path, fault: str, at: int) -> None:
+        self.fault, self.at, self.seen = fault, at, 0
+        self.disk = _Disk(disk) if fault.startswith("power") else None
+
+    def __call__(self, op: Operation) -> None:
+        if self.disk is not None:
+            self.disk.complete(op)
+        self.seen += 1
+        if self.seen - 1 != self.at:
+            return
+        if self.fault in ("torn", "enospc") and op.kind == "write" and op.handle is not None and op.data is not None:
+            op.handle.write(memoryview(op.data)[: len(op.data) // 2])
+        if self.fault == "enospc":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(op.path))
+        if self.disk is not None:
+            self.unplug()
+        os._exit(_DIED)
+
+    def unplug(self) -> None:
+        """Leave on disk what survives a power loss now, and die."""
+        durable.set_hook(None)
+        if self.disk is not None:
+            self.disk.complete(None)
+            self.disk.leave(names_survive=self.fault == "power_data")
+        os._exit(_DIED)
+
+
+class _Disk:
+    """What of `root` is durable: contents by inode, names by folder inode. All there is at the start is durable."""
+
+    def __init__(self, root: Path) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.root = root
+        self.contents: dict[int, bytes] = {}
+        self.names: dict[int, dict[str, tuple[int, bool]]] = {}
+        self.held: set[int] = set()
+        self.pending: Operation | None = None
+        self._remember_folder(root)
+        for path in root.rglob("*"):
+            self._remember_folder(path) if path.is_dir() else self._remember_file(path)
+
+    def complete(self, upcoming: Operation | None) -> None:
+        """The operation announced before `upcoming` has happened: note what it made durable."""
+        done, self.pending = self.pending, upcoming
+        if done is None:
+            return
+        if done.kind == "fsync":
+            self._remember_file(done.path)
+        elif done.kind == "fsync_dir":
+            self._remember_folder(done.path)
+
+    def leave(self, names_survive: bool) -> None:
+        tree: Tree = {}
+        if names_survive:
+            for path in self.root.rglob("*"):
+                name = path.relative_to(self.root).as_posix()
+                tree[name] = None if path.is_dir() else self.contents.get(path.stat().st_ino, b"")
+        else:
+            self._collect(self.root.stat().st_ino, "", tree)
+        shutil.rmtree(self.root)
+        self.root.mkdir()
+        for name, content in sorted(tree.items()):
+            if content is None:
+                (self.root / name).mkdir()
+            else:
+                (self.root / name).write_bytes(content)
+
+    def _collect(self, folder: int, prefix: str, tree: Tree) -> None:
+        for name, (inode, is_folder) in self.names.get(folder, {}).items():
+            tree[prefix + name] = None if is_folder else self.contents.get(inode, b"")
+            if is_folder:
+                self._collect(inode, f"{prefix}{name}/", tree)
+
+    def _remember_file(self, path: Path) -> None:
+        self.contents[self._hold(path)] = path.read_bytes()
+
+    def _remember_folder(self, path: Path) -> None:
+        inode = self._hold(path)
+        self.names[inode] = {entry.name: (self._hold(entry), entry.is_dir()) for entry in path.iterdir()}
+
+    def _hold(self, path: Path) -> int:
+        """The inode, kept open so that its number is not given to another file."""
+        inode = path.stat().st_ino
+        if inode not in self.held:
+            os.open(path, os.O_RDONLY)
+            self.held.add(inode)
+        return inode

@@ -1,0 +1,144 @@
+"""Manifest, index tables and language cache: same input same bytes, damage and contradictions named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stores import schema
+from stores.embeddings import LANGUAGE_FILE, LanguageCache, LanguageRow, write_language
+from stores.errors import StoreCorrupt, StoreError, StoreMissing, UsageError
+from stores.manifest import MANIFEST, Manifest, hash_objects, manifest_hash
+from stores.reader import Store
+from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, parse_table, table_bytes, write_table
+from tests.stores.make_store import make_tiny_store
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("store")
+    make_tiny_store(path)
+    return path
+
+
+def test_a_manifest_comes_back_as_it_was(root: Path) -> None:
+    manifest = Manifest.load(root)
+    assert Manifest.from_bytes(manifest.to_bytes(), "copy") == manifest
+    assert replace(manifest, objects=manifest.objects[::-1]).to_bytes() == manifest.to_bytes()
+    assert manifest.hash() == manifest_hash(root)
+
+
+@given(st.data())
+def test_any_flipped_bit_of_the_manifest_is_noticed(root: Path, data: st.DataObject) -> None:
+    content = bytearray((root / MANIFEST).read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(StoreError, match="here"):
+        Manifest.from_bytes(bytes(content), "here")
+
+
+def test_another_schema_version_is_refused_by_number(root: Path) -> None:
+    newer = replace(Manifest.load(root), schema_version=2)
+    with pytest.raises(StoreError, match="expected schema version 1, got 2"):
+        Manifest.from_bytes(newer.to_bytes(), "here")
+
+
+def test_no_manifest_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissing, match="is not a store"):
+        Store.open(tmp_path)
+    with pytest.raises(StoreMissing, match="is not a store"):
+        manifest_hash(tmp_path / "nothing")
+
+
+def test_hashes_are_the_same_for_any_threads(root: Path) -> None:
+    objects = list(Manifest.load(root).objects)
+    for threads in (1, 3):
+        assert hash_objects(root, [item.path for item in objects], threads) == objects
+
+
+def test_tables_are_reproducible_and_typed(root: Path) -> None:
+    for name, wanted in ((EPISODES_FILE, schema.EPISODES), (SEGMENTS_FILE, schema.SEGMENTS)):
+        data = (root / name).read_bytes()
+        table = parse_table(data, wanted, name)
+        assert table.schema == wanted
+        assert table_bytes(table, wanted) == data
+        assert table_bytes(pa.Table.from_pylist(table.to_pylist(), schema=wanted), wanted) == data
+        assert b"pandas" not in data
+        for broken in (data[:-1], data[: len(data) // 2], b""):
+            with pytest.raises(StoreCorrupt, match=name):
+                parse_table(broken, wanted, name)
+        with pytest.raises(StoreCorrupt, match="expected columns"):
+            parse_table(data, pa.schema([("other", pa.int64())]), name)
+    with pytest.raises(UsageError, match="expected columns"):
+        table_bytes(pa.table({"x": [1]}), schema.EPISODES)
+
+
+def _changed(table: pa.Table, row: int, **values: object) -> pa.Table:
+    rows = table.to_pylist()
+    rows[row].update(values)
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
+@pytest.mark.parametrize(
+    ("which", "change"),
+    [
+        ("episodes", {"episode": 7}),
+        ("episodes", {"first_frame": 1}),
+        ("episodes", {"first_segment": 1}),
+        ("episodes", {"frames": 39}),
+        ("episodes", {"steps": 12}),
+        ("episodes", {"split": "test"}),
+        ("segments", {"segment": 3}),
+        ("segments", {"episode": 0}),
+        ("segments", {"first_step": 17}),
+        ("segments", {"steps": 15}),
+    ],
+)
+def test_contradicting_tables_are_refused(root: Path, which: str, change: dict[str, object]) -> None:
+    store = Store.open(root)
+    tables = {"episodes": store.episodes, "segments": store.segments}
+    check_tables(**tables, counts=store.manifest.counts, where="here")
+    tables[which] = _changed(tables[which], 1 if which == "episodes" else 4, **change)
+    with pytest.raises(StoreCorrupt, match=r"here: .*contradict"):
+        check_tables(**tables, counts=store.manifest.counts, where="here")
+
+
+def test_a_dropped_segment_is_noticed(root: Path) -> None:
+    store = Store.open(root)
+    with pytest.raises(StoreCorrupt, match="contradict"):
+        check_tables(store.episodes, store.segments.slice(0, len(store) - 1), store.manifest.counts, "here")
+
+
+def _row(text: str, value: float = 0.5, revision: str = "r1", width: int = 512) -> LanguageRow:
+    return LanguageRow(text, "clip", revision, np.full(width, value, np.float32))
+
+
+def test_language_is_sorted_and_never_substituted(tmp_path: Path) -> None:
+    rows = [_row("put b", 0.25), _row("put a", 0.75)]
+    write_language(tmp_path / LANGUAGE_FILE, rows)
+    first = (tmp_path / LANGUAGE_FILE).read_bytes()
+    write_language(tmp_path / LANGUAGE_FILE, rows[::-1])
+    assert (tmp_path / LANGUAGE_FILE).read_bytes() == first
+    cache = LanguageCache.load(tmp_path)
+    assert (cache.encoder, cache.revision) == ("clip", "r1")
+    np.testing.assert_array_equal(cache.vector("put a"), np.full(512, 0.75, np.float32))
+    with pytest.raises(StoreMissing, match=r"no embedding of 'put c'; .*'put a', 'put b'"):
+        cache.vector("put c")
+
+
+@pytest.mark.parametrize(
+    "rows", [[_row("a"), _row("a")], [_row("a"), _row("b", revision="r2")], [_row("a", np.nan)], [_row("a", width=3)]]
+)
+def test_a_bad_language_cache_is_neither_written_nor_read(tmp_path: Path, rows: list[LanguageRow]) -> None:
+    from stores.embeddings import LANGUAGE
+
+    with pytest.raises(UsageError, match=r"language cache|embedding of"):
+        write_language(tmp_path / LANGUAGE_FILE, rows)
+    assert list(tmp_path.iterdir()) == []
+    dicts = [{**vars(row), "embedding": row.embedding.tolist()} for row in rows]
+    write_table(tmp_path / LANGUAGE_FILE, dicts, LANGUAGE)
+    with pytest.raises(StoreCorrupt, match=r"language\.parquet"):
+        LanguageCache.load(tmp_path)

@@ -1,0 +1,143 @@
+"""The reader gives back what went in, from a folder and from memory, and raises on any damage."""
+
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from stores.errors import StaleKey, StoreError, StoreMissing, UsageError
+from stores.reader import Store
+from stores.schema import CAMERAS
+from tests.stores.faults import read_tree
+from tests.stores.make_store import MadeEpisode, make_tiny_store, train_statistics
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, list[MadeEpisode]]:
+    root = tmp_path_factory.mktemp("store") / "tiny"
+    return root, make_tiny_store(root, codec="png")
+
+
+def _upload(root: Path, url: str) -> None:
+    target = fsspec.filesystem("memory")
+    for name, content in read_tree(root).items():
+        if content is not None:
+            target.pipe_file(f"{url.removeprefix('memory://')}/{name}", content)
+
+
+@pytest.fixture(scope="module", params=["folder", "memory"])
+def store(request, made) -> Store:
+    if request.param == "folder":
+        return Store.open(made[0])
+    _upload(made[0], "memory://bucket/tiny")
+    return Store.open("memory://bucket/tiny")
+
+
+def test_every_transition_comes_back(store: Store, made) -> None:
+    seen = 0
+    for i in range(len(store)):
+        row = {name: column[i] for name, column in store.segment_columns.items()}
+        episode = made[1][row["episode"]]
+        segment, images = store.read_segment(i), store.decode_segment(i)
+        first, stop = row["first_step"], row["first_step"] + row["observations"]
+        np.testing.assert_array_equal(images, episode.images[first:stop])
+        np.testing.assert_array_equal(segment.robot_state, episode.robot_state[first:stop])
+        real = ~segment.is_pad
+        np.testing.assert_array_equal(segment.action[real], episode.action[first : first + real.sum()])
+        assert real.sum() == min(row["steps"] + 9, len(episode.action) - first)
+        assert (segment.action[~real] == episode.action[-1]).all()
+        assert segment.meta["instruction"] == episode.instruction
+        assert segment.meta["first_step"] == first
+        seen += row["steps"]
+    assert seen == sum(len(e.action) for e in made[1]) == store.manifest.counts["steps"]
+
+
+def test_frames_come_back(store: Store, made) -> None:
+    frames = store.frames
+    np.testing.assert_array_equal(frames["robot_state"], np.concatenate([e.robot_state for e in made[1]]))
+    for e, episode in enumerate(made[1]):
+        mine = frames["episode"] == e
+        assert frames["index"][mine].tolist() == list(range(len(episode.images)))
+        action = frames["action"][mine]
+        np.testing.assert_array_equal(action[: len(episode.action)], episode.action)
+        assert np.isnan(action[len(episode.action) :]).all()
+
+
+def test_tables_language_and_statistics(store: Store, made) -> None:
+    assert store.episode_columns["split"].tolist() == [e.split for e in made[1]]
+    assert store.episode_columns["frames"].tolist() == [len(e.images) for e in made[1]]
+    assert store.language.vector(made[1][0].instruction).shape == (512,)
+    assert store.stats() == train_statistics(made[1])
+    assert store.obs_spec["image_size"] == [32, 32]
+
+
+def test_cameras_can_be_chosen_and_buffers_given(store: Store) -> None:
+    both = store.decode_segment(1)
+    np.testing.assert_array_equal(store.decode_segment(1, CAMERAS[1:]), both[:, 1:])
+    out = np.zeros_like(both)
+    assert store.read_segment(1).decode(out=out) is out
+    np.testing.assert_array_equal(out, both)
+    with pytest.raises(UsageError, match="contiguous uint8"):
+        store.read_segment(1).decode(out=out[:, :1])
+    with pytest.raises(UsageError, match="'wrist'"):
+        store.decode_segment(1, ["wrist"])
+
+
+def test_threads_agree(store: Store) -> None:
+    alone = [store.decode_segment(i) for i in range(len(store))]
+    with ThreadPoolExecutor(8) as pool:
+        for a, b in zip(alone, pool.map(Store.open(store.root).decode_segment, range(len(store))), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_no_such_segment(store: Store) -> None:
+    for i in (-1, len(store)):
+        with pytest.raises(UsageError, match=f"segment {i}: the store has {len(store)}"):
+            store.read_segment(i)
+
+
+def test_same_input_same_store(made, tmp_path: Path) -> None:
+    make_tiny_store(tmp_path / "again", codec="png")
+    assert read_tree(tmp_path / "again") == read_tree(made[0])
+
+
+def test_statistics_of_another_content_are_stale(tmp_path: Path) -> None:
+    make_tiny_store(tmp_path, episodes=2, seed=1)
+    make_tiny_store(tmp_path, episodes=2, seed=2, stats=False)
+    with pytest.raises(StaleKey, match="statevla stats"):
+        Store.open(tmp_path).stats()
+
+
+def test_nothing_at_a_url() -> None:
+    with pytest.raises(StoreMissing, match="memory://nowhere is not a store"):
+        Store.open("memory://nowhere")
+    with pytest.raises(StoreError, match="cannot be opened through fsspec"):
+        Store.open("nosuchprotocol://bucket/store")
+
+
+def test_stock_tools_agree_with_the_index(made) -> None:
+    store = Store.open(made[0])
+    group = zarr.open_group(made[0] / "frames.zarr", mode="r")
+    for name, array in store.frames.items():
+        np.testing.assert_array_equal(group[name][...], array)
+    for row in store.segments.to_pylist():
+        with tarfile.open(made[0] / row["shard"]) as tar:
+            for name, offset, size in zip(row["member_name"], row["member_offset"], row["member_size"], strict=True):
+                info = tar.getmember(f"{row['key']}.{name}")
+                assert (info.offset_data, info.size) == (offset, size)
+
+
+def test_importing_stores_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, importlib, pkgutil, stores\n"
+        "for m in pkgutil.iter_modules(stores.__path__): importlib.import_module('stores.' + m.name)\n"
+        "print([m for m in ('torch', 'transformers', 'dask', 'distributed', 'h5py', 'fsspec') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,160 @@
+"""Every kind of damage to every kind of object: `verify` names it, and the reader raises instead of inventing."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stores.durable import json_bytes
+from stores.errors import StoreError
+from stores.manifest import Manifest, hash_object, seal
+from stores.progress import ProgressEvent
+from stores.reader import Store
+from stores.verify import count_objects, verify_store
+from tests.stores.faults import read_tree
+from tests.stores.make_store import make_tiny_store
+
+
+def _flip(path: Path, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 4
+    path.write_bytes(content)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped first": (lambda path: _flip(path, 0), "altered"),
+    "flipped middle": (lambda path: _flip(path, 0.5), "altered"),
+    "flipped last": (lambda path: _flip(path, 1), "altered"),
+    "truncated": (_truncate, "short"),
+    "appended": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "long"),
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "missing": (lambda path: path.unlink(), "missing"),
+}
+OBJECTS = (
+    "episodes.parquet",
+    "segments.parquet",
+    "language.parquet",
+    "shards/put_the_red_block_in_the_bin_demo-000.tar",
+    "frames.zarr/zarr.json",
+    "frames.zarr/action/zarr.json",
+    "frames.zarr/action/c/0/0",
+    "frames.zarr/index/c/0",
+    "features/siglip/agentview/c/0",
+)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    """A store with statistics and a derived folder."""
+    root = tmp_path_factory.mktemp("sound") / "store"
+    make_tiny_store(root)
+    folder = root / "features/siglip"
+    (folder / "agentview/c").mkdir(parents=True)
+    (folder / "agentview/c/0").write_bytes(b"features")
+    item = hash_object(folder, "agentview/c/0")
+    fields = {"key": "k", "objects": [{"path": item.path, "bytes": item.bytes, "sha256": item.sha256}]}
+    (folder / "manifest.json").write_bytes(json_bytes(seal(fields)))
+    return root
+
+
+@pytest.fixture
+def root(sound: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sound, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def _read_everything(root: Path) -> None:
+    store = Store.open(root)
+    _ = store.frames, store.language, store.stats()
+    for i in range(len(store)):
+        store.decode_segment(i)
+
+
+def test_a_sound_store_has_no_problems(root: Path) -> None:
+    events: list[ProgressEvent] = []
+    before = read_tree(root)
+    assert verify_store(root, events.append) == []
+    assert read_tree(root) == before
+    assert events[-1].done == events[-1].total
+    assert len(events) == count_objects(root)  # the manifest's objects and one feature, without the manifest
+    _read_everything(root)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", OBJECTS)
+def test_damage_is_named_and_refused(root: Path, name: str, damage: str) -> None:
+    spoil, kind = DAMAGE[damage]
+    spoil(root / name)
+    problems = verify_store(root)
+    assert [problem.object for problem in problems] == [name]
+    assert problems[0].problem.startswith(kind)
+    harmless = name.startswith("features/") or name == "frames.zarr/zarr.json"
+    in_tar_tail = name.endswith(".tar") and damage in ("flipped last", "truncated", "appended")  # the two end blocks
+    if not (harmless or in_tar_tail):
+        with pytest.raises(StoreError, match=_pattern(name)):
+            _read_everything(root)
+
+
+def _pattern(name: str) -> str:
+    return name.replace(".", r"\.")
+
+
+@pytest.mark.parametrize("damage", ["flipped first", "flipped middle", "truncated", "appended", "empty"])
+@pytest.mark.parametrize("name", ["manifest.json", "stats", "features/siglip/manifest.json"])
+def test_damage_to_sealed_files_is_named(root: Path, name: str, damage: str) -> None:
+    path = next((root / "stats").iterdir()) if name == "stats" else root / name
+    DAMAGE[damage][0](path)
+    assert path.relative_to(root).as_posix() in [problem.object for problem in verify_store(root)]
+    if not name.startswith("features/"):
+        with pytest.raises(StoreError, match=path.name):
+            _read_everything(root)
+
+
+def test_a_removed_manifest_is_no_store_and_a_removed_feature_manifest_disowns_its_objects(root: Path) -> None:
+    (root / "features/siglip/manifest.json").unlink()
+    assert [p.object for p in verify_store(root)] == ["features/siglip/agentview/c/0"]
+    (root / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="is not a store"):
+        verify_store(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "shards/extra.tar", "frames.zarr/action/c/1/0", "stats/notes.txt", "features/siglip/x"]
+)
+def test_an_extra_object_is_named(root: Path, name: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b"")
+    problems = verify_store(root)
+    assert [(p.object, p.problem) for p in problems] == [(name, "extra: no manifest names it")]
+
+
+def test_leftovers_of_a_writer_are_named_as_such(root: Path) -> None:
+    (root / "shards/.tmp-0011-a.tar").write_bytes(b"half")
+    (root / ".lock").write_bytes(b"")
+    problems = verify_store(root)
+    assert [p.object for p in problems] == ["shards/.tmp-0011-a.tar"]
+    assert "interrupted writer" in problems[0].problem
+
+
+def test_all_problems_are_named_at_once_for_any_threads(root: Path) -> None:
+    (root / "language.parquet").unlink()
+    (root / "extra").write_bytes(b"x")
+    _flip(root / "frames.zarr/robot_state/c/0/0", 0.3)
+    named = [p.object for p in verify_store(root)]
+    assert named == ["extra", "frames.zarr/robot_state/c/0/0", "language.parquet"]
+    assert verify_store(root, threads=1) == verify_store(root, threads=5)
+
+
+def test_objects_that_contradict_each_other_are_a_problem_though_all_hashes_hold(root: Path, tmp_path: Path) -> None:
+    make_tiny_store(tmp_path / "other", seed=5, episodes=6)
+    shutil.copy(tmp_path / "other/episodes.parquet", root / "episodes.parquet")
+    manifest = Manifest.load(root)
+    fresh = hash_object(root, "episodes.parquet")
+    objects = tuple(fresh if item.path == fresh.path else item for item in manifest.objects)
+    (root / "manifest.json").write_bytes(Manifest(**{**vars(manifest), "objects": objects}).to_bytes())
+    assert "contradict" in verify_store(root)[0].problem
