@@ -1,4 +1,4 @@
-"""Which store, run and checkpoint a command means when it is not told: the only one that fits, or an error listing them."""
+"""Which store, run and checkpoint a command means when it is not told: the only one that fits, or an error with all."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -220,7 +220,8 @@ class Run:
                     self.save(position, checkpoint.LATEST)
                     saved_at = time.monotonic()
         self.save(position, checkpoint.LATEST)
-        plot_losses(self.metrics, self.metrics.with_name(f"losses_phase{self.phase.number}.png"), str(self.run_dir))
+        title = f"{self.run_dir.name}, phase {self.phase.number}"
+        plot_losses(self.metrics, self.metrics.with_name(f"losses_phase{self.phase.number}.png"), title)
         stopped = self.step < self.total
         self.report(self.step, f"stopped, {checkpoint.LATEST} saved" if stopped else "done")
         latest = str(self.folder / checkpoint.LATEST)

@@ -1,0 +1,49 @@
+"""A store and a configuration on which both phases train in seconds on one CPU thread."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from statevla.config import Config, load_config
+from stores.progress import ProgressEvent
+from tests.stores.make_store import make_tiny_store
+
+SETTINGS = (
+    "data.lanes=4",
+    "data.block_segments=2",
+    "model.image_size=32",
+    "model.width=32",
+    "model.depth=1",
+    "model.d_state=4",
+    "model.predictor_width=32",
+    "model.policy_depth=1",
+    "model.policy_d_state=4",
+    "model.gripper_width=32",
+    "training.batch_size=8",
+    "training.torch_threads=1",
+    "training.device=cpu",
+    "training.log_every_steps=1",
+    "training.phase1.lr=1e-3",
+    "training.phase2.lr=1e-3",
+)
+
+
+def micro_config(*more: str) -> Config:
+    return load_config("tiny", None, (*SETTINGS, *more))
+
+
+def micro_store(path: Path, seed: int = 0, stats: bool = True) -> Path:
+    make_tiny_store(path, episodes=8, frames=12, image=32, window=8, seed=seed, stats=stats)
+    return path
+
+
+def at_step(step: int, action: Callable[[], Any]) -> Callable[[ProgressEvent], None]:
+    """A progress callback that does `action` once, when the training step's event comes."""
+    done = []
+
+    def watch(event: ProgressEvent) -> None:
+        if event.done == step and not done:
+            done.append(True)
+            action()
+
+    return watch
