@@ -64,7 +64,7 @@ class ArraySpec:
         return "c/" + "/".join([str(m), *("0" for _ in self.shape[1:])])
 
     def metadata(self) -> dict[str, Any]:
-        """Contents of the array's zarr.json. Attribute ``sha256`` is that of the rest, so that a flipped digit shows."""
+        """Contents of the array's zarr.json. Attribute ``sha256`` is of the rest, so that a flipped digit shows."""
         fields = {
             "zarr_format": 3,
             "node_type": "array",

@@ -204,6 +204,26 @@ def remove(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
+def staging_file(final: Path | str) -> Iterator[Path]:
+    """Yields a temporary path for a library that insists on writing its file itself (HDF5); on a clean exit that file
+    becomes `final`, durably. On an exception it is removed.
+    """
+    final = Path(final)
+    make_dir(final.parent)
+    temp = temp_name(final)
+    try:
+        yield temp
+        _fsync_file(temp)
+        _announce("rename", temp, final)
+        temp.replace(final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+    fsync_dir(final.parent)
+
+
+@contextlib.contextmanager
 def staging_dir(final: Path | str) -> Iterator[Path]:
     """Build folder `final` under a temporary name; on a clean exit it replaces `final` whole and durably.
 

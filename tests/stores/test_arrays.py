@@ -124,17 +124,19 @@ def test_damaged_metadata_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.crash
 def test_a_crash_while_writing_chunks_is_noticed_and_mended(tmp_path: Path) -> None:
+    values = np.arange(5)
+
     def work(disk: Path) -> None:
         with durable.lock(disk, "test"):
-            spec = arrays.create(disk, "x", VALUES.shape, "float32", 16)
-            arrays.write_region(disk, "x", spec, 0, VALUES)
+            spec = arrays.create(disk, "x", values.shape, "int64", 4)
+            arrays.write_region(disk, "x", spec, 0, values)
 
     for crash, disk in every_crash(tmp_path, lambda disk: None, work):
         if (disk / "x/zarr.json").exists() and arrays.missing_chunks(disk, "x"):
             with pytest.raises(StoreCorrupt):
                 arrays.open_checked(disk, "x").read()
         elif (disk / "x/zarr.json").exists():
-            np.testing.assert_array_equal(arrays.open_checked(disk, "x").read(), VALUES)
+            np.testing.assert_array_equal(arrays.open_checked(disk, "x").read(), values)
         work(disk)
         assert read_tree(disk) == read_tree(tmp_path / "undisturbed"), crash
 

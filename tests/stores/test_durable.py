@@ -96,6 +96,19 @@ def test_a_folder_is_wholly_old_or_wholly_new_after_any_crash(tmp_path: Path, pr
         assert read_tree(disk) == read_tree(tmp_path / "undisturbed"), crash
 
 
+def _commit_library_file(store: Path) -> None:
+    with durable.staging_file(store / "deep/er/file") as temp:
+        temp.write_bytes(b"new content" * 100)
+
+
+def test_a_file_written_by_a_library_is_old_or_new_after_any_crash(tmp_path: Path) -> None:
+    for crash, disk in every_crash(tmp_path, _write_old, _locked(_commit_library_file)):
+        content = (disk / "store/deep/er/file").read_bytes()
+        assert content in (b"old", b"new content" * 100), crash
+        _locked(_commit_library_file)(disk)
+        assert read_tree(disk) == read_tree(tmp_path / "undisturbed"), crash
+
+
 def test_without_an_exchange_the_next_writer_restores_the_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(durable, "_exchange", lambda a, b: False)
     for crash, disk in every_crash(tmp_path, _old_folder, _locked(_commit_folder)):
