@@ -40,14 +40,18 @@ def reporting(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open `path` for reading. Raises SourceError naming the file when it is not HDF5 or is cut short."""
+    """Open `path` for reading. Raises SourceError naming the file when it is not HDF5 or is cut short.
+
+    What goes wrong inside the block is for `reporting` there.
+    """
     with reporting(path.name):
         if not path.is_file():
             raise SourceError(f"no such file: {path}")
         if not h5py.is_hdf5(path):
             raise SourceError(f"expected an HDF5 file, got {path.stat().st_size} bytes of something else")
-        with h5py.File(path, "r") as file:
-            yield file
+        file = h5py.File(path, "r")
+    with file:
+        yield file
 
 
 def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:

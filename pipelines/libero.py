@@ -81,7 +81,7 @@ class Episode:
 
 def inspect_file(path: Path) -> SourceFile:
     """Header of `path`. Raises SourceError when the file as a whole is of no use."""
-    with hdf5.open_hdf5(path) as file:
+    with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
         data = hdf5.group(file, "data")
         instruction, notes = read_instruction(data, path.name)
         convention = hdf5.text(data, "macros_image_convention")
@@ -172,6 +172,7 @@ def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETE
         actions = read_actions(demo, rows)
         joints = read_numbers(demo, "obs/joint_states", (rows, JOINTS))
         fingers = read_numbers(demo, "obs/gripper_states", (rows, FINGERS))
+        state = robot_state(joints, fingers)
         found = resolve_alignment(demo, joints, alignment)
 
     def images(start: int, stop: int) -> NDArray[np.uint8]:
@@ -181,7 +182,7 @@ def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETE
 
     return Episode(
         demo=name,
-        robot_state=robot_state(joints, fingers),
+        robot_state=state,
         action=(actions[1:] if found == AFTER else actions).astype(np.float32),
         alignment=found,
         image_size=(height, width),

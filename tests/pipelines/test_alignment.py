@@ -1,0 +1,87 @@
+"""Joint addresses from the model, and telling 'after' from 'before' by them."""
+
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.alignment import arm_positions, detect_alignment, joint_layout
+from stores.errors import SourceError
+from tests.pipelines.make_hdf5 import ARM_AT, MODEL_XML, NQ, NV, make_world
+
+
+def test_addresses_follow_bodies_depth_first() -> None:
+    layout = joint_layout(MODEL_XML)
+    assert layout.address["mug_joint"] == 0
+    assert layout.address["lid_joint"] == 7
+    assert [layout.address[f"robot0_joint{n}"] for n in range(1, 8)] == list(range(ARM_AT, ARM_AT + 7))
+    assert (layout.nq, layout.nv) == (NQ, NV)
+
+
+JOINTS = st.lists(st.sampled_from(["free", "ball", "slide", "hinge"]), max_size=2)
+
+
+@given(st.recursive(JOINTS, lambda inner: st.lists(inner, max_size=3), max_leaves=12))
+def test_addresses_of_any_tree(tree: list[Any]) -> None:
+    """Against a recursive walk: a body is a list of joints (text) and child bodies (lists)."""
+    sizes = {"free": 7, "ball": 4, "slide": 1, "hinge": 1}
+    expected: list[int] = []
+
+    def build(body: list[Any], element: ElementTree.Element) -> None:
+        for joint in (part for part in body if isinstance(part, str)):
+            name = f"j{len(expected)}"
+            expected.append(sum(sizes[kind] for kind in kinds))
+            kinds.append(joint)
+            ElementTree.SubElement(element, "joint", name=name, type=joint)
+        for child in (part for part in body if isinstance(part, list)):
+            build(child, ElementTree.SubElement(element, "body"))
+
+    kinds: list[str] = []
+    root = ElementTree.Element("mujoco")
+    build([tree], ElementTree.SubElement(root, "worldbody"))
+    layout = joint_layout(ElementTree.tostring(root, encoding="unicode"))
+    assert [layout.address[f"j{n}"] for n in range(len(expected))] == expected
+    assert layout.nq == sum(sizes[kind] for kind in kinds)
+
+
+def test_both_alignments_are_told_apart() -> None:
+    joints = make_world(3, steps=30).joints
+    noise = np.random.default_rng(0).normal(0, 5e-4, (30, 7))
+    assert detect_alignment(joints[:30], joints[:30] + noise) == "before"
+    assert detect_alignment(joints[:30], joints[1:31] + noise) == "after"
+
+
+@pytest.mark.parametrize("case", ["still", "unrelated", "halfway", "nan", "short"])
+def test_what_cannot_be_told_is_refused(case: str) -> None:
+    joints = make_world(3, steps=30).joints
+    simulated = joints[:30]
+    observed = {
+        "still": simulated,
+        "unrelated": joints[:30][::-1] + 1,
+        "halfway": (joints[:30] + joints[1:31]) / 2,
+        "nan": np.full((30, 7), np.nan),
+        "short": simulated[:1],
+    }[case]
+    if case == "still":
+        simulated = observed = np.zeros((30, 7)) + 1e-6 * np.arange(30)[:, None]
+    if case == "short":
+        simulated = simulated[:1]
+    with pytest.raises(SourceError, match="alignment"):
+        detect_alignment(simulated, observed)
+
+
+def test_states_that_do_not_fit_the_model_are_refused() -> None:
+    layout = joint_layout(MODEL_XML)
+    with pytest.raises(SourceError, match=rf"\[T, {1 + NQ + NV}\]"):
+        arm_positions(np.zeros((5, 40)), layout)
+    with pytest.raises(SourceError, match="robot0_joint7"):
+        arm_positions(np.zeros((5, 40)), joint_layout(MODEL_XML.replace("robot0_joint7", "elbow")))
+
+
+@pytest.mark.parametrize("xml", ["", "<mujoco/>", "<a", '<!DOCTYPE x [<!ENTITY a "b">]><mujoco/>'])
+def test_models_that_are_none_are_refused(xml: str) -> None:
+    with pytest.raises(SourceError, match="model_file"):
+        joint_layout(xml)

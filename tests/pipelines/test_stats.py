@@ -1,0 +1,70 @@
+"""Statistics over the train split, against plain NumPy on the frames; the same bits for any number of workers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.ingest import ingest
+from pipelines.ingest_plan import IngestConfig
+from pipelines.inspect import inspect_store
+from pipelines.stats import compute_statistics
+from stores.reader import Store
+from tests.pipelines.make_hdf5 import write_suite
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    source = write_suite(tmp_path / "source", tasks=2, demos=5)
+    ingest(IngestConfig("toy", source, tmp_path / "store", language="hashed", train_split=0.6))
+    return tmp_path / "store"
+
+
+def test_against_numpy_on_the_train_split_only(root: Path) -> None:
+    statistics = compute_statistics(root)
+    store = Store.open(root)
+    train = np.array([split == "train" for split in store.episode_columns["split"]])
+    assert 0 < train.sum() < len(train)
+    rows = train[store.frames["episode"]]
+    for name in ("action", "robot_state"):
+        values = store.frames[name][rows].astype(np.float64)
+        values = values[~np.isnan(values).any(axis=1)]
+        got = statistics[name]
+        assert got["count"] == len(values)
+        np.testing.assert_allclose(got["mean"], values.mean(0), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(got["std"], values.std(0), rtol=1e-10)
+        np.testing.assert_array_equal(got["min"], values.min(0))
+        np.testing.assert_array_equal(got["max"], values.max(0))
+        np.testing.assert_allclose([got["q01"], got["q99"]], np.quantile(values, [0.01, 0.99], axis=0), rtol=1e-12)
+    assert store.stats().to_dict() == statistics
+
+
+def test_same_bits_for_any_workers_and_blocks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compute_statistics(root)
+    (file,) = (root / "stats").iterdir()
+    data = file.read_bytes()
+    for workers, block in ((2, 1), (0, 3)):
+        file.unlink()
+        monkeypatch.setattr("pipelines.stats.BLOCK_EPISODES", block)
+        assert compute_statistics(root, workers=workers) == first
+        assert file.read_bytes() == data
+
+
+def test_computed_once_per_content(root: Path) -> None:
+    compute_statistics(root)
+    (file,) = (root / "stats").iterdir()
+    before = file.stat().st_mtime_ns
+    compute_statistics(root)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_inspection_adds_up(root: Path) -> None:
+    found = inspect_store(root)
+    assert found["statistics"] is False
+    assert sum(task["episodes"] for task in found["tasks"].values()) == found["episodes"] == 10
+    assert sum(task["frames"] for task in found["tasks"].values()) == found["frames"]
+    assert found["splits"] == {"train": 6, "val": 4}
+    assert found["alignment"] == {"after": 10}
+    assert found["store"] == str(root)
+    compute_statistics(root)
+    assert inspect_store(root)["statistics"] is True
