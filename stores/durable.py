@@ -4,63 +4,34 @@ A file appears under its name complete or not at all, and stays after a power lo
 (``.tmp-…``) in the same folder, is fsynced, renamed, and the folder fsynced. A folder is committed the same way. What a
 killed writer left behind is removed by the next writer, under the lock (`lock`, `clean`).
 
-Every operation that changes the disk is announced to a hook *before* it happens (`set_hook`); crash tests enumerate the
-operations and kill, tear or refuse each of them. Outside tests there is no hook.
+Every operation that changes the disk is announced *before* it happens (`stores.seam`); crash tests enumerate the
+operations and kill, tear or refuse each of them.
 
 ``STATEVLA_UNSAFE_NO_FSYNC=1`` (or `unsafe_without_fsync`) skips every fsync. It exists for one purpose: to measure in
 the ingest benchmark what durability costs. A store written so may be lost in a power loss.
 """
 
 import contextlib
-import ctypes
-import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from stores.errors import StoreLocked
+from stores.exchange import exchange
+from stores.seam import Operation as Operation
+from stores.seam import announce
+from stores.seam import set_hook as set_hook
 
 TEMP_PREFIX: Final = ".tmp-"
 OLD_PREFIX: Final = ".old-"
 LOCK_NAME: Final = ".lock"
 NO_FSYNC: Final = "STATEVLA_UNSAFE_NO_FSYNC"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One change of the disk, about to happen.
-
-    kind: "mkdir", "create", "write", "truncate", "fsync", "fsync_dir", "rename", "exchange", "remove" or "remove_tree".
-    target: the new name, for "rename" and "exchange". handle, data: for "write", so that a hook can tear it.
-    """
-
-    kind: str
-    path: Path
-    target: Path | None = None
-    handle: BinaryIO | None = None
-    data: bytes | memoryview | None = None
-
-
-Hook = Callable[[Operation], None]
-_hook: Hook | None = None
-
-
-def set_hook(hook: Hook | None) -> None:
-    """Install the crash-test hook (None: none). It sees each `Operation` before it happens and may raise or exit."""
-    global _hook
-    _hook = hook
-
-
-def _announce(kind: str, path: Path, target: Path | None = None) -> None:
-    if _hook is not None:
-        _hook(Operation(kind, path, target))
 
 
 @contextlib.contextmanager
@@ -83,7 +54,7 @@ def _fsync(descriptor: int) -> None:
 
 
 def _fsync_file(path: Path) -> None:
-    _announce("fsync", path)
+    announce("fsync", path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _fsync(descriptor)
@@ -94,7 +65,7 @@ def _fsync_file(path: Path) -> None:
 def fsync_dir(path: Path | str) -> None:
     """Make the names in folder `path` (creations, renames, removals) survive a power loss."""
     path = Path(path)
-    _announce("fsync_dir", path)
+    announce("fsync_dir", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _fsync(descriptor)
@@ -108,7 +79,7 @@ def make_dir(path: Path | str) -> None:
     if path.is_dir():
         return
     make_dir(path.parent)
-    _announce("mkdir", path)
+    announce("mkdir", path)
     path.mkdir(exist_ok=True)
     fsync_dir(path.parent)
 
@@ -128,8 +99,7 @@ class Writer:
 
     def write(self, data: bytes | memoryview) -> int:
         """Append all of `data`."""
-        if _hook is not None:
-            _hook(Operation("write", self.path, None, self._handle, data))
+        announce("write", self.path, None, self._handle, data)
         rest = memoryview(data)
         while rest:
             rest = rest[self._handle.write(rest) :]
@@ -154,12 +124,12 @@ def atomic(path: Path | str) -> Iterator[Writer]:
     make_dir(path.parent)
     temp = temp_name(path)
     try:
-        _announce("create", temp)
+        announce("create", temp)
         with temp.open("xb", buffering=0) as handle:
             yield Writer(temp, handle)
-            _announce("fsync", temp)
+            announce("fsync", temp)
             _fsync(handle.fileno())
-        _announce("rename", temp, path)
+        announce("rename", temp, path)
         temp.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -193,10 +163,10 @@ def remove(path: Path | str) -> None:
     """Remove a file or a folder with all it holds, durably. No error when it is not there."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
-        _announce("remove_tree", path)
+        announce("remove_tree", path)
         shutil.rmtree(path)
     elif path.is_symlink() or path.exists():
-        _announce("remove", path)
+        announce("remove", path)
         path.unlink()
     else:
         return
@@ -214,7 +184,7 @@ def staging_file(final: Path | str) -> Iterator[Path]:
     try:
         yield temp
         _fsync_file(temp)
-        _announce("rename", temp, final)
+        announce("rename", temp, final)
         temp.replace(final)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -233,7 +203,7 @@ def staging_dir(final: Path | str) -> Iterator[Path]:
     make_dir(final.parent)
     temp = temp_name(final)
     try:
-        _announce("mkdir", temp)
+        announce("mkdir", temp)
         temp.mkdir()
         yield temp
         replace_dir(temp, final)
@@ -254,41 +224,21 @@ def replace_dir(temp: Path | str, final: Path | str) -> None:
             _fsync_file(Path(folder, name))
         fsync_dir(folder)
     if not final.exists():
-        _announce("rename", temp, final)
+        announce("rename", temp, final)
         temp.rename(final)
-    elif _exchange(temp, final):
+    elif exchange(temp, final):
         fsync_dir(final.parent)
         remove(temp)
     else:
         aside = final.with_name(OLD_PREFIX + final.name)
         remove(aside)
-        _announce("rename", final, aside)
+        announce("rename", final, aside)
         final.rename(aside)
-        _announce("rename", temp, final)
+        announce("rename", temp, final)
         temp.rename(final)
         fsync_dir(final.parent)
         remove(aside)
     fsync_dir(final.parent)
-
-
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2  # renameat2(2)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names atomically; False where the kernel or file system cannot."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    _announce("exchange", a, b)
-    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        return False
-    raise OSError(code, os.strerror(code), str(a), None, str(b))
 
 
 def clean(root: Path | str) -> list[Path]:
@@ -302,7 +252,7 @@ def clean(root: Path | str) -> list[Path]:
                     remove(aside)
                     removed.append(aside)
                 else:
-                    _announce("rename", aside, final)
+                    announce("rename", aside, final)
                     aside.rename(final)
                     fsync_dir(folder)
         for name in sorted(folders + files):
@@ -326,14 +276,14 @@ def lock(root: Path | str, holder: str) -> Iterator[None]:
     descriptor = _take_lock(path, root)
     try:
         who = {"holder": holder, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}
-        _announce("truncate", path)
+        announce("truncate", path)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json_bytes(who), 0)
         clean(root)
         yield
     finally:
         try:
-            _announce("remove", path)  # before the lock is freed, so that nobody waits on a removed file unknowingly
+            announce("remove", path)  # before the lock is freed, so that nobody waits on a removed file unknowingly
             path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
@@ -341,7 +291,7 @@ def lock(root: Path | str, holder: str) -> Iterator[None]:
 
 def _take_lock(path: Path, root: Path) -> int:
     while True:
-        _announce("create", path)
+        announce("create", path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -376,13 +326,13 @@ class LineLog:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         make_dir(self.path.parent)
-        _announce("create", self.path)
+        announce("create", self.path)
         self._handle: BinaryIO = self.path.open("a+b", buffering=0)
         self._handle.seek(0)
         content = self._handle.read()
         whole = content.rfind(b"\n") + 1
         if whole != len(content):
-            _announce("truncate", self.path)
+            announce("truncate", self.path)
             self._handle.truncate(whole)
 
     def append(self, line: str) -> None:
@@ -394,7 +344,7 @@ class LineLog:
     def close(self) -> None:
         """Make the log durable."""
         if not self._handle.closed:
-            _announce("fsync", self.path)
+            announce("fsync", self.path)
             _fsync(self._handle.fileno())
             self._handle.close()
             fsync_dir(self.path.parent)

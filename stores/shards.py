@@ -125,13 +125,14 @@ _TEMPLATE: Final = b"".join(
     [
         b"%s",  # name, 100
         b"0000644\0" + b"0000000\0" * 2,  # mode, uid, gid
-        b"%011o\0" + b"00000000000\0",  # size, mtime
-        b"        " + b"0",  # checksum as spaces, type: regular file
+        b"%s\0" + b"00000000000\0",  # size, mtime
+        b"%06o\0 " + b"0",  # checksum, type: regular file
         bytes(_NAME) + b"ustar\00000",  # link name, magic and version
         bytes(32 + 32 + 8 + 8),  # user, group, device numbers
         b"%s" + bytes(12),  # prefix, 155
     ]
 )
+_FIXED_SUM: Final = sum(_TEMPLATE.replace(b"%s", b"").replace(b"%06o\0 ", b"        "))
 
 
 def _header(name: str, size: int) -> bytes:
@@ -145,8 +146,9 @@ def _header(name: str, size: int) -> bytes:
     prefix = b""
     if len(encoded) > _NAME:
         prefix, encoded = _split(encoded)
-    header = _TEMPLATE % (encoded.ljust(_NAME, b"\0"), size, prefix.ljust(_PREFIX, b"\0"))
-    return b"%s%06o\0 %s" % (header[:148], sum(header), header[156:])
+    digits = b"%011o" % size
+    checksum = _FIXED_SUM + sum(encoded) + sum(prefix) + sum(digits)  # of all 512 bytes, the field itself as spaces
+    return _TEMPLATE % (encoded.ljust(_NAME, b"\0"), digits, checksum, prefix.ljust(_PREFIX, b"\0"))
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:

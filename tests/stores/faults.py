@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stores import durable
-from stores.durable import Operation
+from stores.seam import Operation, set_hook
 
 FAULTS = ("kill", "torn", "enospc", "power", "power_data")
 _FULL_DISK_KINDS = ("mkdir", "create", "write", "rename", "exchange")
@@ -47,11 +47,11 @@ class Crash:
 def operations(work: Callable[[Path], None], disk: Path) -> list[str]:
     """What `work` does to `disk`, in order, undisturbed."""
     seen: list[str] = []
-    durable.set_hook(lambda op: seen.append(f"{op.kind} {op.path.name}"))
+    set_hook(lambda op: seen.append(f"{op.kind} {op.path.name}"))
     try:
         work(disk)
     finally:
-        durable.set_hook(None)
+        set_hook(None)
     return seen
 
 
@@ -94,7 +94,7 @@ def _fork(disk: Path, work: Callable[[Path], None], fault: str, at: int) -> None
         try:
             os.environ[durable.NO_FSYNC] = "1"  # the model decides what is durable
             hook = _Injector(disk, fault, at)
-            durable.set_hook(hook)
+            set_hook(hook)
             work(disk)
             if fault.startswith("power"):
                 hook.unplug()
@@ -132,7 +132,7 @@ class _Injector:
 
     def unplug(self) -> None:
         """Leave on disk what survives a power loss now, and die."""
-        durable.set_hook(None)
+        set_hook(None)
         if self.disk is not None:
             self.disk.complete(None)
             self.disk.leave(names_survive=self.fault == "power_data")

@@ -11,6 +11,7 @@ import pytest
 
 from stores import durable
 from stores.errors import StoreLocked
+from stores.seam import announce
 from tests.stores.faults import FAULTS, every_crash, operations, read_tree
 
 pytestmark = pytest.mark.crash
@@ -110,7 +111,7 @@ def test_a_file_written_by_a_library_is_old_or_new_after_any_crash(tmp_path: Pat
 
 
 def test_without_an_exchange_the_next_writer_restores_the_folder(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(durable, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(durable, "exchange", lambda a, b: False)
     for crash, disk in every_crash(tmp_path, _old_folder, _locked(_commit_folder)):
         with durable.lock(disk / "store", "next writer"):
             state = (disk / "store/checkpoint/state").read_bytes()
@@ -120,9 +121,9 @@ def test_without_an_exchange_the_next_writer_restores_the_folder(tmp_path: Path,
 
 def test_the_power_model_catches_a_writer_that_forgets_to_fsync(tmp_path: Path) -> None:
     def forgetful(disk: Path) -> None:
-        durable._announce("create", disk / ".tmp-x")
+        announce("create", disk / ".tmp-x")
         (disk / ".tmp-x").write_bytes(b"new")
-        durable._announce("rename", disk / ".tmp-x", disk / "file")
+        announce("rename", disk / ".tmp-x", disk / "file")
         (disk / ".tmp-x").rename(disk / "file")
         durable.fsync_dir(disk)
 
