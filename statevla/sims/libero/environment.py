@@ -9,6 +9,7 @@ Legend: n actions, S numbers of a simulator state, H height, W width.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.sims.libero import paths
+from statevla.sims.libero import paths, render_check
+from statevla.sims.libero.errors import SimulatorMissing
 from statevla.sims.libero.experts import EXPERTS
 from statevla.sims.libero.pick_place import Expert
 from statevla.sims.libero.protocol import (
@@ -52,18 +54,30 @@ class Environment:
 
         self._spec = spec
         self._looking = False
-        self._env: Any = ControlEnv(
-            str(spec.bddl),
-            use_camera_obs=True,
-            has_renderer=False,
-            has_offscreen_renderer=True,
-            camera_names=list(CAMERAS),
-            camera_heights=spec.image_size,
-            camera_widths=spec.image_size,
-            hard_reset=False,
-            horizon=NO_HORIZON,
-            ignore_done=True,
-        )
+        try:
+            self._env: Any = ControlEnv(
+                str(spec.bddl),
+                use_camera_obs=True,
+                has_renderer=False,
+                has_offscreen_renderer=True,
+                camera_names=list(CAMERAS),
+                camera_heights=spec.image_size,
+                camera_widths=spec.image_size,
+                hard_reset=False,
+                horizon=NO_HORIZON,
+                ignore_done=True,
+            )
+        except Exception as error:  # bindings of OpenGL raise ImportError, AttributeError, RuntimeError, their own, ...
+            drawn = (
+                render_check.check(os.environ["MUJOCO_GL"])
+                if os.environ["MUJOCO_GL"] in render_check.BACKENDS
+                else None
+            )
+            if drawn is None or drawn.mean is not None:
+                raise
+            raise SimulatorMissing(
+                f"OpenGL cannot draw with MUJOCO_GL={drawn.backend} ({drawn.error}). Run: {drawn.advice()}"
+            ) from error
         self._wrap_cameras()
         self._gripper_at_start = self._gripper.current_action.copy()
         self._obs: dict[str, NDArray[Any]] = {}

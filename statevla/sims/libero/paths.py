@@ -53,8 +53,9 @@ def installed_version(package: str) -> str | None:
 def check_mujoco(version: str | None = None) -> str:
     """The MuJoCo version, when it is one whose pictures and contacts match LIBERO's data.
 
-    Measured: 3.2.7 and 3.3.2 render within 2/255 of 2.3.7, which recorded the data; 3.3.7 and 3.8.1 about 25% darker.
-    A policy would see another world than it was trained on, and its success rate would say nothing.
+    Measured: 3.2.7 and 3.3.2 render within 2/255 of 2.3.7, which recorded the data; 3.3.7 and 3.8.1 about 25% darker
+    (they heed the sRGB mark of textures, see ``render_check.stripes``). A policy would see another world than it was
+    trained on, and its success rate would say nothing.
 
     Raises:
         SimulatorMissing: no MuJoCo.
@@ -119,18 +120,23 @@ def prepare() -> Path:
     """
     root = package_root()
     check_mujoco()
-    assets = find_assets(root)
-    if assets is None:
-        raise SimulatorMissing(
-            f"LIBERO's assets (meshes, textures) are not there. Looked at $LIBERO_ASSETS, {root / 'assets'} and "
-            f"~/.cache/libero/assets. Run: {INSTALL}   (or: LIBERO_ASSETS=<folder> {INSTALL})"
-        )
+    assets = _required_assets(root)
     _link_assets(root, assets)
     _write_config(root, assets)
     os.environ["LIBERO_CONFIG_PATH"] = str(config_dir())
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
     return root
+
+
+def _required_assets(root: Path) -> Path:
+    assets = find_assets(root)
+    if assets is None:
+        raise SimulatorMissing(
+            f"LIBERO's assets (meshes, textures) are not there. Looked at $LIBERO_ASSETS, {root / 'assets'} and "
+            f"~/.cache/libero/assets. Run: {INSTALL}   (or: LIBERO_ASSETS=<folder> {INSTALL})"
+        )
+    return assets
 
 
 def _link_assets(root: Path, assets: Path) -> None:
@@ -184,9 +190,7 @@ def install_assets() -> Path:
                 f"repository on a machine with a network and run: LIBERO_ASSETS=<folder> {INSTALL}"
             ) from error
     prepare()
-    assets = find_assets(root)
-    assert assets is not None  # prepare() raised otherwise
-    return assets
+    return _required_assets(root)
 
 
 def main() -> int:
