@@ -337,7 +337,6 @@ def _advance(simulator: Simulator, work: _TaskWork, episodes: dict[Simulator, _E
         _ = simulator.scenery
     else:
         reply = simulator.receive()
-        work.crashes = 0
         episode = episodes.get(simulator)
         if episode is None:
             episode = episodes[simulator] = _Episode(reply.model, reply, [reply.observation])
@@ -348,6 +347,7 @@ def _advance(simulator: Simulator, work: _TaskWork, episodes: dict[Simulator, _E
             return False
         del episodes[simulator]
         work.keep(episode.demo())
+        work.crashes = 0
     if not work.wanted:
         return True
     simulator.send(work.request())

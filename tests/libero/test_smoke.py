@@ -1,0 +1,99 @@
+"""The whole way in the real simulator, as short as it can be: collect, replay, evaluate a policy, resume."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipelines.collect_libero import collect_libero
+from pipelines.replay_demos import replay_of_files
+from statevla.evaluators.libero import evaluate_libero
+from statevla.observation import Observation, ObsSpec
+from statevla.sims.libero import suites
+
+pytestmark = pytest.mark.libero
+
+BUTTER = 6
+"""A task whose demonstrations are short."""
+
+
+@dataclass
+class Wander:
+    """A policy that moves at random and keeps what it saw."""
+
+    obs_spec: ObsSpec = field(default_factory=lambda: ObsSpec((128, 128)))
+    seen: list[Observation] = field(default_factory=list)
+
+    def act(self, observations: list[Observation]) -> NDArray[np.float32]:
+        self.seen += observations
+        rng = np.random.default_rng(len(self.seen))
+        return rng.uniform(-0.5, 0.5, (len(observations), 8, 7)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def collected(simulator_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("collected")
+    summary = collect_libero("libero_object", out, tasks=[BUTTER], episodes=1, first_init=30)
+    assert summary.episodes == 1
+    return out
+
+
+def layout(file: Path) -> dict[str, object]:
+    """Names, dtypes, ranks and attribute names of a demonstration file."""
+    found: dict[str, object] = {}
+
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if name.startswith("demo_0"):
+            found[name] = (
+                (item.dtype, item.shape[1:])
+                if isinstance(item, h5py.Dataset)
+                else sorted({*item.attrs} - {"init_state_index"})
+            )
+
+    with h5py.File(file) as demos:
+        demos["data"].visititems(add)
+        found["data"] = sorted({*demos["data"].attrs} - {"init_states_used", "collected_with"})
+    return found
+
+
+def test_a_collected_file_has_the_layout_of_a_recorded_one(collected: Path, demo_file: Path) -> None:
+    (ours,) = collected.glob("*.hdf5")
+    theirs = demo_file.with_name(ours.name)
+    assert layout(ours) == layout(theirs)
+
+
+def test_a_collected_demonstration_succeeds_when_replayed(collected: Path, tmp_path: Path) -> None:
+    demos = replay_of_files(collected, "libero_object", [BUTTER])
+    results = evaluate_libero(demos, "libero_object", out=tmp_path, name="replay", tasks=[BUTTER])
+    assert (results.successes, results.trials, results.errors) == (1, 1, 0)
+
+
+def test_a_demonstration_of_another_machine_succeeds_when_replayed(demo_file: Path, tmp_path: Path) -> None:
+    demos = replay_of_files(demo_file.parent, "libero_object", [0], limit=1)
+    results = evaluate_libero(demos, "libero_object", out=tmp_path, name="replay", tasks=[0])
+    assert (results.successes, results.trials, results.errors) == (1, 1, 0)
+
+
+def test_two_short_trials_of_a_policy(simulator_installed: None, tmp_path: Path) -> None:
+    policy = Wander()
+    options = {"out": tmp_path, "name": "wander", "tasks": [BUTTER], "num_trials": 2, "first_init": 40}
+    results = evaluate_libero(policy, "libero_object", max_steps=12, replan=4, videos=1, **options)
+    assert (results.successes, results.trials, results.errors) == (0, 2, 0)
+    assert len(policy.seen) == 2 * 3
+    assert {o.instruction for o in policy.seen} == {"pick the butter and place it in the basket"}
+    starts = [policy.seen[0], policy.seen[3]]
+    assert not np.array_equal(starts[0].images, starts[1].images)
+    np.testing.assert_allclose(starts[0].robot_state[7:], [0.04, -0.04], atol=0.003)  # settled: gripper open
+    assert (tmp_path / results.records[0].video).is_file()
+    again = evaluate_libero(policy, "libero_object", max_steps=12, replan=4, videos=1, **options)
+    assert again.steps_run == 0
+    assert again.records == results.records
+
+
+def test_the_task_list_is_the_benchmarks(simulator_installed: None) -> None:
+    counts = {suite: len(suites.tasks(suite)) for suite in suites.suite_names()}
+    assert counts == {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+    assert all(suites.init_states(task).shape[0] == 50 for suite in counts for task in suites.tasks(suite))

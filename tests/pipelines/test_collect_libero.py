@@ -1,0 +1,207 @@
+"""Collection in LIBERO with simulators that are not: files, failures, crashes, interruption, settings."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipelines import collect_libero as module
+from pipelines.collect_libero import collect_libero
+from statevla.sims.libero import suites
+from statevla.sims.libero.errors import SimulatorFailed
+from statevla.sims.libero.pick_place import LAST
+from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, RunExpert, Scenery
+from stores.errors import UsageError
+
+INIT_STATES = 5
+STEPS_TO_SUCCESS = 7
+SITE = Path("/site-packages")
+
+
+def fake_task(index: int) -> suites.Task:
+    return suites.Task("libero_object", index, f"task_{index}", f"do {index}", SITE / "libero/x.bddl", Path("x.init"))
+
+
+TASKS = (fake_task(0), fake_task(1))
+
+
+@dataclass
+class World:
+    """fail: initial states from which the expert never succeeds. crash: simulators to crash, in all."""
+
+    fail: set[int] = field(default_factory=set)
+    crash: int = 0
+    stop_after: int | None = None
+    seeds: list[tuple[int, ...]] = field(default_factory=list)
+    alive: int = 0
+
+
+class FakeSimulator:
+    """An episode counts up; what is seen is what was counted."""
+
+    world = World()
+
+    def __init__(self, task: suites.Task, **_: Any) -> None:
+        self.task, self.starting = task, True
+        self._init = self._step = 0
+        self._closed = False
+        self.world.alive += 1
+
+    @property
+    def scenery(self) -> Scenery:
+        self.starting = False
+        info = {"problem_name": "p", "domain_name": "robosuite", "language_instruction": self.task.instruction}
+        return Scenery(
+            "Env", info, {"bddl_file_name": str(self.task.bddl), "camera_heights": 4}, "(define)", "opengl", True
+        )
+
+    def send(self, request: Request) -> None:
+        if isinstance(request, Reset):
+            if self.world.stop_after is not None and len(self.world.seeds) >= self.world.stop_after:
+                raise KeyboardInterrupt
+            self._init, self._step = int(request.state[0]), 0
+            self.world.seeds.append(request.expert_seed or ())
+        else:
+            assert isinstance(request, RunExpert)
+            assert request.steps == 1
+            self._step += 1
+
+    def receive(self) -> Reply:
+        if self._step == 3 and self.world.crash:
+            self.world.crash -= 1
+            raise SimulatorFailed("died")
+        done = self._step >= STEPS_TO_SUCCESS and self._init not in self.world.fail
+        seen = {key: np.full((4, 4, 3), self._step % 256, np.uint8) for key in IMAGE_KEYS}
+        seen |= {"robot0_joint_pos": np.full(7, self._step + 0.5), "robot0_gripper_qpos": np.zeros(2)}
+        seen |= {"robot0_eef_pos": np.ones(3), "robot0_eef_quat": np.array([0.0, 0, 0, 1])}
+        actions = np.full((min(self._step, 1), 7), self._step, float)
+        state = np.array([self._init, self._step, 0.0])
+        stage = LAST if done else "carry"
+        model = f'<mujoco file="{SITE}/libero/mesh.msh"/>'
+        return Reply(seen, state, actions, None, done, model=model, stage=stage)
+
+    def close(self) -> None:
+        self.world.alive -= not self._closed
+        self._closed = True
+
+    kill = close
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    fresh = World()
+    monkeypatch.setattr(FakeSimulator, "world", fresh)
+    monkeypatch.setattr(module, "Simulator", FakeSimulator)
+    monkeypatch.setattr(module, "ready", lambda simulators: simulators)
+    monkeypatch.setattr(module.paths, "prepare", lambda: Path())
+    monkeypatch.setattr(module.paths, "package_root", lambda: SITE / "libero/libero")
+    monkeypatch.setattr(suites, "tasks", lambda suite: TASKS)
+    monkeypatch.setattr(suites, "init_states", lambda task: np.arange(INIT_STATES * 3.0).reshape(-1, 3) // 3)
+    yield fresh
+    assert fresh.alive == 0, "a simulator was left running"
+
+
+def run(out: Path, **options: Any) -> Any:
+    return collect_libero("libero_object", out, **({"episodes": 3} | options))
+
+
+def test_files_have_what_was_seen_where_it_belongs(world: World, tmp_path: Path) -> None:
+    summary = run(tmp_path)
+    steps = STEPS_TO_SUCCESS + module.HOLD - 1
+    assert (summary.episodes, summary.steps, summary.failures) == (6, 6 * steps, 0)
+    assert sorted(f.name for f in tmp_path.iterdir() if f.suffix == ".hdf5") == ["task_0_demo.hdf5", "task_1_demo.hdf5"]
+    with h5py.File(tmp_path / "task_1_demo.hdf5") as file:
+        data = file["data"]
+        assert json.loads(data.attrs["problem_info"])["language_instruction"] == "do 1"
+        assert json.loads(data.attrs["init_states_used"]) == [0, 1, 2]
+        assert [int(data[f"demo_{i}"].attrs["init_state_index"]) for i in range(3)] == [0, 1, 2]
+        assert (
+            str(SITE) not in data["demo_0"].attrs["model_file"] + data.attrs["env_args"] + data.attrs["bddl_file_name"]
+        )
+        demo = data["demo_2"]
+        assert demo["actions"][:, 0].tolist() == list(range(1, steps + 1))
+        assert demo["states"][:, 1].tolist() == list(range(steps))  # before the action
+        assert demo["obs/joint_states"][:, 0].tolist() == [t + 1.5 for t in range(steps)]  # after it
+        assert demo["robot_states"][0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 1]
+
+
+def test_observations_before_the_action(world: World, tmp_path: Path) -> None:
+    run(tmp_path, align="before", tasks=[0], episodes=1)
+    with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
+        joints, states = file["data/demo_0/obs/joint_states"][:, 0], file["data/demo_0/states"][:, 1]
+    assert (joints == states + 0.5).all()
+
+
+def test_failures_are_not_written_and_their_states_not_used(world: World, tmp_path: Path) -> None:
+    world.fail = {1}
+    summary = run(tmp_path, tasks=[0])
+    assert (summary.episodes, summary.failures) == (3, 1)
+    with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
+        assert json.loads(file["data"].attrs["init_states_used"]) == [0, 2, 3]
+
+
+def test_an_expert_that_always_fails_ends_the_collection(world: World, tmp_path: Path) -> None:
+    world.fail = set(range(INIT_STATES))
+    with pytest.raises(UsageError, match="failed 10 times in a row"):
+        run(tmp_path)
+
+
+def test_a_crash_is_tried_again_from_the_same_state(world: World, tmp_path: Path) -> None:
+    world.crash = 2
+    assert run(tmp_path, tasks=[0]).failures == 0
+    assert [seed[2] for seed in world.seeds] == [0, 0, 0, 1, 2]
+
+
+def test_crash_after_crash_ends_the_collection(world: World, tmp_path: Path) -> None:
+    world.crash = 100
+    with pytest.raises(SimulatorFailed):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(world: World, tmp_path: Path, workers: int) -> None:
+    run(tmp_path / "whole")
+    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
+    count = len(world.seeds)
+    world.seeds.clear()
+    world.stop_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", workers=workers)
+    world.stop_after = None
+    run(tmp_path / "cut", workers=workers)
+    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
+    assert len(world.seeds) <= count + workers  # only what was under way was done again
+    world.seeds.clear()
+    run(tmp_path / "cut", workers=workers)
+    assert world.seeds == []
+    assert not list((tmp_path / "cut").glob("*.parts"))
+
+
+def test_more_demonstrations_than_states_vary_by_seed(world: World, tmp_path: Path) -> None:
+    run(tmp_path, tasks=[0], episodes=5, first_init=2, init_states=2)
+    assert [seed[2:] for seed in world.seeds] == [(2, 0), (3, 0), (2, 1), (3, 1), (2, 2)]
+
+
+def test_other_settings_do_not_mix(world: World, tmp_path: Path) -> None:
+    run(tmp_path, tasks=[0])
+    with pytest.raises(UsageError, match=r"task_0_demo\.hdf5 was collected with"):
+        run(tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"episodes": 0}, {"workers": 0}, {"first_init": INIT_STATES}, {"init_states": 9}, {"align": "x"}, {"tasks": "4"}],
+)
+def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        run(tmp_path, **options)
+
+
+def test_a_suite_without_expert_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="libero_goal has no scripted expert"):
+        collect_libero("libero_goal", tmp_path)
