@@ -18,6 +18,9 @@ if ! [ -x "$(command -v "$python")" ]; then
     exit 1
 fi
 
+python=$(command -v "$python")
+case "$python" in /*) ;; *) python=$PWD/$python ;; esac
+
 # --- OpenGL without a screen ------------------------------------------------------------------------------------------
 gl_packages="libegl1 libgles2 libgl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"
 missing=""
@@ -29,7 +32,8 @@ for package in $gl_packages; do
         libegl-mesa0) file=libEGL_mesa.so.0 ;;
         libosmesa6) file=libOSMesa.so ;;
         libgl1-mesa-dri) # drivers, found by path: no soname to look up
-            ls /usr/lib/*/dri/*_dri.so /usr/lib/*/libgallium*.so >/dev/null 2>&1 || missing="$missing $package"
+            [ -n "$(find /usr/lib /usr/lib64 \( -name '*_dri.so' -o -name 'libgallium*.so' \) 2>/dev/null | head -n 1)" ] ||
+                missing="$missing $package"
             continue ;;
     esac
     /sbin/ldconfig -p 2>/dev/null | grep -q "$file" || missing="$missing $package"
@@ -56,7 +60,7 @@ pip="$python -m pip --disable-pip-version-check install -q"
 $pip --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1 mujoco==3.3.2
 # shellcheck disable=SC2086  # two words or none
 $pip $constraints scipy==1.17.1 numba==0.68.1 opencv-python-headless==4.11.0.86 pillow pyyaml easydict cloudpickle \
-    gymnasium termcolor future tqdm matplotlib absl-py 'etils[epath]' glfw pyopengl imageio-ffmpeg
+    gymnasium termcolor future tqdm matplotlib absl-py 'etils[epath]' glfw pyopengl
 
 # --- LIBERO's config and assets ----------------------------------------------------------------------------------------
 cd "$root"
