@@ -18,9 +18,10 @@ from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
 from statevla.models.policy import PolicyModel
 from statevla.observation import Observation, ObsSpec, spec_of
-from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.norm import Normalization
 from stores.reader import Store
+from stores.schema import CAMERAS, ROBOT_STATE_DIM
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Policy:
         if not observations:
             raise UsageError("policy: expected at least one observation, got none")
         for observation in observations:
+            check_observation(observation)
             self.obs_spec.require_same(spec_of(observation), "the policy", "the observation")
         return ObservationBatch(
             images=torch.from_numpy(np.stack([o.images for o in observations])),
@@ -99,6 +101,17 @@ class Policy:
             known = "; ".join(sorted(self.language))
             raise StoreMissing(f"instruction {instruction!r} is not one that {self.name} was trained on: {known}")
         return self.language[instruction]
+
+
+def check_observation(observation: Observation) -> None:
+    """Raise ObsSpecMismatch unless dtypes and shapes are those of a canonical observation and numbers are finite."""
+    images, state = observation.images, observation.robot_state
+    if images.dtype != np.uint8 or images.ndim != 4 or (images.shape[0], images.shape[3]) != (len(CAMERAS), 3):
+        raise ObsSpecMismatch(f"images: expected uint8 [{len(CAMERAS)}, H, W, 3], got {images.dtype} {images.shape}")
+    if state.dtype != np.float32 or state.shape != (ROBOT_STATE_DIM,):
+        raise ObsSpecMismatch(f"robot_state: expected float32 [{ROBOT_STATE_DIM}], got {state.dtype} {state.shape}")
+    if not np.isfinite(state).all():
+        raise ObsSpecMismatch(f"robot_state: expected finite numbers, got {state.tolist()}")
 
 
 def build_policy(config: Config, statistics: Normalization | None, backbone: SiglipBackbone | None) -> PolicyModel:

@@ -155,6 +155,7 @@ def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     assert found[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.crash
 def test_kill_while_saving_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """One process a disk operation is killed (SIGKILL) just before it; the last one lives and saves step 2."""

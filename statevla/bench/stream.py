@@ -1,0 +1,185 @@
+"""Loading speed: training batches a second from a store's shards, against the decoding that nobody can avoid.
+
+The limit is decoding the same images on the same cores with nothing around it: the encoded bytes already in memory, no
+fetching, no shuffling, no batches. The peer is a stock WebDataset pipeline that makes the same transitions.
+"""
+
+import io
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from statevla.bench.machine import describe_machine, usable_cores
+from statevla.config import DataConfig
+from statevla.loaders import SegmentLoader
+from statevla.prefetch import Position
+from stores.errors import UsageError
+from stores.reader import Segment, Store
+from stores.schema import CAMERAS
+
+PHASE: Final = 1
+SHUFFLE_BUFFER: Final = 2048
+"""Transitions in the peer's shuffle buffer; ours holds about lanes x block_segments x W = 4096."""
+
+
+def bench_stream(
+    store: Store | Path | str, *, batch_size: int = 64, repeats: int = 3, threads: int | None = None, peer: bool = True
+) -> dict[str, Any]:
+    """Medians of `repeats` interleaved passes over the train split; one pass is one epoch of phase-1 batches.
+
+    threads: decoding threads of ours and of the limit, processes of the peer; default the usable cores.
+    Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details. `details.cached` is an epoch from
+    frames kept in memory (``data.cache_gib``).
+    """
+    store = store if isinstance(store, Store) else Store.open(store)
+    threads = usable_cores() if threads is None else threads
+    chunk = int(store.manifest.config["chunk"])
+    loader = SegmentLoader(
+        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=0.0), chunk, PHASE
+    )
+    segments = [store.read_segment(int(i)) for i in loader.segments]
+    transitions = int(loader.order.counts.sum())
+    contenders: dict[str, Callable[[], tuple[int, float]]] = {
+        "ours": lambda: _drain(loader, batch_size),
+        "limit": lambda: (transitions, _decode_all(segments, threads)),
+    }
+    peer_name = f"webdataset + PIL, {_peer_workers(store, threads)} processes"
+    if peer:
+        contenders[peer_name] = lambda: _drain_peer(store, batch_size, threads)
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for name in itertools.chain.from_iterable([list(contenders)] * repeats):
+        samples, seconds = contenders[name]()
+        rates[name].append(samples / seconds)
+    cached = SegmentLoader(
+        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=1e6), chunk, PHASE
+    )
+    _drain(cached, batch_size)
+    again = [_drain(cached, batch_size, epoch) for epoch in range(1, repeats + 1)]
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "name": "stream",
+        "unit": "samples/s",
+        "ours": middle["ours"],
+        "limit": middle["limit"],
+        "ratio": middle["ours"] / middle["limit"],
+        "peers": {name: value for name, value in middle.items() if name not in ("ours", "limit")},
+        "machine": describe_machine(),
+        "details": {
+            "transitions": transitions,
+            "dropped_an_epoch": loader.order.dropped,
+            "images": sum(len(names) for segment in segments for names in segment.images.values()),
+            "image_size": store.obs_spec["image_size"],
+            "codec": store.manifest.config["codec"],
+            "batch_size": batch_size,
+            "threads": threads,
+            "repeats": repeats,
+            "cached": statistics.median(samples / seconds for samples, seconds in again),
+            "all": rates,
+        },
+    }
+
+
+def _drain(loader: SegmentLoader, batch_size: int, epoch: int = 0) -> tuple[int, float]:
+    """Samples and seconds of one epoch, thread start and first decode included."""
+    start = time.perf_counter()
+    batches = loader.batches(Position(epoch, 0))
+    for _ in itertools.islice(batches, loader.batches_per_epoch):
+        pass
+    seconds = time.perf_counter() - start
+    batches.close()
+    return loader.batches_per_epoch * batch_size, seconds
+
+
+def _decode_all(segments: list[Segment], threads: int) -> float:
+    """Seconds to decode every image into one reused buffer a thread."""
+    largest = max(len(segment.robot_state) for segment in segments)
+    shape = (largest, len(CAMERAS), *segments[0].image_size, 3)
+
+    def decode(part: list[Segment]) -> None:
+        buffer = np.empty(shape, np.uint8)
+        for segment in part:
+            segment.decode(out=buffer[: len(segment.robot_state)])
+
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        list(pool.map(decode, [segments[i::threads] for i in range(threads)]))
+        return time.perf_counter() - start
+
+
+def _peer_workers(store: Store, threads: int) -> int:
+    return min(threads, len(_shards(store)))
+
+
+def _shards(store: Store) -> list[str]:
+    """Paths of the shards; the peer reads local files."""
+    if "://" in store.root:
+        raise UsageError(f"{store.root}: the WebDataset peer reads a local store; copy it, or leave the peer out")
+    return [str(Path(store.root, name)) for name in sorted({str(s) for s in store.segment_columns["shard"]})]
+
+
+def _drain_peer(store: Store, batch_size: int, threads: int) -> tuple[int, float]:
+    """One pass of the stock pipeline: decode with PIL, cut transitions, shuffle buffer, collate, worker processes."""
+    import webdataset
+
+    ids = {
+        str(i)
+        for i, split in zip(*(store.episode_columns[c] for c in ("id", "split")), strict=True)
+        if split == "train"
+    }
+    chunk, suffix = int(store.manifest.config["chunk"]), {"jpeg": "jpg", "png": "png"}[store.manifest.config["codec"]]
+    vectors = {text: torch.from_numpy(store.language.vector(text).copy()) for text in store.manifest.instructions}
+    dataset = (
+        webdataset.WebDataset(_shards(store), shardshuffle=False, workersplitter=webdataset.split_by_worker)
+        .select(_InSplit(ids))
+        .decode("rgb8")
+        .compose(_Transitions(vectors, chunk, suffix))
+        .shuffle(SHUFFLE_BUFFER)
+    )
+    start = time.perf_counter()
+    batches = DataLoader(dataset, batch_size=batch_size, num_workers=_peer_workers(store, threads))
+    samples = sum(len(batch["action"]) for batch in batches)
+    return samples, time.perf_counter() - start
+
+
+class _InSplit:
+    """Keep segments of these episodes; works on the undecoded JSON member."""
+
+    def __init__(self, ids: set[str]) -> None:
+        self.ids = ids
+
+    def __call__(self, sample: dict[str, Any]) -> bool:
+        import json
+
+        return json.load(io.BytesIO(sample["json"]))["id"] in self.ids
+
+
+class _Transitions:
+    """Decoded segments -> one dict a transition, with the fields of a phase-1 batch row."""
+
+    def __init__(self, vectors: dict[str, torch.Tensor], chunk: int, suffix: str) -> None:
+        self.vectors, self.chunk, self.suffix = vectors, chunk, suffix
+
+    def __call__(self, segments: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for sample in segments:
+            count = len(sample["robot_state.npy"])
+            images = [np.stack([sample[f"{c}.{t:02d}.{self.suffix}"] for c in CAMERAS]) for t in range(count)]
+            language = self.vectors[sample["json"]["instruction"]]
+            for t in range(min(count - 1, sample["json"]["steps"])):
+                yield {
+                    "images": images[t],
+                    "next_images": images[t + 1],
+                    "robot_state": sample["robot_state.npy"][t],
+                    "next_robot_state": sample["robot_state.npy"][t + 1],
+                    "language": language,
+                    "action": sample["action.npy"][t],
+                    "chunk": sample["action.npy"][t : t + self.chunk],
+                    "is_pad": sample["is_pad.npy"][t : t + self.chunk],
+                }

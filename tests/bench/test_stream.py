@@ -1,0 +1,42 @@
+"""The loading benchmark reports what it measured; the peer makes the same transitions as the loader."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from statevla.bench.machine import describe_machine
+from statevla.bench.stream import _drain_peer, bench_stream
+from stores.reader import Store
+from tests.stores.make_store import make_tiny_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "store"
+    make_tiny_store(path, episodes=8, frames=20, image=16)
+    return path
+
+
+def test_the_report_has_the_fixed_keys(store: Path) -> None:
+    result = bench_stream(store, batch_size=8, repeats=1, threads=1, peer=False)
+    assert set(result) == {"name", "unit", "ours", "limit", "ratio", "peers", "machine", "details"}
+    assert result["ratio"] == result["ours"] / result["limit"]
+    assert result["ours"] > 0
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_peer_meets_every_transition_of_the_train_split(store: Path) -> None:
+    opened = Store.open(store)
+    episodes = opened.episode_columns
+    train = episodes["split"].astype(str) == "train"
+    wanted = sum(min(s, f - 1) for s, f in zip(episodes["steps"][train], episodes["frames"][train], strict=True))
+    samples, seconds = _drain_peer(opened, 8, 1)
+    assert samples == wanted
+    assert seconds > 0
+
+
+def test_the_machine_is_named() -> None:
+    machine = describe_machine()
+    assert set(machine) == {"cpu", "cores", "gpu", "python", "torch"}
+    assert machine["cores"] >= 1
