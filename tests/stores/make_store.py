@@ -98,7 +98,16 @@ def make_tiny_store(
             "action_dim": schema.ACTION_DIM,
             "control_hz": schema.CONTROL_HZ,
         },
-        config={"window": window, "chunk": chunk, "codec": codec, "quality": 95, "split_seed": seed},
+        config={
+            "window": window,
+            "chunk": chunk,
+            "codec": codec,
+            "quality": 95,
+            "split_seed": seed,
+            "train_split": 0.75,
+            "alignment": "auto",
+            "language": {"encoder": "random", "revision": "test"},
+        },
         code_version="test",
         sources=tuple({"file": f"{s}.hdf5", "sha256": "0" * 64, "bytes": 0, "alignment": "after"} for s in indexes),
         counts={
@@ -134,7 +143,12 @@ def _members(episode: MadeEpisode, window: int, chunk: int, codec: str) -> list[
     for i, span in enumerate(segment_spans(len(episode.images), len(episode.action), window)):
         shown = episode.images[span.first_step : span.first_step + span.observations]
         images = {camera: [encode_image(frame[c], codec) for frame in shown] for c, camera in enumerate(schema.CAMERAS)}
-        meta = {"id": f"{episode.source}/{episode.demo}", "instruction": episode.instruction, "source": episode.source}
+        meta = {
+            "episode": f"{episode.source}/{episode.demo}",
+            "instruction": episode.instruction,
+            "source": f"{episode.source}.hdf5",
+            "demo": episode.demo,
+        }
         key = segment_key(episode.source, episode.demo, i)
         segments.append(segment_members(key, span, meta, episode.robot_state, episode.action, images, chunk, codec))
     return segments

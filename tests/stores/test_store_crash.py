@@ -1,4 +1,4 @@
-"""A store crashed at every operation of writing it: a manifest means that it is complete; a rerun gives the same bytes."""
+"""A store crashed at every operation of writing it: with a manifest it is complete; a rerun gives the same bytes."""
 
 from collections import Counter
 from pathlib import Path
