@@ -29,9 +29,11 @@ class Bar:
     note: str
 
 
-def line_chart(series: list[Series], x_label: str, log_y: bool = True, width: int = 560, height: int = 260) -> str:
+def line_chart(
+    series: list[Series], x_label: str, log_y: bool = True, width: float = 560.0, height: float = 260.0
+) -> str:
     """Lines over a common x axis, with a legend; the y axis is logarithmic unless told otherwise."""
-    left, right, top, bottom = 58, 12, 30, 36
+    left, right, top, bottom = 58.0, 12.0, 30.0, 36.0
     points = [
         [(x, log10(y) if log_y else y) for x, y in zip(line.steps, line.values, strict=True) if y > 0 or not log_y]
         for line in series
@@ -65,14 +67,14 @@ def line_chart(series: list[Series], x_label: str, log_y: bool = True, width: in
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
         x = left + number * (width - left) / len(series)
         parts.append(f'<rect x="{x:.0f}" y="8" width="14" height="4" rx="2" fill="{colour}"/>')
-        parts.append(_text(x + 20, 15, line.name, "start"))
+        parts.append(_text(x + 20, 15.0, line.name, "start"))
     return "".join([*parts, "</svg>"])
 
 
-def rate_chart(bars: list[Bar], width: int = 560) -> str:
+def rate_chart(bars: list[Bar], width: float = 560.0) -> str:
     """Horizontal bars on [0, 100 %], each with its interval as a whisker and its note at the right."""
-    left, right, row = 170, 130, 44
-    height = row * len(bars) + 30
+    left, right, row = 170.0, 130.0, 44.0
+    height = row * len(bars) + 30.0
     scale = width - left - right
     parts = [_open(width, height, "success rates with 95 % intervals")]
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -80,7 +82,7 @@ def rate_chart(bars: list[Bar], width: int = 560) -> str:
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 24}"/>')
         parts.append(_text(x, height - 8, f"{100 * tick:.0f} %", "middle"))
     for number, bar in enumerate(bars):
-        y = number * row + 10
+        y = number * row + 10.0
         low, high = (left + bound * scale for bound in bar.interval)
         parts.append(_text(left - 10, y + 17, bar.name, "end", "ink"))
         if bar.value is not None:
@@ -95,8 +97,8 @@ def rate_chart(bars: list[Bar], width: int = 560) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _open(width: int, height: int, label: str) -> str:
-    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">'
+def _open(width: float, height: float, label: str) -> str:
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}">'
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "dim") -> str:

@@ -7,7 +7,7 @@ Legend: N frames, B batch, K chunk.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ XYZ = slice(0, 3)
 GRIPPER = POSE_DIMS
 
 
+@runtime_checkable
 class ChunkModel(Protocol):
     """The tensor level of a policy."""
 
@@ -42,6 +43,7 @@ class ChunkModel(Protocol):
         ...
 
 
+@runtime_checkable
 class OfflinePolicy(Protocol):
     """What an offline evaluation reads of a policy bundle."""
 

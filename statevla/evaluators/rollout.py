@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ EVALUATION_SEEDS: Final = 2**63
 SEEDS_A_RUN: Final = 2**20
 
 
+@runtime_checkable
 class ChunkPolicy(Protocol):
     """What a trained policy, and every control that sees what it sees, offers."""
 
@@ -43,6 +44,7 @@ class ChunkPolicy(Protocol):
         ...
 
 
+@runtime_checkable
 class World(Protocol):
     """What a rollout needs of a simulator."""
 

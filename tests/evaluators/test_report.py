@@ -161,7 +161,9 @@ def test_everything_given_is_shown_and_escaped(report: Report) -> None:
 
 
 def test_bars_are_as_long_as_their_rates() -> None:
-    chart = rate_chart([Bar("a", 1.0, (0.5, 1.0), "x"), Bar("b", 0.25, (0.0, 0.5), "y"), Bar("c", None, (0, 1), "z")])
+    chart = rate_chart(
+        [Bar("a", 1.0, (0.5, 1.0), "x"), Bar("b", 0.25, (0.0, 0.5), "y"), Bar("c", None, (0.0, 1.0), "z")]
+    )
     widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', chart)]
     assert len(widths) == 2
     assert widths[1] == pytest.approx(widths[0] / 4)

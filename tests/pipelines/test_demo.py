@@ -1,0 +1,88 @@
+"""The demo end to end at the smallest size, and when it counts as learned."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.demo import run_demo
+from pipelines.demo_config import OUTPUTS, DemoConfig, judge
+from statevla.evaluators.intervals import wilson
+from statevla.evaluators.results import RolloutResults
+from stores.progress import ProgressEvent
+
+SMALLEST = DemoConfig(
+    episodes=12,
+    image_size=32,
+    train_split=0.5,
+    settings=(
+        "model.image_size=32", "model.width=32", "model.depth=1", "model.policy_depth=1", "model.predictor_width=32",
+        "model.gripper_width=32", "training.batch_size=16", "training.log_every_steps=1",
+    ),
+    phase1=("training.max_steps=3",),
+    phase2=("training.max_steps=3",),
+    trials=3,
+    max_steps=12,
+    videos=2,
+)  # fmt: skip
+
+
+def outcome(successes: int, trials: int = 50) -> RolloutResults:
+    rate = successes / trials if trials else None
+    return RolloutResults(rate, successes, trials, wilson(successes, trials), 0, None, {}, None, ())
+
+
+def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    (out / "store").mkdir(parents=True)
+    (out / "store" / "left_behind").write_text("of an earlier demo")
+    (out / "mine.txt").write_text("of the user")
+    events: list[ProgressEvent] = []
+    summary = run_demo(out, workers=0, seed=1, progress=events.append, config=SMALLEST)
+    assert not summary.learned  # three steps teach nothing
+    assert summary.trained.trials == summary.untrained.trials == summary.shuffled.trials == 3
+    assert not (out / "store" / "left_behind").exists()
+    assert (out / "mine.txt").read_text() == "of the user"
+    assert {path.name for path in out.iterdir()} - {".lock", "mine.txt"} == set(OUTPUTS)
+    text = (out / "report.html").read_text()
+    assert summary.report == str(out / "report.html")
+    assert text.count("data:image/gif") == 3  # two of the trained policy, one of the control
+    assert text.count("data:image/png") == 6  # one of every instruction
+    assert text.count("<polyline") >= 3 * 2  # training and validation of each run
+    written = json.loads((out / "summary.json").read_text())
+    assert written["learned"] is False
+    assert {"trained", "untrained", "shuffled", "mse_normalized", "verdict", "report"} <= set(written)
+    assert json.loads(json.dumps(summary.to_dict())) == {k: written[k] for k in summary.to_dict()}
+    assert {event.task for event in events} >= {"collect", "offline evaluation", "closed loop, trained"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "shuffled", "learned", "wrong"),
+    [
+        (45, 0, 8, True, ""),
+        (40, 4, 8, True, ""),
+        (39, 0, 2, False, "the trained policy"),
+        (45, 5, 2, False, "the untrained one"),
+        (45, 0, 40, False, "shuffled instructions"),
+    ],
+)
+def test_what_counts_as_learned(trained: int, untrained: int, shuffled: int, learned: bool, wrong: str) -> None:
+    judged, verdict = judge(outcome(trained), outcome(untrained), outcome(shuffled), DemoConfig())
+    assert judged is learned
+    assert f"{2 * trained} %" in verdict
+    if not learned:
+        assert wrong in verdict.split("In full:")[0]
+
+
+def test_a_demo_in_which_the_simulator_only_crashed_did_not_learn() -> None:
+    none = outcome(0, trials=0)
+    assert not judge(none, none, none, DemoConfig())[0]
+
+
+def test_the_control_differs_in_the_instructions_only() -> None:
+    config = DemoConfig()
+    control, policy = config.training(2, 7, shuffled=True), config.training(2, 7)
+    assert control.data.shuffle_instructions
+    assert replace(control, data=policy.data) == policy
+    assert policy.training.seed == 7
