@@ -1,0 +1,66 @@
+"""A second reader, written from docs/data-format.md alone, with json, pyarrow, tarfile, zarr, NumPy and PIL."""
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import zarr
+from PIL import Image
+
+CAMERAS = ("agentview", "eye_in_hand")
+
+
+def read_manifest(root):
+    """The manifest, its seal and every object checked."""
+    manifest = json.loads((root / "manifest.json").read_bytes())
+    seal = manifest.pop("sha256")
+    text = json.dumps(manifest, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    assert hashlib.sha256(text.encode()).hexdigest() == seal
+    assert manifest["schema_version"] == 1
+    for item in manifest["objects"]:
+        content = (root / item["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (item["bytes"], item["sha256"]), item["path"]
+    return manifest
+
+
+def read_segment(root, row):
+    """Members of one row of segments.parquet by byte range, equal to what tarfile finds by name."""
+    with (root / row["shard"]).open("rb") as handle:
+        handle.seek(row["offset"])
+        packed = handle.read(row["size"])
+    assert zlib.crc32(packed) == row["crc32"]
+    members = {}
+    with tarfile.open(root / row["shard"]) as tar:
+        for name, start, size in zip(row["member_name"], row["member_offset"], row["member_size"], strict=True):
+            members[name] = packed[start - row["offset"] :][:size]
+            assert tar.extractfile(f"{row['key']}.{name}").read() == members[name]
+    return members
+
+
+def transitions(root):
+    """Of the whole store: (episode row, step, images, state, next images or None, action, chunk, is_pad)."""
+    manifest, root = read_manifest(root), Path(root)
+    chunk, suffix = manifest["config"]["chunk"], {"jpeg": "jpg", "png": "png"}[manifest["config"]["codec"]]
+    episodes = pq.read_table(root / "episodes.parquet").to_pylist()
+    for row in pq.read_table(root / "segments.parquet").to_pylist():
+        members = read_segment(root, row)
+        state, action, is_pad = (np.load(io.BytesIO(members[f"{k}.npy"])) for k in ("robot_state", "action", "is_pad"))
+        images = [
+            [np.asarray(Image.open(io.BytesIO(members[f"{camera}.{t:02d}.{suffix}"]))) for camera in CAMERAS]
+            for t in range(row["observations"])
+        ]
+        for i in range(row["steps"]):
+            after = images[i + 1] if i + 1 < row["observations"] else None
+            window = slice(i, i + chunk)
+            step = row["first_step"] + i
+            yield episodes[row["episode"]], step, images[i], state[i], after, action[i], action[window], is_pad[window]
+
+
+def frames(root):
+    """frames.zarr as plain arrays."""
+    return {name: array[...] for name, array in zarr.open_group(Path(root) / "frames.zarr", mode="r").arrays()}
