@@ -18,7 +18,7 @@ from statevla.frames import Frames, Ints, Part, Table, decoded_bytes, gather
 from stores.reader import Store
 
 AHEAD_BATCHES: Final = 16
-"""Blocks of this many coming batches are fetched early. With it, RAM holds L blocks and the few that come next."""
+"""Segments of this many coming batches are fetched early. RAM holds L blocks and the few that begin within them."""
 
 READY_BATCHES: Final = 2
 """Assembled batches that may wait for the trainer."""
@@ -52,11 +52,19 @@ class BatchPlan:
     rows: tuple[Rows, ...]
 
 
-class Blocks:
-    """Gives the frames of a block's segments, decoded by `pool`.
+@dataclass(frozen=True)
+class OpenBlock:
+    """Frames of a block, and the decoding of each of its segments that was asked for."""
 
-    When the whole of `segments` fits in `cache_gib`, all blocks are views of one `Frames` that is decoded once;
-    otherwise every block has its own, released after use.
+    frames: Frames
+    decoding: dict[int, Future[None]]
+
+
+class Blocks:
+    """Opens blocks and has their segments decoded by `pool`, each when a coming batch first needs it.
+
+    When the whole of `segments` fits in `cache_gib`, all blocks share one `Frames` that is decoded once; otherwise
+    every block has its own, released after use.
     """
 
     def __init__(self, store: Store, table: Table, segments: Ints, cache_gib: float) -> None:
@@ -65,11 +73,21 @@ class Blocks:
         self._all = Frames(table, segments) if self.cached else None
         self._done: set[int] = set()
 
-    def request(self, block: Ints, pool: ThreadPoolExecutor) -> tuple[Frames, list[Future[None]]]:
-        """Frames that hold `block` once all the futures are done."""
-        frames = self._all if self._all is not None else Frames(self.table, block)
-        missing = [int(s) for s in block if not (self.cached and int(s) in self._done)]
-        return frames, [pool.submit(self._load, frames, segment) for segment in missing]
+    def open(self, block: Ints) -> OpenBlock:
+        """Room for the segments of `block`, none asked for yet."""
+        return OpenBlock(self._all if self._all is not None else Frames(self.table, block), {})
+
+    def ask(self, block: OpenBlock, segments: Ints, pool: ThreadPoolExecutor) -> None:
+        """Have `segments` of an open block decoded, if they are not."""
+        for segment in segments.tolist():
+            if segment not in block.decoding and not (self.cached and segment in self._done):
+                block.decoding[segment] = pool.submit(self._load, block.frames, segment)
+
+    def wait(self, block: OpenBlock, segments: Ints) -> None:
+        """Until `segments` are decoded. Raises what their decoding raised."""
+        for segment in segments.tolist():
+            if segment in block.decoding:
+                block.decoding[segment].result()
 
     def _load(self, frames: Frames, segment: int) -> None:
         frames.load(self.store, segment)
@@ -132,27 +150,24 @@ def _assemble(
 ) -> Iterator[tuple[Position, Batch]]:
     pin = torch.cuda.is_available()
     coming: deque[BatchPlan] = deque()
-    open_blocks: dict[tuple[int, int, int], tuple[Frames, list[Future[None]]]] = {}
+    opened: dict[tuple[int, int, int], OpenBlock] = {}
     while True:
         while len(coming) <= AHEAD_BATCHES and (plan := next(plans, None)) is not None:
             coming.append(plan)
             for rows in plan.rows:
-                if rows.key not in open_blocks:
-                    open_blocks[rows.key] = blocks.request(rows.block, pool)
+                if rows.key not in opened:
+                    opened[rows.key] = blocks.open(rows.block)
+                blocks.ask(opened[rows.key], rows.segment, pool)
         if not coming:
             return
         plan = coming.popleft()
-        parts = []
         for rows in plan.rows:
-            frames, futures = open_blocks[rows.key]
-            for future in futures:
-                future.result()
-            futures.clear()
-            parts.append(Part(frames, rows.segment, rows.step))
+            blocks.wait(opened[rows.key], rows.segment)
+        parts = [Part(opened[rows.key].frames, rows.segment, rows.step) for rows in plan.rows]
         batch = gather(blocks.table, parts, with_next=with_next, pin=pin)
         still = {rows.key for later in coming for rows in later.rows}
         for rows in plan.rows:
             if rows.key not in still:
-                del open_blocks[rows.key]
+                del opened[rows.key]
         del parts
         yield plan.after, batch

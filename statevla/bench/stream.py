@@ -4,7 +4,6 @@ The limit is decoding the same images on the same cores with nothing around it: 
 fetching, no shuffling, no batches. The peer is a stock WebDataset pipeline that makes the same transitions.
 """
 
-import io
 import itertools
 import statistics
 import time
@@ -129,16 +128,13 @@ def _drain_peer(store: Store, batch_size: int, threads: int) -> tuple[int, float
     """One pass of the stock pipeline: decode with PIL, cut transitions, shuffle buffer, collate, worker processes."""
     import webdataset
 
-    ids = {
-        str(i)
-        for i, split in zip(*(store.episode_columns[c] for c in ("id", "split")), strict=True)
-        if split == "train"
-    }
+    train = store.episode_columns["split"].astype(str) == "train"
+    keys = {str(key) for key in store.segment_columns["key"][train[store.segment_columns["episode"]]]}
     chunk, suffix = int(store.manifest.config["chunk"]), {"jpeg": "jpg", "png": "png"}[store.manifest.config["codec"]]
     vectors = {text: torch.from_numpy(store.language.vector(text).copy()) for text in store.manifest.instructions}
     dataset = (
         webdataset.WebDataset(_shards(store), shardshuffle=False, workersplitter=webdataset.split_by_worker)
-        .select(_InSplit(ids))
+        .select(_InSplit(keys))
         .decode("rgb8")
         .compose(_Transitions(vectors, chunk, suffix))
         .shuffle(SHUFFLE_BUFFER)
@@ -150,15 +146,13 @@ def _drain_peer(store: Store, batch_size: int, threads: int) -> tuple[int, float
 
 
 class _InSplit:
-    """Keep segments of these episodes; works on the undecoded JSON member."""
+    """Keep segments with these keys, before anything is decoded."""
 
-    def __init__(self, ids: set[str]) -> None:
-        self.ids = ids
+    def __init__(self, keys: set[str]) -> None:
+        self.keys = keys
 
     def __call__(self, sample: dict[str, Any]) -> bool:
-        import json
-
-        return json.load(io.BytesIO(sample["json"]))["id"] in self.ids
+        return sample["__key__"] in self.keys
 
 
 class _Transitions:
