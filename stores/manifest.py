@@ -89,6 +89,9 @@ class Manifest:
         wanted = set(cls.__dataclass_fields__) - {"schema_version"}
         if set(fields) != wanted or set(fields["counts"]) != set(_COUNTS):
             raise StoreCorrupt(f"{where}: expected fields {sorted(wanted)} and counts {_COUNTS}, got {sorted(fields)}")
+        outside = [item["path"] for item in fields["objects"] if not is_inside(item["path"])]
+        if outside:
+            raise StoreCorrupt(f"{where}: expected paths below the store, got {outside}")
         return cls(
             **{
                 **fields,
@@ -112,6 +115,11 @@ def read_manifest(storage: Storage) -> bytes:
         raise StoreMissing(
             f"{storage.root} is not a store: it has no {MANIFEST}. An interrupted ingest leaves none: run it again"
         ) from error
+
+
+def is_inside(path: str) -> bool:
+    """Whether `path` stays below a store's root: relative, normal, with '/'."""
+    return all(part not in ("", ".", "..") for part in path.split("/")) and "\\" not in path
 
 
 def seal(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,11 @@ class Store:
             content = _read_object(storage, _named(manifest, storage, name))
             tables[name] = parse_table(content, schema, f"{storage.root}: {name}")
         check_tables(tables[EPISODES_FILE], tables[SEGMENTS_FILE], manifest.counts, storage.root)
+        strangers = set(tables[SEGMENTS_FILE]["shard"].unique().to_pylist()) - {item.path for item in manifest.objects}
+        if strangers:
+            raise StoreCorrupt(
+                f"{storage.root}: {SEGMENTS_FILE} names shards that {MANIFEST} does not: {sorted(strangers)}"
+            )
         return cls(storage, manifest, hashlib.sha256(data).hexdigest(), tables[EPISODES_FILE], tables[SEGMENTS_FILE])
 
     @property

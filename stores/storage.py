@@ -3,6 +3,7 @@
 A name is a path below the root with ``/``. No handle is kept open between calls.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Final, Protocol
 
 from stores.errors import StoreCorrupt, StoreError, StoreMissing
 
-PIECE: Final = 1 << 20
+PIECE: Final = 1 << 18
+"""Bytes read at once when hashing: small enough to stay in the processor's cache."""
 
 
 class Storage(Protocol):
@@ -38,41 +40,31 @@ class LocalStorage:
         self.root = str(root)
 
     def read(self, name: str) -> bytes:
-        try:
+        with _named(self.root, name):
             return Path(self.root, name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise _missing(self.root, name) from error
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        try:
+        with _named(self.root, name):
             descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise _missing(self.root, name) from error
-        try:
-            data = os.pread(descriptor, size, offset)
-            while len(data) < size:  # one pread returns at most 2 GiB
-                more = os.pread(descriptor, size - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-        finally:
-            os.close(descriptor)
+            try:
+                data = os.pread(descriptor, size, offset)
+                while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+                    data += more  # one pread returns at most 2 GiB
+            finally:
+                os.close(descriptor)
         return _exact(data, self.root, name, offset, size)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        try:
-            with Path(self.root, name).open("rb", buffering=0) as handle:
-                while piece := handle.read(PIECE):
-                    yield piece
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise _missing(self.root, name) from error
+        with _named(self.root, name), Path(self.root, name).open("rb", buffering=0) as handle:
+            while piece := handle.read(PIECE):
+                yield piece
 
     def sizes(self) -> dict[str, int]:
         found = {}
         for folder, _, names in os.walk(self.root):
             for name in names:
                 path = Path(folder, name)
-                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+                found[path.relative_to(self.root).as_posix()] = path.lstat().st_size
         return found
 
 
@@ -83,36 +75,46 @@ class RemoteStorage:
         import fsspec
 
         self.root = url.rstrip("/")
-        try:
+        with _named(self.root, "the file system of this URL"):
             self._fs, self._path = fsspec.core.url_to_fs(self.root, **options)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"{url}: cannot be opened through fsspec: {error}") from error
 
     def read(self, name: str) -> bytes:
-        try:
+        with _named(self.root, name):
             return bytes(self._fs.cat_file(f"{self._path}/{name}"))
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise _missing(self.root, name) from error
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        try:
+        with _named(self.root, name):
             data = bytes(self._fs.cat_file(f"{self._path}/{name}", start=offset, end=offset + size))
-        except FileNotFoundError as error:
-            raise _missing(self.root, name) from error
         return _exact(data, self.root, name, offset, size)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        try:
-            with self._fs.open(f"{self._path}/{name}", "rb", block_size=8 * PIECE) as handle:
-                while piece := handle.read(PIECE):
-                    yield piece
-        except FileNotFoundError as error:
-            raise _missing(self.root, name) from error
+        with _named(self.root, name), self._fs.open(f"{self._path}/{name}", "rb", block_size=8 * PIECE) as handle:
+            while piece := handle.read(PIECE):
+                yield piece
 
     def sizes(self) -> dict[str, int]:
         base = self._path.rstrip("/") + "/"
-        found = self._fs.find(self._path, detail=True)
+        with _named(self.root, "the list of objects"):
+            found = self._fs.find(self._path, detail=True)
         return {path.removeprefix(base): int(info["size"]) for path, info in found.items()}
+
+
+@contextlib.contextmanager
+def _named(root: str, name: str) -> Iterator[None]:
+    """Turn whatever a file system raises into a StoreError that names the object.
+
+    All exceptions, because every fsspec backend has its own (no credentials, no bucket, no network).
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreMissing(
+            f"{root}: {name} is missing; run `statevla verify {root}` to see what else is, then ingest again"
+        ) from error
+    except Exception as error:
+        raise StoreError(f"{root}: {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
@@ -124,12 +126,6 @@ def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
             return LocalStorage(root.removeprefix("file://"))
         return RemoteStorage(root, **options) if "://" in root else LocalStorage(root)
     return root
-
-
-def _missing(root: str, name: str) -> StoreMissing:
-    return StoreMissing(
-        f"{root}: {name} is missing; run `statevla verify {root}` to see what else is, then ingest again"
-    )
 
 
 def _exact(data: bytes, root: str, name: str, offset: int, size: int) -> bytes:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from stores.durable import LOCK_NAME, OLD_PREFIX, TEMP_PREFIX
-from stores.errors import StoreCorrupt, StoreError, StoreMissing
-from stores.manifest import MANIFEST, Manifest, StoreObject, hash_stream, read_sealed
+from stores.errors import StoreCorrupt, StoreError
+from stores.manifest import MANIFEST, Manifest, StoreObject, hash_stream, is_inside, read_sealed
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 from stores.storage import Storage, open_storage
@@ -48,7 +48,7 @@ def verify_store(root: Path | str | Storage, progress: Progress | None = None, t
         try:
             fields = read_sealed(storage.read(name), name)
             named += _derived_objects(name, fields)
-        except (StoreCorrupt, StoreMissing) as error:
+        except StoreError as error:
             problems.append(Problem(name, str(error)))
     known = {item.path for item in named} | {MANIFEST, LOCK_NAME} | set(sealed)
     problems += [Problem(name, _extra(name)) for name in there if name not in known]
@@ -77,6 +77,8 @@ def _derived_objects(name: str, fields: dict[str, object]) -> list[StoreObject]:
     folder, items = name.removesuffix(MANIFEST), fields.get("objects")
     if not isinstance(items, list):
         raise StoreCorrupt(f"{name}: expected a list of objects")
+    if not all(is_inside(item["path"]) for item in items):
+        raise StoreCorrupt(f"{name}: expected paths below its folder")
     return [StoreObject(folder + item["path"], item["bytes"], item["sha256"]) for item in items]
 
 
@@ -108,7 +110,7 @@ def _check(storage: Storage, item: StoreObject, there: dict[str, int]) -> str | 
         return f"{kind}: expected {item.bytes} bytes, got {size}"
     try:
         found = hash_stream(storage.pieces(item.path))
-    except (StoreMissing, OSError) as error:
+    except StoreError as error:
         return f"unreadable: {error}"
     return None if found == (size, item.sha256) else f"altered: expected sha256 {item.sha256}, got {found[1]}"
 

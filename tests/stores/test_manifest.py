@@ -1,5 +1,6 @@
 """Manifest, index tables and language cache: same input same bytes, damage and contradictions named."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,23 @@ def test_another_schema_version_is_refused_by_number(root: Path) -> None:
     newer = replace(Manifest.load(root), schema_version=2)
     with pytest.raises(StoreError, match="expected schema version 1, got 2"):
         Manifest.from_bytes(newer.to_bytes(), "here")
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a//b", "a\\b", ""])
+def test_a_manifest_that_points_outside_is_refused(root: Path, path: str) -> None:
+    manifest = Manifest.load(root)
+    objects = (*manifest.objects, replace(manifest.objects[0], path=path))
+    with pytest.raises(StoreCorrupt, match="paths below the store"):
+        Manifest.from_bytes(replace(manifest, objects=objects).to_bytes(), "here")
+
+
+def test_segments_in_a_shard_that_the_manifest_does_not_name_are_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "store")
+    manifest = Manifest.load(root)
+    objects = tuple(item for item in manifest.objects if "red_block" not in item.path)
+    replace(manifest, objects=objects).save(tmp_path / "store")
+    with pytest.raises(StoreCorrupt, match=r"names shards that .* does not: .*red_block"):
+        Store.open(tmp_path / "store")
 
 
 def test_no_manifest_no_store(tmp_path: Path) -> None:

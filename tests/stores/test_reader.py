@@ -14,6 +14,7 @@ import zarr
 from stores.errors import StaleKey, StoreError, StoreMissing, UsageError
 from stores.reader import Store
 from stores.schema import CAMERAS
+from stores.storage import LocalStorage, RemoteStorage
 from tests.stores.faults import read_tree
 from tests.stores.make_store import MadeEpisode, make_tiny_store, train_statistics
 
@@ -117,8 +118,22 @@ def test_statistics_of_another_content_are_stale(tmp_path: Path) -> None:
 def test_nothing_at_a_url() -> None:
     with pytest.raises(StoreMissing, match="memory://nowhere is not a store"):
         Store.open("memory://nowhere")
-    with pytest.raises(StoreError, match="cannot be opened through fsspec"):
+    with pytest.raises(StoreError, match=r"nosuchprotocol://bucket/store: .*cannot be read"):
         Store.open("nosuchprotocol://bucket/store")
+
+
+def test_whatever_a_file_system_raises_names_the_object(made, monkeypatch) -> None:
+    remote = RemoteStorage("memory://bucket/denied")
+    for storage, shard in ((LocalStorage(made[0]), "shards"), (remote, "shards/a.tar")):
+        if storage is remote:
+
+            def refuse(*args: object, **options: object) -> bytes:
+                raise RuntimeError("Unable to locate credentials")
+
+            monkeypatch.setattr(type(remote._fs), "cat_file", refuse)
+        for read in (lambda s=storage, n=shard: s.read(n), lambda s=storage, n=shard: s.read_range(n, 0, 5)):
+            with pytest.raises(StoreError, match=f"{shard} cannot be read: (IsADirectory|Runtime)Error"):
+                read()
 
 
 def test_stock_tools_agree_with_the_index(made) -> None:
