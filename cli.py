@@ -88,9 +88,9 @@ def ingest(
     source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
-    language_model: Annotated[str, typer.Option(help="Name or folder of the CLIP text model.")] = (
-        "openai/clip-vit-base-patch32"
-    ),
+    language_model: Annotated[
+        str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
+    ] = None,
     codec: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4) or png (lossless).")] = "jpeg",
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
@@ -103,8 +103,8 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
-    from pipelines.ingest import IngestConfig
     from pipelines.ingest import ingest as run_ingest
+    from pipelines.ingest_plan import IngestConfig
     from statevla.console import show_progress
 
     config = IngestConfig(

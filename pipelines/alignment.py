@@ -12,6 +12,7 @@ Legend: T rows of the demonstration, nq numbers of qpos, nv of qvel.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from xml.etree import ElementTree
 
@@ -44,6 +45,7 @@ class JointLayout:
     nv: int
 
 
+@lru_cache(maxsize=16)
 def joint_layout(model_xml: str) -> JointLayout:
     """Joint addresses of a MuJoCo model: bodies depth-first, the joints of a body before its children.
 

@@ -15,26 +15,26 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, overload
 
 import pipelines.merge
 import stores.arrays
 import stores.embeddings
 import stores.frames
 import stores.tables
-from pipelines.ingest_plan import IngestConfig, IngestPlan, plan_ingest, reasons
+from pipelines.ingest_plan import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
 from pipelines.language import write_instructions
 from pipelines.merge import frame_arrays, merge_records
 from pipelines.plan import Unit, natural_key
 from pipelines.run import run_units
-from pipelines.units import UnitTask, make_unit, record_path, unit_code_version, unit_key
+from pipelines.units import UnitTask, make_unit, read_record, record_path, unit_code_version, unit_key, write_record
 from statevla.encoders.text import TextEncoder, load_text_encoder
 from statevla.observation import ObsSpec
 from stores import durable
 from stores.embeddings import LANGUAGE_FILE
 from stores.errors import SourceError, StateVLAError, StoreError, UsageError
 from stores.frames import FRAMES, frame_objects, write_frames
-from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects, read_sealed, seal
+from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects
 from stores.progress import Progress, ProgressEvent
 from stores.schema import EPISODES, SEGMENTS
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table
@@ -62,16 +62,47 @@ class IngestSummary:
     quarantine: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+@overload
+def ingest(
+    config: IngestConfig,
+    workers: int = 0,
+    scheduler: str | None = None,
+    dry_run: Literal[False] = False,
+    progress: Progress | None = None,
+) -> IngestSummary: ...
+
+
+@overload
+def ingest(
+    config: IngestConfig,
+    workers: int = 0,
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> IngestSummary | IngestPreview: ...
+
 
 def ingest(
-    config: IngestConfig, workers: int = 0, scheduler: str | None = None, progress: Progress | None = None
-) -> IngestSummary:
+    config: IngestConfig,
+    workers: int = 0,
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> IngestSummary | IngestPreview:
     """Bring the store at `config.out` to exactly what `config` says of the sources as they are now.
 
     workers, scheduler: see `pipelines.run.run_units`; the bytes do not depend on them.
+    dry_run: write nothing, return an `IngestPreview`.
     Raises UsageError, SourceError when nothing is usable, StoreLocked when another process writes to the store.
     """
     started = time.monotonic()
+    if dry_run:
+        return preview_ingest(config)
     plan = plan_ingest(config)
     encoder = load_text_encoder(config.language, config.language_model)
     require_own_folder(config.out)
@@ -167,14 +198,8 @@ class Ingest:
         """Records by unit whose key holds and whose shard has the recorded size and hash."""
         found: dict[str, dict[str, Any]] = {}
         for unit in self.plan.units:
-            path = self.root / record_path(unit.name)
-            if not path.is_file():
-                continue
-            try:
-                record = read_sealed(path.read_bytes(), str(path))
-            except StoreError:
-                continue  # a record is a cache of what can be made again: a broken one is made again
-            if record.get("key") == self._key(unit, hashes):
+            record = read_record(self.root, unit.name)
+            if record is not None and record["key"] == self._key(unit, hashes):
                 found[unit.name] = record
         shards = {record["shard"]["path"]: record["shard"] for record in found.values() if record["shard"]}
         there = [path for path in shards if (self.root / path).is_file()]
@@ -194,11 +219,11 @@ class Ingest:
             for name, result in results:
                 require_same_code(name, result["code_version"])
                 record = {**result, "key": self._key(units[name], hashes)}
-                durable.write_json(self.root / record_path(name), seal(record))
+                write_record(self.root, record)
                 self.made_frames += sum(row["frames"] for row in record["episodes"])
                 done += self.plan.unit_frames(units[name])
                 self._report(done, name)
-                yield json.loads(json.dumps(record))  # as a rerun would read it
+                yield record
 
     def _quarantine(self, records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
         files = {unit.name: unit.file for unit in self.plan.units}

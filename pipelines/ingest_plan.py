@@ -5,7 +5,7 @@ Reads headers, and for a prediction some frames; writes nothing.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,31 +137,39 @@ def reasons(refused: Sequence[dict[str, str]], limit: int = 5) -> str:
 
 @dataclass(frozen=True)
 class IngestPreview:
-    """What ``--dry-run`` shows. bytes: predicted from a sample of encoded frames, all objects."""
+    """What ``--dry-run`` shows. bytes: predicted from a sample of encoded frames, all objects. quarantined: what the
+    headers alone rule out; `quarantine` has the reasons.
+    """
 
+    episodes: int
+    frames: int
+    bytes: int
+    quarantined: int
     store: str
     files: int
     units: int
-    demos: int
-    frames: int
-    bytes: int
     image_size: tuple[int, int]
-    refused: tuple[dict[str, str], ...]
+    quarantine: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
 
 
 def preview_ingest(config: IngestConfig) -> IngestPreview:
     """Plan `config` and predict the store's size; writes nothing. Raises as `plan_ingest` does."""
     plan = plan_ingest(config)
     return IngestPreview(
+        episodes=sum(len(unit.demos) for unit in plan.units),
+        frames=plan.frames,
+        bytes=predict_bytes(plan, config),
+        quarantined=len(plan.refused),
         store=str(config.out),
         files=len(plan.paths),
         units=len(plan.units),
-        demos=sum(len(unit.demos) for unit in plan.units),
-        frames=plan.frames,
-        bytes=predict_bytes(plan, config),
         image_size=plan.image_size,
-        refused=plan.refused,
+        quarantine=plan.refused,
         notes=plan.notes,
     )
 
@@ -177,8 +185,8 @@ def predict_bytes(plan: IngestPlan, config: IngestConfig) -> int:
                 episode = read_demo(file, unit.demos[0], settings.convention, settings.alignment)
                 rows = len(episode.robot_state)
                 for start in range(0, rows, max(1, rows // SAMPLE_FRAMES)):
-                    images = episode.images(start, start + 1)[0]
-                    sizes.append(sum(len(encode_image(image, config.codec, config.quality)) for image in images))
+                    images = episode.images(start, start + 1).values()
+                    sizes.append(sum(len(encode_image(image[0], config.codec, config.quality)) for image in images))
         except SourceError:
             continue  # ingest will quarantine it; the others tell the size
     if not sizes:

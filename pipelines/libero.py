@@ -11,7 +11,7 @@ A canonical episode has ``obs[t]`` before ``action[t]`` (see `pipelines/alignmen
 - *after*: ``obs[t]`` shows the effect of ``actions[t]``, so the action executed from it is ``actions[t + 1]``:
   T observations, T - 1 actions; ``actions[0]`` has no observation before it and is dropped.
 
-Legend: T rows of the file, A actions of the episode, C cameras, H, W rows and columns of an image.
+Legend: T rows of the file, A actions of the episode, H, W rows and columns of an image.
 """
 
 import json
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pipelines import hdf5
 from pipelines.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
 from pipelines.plan import natural_key, task_of
-from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, stack_cameras
+from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
 from stores.errors import SourceError
 from stores.schema import ACTION_DIM
 
@@ -68,7 +68,7 @@ class Episode:
     """One canonical episode; images are read on demand, so that memory stays bounded.
 
     robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
-    images(start, stop): uint8 [stop - start, C, H, W, 3], upright, valid while the file is open.
+    images(start, stop): by camera uint8 [stop - start, H, W, 3], upright (views), while the file is open.
     """
 
     demo: str
@@ -76,7 +76,7 @@ class Episode:
     action: NDArray[np.float32]
     alignment: str
     image_size: tuple[int, int]
-    images: Callable[[int, int], NDArray[np.uint8]]
+    images: Callable[[int, int], dict[str, NDArray[np.uint8]]]
 
 
 def inspect_file(path: Path) -> SourceFile:
@@ -175,10 +175,9 @@ def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETE
         state = robot_state(joints, fingers)
         found = resolve_alignment(demo, joints, alignment)
 
-    def images(start: int, stop: int) -> NDArray[np.uint8]:
+    def images(start: int, stop: int) -> dict[str, NDArray[np.uint8]]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
-            frames = {camera: hdf5.read_rows(data, start, stop) for camera, data in cameras.items()}
-            return stack_cameras(frames, convention)
+            return {c: upright(hdf5.read_rows(data, start, stop), convention) for c, data in cameras.items()}
 
     return Episode(
         demo=name,

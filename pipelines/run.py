@@ -77,31 +77,46 @@ def _run_dask(
 @contextlib.contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     """A Dask client on `scheduler`, or on a cluster of `workers` processes of its own that ends with it."""
-    import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    quiet = {"distributed.admin.log-format": "%(message)s", "distributed.worker.daemon": True}
-    for logger in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler", "bokeh"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(quiet))
-        if scheduler is not None:
-            try:
-                client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-            except (OSError, TimeoutError, ValueError) as error:
-                raise UsageError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from error
-            yield stack.enter_context(client)
-            return
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="statevla-dask-"))
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            worker_dashboard_address=None,
-            local_directory=scratch,
-            silence_logs=logging.CRITICAL,
-        )
-        stack.enter_context(cluster)
-        yield stack.enter_context(Client(cluster, set_as_default=False))
+        if scheduler is None:
+            scheduler = stack.enter_context(local_cluster(workers))
+        _silence()
+        try:
+            client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from error
+        yield stack.enter_context(client)
+
+
+@contextlib.contextmanager
+def local_cluster(workers: int) -> Iterator[str]:
+    """The scheduler address of `workers` single-threaded processes on this machine, which end with the block."""
+    from distributed import LocalCluster
+
+    _silence()
+    with tempfile.TemporaryDirectory(prefix="statevla-dask-") as scratch:
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                # Dask serves health pages in any case: on loopback, at a free port, without the dashboard.
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                worker_dashboard_address="127.0.0.1:0",
+                local_directory=scratch,
+                silence_logs=logging.CRITICAL,
+            )
+        except (RuntimeError, OSError) as error:
+            raise StateVLAError(f"--workers {workers}: the worker processes did not start: {error}") from error
+        with cluster:
+            yield str(cluster.scheduler_address)
+
+
+def _silence() -> None:
+    """Dask reports through its logs what is raised here as errors."""
+    for logger in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)

@@ -9,6 +9,7 @@ Legend: T observations of an episode, C cameras, H, W rows and columns, K chunk.
 
 import hashlib
 import importlib.metadata
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ import stores.shards
 from pipelines.hdf5 import open_hdf5
 from pipelines.libero import Episode, read_demo
 from pipelines.plan import Unit, safe_name, task_of
+from stores import durable
 from stores.errors import SourceError
 from stores.images import encode_image
 from stores.manifest import hash_object
@@ -105,6 +107,28 @@ def record_path(unit: str) -> str:
     return f"units/{unit}.json"
 
 
+def write_record(root: Path, record: dict[str, Any]) -> None:
+    """Write a unit's record durably, with a hash of itself. Compact: it lists every member of every segment."""
+    data = _compact(record)
+    digest = hashlib.sha256(data).hexdigest().encode()
+    durable.write_bytes(root / record_path(record["unit"]), b'{"record":' + data + b',"sha256":"' + digest + b'"}\n')
+
+
+def read_record(root: Path, unit: str) -> dict[str, Any] | None:
+    """The unit's record, or None when there is none or it is not what was written: then the unit is made again."""
+    try:
+        fields = json.loads((root / record_path(unit)).read_bytes())
+        record: dict[str, Any] = fields["record"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    sound = hashlib.sha256(_compact(record)).hexdigest() == fields.get("sha256")
+    return record if sound else None
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
 def make_unit(task: UnitTask) -> dict[str, Any]:
     """Read, canonicalize, cut and encode the unit's demonstrations; write its shard durably.
 
@@ -128,7 +152,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
                     continue
                 spans = segment_spans(len(episode.robot_state), len(episode.action), settings.window)
                 row = episode_row(unit.file, episode, settings.instruction)
-                episodes.append({**row, "spans": [asdict(span) for span in spans]})
+                episodes.append({**row, "spans": [vars(span) for span in spans]})
                 for number, span in enumerate(spans):
                     key = segment_key(stem, safe_name(demo), number)
                     yield pack(key, span, row, episode, images, settings)
@@ -146,7 +170,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
         }
     entries = iter(index)
     for row in episodes:
-        row["segments"] = [{**span, **asdict(next(entries))} for span in row.pop("spans")]
+        row["segments"] = [{**span, **vars(next(entries))} for span in row.pop("spans")]
     return {
         "unit": unit.name,
         "code_version": unit_code_version(),
@@ -170,9 +194,8 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[b
     encoded: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS}
     total = len(episode.robot_state)
     for start in range(0, total, READ_FRAMES):
-        for frame in episode.images(start, min(start + READ_FRAMES, total)):
-            for camera, image in zip(CAMERAS, frame, strict=True):
-                encoded[camera].append(encode_image(image, settings.codec, settings.quality))
+        for camera, images in episode.images(start, min(start + READ_FRAMES, total)).items():
+            encoded[camera] += [encode_image(image, settings.codec, settings.quality) for image in images]
     return encoded
 
 

@@ -56,7 +56,7 @@ def test_resizing_agrees_with_pil() -> None:
     got = prepare(frames, how).permute(0, 2, 3, 1).numpy() * 255
     for frame, mine in zip(frames.numpy(), got, strict=True):
         wanted = np.asarray(Image.fromarray(frame).resize((56, 56), Image.Resampling.BICUBIC), dtype=np.float32)
-        assert np.abs(mine - wanted).max() <= 1.01  # PIL rounds to whole numbers after each of its two passes
+        assert np.abs(mine - wanted).max() <= 1.2  # PIL rounds after each of its two passes: 0.5 x 1.25 + 0.5
 
 
 def test_absent_incomplete_or_contradicting_weights_are_refused(

@@ -242,12 +242,13 @@ def test_a_second_writer_is_refused(source: Path, tmp_path: Path) -> None:
         run(source, tmp_path / "store")
 
 
-def test_preview_predicts_the_size_and_writes_nothing(source: Path, tmp_path: Path) -> None:
+def test_dry_run_says_what_will_be_and_writes_nothing(source: Path, tmp_path: Path) -> None:
     config = IngestConfig("toy", source, tmp_path / "store", language="hashed")
-    preview = preview_ingest(config)
+    preview = ingest(config, dry_run=True)
     assert not (tmp_path / "store").exists()
     summary = ingest(config)
-    assert (preview.frames, preview.units, preview.demos) == (summary.frames, summary.units, 6)
+    for name in ("episodes", "frames", "quarantined", "store", "units"):
+        assert preview.to_dict()[name] == summary.to_dict()[name]
 
 
 def test_progress_ends_at_all_frames(source: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ def read(path: Path, alignment: str = "detect") -> tuple[Episode, np.ndarray]:
     header = inspect_file(path)
     with open_hdf5(path) as file:
         episode = read_demo(file, "demo_0", header.convention, alignment)
-        return episode, episode.images(0, len(episode.robot_state))
+        images = episode.images(0, len(episode.robot_state))
+        return episode, np.stack([images["agentview"], images["eye_in_hand"]], axis=1)
 
 
 def write(path: Path, world: World, alignment: str = "after", **options: Any) -> Path:
