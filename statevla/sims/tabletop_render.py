@@ -60,7 +60,8 @@ class _Layer:
     """A float picture ``[H, W, 3]`` of the plane, ``scale`` px per metre, centred on world point (x, y)."""
 
     def __init__(self, pixels: Pixels, scale: float, x: float = 0.0, y: float = 0.0) -> None:
-        self.pixels, self.scale, self.x, self.y = pixels, scale, x, y
+        # NumPy scalars are not weak: one of float64 would widen whole float32 layers.
+        self.pixels, self.scale, self.x, self.y = pixels, float(scale), float(x), float(y)
 
     def _window(self, x: float, y: float, reach_x: float, reach_y: float) -> tuple[slice, slice]:
         height, width = self.pixels.shape[:2]
@@ -77,7 +78,7 @@ class _Layer:
         rows, columns = window
         dx = (np.arange(columns.start, columns.stop, dtype=np.float32) + (0.5 - width / 2)) / self.scale
         dy = (np.arange(rows.start, rows.stop, dtype=np.float32) + (0.5 - height / 2)) / -self.scale
-        return (dx + (self.x - x))[None, :], (dy + (self.y - y))[:, None]
+        return (dx + float(self.x - x))[None, :], (dy + float(self.y - y))[:, None]
 
     def _blend(
         self, window: tuple[slice, slice], distance: NDArray[np.floating[Any]], colour: Colour, alpha: float
