@@ -8,6 +8,8 @@ from html import escape
 from math import ceil, floor, log10
 
 SERIES_COLOURS = 4
+MARKED_POINTS = 40
+"""A line of at most so many points shows them as dots too: a single one would be invisible."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,11 @@ def line_chart(
     parts.append(_text((left + width - right) / 2, height - 4, x_label, "middle"))
     for number, (line, placed) in enumerate(zip(series, points, strict=True)):
         colour = f"var(--s{number % SERIES_COLOURS})"
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in placed))
+        at = [place(*point) for point in placed]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
+        if len(at) <= MARKED_POINTS:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
         x = left + number * (width - left) / len(series)
         parts.append(f'<rect x="{x:.0f}" y="8" width="14" height="4" rx="2" fill="{colour}"/>')
         parts.append(_text(x + 20, 15.0, line.name, "start"))

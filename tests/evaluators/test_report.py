@@ -36,7 +36,7 @@ from statevla.observation import Observation
 from stores.schema import ACTION_NAMES
 
 NASTY = "put <script>alert('x')</script> & \"that\" in the bowl"
-VOID = {"meta", "img", "line", "rect", "path", "polyline", "br"}
+VOID = {"meta", "img", "line", "rect", "path", "polyline", "circle"}
 
 
 class Checker(HTMLParser):
@@ -185,6 +185,7 @@ def test_lines_are_logarithmic() -> None:
 def test_degenerate_lines_are_drawn(values: tuple[float, ...]) -> None:
     chart = line_chart([Series("loss", tuple(float(i) for i in range(len(values))), values)], "step")
     assert ("<svg" in chart) == bool(values)
+    assert chart.count("<circle") == len(values)
     assert "nan" not in chart
 
 

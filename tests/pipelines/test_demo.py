@@ -15,10 +15,10 @@ from stores.progress import ProgressEvent
 SMALLEST = DemoConfig(
     episodes=12,
     image_size=32,
-    train_split=0.5,
+    train_split=0.75,
     settings=(
         "model.image_size=32", "model.width=32", "model.depth=1", "model.policy_depth=1", "model.predictor_width=32",
-        "model.gripper_width=32", "training.batch_size=16", "training.log_every_steps=1",
+        "model.gripper_width=32", "training.batch_size=64", "training.log_every_steps=1",
     ),
     phase1=("training.max_steps=3",),
     phase2=("training.max_steps=3",),
