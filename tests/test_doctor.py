@@ -1,0 +1,103 @@
+"""The doctor names what is broken and what to run, and breaks itself over nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from statevla import doctor as module
+from statevla.doctor import Check, doctor, healthy
+from statevla.sims.libero import paths, render_check
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str | None]:
+    """Versions that are pretended to be installed, without assets."""
+    versions: dict[str, str | None] = dict(paths.PACKAGES)
+    monkeypatch.setattr(paths, "installed_version", lambda package: versions[package])
+    monkeypatch.setattr(paths, "package_root", lambda: tmp_path)
+    monkeypatch.setattr(paths, "find_assets", lambda root: None)
+    monkeypatch.delenv(paths.FORCE_MUJOCO, raising=False)
+    return versions
+
+
+def test_this_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_rendering", lambda: [])  # starts processes; has its own tests
+    checks = {check.name: check for check in doctor()}
+    assert {"Python", "packages", "device", "image codec", "LIBERO simulator", "disk", "memory"} <= set(checks)
+    assert checks["Python"].status == "ok"
+    assert checks["image codec"].status == "ok"
+    assert any(name.startswith("mamba: ") and "used" in check.value for name, check in checks.items())
+
+
+def test_a_check_that_raises_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[Check]:
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(module, "_disk", broken)
+    monkeypatch.setattr(module, "_rendering", lambda: [])
+    (failed,) = [check for check in doctor() if check.name == "broken"]
+    assert (failed.status, failed.value) == ("failed", "OSError: disk on fire")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACKAGES", ("numpy", "no-such-package"))
+    missing = module._python()[-1]
+    assert (missing.status, missing.value) == ("failed", "no-such-package")
+
+
+def test_no_simulator_is_no_failure(simulator: dict[str, str | None]) -> None:
+    simulator.update(dict.fromkeys(simulator))
+    (check,) = module._simulator()
+    assert (check.status, check.advice) == ("absent", "make libero")
+    assert healthy([check])
+
+
+def test_a_wrong_mujoco_is_refused_with_the_reason(
+    simulator: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator["mujoco"] = "3.3.7"
+    checks = {check.name: check for check in module._simulator()}
+    assert checks["MuJoCo version"].status == "failed"
+    assert "darker" in checks["MuJoCo version"].value
+    assert not healthy(list(checks.values()))
+    monkeypatch.setenv(paths.FORCE_MUJOCO, "1")
+    forced = {check.name: check for check in module._simulator()}["MuJoCo version"]
+    assert (forced.status, forced.value) == ("warning", "3.3.7, forced")
+
+
+def test_half_a_simulator_and_no_assets(simulator: dict[str, str | None]) -> None:
+    checks = {check.name: check for check in module._simulator()}
+    assert checks["LIBERO assets"].status == "failed"
+    assert "LIBERO_ASSETS" in checks["LIBERO assets"].advice
+    simulator["bddl"] = None
+    checks = {check.name: check for check in module._simulator()}
+    assert "missing bddl" in checks["LIBERO simulator"].value
+
+
+@pytest.mark.parametrize(
+    ("mean", "status", "advice"),
+    [
+        (render_check.KNOWN_MEAN, "ok", ""),
+        ((80.2, 54.3, 32.4), "failed", "mujoco==3.3.2"),  # what MuJoCo 3.3.7 draws
+        (None, "failed", "libegl-mesa0"),
+    ],
+)
+def test_a_picture_is_compared_with_the_known_one(
+    simulator: dict[str, str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    mean: tuple[float, float, float] | None,
+    status: str,
+    advice: str,
+) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(render_check, "check", lambda backend: render_check.Rendered(backend, mean, "no driver"))
+    egl = module._rendering()[0]
+    assert egl.name == "OpenGL: egl"
+    assert egl.status == status
+    assert advice in egl.advice
+
+
+def test_a_store_that_is_none(tmp_path: Path) -> None:
+    (check,) = module._store(tmp_path)
+    assert check.status == "failed"
+    assert str(tmp_path) in check.value
