@@ -8,7 +8,7 @@ Legend: positions ``[3]`` in world coordinates [m], rotations ``[3, 3]``, action
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ CONTAINER_RIM = 0.145  # [m] of LIBERO's basket above its origin
 LAST = "away"
 
 
+@runtime_checkable
 class Expert(Protocol):
     """What an expert must offer: an action for the present pose, and a word for what it is doing."""
 

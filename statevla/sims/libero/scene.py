@@ -4,7 +4,7 @@ Legend: P points, 3 world coordinates [m], z up.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 POINTS_A_SIDE = 5
 
 
+@runtime_checkable
 class Scene(Protocol):
     """Privileged view of a scene. Tests implement it with boxes."""
 
