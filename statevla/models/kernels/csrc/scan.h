@@ -19,10 +19,7 @@ constexpr int NB = 16;  // states worked on at once, in registers
 #else
 constexpr int NB = 8;
 #endif
-#ifndef BNBV
-#define BNBV 8
-#endif
-constexpr int BNB = BNBV;
+constexpr int NB_BACK = 8;  // the same for the backward pass, whose states of a chunk must stay in the nearest cache
 
 constexpr double LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
 
@@ -116,14 +113,34 @@ template <class T> struct Scan {
         return (S *)args->kept + (b * ceil_div(args->L, CHUNK) + chunk) * args->N * args->E;
     }
 
-    // Where the tile after this one finds its lines: next to it, or at the other end in the next chunk.
-    // Rows are kilobytes apart, which the processor's own prefetcher does not follow.
-    struct Next { int64_t e, t; };
-    INLINE void fetch(const void *p, int64_t sb, int64_t st, int64_t b, int64_t t, const Next &next) {
-        __builtin_prefetch(row(p, sb, st, b, t + next.t) + next.e, 0, 3);
+    // A sequence, the first step of a chunk and the first channel of a tile.
+    struct Place { int64_t b, t, e; };
+
+    // Rows t … t+3 of a tile's chunk. Beyond the chunk's end the last row is read again, and nothing is written.
+    INLINE Gang<V> rows_of(const void *p, int64_t sb, int64_t st, const Place &at, int64_t t, int64_t steps, int count) {
+        const T *from = row(p, sb, st, at.b, at.t + t) + at.e;
+        const int64_t left = steps - 1 - t;
+        return {load(from, count), load(from + smaller(1, left) * st, count), load(from + smaller(2, left) * st, count),
+                load(from + smaller(3, left) * st, count)};
     }
-    INLINE void fetch_to_write(void *p, int64_t sb, int64_t st, int64_t b, int64_t t, const Next &next) {
-        __builtin_prefetch(row(p, sb, st, b, t + next.t) + next.e, 1, 3);
+    INLINE void rows_to(void *p, int64_t sb, int64_t st, const Place &at, int64_t t, int64_t steps, int count, const Gang<V> &x) {
+        T *to = row(p, sb, st, at.b, at.t + t) + at.e;
+        store(to, x.a, count);
+        if (t + 1 < steps) store(to + st, x.b, count);
+        if (t + 2 < steps) store(to + 2 * st, x.c, count);
+        if (t + 3 < steps) store(to + 3 * st, x.d, count);
+    }
+
+    // Where the tile after this one begins. Rows are kilobytes apart, which the processor's own prefetcher does not follow:
+    // while one tile is worked on, a step at a time, the lines of the next one are asked for.
+    Place after(int64_t b, int64_t t0, int64_t tile, int64_t first, int64_t last, int64_t onward) const {
+        return tile + 1 < last ? Place{b, t0, (tile + 1) * W} : Place{b, t0 + onward, first * W};
+    }
+    INLINE void fetch(const void *p, int64_t sb, int64_t st, const Place &at, int64_t t) {
+        __builtin_prefetch(row(p, sb, st, at.b, at.t + t) + at.e, 0, 3);
+    }
+    INLINE void fetch_to_write(void *p, int64_t sb, int64_t st, const Place &at, int64_t t) {
+        __builtin_prefetch(row(p, sb, st, at.b, at.t + t) + at.e, 1, 3);
     }
 
     // ---- forward ----
@@ -148,26 +165,24 @@ template <class T> struct Scan {
             rows_in(p.b, p.b_b, p.b_t, b, t0, steps, brow);
             rows_in(p.c, p.c_b, p.c_t, b, t0, steps, crow);
             for (int64_t tile = first; tile < last; tile++) {
-                const int64_t e = tile * W;
+                const Place here{b, t0, tile * W};
                 const int count = lanes(tile);
                 V *h = state + (tile - first) * padded;
-                const Next next = tile + 1 < last ? Next{e + W, 0} : Next{first * W, CHUNK};
+                const Place next = after(b, t0, tile, first, last, CHUNK);
                 if (p.kept)
-                    for (int64_t n = 0; n < p.N; n++) store(kept(b, t0 / CHUNK) + n * p.E + e, h[n], count);
-                for (int64_t t = 0; t < steps; t++) {
-                    fetch(p.u, p.u_b, p.u_t, b, t0 + t, next);
-                    fetch(p.dt, p.dt_b, p.dt_t, b, t0 + t, next);
-                    fetch(p.z, p.z_b, p.z_t, b, t0 + t, next);
-                    fetch_to_write(p.out, p.out_b, p.out_t, b, t0 + t, next);
-                    V slope, u = load(row(p.u, p.u_b, p.u_t, b, t0 + t) + e, count);
-                    delta[t] = softplus(load(row(p.dt, p.dt_b, p.dt_t, b, t0 + t) + e, count) + bias[tile], slope);
-                    drive[t] = delta[t] * u;
-                    y[t] = skip[tile] * u;
+                    for (int64_t n = 0; n < p.N; n++) store(kept(b, t0 / CHUNK) + n * p.E + here.e, h[n], count);
+                for (int64_t t = 0; t < steps; t += GANG) {
+                    const Gang<V> u = rows_of(p.u, p.u_b, p.u_t, here, t, steps, count);
+                    Gang<V> slope;
+                    const Gang<V> dt = softplus(rows_of(p.dt, p.dt_b, p.dt_t, here, t, steps, count) + bias[tile], slope);
+                    put(delta + t, dt);
+                    put(drive + t, dt * u);
+                    put(y + t, u * skip[tile]);
                 }
-                for (int64_t n = 0; n < padded; n += NB) advance(steps, delta, drive, brow + n, crow + n, a2 + tile * padded + n, h + n, y);
-                for (int64_t t = 0; t < steps; t++) {
-                    V z = load(row(p.z, p.z_b, p.z_t, b, t0 + t) + e, count);
-                    store(row(p.out, p.out_b, p.out_t, b, t0 + t) + e, y[t] * (z * sigmoid(z)), count);
+                for (int64_t n = 0; n < padded; n += NB) advance(steps, delta, drive, brow + n, crow + n, a2 + tile * padded + n, h + n, y, n ? nullptr : &next);
+                for (int64_t t = 0; t < steps; t += GANG) {
+                    const Gang<V> z = rows_of(p.z, p.z_b, p.z_t, here, t, steps, count);
+                    rows_to(p.out, p.out_b, p.out_t, here, t, steps, count, gang(y + t) * (z * sigmoid(z)));
                 }
             }
         }
@@ -175,30 +190,34 @@ template <class T> struct Scan {
     }
 
     // NB states through one chunk.
-    void advance(int64_t steps, const V *delta, const V *drive, const S *brow, const S *crow, const V *decay, V *state, V *y) const {
-        V h[NB];
-        for (int n = 0; n < NB; n++) h[n] = state[n];
+    void advance(int64_t steps, const V *delta, const V *drive, const S *brow, const S *crow, const V *decay, V *state, V *y, const Place *next) const {
+        Gang<V> h[NB / GANG];
+        for (int i = 0; i < NB / GANG; i++) h[i] = gang(state + i * GANG);
         for (int64_t t = 0; t < steps; t++) {
-            const V dt = delta[t], du = drive[t];
-            V sum0 = y[t], sum1 = {};
-            const S *bt = brow + t * padded, *ct = crow + t * padded;
-#pragma GCC unroll 16
-            for (int n = 0; n < NB; n += 2) {
-                h[n] = exp2_of_product(dt, decay[n]) * h[n] + du * bt[n];
-                h[n + 1] = exp2_of_product(dt, decay[n + 1]) * h[n + 1] + du * bt[n + 1];
-                sum0 += h[n] * ct[n];
-                sum1 += h[n + 1] * ct[n + 1];
+            if (next) {
+                fetch(args->u, args->u_b, args->u_t, *next, t);
+                fetch(args->dt, args->dt_b, args->dt_t, *next, t);
+                fetch(args->z, args->z_b, args->z_t, *next, t);
+                fetch_to_write(args->out, args->out_b, args->out_t, *next, t);
             }
-            y[t] = sum0 + sum1;
+            const V dt = delta[t], du = drive[t];
+            const S *bt = brow + t * padded, *ct = crow + t * padded;
+            Gang<V> sum = {y[t], V{}, V{}, V{}};
+#pragma GCC unroll 4
+            for (int i = 0; i < NB / GANG; i++) {
+                h[i] = exp2_of_products(dt, decay + i * GANG) * h[i] + du * broadcast<V>(bt + i * GANG);
+                sum = sum + h[i] * broadcast<V>(ct + i * GANG);
+            }
+            y[t] = (sum.a + sum.b) + (sum.c + sum.d);
         }
-        for (int n = 0; n < NB; n++) state[n] = h[n];
+        for (int i = 0; i < NB / GANG; i++) put(state + i * GANG, h[i]);
     }
 
     // ---- backward ----
 
     struct Chunk {  // what one tile needs of one chunk
         V delta[CHUNK], drive[CHUNK], u[CHUNK], slope[CHUNK], dy[CHUNK], gate_slope[CHUNK], y[CHUNK], by_b[CHUNK], by_a[CHUNK];
-        V h[(CHUNK + 1) * BNB], decay[CHUNK * BNB];
+        V h[(CHUNK + 1) * NB_BACK], decay[CHUNK * NB_BACK];
     };
 
     int64_t backward_bytes() const {
@@ -228,13 +247,15 @@ template <class T> struct Scan {
                 rows_in(p.c, p.c_b, p.c_t, b, t0, steps, crow);
                 for (int64_t i = 0; i < steps * padded; i++) db_lanes[i] = dc_lanes[i] = V{};
                 for (int64_t tile = first; tile < last; tile++) {
-                    chunk_in(b, t0, steps, tile, tile + 1 < last ? Next{(tile + 1) * W, 0} : Next{first * W, -CHUNK}, *k);
-                    for (int64_t n = 0; n < padded; n += BNB) {
-                        recompute(b, chunk, steps, tile, n, brow + n, crow + n, *k, dc_lanes + n);
+                    const Place next = after(b, t0, tile, first, last, -CHUNK);
+                    const Place here{b, t0, tile * W};
+                    chunk_in(here, steps, tile, *k);
+                    for (int64_t n = 0; n < padded; n += NB_BACK) {
+                        recompute(b, chunk, steps, tile, n, brow + n, crow + n, *k, dc_lanes + n, next);
                         reverse(steps, brow + n, crow + n, a2 + tile * padded + n, *k, db_lanes + n,
-                                da_sum + tile * padded + n, carried + (tile - first) * padded + n);
+                                da_sum + tile * padded + n, carried + (tile - first) * padded + n, n ? nullptr : &next);
                     }
-                    chunk_out(b, t0, steps, tile, *k, dbias_sum[tile], dd_sum[tile]);
+                    chunk_out(here, steps, tile, *k, dbias_sum[tile], dd_sum[tile]);
                 }
                 lanes_out(db_lanes, group, b, t0, steps, p.db, p.db_b, p.db_t, db);
                 lanes_out(dc_lanes, group, b, t0, steps, p.dc, p.dc_b, p.dc_t, dc);
@@ -243,96 +264,115 @@ template <class T> struct Scan {
         }
     }
 
-    void chunk_in(int64_t b, int64_t t0, int64_t steps, int64_t tile, const Next &next, Chunk &k) const {
+    void chunk_in(const Place &here, int64_t steps, int64_t tile, Chunk &k) const {
         const ScanArgs &p = *args;
-        const int64_t e = tile * W;
         const int count = lanes(tile);
-        for (int64_t t = 0; t < steps; t++) {
-            fetch(p.u, p.u_b, p.u_t, b, t0 + t, next);
-            fetch(p.dt, p.dt_b, p.dt_t, b, t0 + t, next);
-            fetch(p.z, p.z_b, p.z_t, b, t0 + t, next);
-            fetch(p.dout, p.dout_b, p.dout_t, b, t0 + t, next);
-            fetch_to_write(p.du, p.du_b, p.du_t, b, t0 + t, next);
-            fetch_to_write(p.ddt, p.ddt_b, p.ddt_t, b, t0 + t, next);
-            fetch_to_write(p.dz, p.dz_b, p.dz_t, b, t0 + t, next);
-            const V u = load(row(p.u, p.u_b, p.u_t, b, t0 + t) + e, count);
-            const V z = load(row(p.z, p.z_b, p.z_t, b, t0 + t) + e, count);
-            const V dout = load(row(p.dout, p.dout_b, p.dout_t, b, t0 + t) + e, count);
-            k.delta[t] = softplus(load(row(p.dt, p.dt_b, p.dt_t, b, t0 + t) + e, count) + bias[tile], k.slope[t]);
-            k.u[t] = u;
-            k.drive[t] = k.delta[t] * u;
-            const V s = sigmoid(z);
-            k.dy[t] = dout * (z * s);
-            k.gate_slope[t] = dout * (s * (S(1) + z * (S(1) - s)));
-            k.y[t] = skip[tile] * u;
-            k.by_b[t] = k.by_a[t] = V{};
+        for (int64_t t = 0; t < steps; t += GANG) {
+            const Gang<V> u = rows_of(p.u, p.u_b, p.u_t, here, t, steps, count);
+            Gang<V> slope;
+            const Gang<V> dt = softplus(rows_of(p.dt, p.dt_b, p.dt_t, here, t, steps, count) + bias[tile], slope);
+            put(k.delta + t, dt);
+            put(k.slope + t, slope);
+            put(k.u + t, u);
+            put(k.drive + t, dt * u);
+            put(k.y + t, u * skip[tile]);
+            const Gang<V> z = rows_of(p.z, p.z_b, p.z_t, here, t, steps, count);
+            const Gang<V> dout = rows_of(p.dout, p.dout_b, p.dout_t, here, t, steps, count);
+            const Gang<V> s = sigmoid(z);
+            put(k.dy + t, dout * (z * s));
+            put(k.gate_slope + t, dout * (s * (z * (S(1) - s) + S(1))));
+            put(k.by_b + t, Gang<V>{});
+            put(k.by_a + t, Gang<V>{});
         }
     }
 
     // States and decays of a chunk, once more; also y, and dL/dC.
-    void recompute(int64_t b, int64_t chunk, int64_t steps, int64_t tile, int64_t n0, const S *brow, const S *crow, Chunk &k, V *dc_lanes) const {
-        V h[BNB];
-        const S *from = kept(b, chunk) + tile * W;
-        for (int n = 0; n < BNB; n++) {
-            h[n] = n0 + n < args->N ? load(from + (n0 + n) * args->E, lanes(tile)) : V{};
-            k.h[n] = h[n];
+    void recompute(int64_t b, int64_t chunk, int64_t steps, int64_t tile, int64_t n0, const S *brow, const S *crow, Chunk &k, V *dc_lanes, const Place &next) const {
+        const S *from = kept(b, chunk) + n0 * args->E + tile * W;
+        const S *ahead = from + (next.e - tile * W) + (next.t / CHUNK - chunk) * args->N * args->E;
+        for (int n = 0; n < NB_BACK; n++) {
+            k.h[n] = n0 + n < args->N ? load(from + n * args->E, lanes(tile)) : V{};
+            __builtin_prefetch(ahead + n * args->E, 0, 3);
         }
+        Gang<V> h[NB_BACK / GANG];
+        for (int i = 0; i < NB_BACK / GANG; i++) h[i] = gang(k.h + i * GANG);
         const V *decay = a2 + tile * padded + n0;
         for (int64_t t = 0; t < steps; t++) {
-            const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
-            V sum0 = k.y[t], sum1 = {};
-            const S *bt = brow + t * padded, *ct = crow + t * padded;
-            V *dct = dc_lanes + t * padded, *ht = k.h + (t + 1) * BNB, *at = k.decay + t * BNB;
-#pragma GCC unroll 16
-            for (int n = 0; n < BNB; n++) {
-                at[n] = exp2_of_product(dt, decay[n]);
-                h[n] = at[n] * h[n] + du * bt[n];
-                ht[n] = h[n];
-                dct[n] += dy * h[n];
-                if (n & 1) sum1 += h[n] * ct[n]; else sum0 += h[n] * ct[n];
+            if (n0 == 0) {
+                fetch(args->u, args->u_b, args->u_t, next, t);
+                fetch(args->dt, args->dt_b, args->dt_t, next, t);
+                fetch(args->z, args->z_b, args->z_t, next, t);
+                fetch(args->dout, args->dout_b, args->dout_t, next, t);
             }
-            k.y[t] = sum0 + sum1;
+            const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
+            const S *bt = brow + t * padded, *ct = crow + t * padded;
+            V *dct = dc_lanes + t * padded, *ht = k.h + (t + 1) * NB_BACK, *at = k.decay + t * NB_BACK;
+            Gang<V> sum = {k.y[t], V{}, V{}, V{}};
+#pragma GCC unroll 4
+            for (int i = 0; i < NB_BACK / GANG; i++) {
+                const Gang<V> a = exp2_of_products(dt, decay + i * GANG);
+                h[i] = a * h[i] + du * broadcast<V>(bt + i * GANG);
+                put(at + i * GANG, a);
+                put(ht + i * GANG, h[i]);
+                put(dct + i * GANG, gang(dct + i * GANG) + dy * h[i]);
+                sum = sum + h[i] * broadcast<V>(ct + i * GANG);
+            }
+            k.y[t] = (sum.a + sum.b) + (sum.c + sum.d);
         }
     }
 
     // g[t] = dL/dh[t] = dy[t] C[t] + a[t+1] g[t+1]; `carried` is a[t+1] g[t+1] across chunks.
-    void reverse(int64_t steps, const S *brow, const S *crow, const V *decay, Chunk &k, V *db_lanes, V *da_sum, V *carried) const {
-        V next[BNB];
-        for (int n = 0; n < BNB; n++) next[n] = carried[n];
+    void reverse(int64_t steps, const S *brow, const S *crow, const V *decay, Chunk &k, V *db_lanes, V *da_sum, V *carried, const Place *next) const {
+        V flow[NB_BACK], da_here[NB_BACK];
+        for (int n = 0; n < NB_BACK; n++) {
+            flow[n] = carried[n];
+            da_here[n] = da_sum[n];
+        }
         for (int64_t t = steps - 1; t >= 0; t--) {
+            if (next) {
+                fetch_to_write(args->du, args->du_b, args->du_t, *next, t);
+                fetch_to_write(args->ddt, args->ddt_b, args->ddt_t, *next, t);
+                fetch_to_write(args->dz, args->dz_b, args->dz_t, *next, t);
+            }
             const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
-            V by_b = k.by_b[t], by_a = k.by_a[t];
             const S *bt = brow + t * padded, *ct = crow + t * padded;
             V *dbt = db_lanes + t * padded;
-            const V *before = k.h + t * BNB, *at = k.decay + t * BNB;
+            const V *at = k.decay + t * NB_BACK, *before = k.h + t * NB_BACK;
+            V by_b[2] = {k.by_b[t], V{}}, by_a[2] = {k.by_a[t], V{}};
 #pragma GCC unroll 16
-            for (int n = 0; n < BNB; n++) {
-                const V g = dy * ct[n] + next[n];
-                dbt[n] += g * du;
-                by_b += g * bt[n];
-                next[n] = at[n] * g;
-                const V w = next[n] * before[n];  // dL/d(dt A)
-                by_a += w * decay[n];
-                da_sum[n] += w * dt;
+            for (int n = 0; n < NB_BACK; n++) {
+                const V g = dy * ct[n] + flow[n];
+                dbt[n] = dbt[n] + g * du;
+                by_b[n % 2] += g * bt[n];
+                flow[n] = at[n] * g;
+                const V w = flow[n] * before[n];  // dL/d(dt A)
+                by_a[n % 2] += w * decay[n];
+                da_here[n] += w * dt;
             }
-            k.by_b[t] = by_b;
-            k.by_a[t] = by_a;
+            k.by_b[t] = by_b[0] + by_b[1];
+            k.by_a[t] = by_a[0] + by_a[1];
         }
-        for (int n = 0; n < BNB; n++) carried[n] = next[n];
+        for (int n = 0; n < NB_BACK; n++) {
+            carried[n] = flow[n];
+            da_sum[n] = da_here[n];
+        }
     }
 
-    void chunk_out(int64_t b, int64_t t0, int64_t steps, int64_t tile, const Chunk &k, V &dbias_sum, V &dd_sum) const {
+    void chunk_out(const Place &here, int64_t steps, int64_t tile, const Chunk &k, V &dbias_sum, V &dd_sum) const {
         const ScanArgs &p = *args;
-        const int64_t e = tile * W;
         const int count = lanes(tile);
         V bias_part = {}, skip_part = {};
-        for (int64_t t = 0; t < steps; t++) {
-            const V ddt = (k.u[t] * k.by_b[t] + S(LN2) * k.by_a[t]) * k.slope[t];
-            store(row(p.du, p.du_b, p.du_t, b, t0 + t) + e, k.delta[t] * k.by_b[t] + k.dy[t] * skip[tile], count);
-            store(row(p.ddt, p.ddt_b, p.ddt_t, b, t0 + t) + e, ddt, count);
-            store(row(p.dz, p.dz_b, p.dz_t, b, t0 + t) + e, k.y[t] * k.gate_slope[t], count);
-            bias_part += ddt;
-            skip_part += k.dy[t] * k.u[t];
+        for (int64_t t = 0; t < steps; t += GANG) {
+            const Gang<V> by_b = gang(k.by_b + t), dy = gang(k.dy + t);
+            const Gang<V> ddt = (gang(k.u + t) * by_b + gang(k.by_a + t) * S(LN2)) * gang(k.slope + t);
+            rows_to(p.du, p.du_b, p.du_t, here, t, steps, count, gang(k.delta + t) * by_b + dy * skip[tile]);
+            rows_to(p.ddt, p.ddt_b, p.ddt_t, here, t, steps, count, ddt);
+            rows_to(p.dz, p.dz_b, p.dz_t, here, t, steps, count, gang(k.y + t) * gang(k.gate_slope + t));
+            const V ddts[GANG] = {ddt.a, ddt.b, ddt.c, ddt.d};
+            for (int i = 0; i < smaller(GANG, steps - t); i++) {
+                bias_part += ddts[i];
+                skip_part += k.dy[t + i] * k.u[t + i];
+            }
         }
         dbias_sum += bias_part;
         dd_sum += skip_part;

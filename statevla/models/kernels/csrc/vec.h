@@ -95,19 +95,63 @@ template <class T> INLINE void store(T *p, Vec<typename Acc<T>::type> v, int cou
 
 // ---- arithmetic ----
 
-// max(a, b); b where a is NaN or b is.
-INLINE vf max_or_second(vf a, vf b) {
+// Four vectors that go through a formula together, each step for all four before the next step. The formulas below are
+// long chains of dependent steps, and a processor does not look far enough ahead to find the next vector's chain by
+// itself. Written once for V and for Gang<V>.
+constexpr int GANG = 4;
+template <class V> struct Gang { V a, b, c, d; };
+
+template <class V> struct ScalarOf;
+template <> struct ScalarOf<vf> { using type = float; };
+template <> struct ScalarOf<vd> { using type = double; };
+template <class V> using Scalar = typename ScalarOf<V>::type;
+
+#define GANG_OPERATOR(op)                                                                                             \
+    template <class V> INLINE Gang<V> operator op(const Gang<V> &x, const Gang<V> &y) {                               \
+        return {x.a op y.a, x.b op y.b, x.c op y.c, x.d op y.d};                                                      \
+    }                                                                                                                 \
+    template <class V> INLINE Gang<V> operator op(const Gang<V> &x, const V &y) {                                     \
+        return {x.a op y, x.b op y, x.c op y, x.d op y};                                                              \
+    }                                                                                                                 \
+    template <class V> INLINE Gang<V> operator op(const Gang<V> &x, Scalar<V> y) {                                    \
+        return {x.a op y, x.b op y, x.c op y, x.d op y};                                                              \
+    }                                                                                                                 \
+    template <class V> INLINE Gang<V> operator op(Scalar<V> x, const Gang<V> &y) {                                    \
+        return {x op y.a, x op y.b, x op y.c, x op y.d};                                                              \
+    }
+GANG_OPERATOR(+)
+GANG_OPERATOR(-)
+GANG_OPERATOR(*)
+template <class V> INLINE Gang<V> operator*(const V &x, const Gang<V> &y) { return {x * y.a, x * y.b, x * y.c, x * y.d}; }
+
+// f of each of the four
+#define GANG_FUNCTION(f) \
+    template <class V> INLINE Gang<V> f(const Gang<V> &x) { return {f(x.a), f(x.b), f(x.c), f(x.d)}; }
+
+// max(x, least), `least` where x is NaN
+INLINE vf or_least(vf x, float least) {
 #if defined(__AVX512F__)
-    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+    return (vf)_mm512_max_ps((__m512)x, (__m512)splat(least));
 #elif defined(__AVX2__)
-    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+    return (vf)_mm256_max_ps((__m256)x, (__m256)splat(least));
 #else
-    return a > b ? a : b;
+    return x > least ? x : splat(least);
 #endif
 }
-INLINE vd max_or_second(vd a, vd b) { return a > b ? a : b; }
-
-INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
+// min(max(x, least), most), NaN where x is NaN
+INLINE vf clamp(vf x, float least, float most) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)splat(most), _mm512_max_ps((__m512)splat(least), (__m512)x));
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)splat(most), _mm256_max_ps((__m256)splat(least), (__m256)x));
+#else
+    x = x < least ? splat(least) : x;
+    return x > most ? splat(most) : x;
+#endif
+}
+INLINE vf minus_absolute(vf x) { return (vf)((vi)x | (vi)splat(-0.0f)); }
+INLINE vf positive_part(vf x) { return x < 0.0f ? vf{} : x; }
+INLINE vf where_negative(vf x, vf yes, vf no) { return x < 0.0f ? yes : no; }
 
 // 1/x for x in [1, 2], one unit in the last place
 INLINE vf reciprocal(vf x) {
@@ -119,83 +163,101 @@ INLINE vf reciprocal(vf x) {
 #endif
 }
 
-// 2^(k + f) for whole k and f in [-1/2, 1/2]: polynomial 1 + f q(f) fitted for least relative error (9e-8).
-INLINE vf exp2_parts(vf k, vf shifted, vf f) {
+// x * 2^k for whole k; without a machine instruction, k is in the low bits of `shifted` and the result must be normal
 #if defined(__AVX512F__)
-    f = max_or_second(f, splat(-1.0f));  // also turns the NaN of inf - inf into a number; NaN stays in k
-#endif
-    vf q = f * 0.0013264727065334314f + 0.00967151264891081f;
-    q = f * q + 0.05550733743690989f;
-    q = f * q + 0.2402224208517325f;
-    q = f * q + 0.6931469775988572f;
-    vf p = f * q + 1.0f;
-#if defined(__AVX512F__)
-    (void)shifted;
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
+INLINE vf scale(vf x, vf k, vf) { return (vf)_mm512_scalef_ps((__m512)x, (__m512)k); }
+INLINE vf tame(vf x) { return or_least(x, -1.0f); }  // the NaN of inf - inf becomes a number; a NaN of x stays in k
+INLINE vf in_range(vf x, float) { return x; }
 #else
-    (void)k;
-    return (vf)((vi)p + ((vi)shifted << 23));  // the low bits of `shifted` hold k
+INLINE vf scale(vf x, vf, vf shifted) { return (vf)((vi)x + ((vi)shifted << 23)); }
+INLINE vf tame(vf x) { return x; }
+INLINE vf in_range(vf x, float least) { return clamp(x, least, 128.0f); }
 #endif
+
+GANG_FUNCTION(minus_absolute)
+GANG_FUNCTION(positive_part)
+GANG_FUNCTION(reciprocal)
+GANG_FUNCTION(tame)
+template <class V> INLINE Gang<V> in_range(const Gang<V> &x, float least) {
+    return {in_range(x.a, least), in_range(x.b, least), in_range(x.c, least), in_range(x.d, least)};
 }
+template <class V> INLINE Gang<V> scale(const Gang<V> &x, const Gang<V> &k, const Gang<V> &shifted) {
+    return {scale(x.a, k.a, shifted.a), scale(x.b, k.b, shifted.b), scale(x.c, k.c, shifted.c), scale(x.d, k.d, shifted.d)};
+}
+template <class V> INLINE Gang<V> where_negative(const Gang<V> &x, const Gang<V> &yes, const Gang<V> &no) {
+    return {where_negative(x.a, yes.a, no.a), where_negative(x.b, yes.b, no.b), where_negative(x.c, yes.c, no.c),
+            where_negative(x.d, yes.d, no.d)};
+}
+
+// The formulas. X is vf or Gang<vf>.
 
 constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
 
-// 2^(x * y)
-INLINE vf exp2_of_product(vf x, vf y) {
+// 2^(k + f) for whole k and f in [-1/2, 1/2]: polynomial 1 + f q(f) fitted for least relative error (9e-8)
+template <class X> INLINE X exp2_parts(const X &k, const X &shifted, const X &fraction) {
+    const X f = tame(fraction);
+    X q = f * 0.0013264727065334314f + 0.00967151264891081f;
+    q = f * q + 0.05550733743690989f;
+    q = f * q + 0.2402224208517325f;
+    q = f * q + 0.6931469775988572f;
+    return scale(f * q + 1.0f, k, shifted);
+}
+
+// 2^(x y)
+template <class X> INLINE X exp2_of_product_f(const X &y, const vf &x) {
 #if defined(__AVX512F__)
-    vf shifted = x * y + ROUNDER;
-    vf k = shifted - ROUNDER;
-    return exp2_parts(k, shifted, x * y - k);
+    const X shifted = y * x + ROUNDER;
+    const X k = shifted - ROUNDER;
+    return exp2_parts(k, shifted, y * x - k);
 #else
-    vf p = max_or_second(splat(-126.0f), x * y);
-    p = -max_or_second(splat(-128.0f), -p);
-    vf shifted = p + ROUNDER;
-    vf k = shifted - ROUNDER;
+    const X p = in_range(y * x, -126.0f);
+    const X shifted = p + ROUNDER;
+    const X k = shifted - ROUNDER;
     return exp2_parts(k, shifted, p - k);
 #endif
 }
 
-INLINE vd exp2_of_product(vd x, vd y) {
-    vd out;
-    for (int i = 0; i < Lanes<double>::W; i++) out[i] = __builtin_exp2(x[i] * y[i]);
-    return out;
-}
-
 // e^x for x <= 0
-INLINE vf exp_negative(vf x) {
+template <class X> INLINE X exp_negative(const X &any) {
     constexpr float hi = 1.44269502162933349609375f, lo = 1.92596299112661746887e-8f;  // log2(e)
-#if !defined(__AVX512F__)
-    x = max_or_second(splat(-87.0f), x);
-#endif
-    vf shifted = x * hi + ROUNDER;
-    vf k = shifted - ROUNDER;
+    const X x = in_range(any, -87.0f);
+    const X shifted = x * hi + ROUNDER;
+    const X k = shifted - ROUNDER;
     return exp2_parts(k, shifted, x * lo + (x * hi - k));
 }
 
-INLINE vf sigmoid(vf x) {
-    vf w = exp_negative(-absolute(x));
-    vf r = reciprocal(1.0f + w);
-    return x < 0.0f ? w * r : r;
+template <class X> INLINE X sigmoid_f(const X &x) {
+    const X w = exp_negative(minus_absolute(x));
+    const X r = reciprocal(w + 1.0f);
+    return where_negative(x, w * r, r);
 }
+
+// log(1 + e^x), and its slope sigmoid(x). log1p(w) = 2 atanh(w / (2 + w)); the polynomial is good to 5e-9.
+template <class X> INLINE X softplus_f(const X &x, X &slope) {
+    const X w = exp_negative(minus_absolute(x));
+    const X r = reciprocal(w + 1.0f);
+    slope = where_negative(x, w * r, r);
+    const X s = w * (reciprocal(w * 0.5f + 1.0f) * 0.5f);
+    const X q = s * s;
+    X p = q * 0.14012229456819897f + 0.13999570532891958f;
+    p = q * p + 0.20010849529673932f;
+    p = q * p + 0.33333206566363577f;
+    return positive_part(x) + 2.0f * (s + s * q * p);
+}
+
+INLINE vf sigmoid(vf x) { return sigmoid_f(x); }
+INLINE Gang<vf> sigmoid(const Gang<vf> &x) { return sigmoid_f(x); }
+INLINE Gang<vf> softplus(const Gang<vf> &x, Gang<vf> &slope) { return softplus_f(x, slope); }
+INLINE Gang<vf> exp2_of_products(vf x, const vf *y) { return exp2_of_product_f(Gang<vf>{y[0], y[1], y[2], y[3]}, x); }
+
+// float64 is for checking gradients: the C library's functions, a lane at a time.
+
 INLINE vd sigmoid(vd x) {
     vd out;
     for (int i = 0; i < Lanes<double>::W; i++) out[i] = 1.0 / (1.0 + __builtin_exp(-x[i]));
     return out;
 }
-
-// log(1 + e^x), and its slope sigmoid(x). log1p(w) = 2 atanh(w / (2 + w)); the polynomial is good to 5e-9.
-INLINE vf softplus(vf x, vf &slope) {
-    vf w = exp_negative(-absolute(x));
-    vf r = reciprocal(1.0f + w);
-    slope = x < 0.0f ? w * r : r;
-    vf s = w * (0.5f * reciprocal(1.0f + 0.5f * w));
-    vf q = s * s;
-    vf p = q * 0.14012229456819897f + 0.13999570532891958f;
-    p = q * p + 0.20010849529673932f;
-    p = q * p + 0.33333206566363577f;
-    return max_or_second(splat(0.0f), x) + 2.0f * (s + s * q * p);
-}
-INLINE vd softplus(vd x, vd &slope) {  // linear above 20, as PyTorch has it
+INLINE vd softplus_one(vd x, vd &slope) {  // linear above 20, as PyTorch has it
     vd out;
     for (int i = 0; i < Lanes<double>::W; i++) {
         out[i] = x[i] > 20.0 ? x[i] : __builtin_log1p(__builtin_exp(x[i]));
@@ -203,6 +265,22 @@ INLINE vd softplus(vd x, vd &slope) {  // linear above 20, as PyTorch has it
     }
     return out;
 }
+INLINE vd exp2_of_product(vd x, vd y) {
+    vd out;
+    for (int i = 0; i < Lanes<double>::W; i++) out[i] = __builtin_exp2(x[i] * y[i]);
+    return out;
+}
+GANG_FUNCTION(sigmoid)
+INLINE Gang<vd> softplus(const Gang<vd> &x, Gang<vd> &slope) {
+    return {softplus_one(x.a, slope.a), softplus_one(x.b, slope.b), softplus_one(x.c, slope.c), softplus_one(x.d, slope.d)};
+}
+INLINE Gang<vd> exp2_of_products(vd x, const vd *y) {
+    return {exp2_of_product(x, y[0]), exp2_of_product(x, y[1]), exp2_of_product(x, y[2]), exp2_of_product(x, y[3])};
+}
+
+template <class V> INLINE Gang<V> gang(const V *p) { return {p[0], p[1], p[2], p[3]}; }
+template <class V> INLINE void put(V *p, const Gang<V> &x) { p[0] = x.a; p[1] = x.b; p[2] = x.c; p[3] = x.d; }
+template <class V> INLINE Gang<V> broadcast(const Scalar<V> *p) { return {splat(p[0]), splat(p[1]), splat(p[2]), splat(p[3])}; }
 
 // ---- across lanes ----
 
@@ -210,20 +288,25 @@ template <class V> struct IndexOf;
 template <> struct IndexOf<vf> { typedef Lanes<float>::I type; };
 template <> struct IndexOf<vd> { typedef Lanes<double>::I type; };
 
+// One level of the tree below: of each pair `step` apart, lanes without bit `step` from the first vector, lanes with
+// it from the second, each added to its partner.
+template <class S, int step> INLINE void halve(Vec<S> *v) {
+    constexpr int W = Lanes<S>::W;
+    typename IndexOf<Vec<S>>::type even = {}, odd = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) {
+        even[i] = (i & ~step) + ((i & step) ? W : 0);
+        odd[i] = (i | step) + ((i & step) ? W : 0);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i += 2 * step)
+        v[i] = __builtin_shuffle(v[i], v[i + step], even) + __builtin_shuffle(v[i], v[i + step], odd);
+    if constexpr (2 * step < W) halve<S, 2 * step>(v);
+}
+
 // Sums of W vectors: lane i of the result is the sum of v[i]'s lanes. Overwrites v.
 template <class S> INLINE Vec<S> sums_of(Vec<S> *v) {
-    constexpr int W = Lanes<S>::W;
-    typedef typename IndexOf<Vec<S>>::type Index;
-    for (int step = 1; step < W; step *= 2) {
-        Index even = {}, odd = {};
-        for (int i = 0; i < W; i++) {  // of a pair: lanes with bit `step` clear from the first, set from the second
-            int from = (i & step) ? W : 0;
-            even[i] = (i & ~step) + from;
-            odd[i] = (i | step) + from;
-        }
-        for (int i = 0; i < W; i += 2 * step)
-            v[i] = __builtin_shuffle(v[i], v[i + step], even) + __builtin_shuffle(v[i], v[i + step], odd);
-    }
+    if constexpr (Lanes<S>::W > 1) halve<S, 1>(v);
     return v[0];
 }
 
