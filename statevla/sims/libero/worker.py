@@ -41,7 +41,7 @@ LOG_LINES = 12
 class Timeouts:
     """Seconds that a worker gets for a request; generous, because another process may hold the machine."""
 
-    start: float = 240.0
+    start: float = 600.0
     reset: float = 120.0
     step: float = 20.0
 
