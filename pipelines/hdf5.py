@@ -58,10 +58,10 @@ def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     """The object at relative `path`, by hard links only. Raises SourceError naming the key."""
     current = parent
     for name in path.split("/"):
-        if not isinstance(current, h5py.Group) or name not in current:
+        if not isinstance(current, h5py.Group) or not current.id.links.exists(name.encode()):
             have = sorted(current)[:12] if isinstance(current, h5py.Group) else "a dataset"
             raise SourceError(f"key {path!r} is missing; {current.name} has {have}")
-        if current.get(name, getclass=True, getlink=True) is not h5py.HardLink:
+        if current.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
         current = current[name]
     return current

@@ -1,7 +1,8 @@
 """Demonstrations to a store: plan, make units (here or on Dask workers), merge, commit.
 
 The driver is the store's only writer, under its lock; workers write shards only. Everything is keyed: a unit whose
-record has the key of today's source bytes, settings and code, and whose shard still has the recorded hash, is reused.
+record has the key of its demonstrations' bytes of today, settings and code, and whose shard still has the recorded
+hash, is reused. Sources are read in a child process, so that a hostile file cannot take the run down.
 A run that would change anything removes the manifest first and writes it last, so a half-made store is never taken
 for a whole one; a run that would change nothing writes nothing.
 """
@@ -11,8 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, overload
@@ -27,7 +27,8 @@ from pipelines.language import write_instructions
 from pipelines.merge import frame_arrays, merge_records
 from pipelines.plan import Unit, natural_key
 from pipelines.run import run_units
-from pipelines.units import UnitTask, make_unit, read_record, record_path, unit_code_version, unit_key, write_record
+from pipelines.sources import fingerprint_source, make_here, make_isolated
+from pipelines.units import UnitTask, read_record, record_path, unit_code_version, unit_key, write_record
 from statevla.encoders.text import TextEncoder, load_text_encoder
 from statevla.observation import ObsSpec
 from stores import durable
@@ -42,7 +43,6 @@ from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table
 QUARANTINE: Final = "quarantine.jsonl"
 OWN_FOLDERS: Final = ("shards", "units", FRAMES)
 """Folders in which a file that the manifest does not name is a leftover of an earlier ingest, and is removed."""
-HASH_THREADS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def ingest(
     scheduler: str | None = None,
     dry_run: Literal[False] = False,
     progress: Progress | None = None,
+    strict: bool = False,
+    isolated: bool = True,
 ) -> IngestSummary: ...
 
 
@@ -84,6 +86,8 @@ def ingest(
     scheduler: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
+    isolated: bool = True,
 ) -> IngestSummary | IngestPreview: ...
 
 
@@ -93,21 +97,37 @@ def ingest(
     scheduler: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    strict: bool = False,
+    isolated: bool = True,
 ) -> IngestSummary | IngestPreview:
     """Bring the store at `config.out` to exactly what `config` says of the sources as they are now.
 
     workers, scheduler: see `pipelines.run.run_units`; the bytes do not depend on them.
     dry_run: write nothing, return an `IngestPreview`.
-    Raises UsageError, SourceError when nothing is usable, StoreLocked when another process writes to the store.
+    strict: a demonstration that cannot be used is an error, and no store is committed; what is made stays for a rerun.
+    isolated: read sources in a child process; without it a file that crashes HDF5 takes this process down.
+    Raises UsageError, SourceError when nothing is usable or `strict` refuses, StoreLocked when another process writes
+    to the store.
     """
     started = time.monotonic()
     if dry_run:
         return preview_ingest(config)
-    plan = plan_ingest(config)
+    plan = plan_ingest(config, isolated)
+    if strict:
+        refuse_quarantine(plan.refused)
     encoder = load_text_encoder(config.language, config.language_model)
     require_own_folder(config.out)
     with durable.lock(config.out, f"statevla ingest {config.suite}"):
-        return Ingest(config, plan, encoder, progress).run(workers, scheduler, started)
+        return Ingest(config, plan, encoder, progress, strict, isolated).run(workers, scheduler, started)
+
+
+def refuse_quarantine(quarantine: Sequence[dict[str, str]]) -> None:
+    """Raise SourceError when anything is in quarantine."""
+    if quarantine:
+        raise SourceError(
+            f"--strict: {len(quarantine)} demonstrations cannot be used: {reasons(quarantine)}. Without --strict they "
+            "are quarantined and the others ingested"
+        )
 
 
 def require_own_folder(out: Path) -> None:
@@ -142,8 +162,12 @@ def require_same_code(unit: str, version: str) -> None:
 class Ingest:
     """One run of the driver, inside the lock."""
 
-    def __init__(self, config: IngestConfig, plan: IngestPlan, encoder: TextEncoder, progress: Progress | None) -> None:
+    def __init__(
+        self, config: IngestConfig, plan: IngestPlan, encoder: TextEncoder, progress: Progress | None, strict: bool,
+        isolated: bool,
+    ) -> None:  # fmt: skip
         self.config, self.plan, self.encoder = config, plan, encoder
+        self.strict, self.isolated = strict, isolated
         self.root = config.out
         self.progress = progress
         self.before = self._stat()
@@ -151,16 +175,16 @@ class Ingest:
 
     def run(self, workers: int, scheduler: str | None, started: float) -> IngestSummary:
         """Make what is missing or stale, merge, commit."""
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            hashes = {path.name: pool.submit(hash_object, self.plan.folder, path.name) for path in self.plan.paths}
-            records = self._reusable(hashes)
-            reused = len(records)
-            todo = [unit for unit in self.plan.units if unit.name not in records]
-            if todo:
-                durable.remove(self.root / MANIFEST)
-            for record in self._make(todo, hashes, workers, scheduler):
-                records[record["unit"]] = record
-            sources = {name: future.result() for name, future in hashes.items()}
+        records = self._reusable()
+        reused = len(records)
+        todo = [unit for unit in self.plan.units if unit.name not in records]
+        if todo:
+            durable.remove(self.root / MANIFEST)
+        for record in self._make(todo, workers, scheduler):
+            records[record["unit"]] = record
+        if self.strict:
+            refuse_quarantine(self._quarantine(records.values()))
+        sources = self._sources(records)
         if self._stat() != self.before:
             raise StateVLAError(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
@@ -191,39 +215,56 @@ class Ingest:
         if self.progress is not None:
             self.progress(ProgressEvent("ingest", done, self.plan.frames, "frames", message))
 
-    def _key(self, unit: Unit, hashes: dict[str, Future[StoreObject]]) -> str:
-        return unit_key(unit, self.plan.settings(unit, self.config), hashes[unit.file].result().sha256)
+    def _key(self, unit: Unit, fingerprints: dict[str, str]) -> str:
+        return unit_key(unit, self.plan.settings(unit, self.config), fingerprints)
 
-    def _reusable(self, hashes: dict[str, Future[StoreObject]]) -> dict[str, dict[str, Any]]:
+    def _reusable(self) -> dict[str, dict[str, Any]]:
         """Records by unit whose key holds and whose shard has the recorded size and hash."""
         found: dict[str, dict[str, Any]] = {}
         for unit in self.plan.units:
             record = read_record(self.root, unit.name)
-            if record is not None and record["key"] == self._key(unit, hashes):
+            if record is None or record["key"] != self._key(unit, record["fingerprints"]):
+                continue  # of other settings or code, whatever the source is
+            path = self.plan.folder / unit.file
+            if record["fingerprints"] == fingerprint_source(path, unit.demos, self.isolated):
                 found[unit.name] = record
         shards = {record["shard"]["path"]: record["shard"] for record in found.values() if record["shard"]}
         there = [path for path in shards if (self.root / path).is_file()]
         sound = {asdict(item)["path"] for item in hash_objects(self.root, there) if asdict(item) == shards[item.path]}
         return {name: rec for name, rec in found.items() if rec["shard"] is None or rec["shard"]["path"] in sound}
 
-    def _make(
-        self, todo: list[Unit], hashes: dict[str, Future[StoreObject]], workers: int, scheduler: str | None
-    ) -> Iterator[dict[str, Any]]:
+    def _make(self, todo: list[Unit], workers: int, scheduler: str | None) -> Iterator[dict[str, Any]]:
         units = {unit.name: unit for unit in todo}
         # Workers may have another working directory.
         source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
         tasks = [(u.name, UnitTask(u, source, out, self.plan.settings(u, self.config))) for u in todo]
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
-        with contextlib.closing(run_units(make_unit, tasks, workers, scheduler)) as results:
+        make = make_isolated if self.isolated else make_here
+        with contextlib.closing(run_units(make, tasks, workers, scheduler)) as results:
             for name, result in results:
                 require_same_code(name, result["code_version"])
-                record = {**result, "key": self._key(units[name], hashes)}
+                record = {**result, "key": self._key(units[name], result["fingerprints"])}
                 write_record(self.root, record)
                 self.made_frames += sum(row["frames"] for row in record["episodes"])
                 done += self.plan.unit_frames(units[name])
                 self._report(done, name)
                 yield record
+
+    def _sources(self, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What identifies each source file: size, fingerprint of what was read of it, sha256 where asked for."""
+        found = {}
+        for path in self.plan.paths:
+            demos = {
+                demo: fingerprint
+                for unit in self.plan.units
+                if unit.file == path.name
+                for demo, fingerprint in records[unit.name]["fingerprints"].items()
+            }
+            sha256 = hash_object(self.plan.folder, path.name).sha256 if self.config.hash_sources else None
+            digest = hashlib.sha256(durable.json_bytes(demos)).hexdigest() if demos else None
+            found[path.name] = {"bytes": path.stat().st_size, "fingerprint": digest, "sha256": sha256}
+        return found
 
     def _quarantine(self, records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
         files = {unit.name: unit.file for unit in self.plan.units}
@@ -232,7 +273,7 @@ class Ingest:
         return sorted(rows, key=lambda row: (natural_key(row["file"]), natural_key(row["demo"]), row["reason"]))
 
     def _commit(
-        self, records: list[dict[str, Any]], sources: dict[str, StoreObject], made: bool
+        self, records: list[dict[str, Any]], sources: dict[str, dict[str, Any]], made: bool
     ) -> tuple[Manifest, bool]:
         """Write tables, frames, language, quarantine and, last, the manifest; nothing when all of it stands."""
         episodes, segments = merge_records(records, self.config.split_seed, self.config.train_split)
@@ -266,7 +307,7 @@ class Ingest:
 
     def _manifest(
         self, episodes: list[dict[str, Any]], segments: list[dict[str, Any]], quarantined: int,
-        sources: dict[str, StoreObject],
+        sources: dict[str, dict[str, Any]],
     ) -> Manifest:  # fmt: skip
         """The manifest, but for its objects and their bytes."""
         entries = []
@@ -276,8 +317,7 @@ class Ingest:
             entries.append(
                 {
                     "file": path.name,
-                    "sha256": sources[path.name].sha256,
-                    "bytes": sources[path.name].bytes,
+                    **sources[path.name],
                     "alignment": sorted({row["alignment"] for row in rows}),
                     "episodes": len(rows),
                     "image_convention": None if header is None else header.convention,

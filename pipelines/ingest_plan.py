@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from pipelines.alignment import AFTER, BEFORE, DETECT
 from pipelines.hdf5 import open_hdf5
-from pipelines.libero import SourceFile, inspect_file, read_demo
+from pipelines.libero import SourceFile, read_demo
 from pipelines.plan import Unit, list_sources, plan_units
+from pipelines.sources import inspect_source
 from pipelines.units import UnitSettings
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
@@ -32,7 +33,8 @@ class IngestConfig:
     """What a store is made of. Equal configurations and sources give equal bytes; `source` and `out` do not matter.
 
     language_model: weights' name or folder, None for the encoder's default. alignment: "detect", or what is known of
-    files that do not tell.
+    files that do not tell. hash_sources: record the sha256 of every source file too (a full read of each, and slower
+    than the rest of a rerun); what is reused does not depend on it.
     """
 
     suite: str
@@ -47,6 +49,7 @@ class IngestConfig:
     language: str = "clip"
     language_model: str | None = None
     alignment: str = DETECT
+    hash_sources: bool = False
 
     def __post_init__(self) -> None:
         if min(self.window, self.chunk) < 1 or self.window > 99:
@@ -99,8 +102,8 @@ class IngestPlan:
         return sum(self.files[unit.file].rows[demo] for demo in unit.demos)
 
 
-def plan_ingest(config: IngestConfig) -> IngestPlan:
-    """List the source, read every file's header, cut units. Writes nothing.
+def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
+    """List the source, read every file's header (in a child process, when isolated), cut units. Writes nothing.
 
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
@@ -109,7 +112,7 @@ def plan_ingest(config: IngestConfig) -> IngestPlan:
     refused: list[dict[str, str]] = []
     for path in paths:
         try:
-            files[path.name] = inspect_file(path)
+            files[path.name] = inspect_source(path, isolated)
         except SourceError as error:
             refused.append({"file": path.name, "demo": "", "reason": str(error)})
             continue

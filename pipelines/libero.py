@@ -16,7 +16,7 @@ Legend: T rows of the file, A actions of the episode, H, W rows and columns of a
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import hdf5
+from pipelines import hdf5, pulse
 from pipelines.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
 from pipelines.plan import natural_key, task_of
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
@@ -79,8 +79,11 @@ class Episode:
     images: Callable[[int, int], dict[str, NDArray[np.uint8]]]
 
 
-def inspect_file(path: Path) -> SourceFile:
-    """Header of `path`. Raises SourceError when the file as a whole is of no use."""
+def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceFile:
+    """Header of `path`. Raises SourceError when the file as a whole is of no use.
+
+    poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.isolation`.
+    """
     with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
         data = hdf5.group(file, "data")
         instruction, notes = read_instruction(data, path.name)
@@ -98,9 +101,12 @@ def inspect_file(path: Path) -> SourceFile:
         if declared is not None and declared != len(names):
             refused.append(("", f"{path.name}: num_demos declares {declared}, the file holds {len(names)}"))
         rows, sizes = {}, {}
-        for name in names:
+        for position, name in enumerate(names, 1):
+            pulse.at(position)
             try:
                 with hdf5.reporting(f"{path.name}/{name}"):
+                    if poison and position in poison:
+                        raise SourceError(poison[position])
                     cameras = image_datasets(hdf5.group(data, name))
                     rows[name], height, width = next(iter(cameras.values())).shape[:3]
                     sizes[name] = (int(height), int(width))

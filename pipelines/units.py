@@ -1,8 +1,8 @@
 """The worker's part of an ingest: one unit of demonstrations becomes one shard and a record of what is in it.
 
-A unit is idempotent: its shard is a function of the source's bytes, the settings and the code, so it may be made
+A unit is idempotent: its shard is a function of its demonstrations' bytes, the settings and the code, so it may be made
 twice, by any process, in any order. The worker writes the shard; the record goes back to the driver, which alone
-writes it, once the source's hash is known.
+writes it.
 
 Legend: T observations of an episode, C cameras, H, W rows and columns, K chunk.
 """
@@ -11,13 +11,14 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pipelines.alignment
+import pipelines.fingerprint
 import pipelines.hdf5
 import pipelines.libero
 import pipelines.plan
@@ -27,13 +28,13 @@ import stores.npy
 import stores.schema
 import stores.segments
 import stores.shards
+from pipelines import pulse
 from pipelines.hdf5 import open_hdf5
 from pipelines.libero import Episode, read_demo
 from pipelines.plan import Unit, safe_name, task_of
 from stores import durable
 from stores.errors import SourceError
 from stores.images import encode_image
-from stores.manifest import hash_object
 from stores.schema import CAMERAS
 from stores.segments import SegmentMembers, Span, segment_key, segment_members, segment_spans
 from stores.shards import write_shard
@@ -43,6 +44,7 @@ READ_FRAMES: Final = 16
 
 DECIDING_MODULES: Final = (
     pipelines.alignment,
+    pipelines.fingerprint,
     pipelines.hdf5,
     pipelines.libero,
     pipelines.plan,
@@ -73,12 +75,21 @@ class UnitSettings:
 
 @dataclass(frozen=True)
 class UnitTask:
-    """One call of `make_unit`: the unit, the folder of its source, the store's folder, the settings."""
+    """One call of `make_unit`: the unit, the folder of its source, the store's folder, the settings.
+
+    poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.isolation`.
+    """
 
     unit: Unit
     source: str
     out: str
     settings: UnitSettings
+    poison: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """The source file."""
+        return Path(self.source, self.unit.file)
 
 
 @cache
@@ -91,9 +102,12 @@ def unit_code_version() -> str:
     return f"unit-{digest.hexdigest()[:16]} {libraries}"
 
 
-def unit_key(unit: Unit, settings: UnitSettings, source_sha256: str) -> str:
-    """What the unit's bytes are a function of, as one hash: equal keys mean equal shards."""
-    parts = [asdict(unit), asdict(settings), source_sha256, unit_code_version()]
+def unit_key(unit: Unit, settings: UnitSettings, fingerprints: Mapping[str, str]) -> str:
+    """What the unit's bytes are a function of, as one hash: equal keys mean equal shards.
+
+    fingerprints: of its demonstrations (`pipelines.fingerprint`).
+    """
+    parts = [asdict(unit), asdict(settings), sorted(fingerprints.items()), unit_code_version()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -133,7 +147,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
     """Read, canonicalize, cut and encode the unit's demonstrations; write its shard durably.
 
     Returns its record, JSON-ready: ``shard`` (path, bytes, sha256; None when no demonstration was usable),
-    ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), and ``quarantined``
+    ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), ``quarantined``
     (demo, reason). Raises nothing for a bad demonstration.
     """
     unit, settings = task.unit, task.settings
@@ -142,9 +156,12 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
     quarantined: list[dict[str, str]] = []
 
     def segments() -> Iterator[SegmentMembers]:
-        with open_hdf5(Path(task.source, unit.file)) as file:
-            for demo in unit.demos:
+        with open_hdf5(task.file) as file:
+            for position, demo in enumerate(unit.demos, 1):
+                pulse.at(position)
                 try:
+                    if position in task.poison:
+                        raise SourceError(f"{unit.file}/{demo}: {task.poison[position]}")
                     episode = read_demo(file, demo, settings.convention, settings.alignment)
                     images = encode_episode(episode, settings)
                 except SourceError as error:
@@ -160,23 +177,28 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
     path = shard_path(unit.name)
     try:
         index = write_shard(Path(task.out, path), segments())
-    except SourceError as error:  # the file as a whole
-        return {
-            "unit": unit.name,
-            "code_version": unit_code_version(),
-            "shard": None,
-            "episodes": [],
-            "quarantined": [{"demo": demo, "reason": str(error)} for demo in unit.demos],
-        }
-    entries = iter(index)
+    except SourceError as error:
+        return refused_unit(unit, str(error))
+    entries = iter(index.segments)
     for row in episodes:
         row["segments"] = [{**span, **vars(next(entries))} for span in row.pop("spans")]
     return {
         "unit": unit.name,
         "code_version": unit_code_version(),
-        "shard": asdict(hash_object(task.out, path)) if episodes else None,
+        "shard": {"path": path, "bytes": index.bytes, "sha256": index.sha256} if episodes else None,
         "episodes": episodes,
         "quarantined": quarantined,
+    }
+
+
+def refused_unit(unit: Unit, reason: str) -> dict[str, Any]:
+    """The record of a unit whose file cannot be read as a whole."""
+    return {
+        "unit": unit.name,
+        "code_version": unit_code_version(),
+        "shard": None,
+        "episodes": [],
+        "quarantined": [{"demo": demo, "reason": reason} for demo in unit.demos],
     }
 
 
@@ -194,6 +216,7 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[b
     encoded: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS}
     total = len(episode.robot_state)
     for start in range(0, total, READ_FRAMES):
+        pulse.beat()
         for camera, images in episode.images(start, min(start + READ_FRAMES, total)).items():
             encoded[camera] += [encode_image(image, settings.codec, settings.quality) for image in images]
     return encoded

@@ -5,6 +5,8 @@ Headers are built here, because ``tarfile`` spends more time on one than JPEG en
 them with ``tarfile``'s byte for byte.
 """
 
+import functools
+import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from stores.storage import Storage
 
 BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)
+_PADDING: Final = tuple(bytes(count) for count in range(BLOCK))
 _NAME: Final = 100
 _PREFIX: Final = 155
 _SIZE_LIMIT: Final = 8**11
@@ -36,23 +39,35 @@ class SegmentIndex:
     member_size: tuple[int, ...]
 
 
-def write_shard(path: Path | str, segments: Iterable[SegmentMembers]) -> list[SegmentIndex]:
-    """Write `segments` as one tar, atomically and durably, in one pass; returns their index in the same order.
+@dataclass(frozen=True)
+class ShardIndex:
+    """A written shard: its segments in order, its size and sha256 (hex)."""
+
+    segments: tuple[SegmentIndex, ...]
+    bytes: int
+    sha256: str
+
+
+def write_shard(path: Path | str, segments: Iterable[SegmentMembers]) -> ShardIndex:
+    """Write `segments` as one tar, atomically and durably, in one pass; it is hashed on the way.
 
     Raises UsageError when a key or member name does not fit USTAR or WebDataset, or a key comes twice.
     """
     index: list[SegmentIndex] = []
     seen: set[str] = set()
+    digest = hashlib.sha256()
     with durable.atomic(path) as writer:
         for segment in segments:
             if segment.key in seen:
                 raise UsageError(f"{path}: key {segment.key!r} comes twice")
             seen.add(segment.key)
             data, entry = pack_segment(segment, writer.bytes)
+            digest.update(data)
             writer.write(data)
             index.append(entry)
+        digest.update(END)
         writer.write(END)
-    return index
+    return ShardIndex(tuple(index), writer.bytes, digest.hexdigest())
 
 
 def pack_segment(segment: SegmentMembers, offset: int) -> tuple[bytes, SegmentIndex]:
@@ -60,18 +75,21 @@ def pack_segment(segment: SegmentMembers, offset: int) -> tuple[bytes, SegmentIn
     _check_key(segment.key)
     pieces: list[bytes] = []
     offsets: list[int] = []
+    sizes: list[int] = []
     position = offset
     for name, data in segment.members:
         size = len(data)
-        pieces += (_header(f"{segment.key}.{name}", size), data, bytes(-size % BLOCK))
+        padding = -size % BLOCK
+        pieces += (_header(segment.key, name, size), data, _PADDING[padding])
         offsets.append(position + BLOCK)
-        position += BLOCK + size + -size % BLOCK
+        sizes.append(size)
+        position += BLOCK + size + padding
     packed = b"".join(pieces)
     names = tuple(name for name, _ in segment.members)
     if len(set(names)) != len(names) or not names:
         raise UsageError(f"segment {segment.key!r}: expected distinct member names, got {names}")
-    sizes = tuple(len(data) for _, data in segment.members)
-    return packed, SegmentIndex(segment.key, offset, len(packed), zlib.crc32(packed), names, tuple(offsets), sizes)
+    entry = SegmentIndex(segment.key, offset, len(packed), zlib.crc32(packed), names, tuple(offsets), tuple(sizes))
+    return packed, entry
 
 
 def read_segment(
@@ -135,19 +153,38 @@ _TEMPLATE: Final = b"".join(
 _FIXED_SUM: Final = sum(_TEMPLATE.replace(b"%s", b"").replace(b"%06o\0 ", b"        "))
 
 
-def _header(name: str, size: int) -> bytes:
-    """USTAR header of a regular file. Raises UsageError when the name does not fit 155 + 100 bytes or is not ASCII."""
+@functools.lru_cache(maxsize=4096)
+def _name_sum(text: str) -> int:
+    """Sum of the bytes of an ASCII text; member names are few and come again and again."""
+    return sum(text.encode("ascii"))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _size_field(size: int) -> tuple[bytes, int]:
+    """A header's size field and the sum of its bytes."""
+    digits = b"%011o" % size
+    return digits, sum(digits)
+
+
+def _header(key: str, member: str, size: int) -> bytes:
+    """USTAR header of the regular file ``<key>.<member>``.
+
+    Raises UsageError when the name does not fit 155 + 100 bytes or is not ASCII.
+    """
+    name = f"{key}.{member}"
     if size >= _SIZE_LIMIT:
         raise UsageError(f"{name}: {size} bytes do not fit a USTAR header (limit {_SIZE_LIMIT})")
     try:
         encoded = name.encode("ascii")
+        total = _name_sum(key) + _name_sum(member) + ord(".")
     except UnicodeEncodeError as error:
         raise UsageError(f"{name!r}: expected an ASCII name in a shard") from error
     prefix = b""
     if len(encoded) > _NAME:
         prefix, encoded = _split(encoded)
-    digits = b"%011o" % size
-    checksum = _FIXED_SUM + sum(encoded) + sum(prefix) + sum(digits)  # of all 512 bytes, the field itself as spaces
+        total -= ord("/")  # the one between the parts is not written
+    digits, digits_sum = _size_field(size)
+    checksum = _FIXED_SUM + total + digits_sum  # of all 512 bytes, the field itself counted as spaces
     return _TEMPLATE % (encoded.ljust(_NAME, b"\0"), digits, checksum, prefix.ljust(_PREFIX, b"\0"))
 
 

@@ -172,7 +172,7 @@ def test_an_interrupted_ingest_is_no_store_and_resumes(
     run(source, tmp_path / "fresh")
     import pipelines.ingest
 
-    real, calls = pipelines.ingest.make_unit, []
+    real, calls = pipelines.ingest.make_isolated, []
 
     def stop_at_second(task: Any) -> dict[str, Any]:
         calls.append(task)
@@ -180,7 +180,7 @@ def test_an_interrupted_ingest_is_no_store_and_resumes(
             raise KeyboardInterrupt
         return real(task)
 
-    monkeypatch.setattr(pipelines.ingest, "make_unit", stop_at_second)
+    monkeypatch.setattr(pipelines.ingest, "make_isolated", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "store")
     with pytest.raises(StoreMissing):

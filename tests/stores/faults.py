@@ -15,6 +15,7 @@ import errno
 import os
 import resource
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ FAULTS = ("kill", "torn", "enospc", "power", "power_data")
 _FULL_DISK_KINDS = ("mkdir", "create", "write", "rename", "exchange")
 _DIED = 77
 _RAISED = 78
+
+TALLY: dict[str, Counter[str]] = {}
+"""Crashes enumerated in this process: by the name of the work, by fault. Printed at the end of a test run."""
 
 Tree = dict[str, bytes | None]
 """Files by path below the root; folders have None."""
@@ -60,15 +64,22 @@ def every_crash(
     prepare: Callable[[Path], None],
     work: Callable[[Path], None],
     faults: Sequence[str] = FAULTS,
+    name: str | None = None,
+    stride: int = 1,
 ) -> Iterator[tuple[Crash, Path]]:
-    """For each fault at each operation of `work`: (what was done, the disk as the crash left it), on a fresh disk."""
+    """For each fault at each operation of `work`: (what was done, the disk as the crash left it), on a fresh disk.
+
+    name: what to count it under (default: the calling test). stride: only every so many-th operation, for a short run.
+    """
+    label = name or os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0].split("[")[0]
+    tally = TALLY.setdefault(label, Counter())
     clean = scratch / "undisturbed"
     clean.mkdir(parents=True)
     prepare(clean)
     steps = operations(work, clean)
     disk = scratch / "disk"
     for fault in faults:
-        for at in range(len(steps) + fault.startswith("power")):
+        for at in range(0, len(steps) + fault.startswith("power"), stride):
             kind = steps[at].split()[0] if at < len(steps) else "end"
             if (fault == "torn" and kind != "write") or (fault == "enospc" and kind not in _FULL_DISK_KINDS):
                 continue
@@ -76,6 +87,7 @@ def every_crash(
             disk.mkdir()
             prepare(disk)
             _fork(disk, work, fault, at)
+            tally[fault] += 1
             yield Crash(fault, at, len(steps), steps[at] if at < len(steps) else "end"), disk
 
 

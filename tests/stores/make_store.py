@@ -79,7 +79,7 @@ def make_tiny_store(
     indexes: dict[str, list[SegmentIndex]] = {}
     for source in dict.fromkeys(episode.source for episode in made):
         members = [m for e in made if e.source == source for m in _members(e, window, chunk, codec)]
-        indexes[source] = write_shard(path / f"shards/{source}-000.tar", members)
+        indexes[source] = write_shard(path / f"shards/{source}-000.tar", members).segments
     write_table(path / EPISODES_FILE, _episode_rows(made, window), schema.EPISODES)
     write_table(path / SEGMENTS_FILE, _segment_rows(made, window, indexes), schema.SEGMENTS)
     write_language(path / LANGUAGE_FILE, _language(made))

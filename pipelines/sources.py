@@ -1,0 +1,85 @@
+"""Reading sources from a safe distance: each call on a file runs in a child process of its own (`pipelines.isolation`).
+
+A file that crashes or hangs the child costs that demonstration or that file, with the reason, and nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.fingerprint import fingerprint_demos
+from pipelines.isolation import survive, thread_reader
+from pipelines.libero import SourceFile, inspect_file
+from pipelines.plan import Unit
+from pipelines.units import UnitSettings, UnitTask, make_unit, refused_unit
+from stores.errors import SourceError
+
+
+def _inspect(argument: dict[str, Any]) -> dict[str, Any]:
+    return asdict(inspect_file(Path(argument["path"]), _positions(argument["poison"])))
+
+
+def _fingerprint(argument: dict[str, Any]) -> dict[str, str]:
+    return fingerprint_demos(Path(argument["path"]), tuple(argument["demos"]), _positions(argument["poison"]))
+
+
+def _make(argument: dict[str, Any]) -> dict[str, Any]:
+    unit, settings = dict(argument["unit"]), dict(argument["settings"])
+    unit["demos"], settings["image_size"] = tuple(unit["demos"]), tuple(settings["image_size"])
+    poison = _positions(argument["poison"])
+    return make_unit(UnitTask(Unit(**unit), argument["source"], argument["out"], UnitSettings(**settings), poison))
+
+
+def _positions(poison: Mapping[str, str]) -> dict[int, str]:
+    return {int(position): reason for position, reason in poison.items()}
+
+
+CALLS: Final = {"inspect": _inspect, "fingerprint": _fingerprint, "make": _make}
+"""What the child does."""
+
+
+def inspect_source(path: Path, isolated: bool = True) -> SourceFile:
+    """`pipelines.libero.inspect_file` in the child. Raises SourceError."""
+    if not isolated:
+        return inspect_file(path)
+    fields = survive(thread_reader(CALLS), "inspect", {"path": str(path)}, path.name)
+    fields["demos"], fields["notes"] = tuple(fields["demos"]), tuple(fields["notes"])
+    fields["refused"] = tuple((demo, reason) for demo, reason in fields["refused"])
+    fields["image_size"] = {demo: (size[0], size[1]) for demo, size in fields["image_size"].items()}
+    return SourceFile(**fields)
+
+
+def fingerprint_source(path: Path, demos: tuple[str, ...], isolated: bool = True) -> dict[str, str]:
+    """`pipelines.fingerprint.fingerprint_demos` in the child; of a file that cannot be read, the reason for each."""
+    argument = {"path": str(path), "demos": demos}
+    try:
+        found: dict[str, str] = (
+            survive(thread_reader(CALLS), "fingerprint", argument, path.name)
+            if isolated
+            else fingerprint_demos(path, demos)
+        )
+    except SourceError as error:
+        return dict.fromkeys(demos, f"unreadable: {error}")
+    return found
+
+
+def make_isolated(task: UnitTask) -> dict[str, Any]:
+    """The unit's record with the ``fingerprints`` of its demonstrations; sources are read in this thread's child.
+
+    Two calls: a demonstration whose reading kills the child still has the fingerprint that a rerun will find.
+    """
+    fingerprints = fingerprint_source(task.file, task.unit.demos)
+    settings = asdict(task.settings)
+    argument = {"unit": asdict(task.unit), "source": task.source, "out": task.out, "settings": settings}
+    try:
+        record: dict[str, Any] = survive(thread_reader(CALLS), "make", argument, f"unit {task.unit.name}")
+    except SourceError as error:
+        record = refused_unit(task.unit, str(error))
+    return {**record, "fingerprints": fingerprints}
+
+
+def make_here(task: UnitTask) -> dict[str, Any]:
+    """`make_isolated` without the child, for tests that crash the writer itself."""
+    fingerprints = fingerprint_source(task.file, task.unit.demos, isolated=False)
+    return {**make_unit(task), "fingerprints": fingerprints}

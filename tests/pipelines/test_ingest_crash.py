@@ -1,0 +1,148 @@
+"""A real ingest, its statistics and its language cache, crashed at every operation: complete or no store, and a rerun
+gives the bytes of an undisturbed one.
+
+By default every 23rd operation, for seconds; `pytest -m crash` enumerates them all.
+"""
+
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.ingest import ingest
+from pipelines.ingest_plan import IngestConfig
+from pipelines.language import write_instructions
+from pipelines.stats import compute_statistics
+from statevla.encoders.text import load_text_encoder
+from stores import durable
+from stores.embeddings import LanguageCache
+from stores.errors import StoreMissing
+from stores.manifest import Manifest
+from stores.norm import load_stats
+from stores.verify import verify_store
+from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
+from tests.stores.faults import FAULTS, every_crash, read_tree
+
+pytestmark = pytest.mark.crash
+ALL = pytest.param(1, marks=pytest.mark.slow, id="every operation")
+SOME = pytest.param(23, id="some operations")
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault model decides what is durable; the test machine's own disk need not be waited for."""
+    monkeypatch.setenv(durable.NO_FSYNC, "1")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of one short demonstration each: two units."""
+    folder = tmp_path_factory.mktemp("source")
+    for task in range(2):
+        arrays = demo_arrays(make_world(task, steps=5, side=8))
+        write_file(folder / f"task_{task}_demo.hdf5", {"demo_0": arrays}, f"do task {task}")
+    return folder
+
+
+def run(source: Path, out: Path, window: int = 3) -> None:
+    ingest(IngestConfig("toy", source, out, language="hashed", window=window), isolated=False)
+
+
+def without_leftovers(root: Path) -> list[str]:
+    return [problem.object for problem in verify_store(root) if "interrupted writer" not in problem.problem]
+
+
+@pytest.mark.parametrize("stride", [SOME, ALL])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("over", ["nothing", "another configuration"])
+def test_ingest(tmp_path: Path, source: Path, over: str, fault: str, stride: int) -> None:
+    run(source, tmp_path / "old", window=2)
+
+    def prepare(disk: Path) -> None:
+        if over != "nothing":
+            shutil.copytree(tmp_path / "old", disk / "store")
+
+    def work(disk: Path) -> None:
+        run(source, disk / "store")
+
+    found = Counter[str]()
+    for crash, disk in every_crash(tmp_path / "crash", prepare, work, [fault], f"ingest over {over}", stride):
+        try:
+            assert without_leftovers(disk / "store") == [], crash
+            found["complete"] += 1
+        except StoreMissing:
+            found["no store yet"] += 1
+        work(disk)
+        assert read_tree(disk) == read_tree(tmp_path / "crash/undisturbed"), crash
+    assert found["no store yet"] > 0
+
+
+def enumerate_writer(
+    tmp_path: Path,
+    store: Path,
+    name: str,
+    work: Callable[[Path], None],
+    check: Callable[[Path], None],
+) -> None:
+    """Crash `work` at every operation on a copy of `store`; `check` what is there before the rerun."""
+
+    def prepare(disk: Path) -> None:
+        shutil.copytree(store, disk / "store")
+
+    def locked(disk: Path) -> None:
+        work(disk / "store")
+
+    for crash, disk in every_crash(tmp_path, prepare, locked, name=name):
+        check(disk / "store")
+        locked(disk)
+        assert read_tree(disk) == read_tree(tmp_path / "undisturbed"), crash
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    root = tmp_path_factory.mktemp("made") / "store"
+    run(source, root)
+    return root
+
+
+def test_statistics(tmp_path: Path, store: Path) -> None:
+    digest = Manifest.load(store).hash()
+
+    def check(root: Path) -> None:
+        assert without_leftovers(root) == []
+        with contextlib.suppress(StoreMissing):  # another damage raises
+            load_stats(root, digest)
+
+    enumerate_writer(tmp_path, store, "statistics", lambda root: compute_statistics(root) and None, check)
+
+
+def test_language_cache(tmp_path: Path, store: Path) -> None:
+    encoder = load_text_encoder("hashed", None)
+    texts = [["do task 0", "do task 1"], ["do task 0", "do task 1", "another"]]
+
+    def work(root: Path) -> None:
+        with durable.lock(root, "test"):
+            write_instructions(root / "language.parquet", texts[1], encoder)
+
+    def check(root: Path) -> None:
+        assert sorted(LanguageCache.load(root).vectors) in [sorted(known) for known in texts]
+
+    enumerate_writer(tmp_path, store, "language cache", work, check)
+
+
+def test_manifest(tmp_path: Path, store: Path) -> None:
+    old = Manifest.load(store)
+    new = Manifest(**{**vars(old), "suite": "renamed"})
+
+    def work(root: Path) -> None:
+        with durable.lock(root, "test"):
+            new.save(root)
+
+    def check(root: Path) -> None:
+        assert Manifest.load(root) in (old, new)
+        assert without_leftovers(root) == []
+
+    enumerate_writer(tmp_path, store, "manifest", work, check)
