@@ -5,8 +5,9 @@ KB can declare terabytes. Every door here refuses such a file with a SourceError
 """
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,11 @@ CHUNK_LIMIT: Final = 64 * 2**20
 READ_LIMIT: Final = 256 * 2**20
 """Bytes of one read; images are read a segment at a time (1.6 MB at 128 x 128)."""
 TEXT_LIMIT: Final = 16 * 2**20
+
+TYPES: Final = {"float": (h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE), "uint8": (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)}
+FILTERS: Final = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
+"""Filters that are read: gzip, byte shuffle, checksum."""
+MAX_CHUNKS: Final = 1_000_000
 
 HDF5_FAILURES: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 """What h5py raises on damaged files."""
@@ -78,7 +84,7 @@ def group(parent: h5py.Group, path: str) -> h5py.Group:
 def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, ...], limit: int) -> h5py.Dataset:
     """The dataset at `path`, checked before any of it is read.
 
-    kind: "float" (float32 or float64) or "uint8". shape: None where any length will do.
+    kind: "float" (float32 or float64, little-endian) or "uint8". shape: None where any length will do.
     limit: the most that the whole may hold, in bytes.
 
     Raises SourceError naming the key, what was expected and what came.
@@ -86,12 +92,13 @@ def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, .
     found = child(parent, path)
     if not isinstance(found, h5py.Dataset):
         raise SourceError(f"key {path!r}: expected a dataset, got a group")
-    allowed = (np.dtype("f4"), np.dtype("f8")) if kind == "float" else (np.dtype(kind),)
     wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
     got = f"{found.dtype} {list(found.shape) if found.shape is not None else 'empty'}"
     fits = found.shape is not None and len(found.shape) == len(shape)
     fits = fits and all(size in (None, have) for size, have in zip(shape, found.shape, strict=True))
-    if found.dtype.newbyteorder("=") not in allowed or not fits:
+    # Exactly: h5py gives the nearest NumPy type to a damaged one, and converts.
+    stored = found.id.get_type()
+    if not any(stored.equal(allowed) for allowed in TYPES[kind]) or not fits:
         raise SourceError(f"key {path!r}: expected {kind} {wanted}, got {got}")
     if found.nbytes > limit:
         raise SourceError(f"key {path!r}: declares {found.nbytes:,} bytes, more than {limit:,}")
@@ -100,7 +107,9 @@ def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, .
 
 
 def _require_written(found: h5py.Dataset, path: str) -> None:
-    """Refuse storage outside the file and storage that was never written (HDF5 reads it as zeros)."""
+    """Refuse storage outside the file, filters that no demonstration needs, and storage that was never written (HDF5
+    reads it as zeros) or is not where it belongs.
+    """
     if found.is_virtual or found.external:
         raise SourceError(f"key {path!r}: its data lies in other files, which are not read")
     if found.chunks is None:
@@ -111,10 +120,56 @@ def _require_written(found: h5py.Dataset, path: str) -> None:
     chunk_bytes = math.prod(found.chunks) * found.dtype.itemsize
     if chunk_bytes > CHUNK_LIMIT:
         raise SourceError(f"key {path!r}: chunks of {chunk_bytes:,} bytes, more than {CHUNK_LIMIT:,}")
-    expected = math.prod(-(-size // step) for size, step in zip(found.shape, found.chunks, strict=True))
-    written = found.id.get_num_chunks()
-    if written != expected:
-        raise SourceError(f"key {path!r}: {expected} chunks declared, {written} written (the rest would read as zeros)")
+    filters = stored_filters(found)
+    if not set(filters) <= FILTERS:
+        raise SourceError(f"key {path!r}: expected filters of {sorted(FILTERS)}, got {filters}")
+    grid = [range(0, size, step) for size, step in zip(found.shape, found.chunks, strict=True)]
+    expected = math.prod(len(axis) for axis in grid)
+    if expected > MAX_CHUNKS:
+        raise SourceError(f"key {path!r}: {expected:,} chunks, more than {MAX_CHUNKS:,}")
+    chunks = stored_chunks(found)
+    if len(chunks) != expected:
+        raise SourceError(
+            f"key {path!r}: {expected} chunks declared, {len(chunks)} written (the rest would read as zeros)"
+        )
+    places = {tuple(chunk.chunk_offset) for chunk in chunks}
+    whole = not filters and any(chunk.size != chunk_bytes for chunk in chunks)
+    if places != set(itertools.product(*grid)) or any(chunk.filter_mask for chunk in chunks) or whole:
+        raise SourceError(f"key {path!r}: its index of chunks is damaged")
+
+
+def stored_filters(found: h5py.Dataset) -> list[int]:
+    """Codes of the filters that a dataset's chunks went through."""
+    plist = found.id.get_create_plist()
+    return [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
+
+
+def stored_chunks(found: h5py.Dataset) -> list[Any]:
+    """Place, size and offset of every chunk that was written (h5py's StoreInfo), as they lie in the file."""
+    chunks: list[Any] = []
+    found.id.chunk_iter(chunks.append)
+    return sorted(chunks, key=lambda chunk: int(chunk.byte_offset))
+
+
+def stored_ranges(found: h5py.Dataset) -> list[tuple[int, int]]:
+    """(begin, end) of a dataset's bytes in the file. Empty where they lie in its header."""
+    if found.chunks is not None:
+        return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in stored_chunks(found)]
+    offset = found.id.get_offset()
+    return [] if offset is None else [(offset, offset + found.id.get_storage_size())]
+
+
+def overlapping(ranges: Mapping[str, list[tuple[int, int]]], size: int) -> set[str]:
+    """Names of those of whose ranges one reaches past `size` or shares bytes with another: a damaged address."""
+    marked = sorted((begin, end, name) for name, parts in ranges.items() for begin, end in parts)
+    found = {name for begin, end, name in marked if begin < 0 or end > size}
+    furthest, owner = 0, ""
+    for begin, end, name in marked:
+        if begin < furthest:
+            found |= {name, owner}
+        if end > furthest:
+            furthest, owner = end, name
+    return found
 
 
 def read_rows(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> NDArray[Any]:

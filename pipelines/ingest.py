@@ -23,6 +23,7 @@ import stores.embeddings
 import stores.frames
 import stores.tables
 from pipelines.ingest_plan import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
+from pipelines.isolation import end_thread_reader
 from pipelines.language import write_instructions
 from pipelines.merge import frame_arrays, merge_records
 from pipelines.plan import Unit, natural_key
@@ -109,6 +110,16 @@ def ingest(
     Raises UsageError, SourceError when nothing is usable or `strict` refuses, StoreLocked when another process writes
     to the store.
     """
+    try:
+        return _ingest(config, workers, scheduler, dry_run, progress, strict, isolated)
+    finally:
+        end_thread_reader()
+
+
+def _ingest(
+    config: IngestConfig, workers: int, scheduler: str | None, dry_run: bool, progress: Progress | None, strict: bool,
+    isolated: bool,
+) -> IngestSummary | IngestPreview:  # fmt: skip
     started = time.monotonic()
     if dry_run:
         return preview_ingest(config)

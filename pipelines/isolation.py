@@ -7,6 +7,7 @@ shows no sign of life (`pipelines.pulse`) for too long, and dies with its parent
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import resource
@@ -57,8 +58,9 @@ class Reader:
     The child is started on the first call, and again after a death. Not for use by two threads at once.
     """
 
-    def __init__(self, calls: Mapping[str, Call], silence: float = SILENCE_SECONDS, memory: int = MEMORY_LIMIT) -> None:
-        self._calls, self._silence, self._memory = calls, silence, memory
+    def __init__(self, calls: Mapping[str, Call], silence: float | None = None, memory: int = MEMORY_LIMIT) -> None:
+        self._calls, self._memory = calls, memory
+        self._silence = SILENCE_SECONDS if silence is None else silence
         self._pulse = pulse.Pulse()
         self._child: tuple[int, int, int] | None = None
 
@@ -150,6 +152,8 @@ class Reader:
             os._exit(0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        faulthandler.disable()  # the parent reports the death; pytest and Dask switch this on
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_memory(self._memory)
         pulse.use(self._pulse)
         while (request := _receive(requests)) is not None:
@@ -211,6 +215,14 @@ def thread_reader(calls: Mapping[str, Call]) -> Reader:
     if reader is None:
         reader = _local.reader = Reader(calls)
     return reader
+
+
+def end_thread_reader() -> None:
+    """End this thread's child, if it has one; the next call starts another."""
+    reader: Reader | None = getattr(_local, "reader", None)
+    if reader is not None:
+        reader.kill()
+        del _local.reader
 
 
 def survive(reader: Reader, name: str, argument: dict[str, Any], where: str) -> Any:

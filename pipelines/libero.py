@@ -15,6 +15,7 @@ Legend: T rows of the file, A actions of the episode, H, W rows and columns of a
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ ACTION_TOLERANCE: Final = 1e-6
 DEFAULT_CONVENTION: Final = "opengl"
 """What LIBERO renders with; taken, and reported, where a file lacks ``macros_image_convention``."""
 INSTRUCTION_LIMIT: Final = 1000
+LIMITS: Final = {"obs/joint_states": 100.0, "obs/gripper_states": 10.0}
+"""Joint positions [rad] and finger positions [m] beyond which numbers are damage, whatever the robot."""
+KEYS: Final = ("actions", "obs/joint_states", "obs/gripper_states", *(f"obs/{key}" for key in HDF5_IMAGE_KEYS.values()))
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
         declared = hdf5.integer(data, "num_demos")
         if declared is not None and declared != len(names):
             refused.append(("", f"{path.name}: num_demos declares {declared}, the file holds {len(names)}"))
-        rows, sizes = {}, {}
+        rows, sizes, ranges = {}, {}, {}
         for position, name in enumerate(names, 1):
             pulse.at(position)
             try:
@@ -110,8 +114,13 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
                     cameras = image_datasets(hdf5.group(data, name))
                     rows[name], height, width = next(iter(cameras.values())).shape[:3]
                     sizes[name] = (int(height), int(width))
+                    ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
             except SourceError as error:
                 refused.append((name, str(error)))
+        for name in sorted(hdf5.overlapping(ranges, path.stat().st_size), key=natural_key):
+            reason = "its images lie where another demonstration's do, or outside the file"
+            refused.append((name, f"{path.name}/{name}: {reason}"))
+            del rows[name], sizes[name]
         return SourceFile(
             path.name, task_of(path.name), instruction, convention, tuple(n for n in names if n in rows), rows, sizes,
             tuple(refused), notes,
@@ -180,6 +189,10 @@ def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETE
         fingers = read_numbers(demo, "obs/gripper_states", (rows, FINGERS))
         state = robot_state(joints, fingers)
         found = resolve_alignment(demo, joints, alignment)
+        ranges = {key: hdf5.stored_ranges(hdf5.child(demo, key)) for key in KEYS}
+        astray = hdf5.overlapping(ranges, Path(file.filename).stat().st_size)
+        if astray:
+            raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
 
     def images(start: int, stop: int) -> dict[str, NDArray[np.uint8]]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
@@ -204,6 +217,10 @@ def read_numbers(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> N
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise SourceError(f"key {key!r}: expected finite numbers, got NaN or infinity in row {int(bad.argmax())}")
+    limit = LIMITS.get(key, math.inf)
+    far = np.abs(values) > limit
+    if far.any():
+        raise SourceError(f"key {key!r}: expected at most {limit:g}, got {values[far][0]:g}")
     return values
 
 

@@ -1,0 +1,137 @@
+"""A child that crashes, hangs, eats memory or is killed from outside is an exception here, and poison is found."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import pulse
+from pipelines.isolation import Reader, ReaderDied, survive
+from stores.errors import SourceError, StateVLAError
+
+
+def die(argument: dict[str, Any]) -> Any:
+    """Goes through `count` items and dies at those in `fatal`, unless they are named as poison."""
+    for item in range(1, argument["count"] + 1):
+        pulse.at(item)
+        if item in argument["fatal"] and str(item) not in argument["poison"]:
+            os.kill(os.getpid(), argument["signal"])
+    return sorted(argument["poison"].items())
+
+
+def hang(argument: dict[str, Any]) -> Any:
+    pulse.at(3)
+    signal.pause()
+
+
+def slow(_: Any) -> str:
+    """Takes longer than the silence allowed, but shows that it lives."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        pulse.beat()
+    return "done"
+
+
+def eat(_: Any) -> int:
+    return len(bytearray(1 << 32))
+
+
+def refuse(_: Any) -> None:
+    raise SourceError("this file is bad")
+
+
+def full_disk(_: Any) -> None:
+    raise OSError(28, "No space left on device", "/somewhere/file")
+
+
+def mistake(_: Any) -> None:
+    raise KeyError("a mistake in the code")
+
+
+CALLS = {f.__name__: f for f in (die, hang, slow, eat, refuse, full_disk, mistake)} | {
+    "echo": lambda value: value,
+    "pid": lambda _: os.getpid(),
+    "leave": lambda _: os._exit(5),
+}
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    with Reader(CALLS, silence=0.2, memory=1 << 30) as reader:
+        yield reader
+
+
+def test_values_of_any_size_come_back_from_another_process(reader: Reader) -> None:
+    value = {"text": "ü" * 3_000_000, "list": [1, None, 2.5]}
+    assert reader.call("echo", value) == value
+    assert reader.call("pid", None) not in (os.getpid(), None)
+    assert reader.call("pid", None) == reader.call("pid", None)
+
+
+def test_errors_keep_their_kind(reader: Reader) -> None:
+    with pytest.raises(SourceError, match="this file is bad"):
+        reader.call("refuse", None)
+    with pytest.raises(OSError, match="No space left") as caught:
+        reader.call("full_disk", None)
+    assert (caught.value.errno, caught.value.filename) == (28, "/somewhere/file")
+    with pytest.raises(RuntimeError, match="a mistake in the code"):
+        reader.call("mistake", None)
+    with pytest.raises(RuntimeError, match="MemoryError"):
+        reader.call("eat", None)
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGKILL"])
+def test_a_death_is_named_and_the_next_call_gets_a_new_child(reader: Reader, name: str) -> None:
+    first = reader.call("pid", None)
+    with pytest.raises(ReaderDied, match=f"died of {name}") as caught:
+        reader.call("die", {"count": 5, "fatal": [4], "poison": {}, "signal": signal.Signals[name]})
+    assert (caught.value.item, caught.value.outside) == (4, name == "SIGKILL")
+    assert reader.call("pid", None) != first
+
+
+def test_an_exit_and_a_hang_are_deaths_too(reader: Reader) -> None:
+    with pytest.raises(ReaderDied, match="status 5"):
+        reader.call("leave", None)
+    with pytest.raises(ReaderDied, match=r"no progress for 0\.2 seconds") as caught:
+        reader.call("hang", None)
+    assert caught.value.item == 3
+    assert reader.call("slow", None) == "done"
+
+
+def test_poison_is_what_kills_twice(reader: Reader) -> None:
+    argument = {"count": 6, "fatal": [2, 5], "signal": signal.SIGSEGV}
+    reason = "the process reading it died of SIGSEGV"
+    assert survive(reader, "die", argument, "unit") == [["2", reason], ["5", reason]]
+    with pytest.raises(SourceError, match="a file: the process reading it ended with status 5"):
+        survive(reader, "leave", {}, "a file")
+
+
+def test_a_file_is_not_blamed_for_a_kill_from_outside(reader: Reader) -> None:
+    with pytest.raises(StateVLAError, match=r"unit 7: .*SIGKILL, 3 times.*run the same command again"):
+        survive(reader, "die", {"count": 2, "fatal": [1], "signal": signal.SIGKILL}, "unit 7")
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        reader = Reader(CALLS)
+        os.write(write, str(reader.call("pid", None)).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    child = int(os.read(read, 100))
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{child}/stat").read_text().split(")")[-1].split()[0] == "Z":
+                break
+        except FileNotFoundError:
+            break
+    else:
+        pytest.fail("the child outlived its parent")
+    os.close(read)
+    os.close(write)
