@@ -148,7 +148,10 @@ def _call(name: str, args: ctypes.Structure) -> None:
         raise MemoryError(f"{name} could not allocate its working memory")
 
 
-def kept_shape(batch: int, length: int, inner: int, states: int) -> tuple[int, int, int, int]:
+Size = int | torch.SymInt  # a number, or its symbol while a compiler traces
+
+
+def kept_shape(batch: Size, length: Size, inner: Size, states: Size) -> tuple[Size, Size, Size, Size]:
     """Shape of the states that the forward scan keeps for the backward one: one every CHUNK steps."""
     return (batch, -(-length // CHUNK), states, inner)
 

@@ -110,6 +110,10 @@ def _scan_inputs(
     u: Tensor, dt: Tensor, dt_bias: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     acc, full = accumulation_dtype(u.dtype), tuple(u.shape)
+    if full[2] == 0 or a.shape[1] == 0:
+        raise UsageError(
+            f"native mamba kernel: {full[2]} channels with {a.shape[1]} states, needs at least one of each"
+        )
     states = (*full[:2], a.shape[1])
     return (
         _activation("u", u, full, u),

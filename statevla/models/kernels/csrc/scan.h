@@ -61,7 +61,7 @@ template <class T> struct Scan {
     void cut(int64_t wanted, int64_t least) {
         tiles = ceil_div(args->E, W);
         padded = ceil_div(args->N, NB) * NB;
-        groups = larger(1, smaller(ceil_div(wanted, args->B), tiles / least));
+        groups = larger(1, smaller(ceil_div(wanted, larger(1, args->B)), tiles / least));
         group_tiles = ceil_div(tiles, groups);
         groups = ceil_div(tiles, group_tiles);
     }
@@ -429,7 +429,6 @@ template <class T> struct Scan {
 template <class T> int scan_forward(const ScanArgs *args) {
     Scan<T> scan;
     scan.args = args;
-    if (args->B == 0 || args->E == 0) return 0;
     scan.cut(16, 2);
     using V = typename Scan<T>::V;
     Arena arena{(char *)scratch(0, int64_t(sizeof(V)) * scan.tiles * (scan.padded + 2) + 512)};
@@ -445,9 +444,8 @@ template <class T> int scan_forward(const ScanArgs *args) {
 template <class T> int scan_backward(const ScanArgs *args) {
     Scan<T> scan;
     scan.args = args;
-    if (args->B == 0 || args->E == 0) return 0;
     scan.cut(4, 4);
-    scan.slab_rows = ceil_div(args->B, 64);
+    scan.slab_rows = larger(1, ceil_div(args->B, 64));
     scan.slabs = ceil_div(args->B, scan.slab_rows);
     using V = typename Scan<T>::V;
     using S = typename Scan<T>::S;
