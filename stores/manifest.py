@@ -112,6 +112,8 @@ def read_manifest(storage: Storage) -> bytes:
     try:
         return storage.read(MANIFEST)
     except StoreMissing as error:
+        if "bucket" in str(error):
+            raise
         raise StoreMissing(
             f"{storage.root} is not a store: it has no {MANIFEST}. An interrupted ingest leaves none: run it again"
         ) from error

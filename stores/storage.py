@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from stores.errors import StoreCorrupt, StoreError, StoreMissing
+from stores.errors import StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
 
 PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
@@ -92,6 +92,24 @@ class RemoteStorage:
             while piece := handle.read(PIECE):
                 yield piece
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Put the object where there is none, in one atomic step; False when there is one. Nothing is overwritten.
+
+        Raises UsageError when the file system cannot do that, StoreError when it cannot be written.
+        """
+        with _named(self.root, name, "written"):
+            try:
+                self._fs.pipe_file(f"{self._path}/{name}", data, mode="create")
+            except FileExistsError:
+                return False
+            except (NotImplementedError, TypeError) as error:
+                raise UsageError(f"{self.root}: this file system cannot create an object conditionally") from error
+            except Exception as error:
+                if _refused_as_existing(error):
+                    return False
+                raise
+        return True
+
     def sizes(self) -> dict[str, int]:
         base = self._path.rstrip("/") + "/"
         with _named(self.root, "the list of objects"):
@@ -99,22 +117,44 @@ class RemoteStorage:
         return {path.removeprefix(base): int(info["size"]) for path, info in found.items()}
 
 
+def _refused_as_existing(error: Exception) -> bool:
+    """Whether an object store says that the condition of the put did not hold (HTTP 412; 409 in a race)."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return code in ("PreconditionFailed", "ConditionalRequestConflict")
+
+
+HINTS: Final = {
+    "NoCredentialsError": "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "PartialCredentialsError": "only part of the credentials was found: set both AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY",
+    "PermissionError": "the credentials do not allow it",
+    "EndpointConnectionError": "the endpoint does not answer",
+    "ImportError": "the package for this kind of URL is not installed (s3://: pip install s3fs)",
+}
+"""What errors of file systems mean, by the name of their type."""
+
+
 @contextlib.contextmanager
-def _named(root: str, name: str) -> Iterator[None]:
+def _named(root: str, name: str, done: str = "read") -> Iterator[None]:
     """Turn whatever a file system raises into a StoreError that names the object.
 
     All exceptions, because every fsspec backend has its own (no credentials, no bucket, no network).
     """
     try:
         yield
-    except StoreError:
+    except StateVLAError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
+        if "bucket" in str(error).lower():
+            raise StoreMissing(f"{root}: there is no such bucket: {error}") from error
         raise StoreMissing(
             f"{root}: {name} is missing; run `statevla verify {root}` to see what else is, then ingest again"
         ) from error
     except Exception as error:
-        raise StoreError(f"{root}: {name} cannot be read: {type(error).__name__}: {error}") from error
+        hint = HINTS.get(type(error).__name__)
+        reason = f"{hint} ({error})" if hint else f"{type(error).__name__}: {error}"
+        raise StoreError(f"{root}: {name} cannot be {done}: {reason}") from error
 
 
 def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
