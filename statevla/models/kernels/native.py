@@ -151,9 +151,9 @@ def _call(name: str, args: ctypes.Structure) -> None:
 Size = int | torch.SymInt  # a number, or its symbol while a compiler traces
 
 
-def kept_shape(batch: Size, length: Size, inner: Size, states: Size) -> tuple[Size, Size, Size, Size]:
-    """Shape of the states that the forward scan keeps for the backward one: one every CHUNK steps."""
-    return (batch, -(-length // CHUNK), states, inner)
+def kept_size(batch: Size, length: Size, inner: Size, states: Size) -> Size:
+    """Numbers in the states that the forward scan keeps for the backward one: one state every CHUNK steps."""
+    return batch * -(-length // CHUNK) * states * inner
 
 
 def scan_args(

@@ -146,7 +146,7 @@ def _scan(
         h = _parameter("state", h, (batch, inner, states), acc)
     out = torch.empty(u.shape, dtype=u.dtype)
     last = torch.empty(batch, inner, states, dtype=acc)
-    kept = torch.empty(native.kept_shape(batch, length, inner, states) if keep else (0,), dtype=acc)
+    kept = torch.empty(native.kept_size(batch, length, inner, states) if keep else 0, dtype=acc)
     native.scan_forward(native.scan_args(*args), out, h, last, kept if keep else None)
     return out, last, kept
 
@@ -165,7 +165,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (batch, length, inner), states, acc = u.shape, a.shape[1], accumulation_dtype(u.dtype)
-    kept = native.kept_shape(batch, length, inner, states) if keep else (0,)
+    kept = native.kept_size(batch, length, inner, states) if keep else 0
     return u.new_empty(u.shape), u.new_empty((batch, inner, states), dtype=acc), u.new_empty(kept, dtype=acc)
 
 
@@ -282,7 +282,7 @@ def _inner(
         native.scan_forward(native.scan_args(*args), out, None, None, None)
         nothing = torch.empty(0, dtype=dtype)
         return out, nothing, nothing.clone(), nothing.clone(), torch.empty(0, dtype=acc)
-    kept = torch.empty(native.kept_shape(batch, length, inner, states), dtype=acc)
+    kept = torch.empty(native.kept_size(batch, length, inner, states), dtype=acc)
     native.scan_forward(native.scan_args(*args), out, None, None, kept)
     return out, u, projected, dt, kept
 
@@ -304,7 +304,7 @@ def _(
     if not keep:
         empty = (xz.new_empty(0), xz.new_empty(0), xz.new_empty(0), xz.new_empty(0, dtype=acc))
         return xz.new_empty(full), *empty
-    kept = native.kept_shape(batch, length, inner, states)
+    kept = native.kept_size(batch, length, inner, states)
     projected = xz.new_empty((batch, length, x_weight.shape[0]))
     return (
         xz.new_empty(full),
