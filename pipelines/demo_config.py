@@ -23,13 +23,26 @@ class DemoConfig:
     min_trained, max_untrained: success rates below or from which the demo counts as failed.
     """
 
-    episodes: int = 300
+    episodes: int = 2000
     image_size: int = 64
-    train_split: float = 0.9
+    train_split: float = 0.975
     preset: str = "tiny"
-    settings: tuple[str, ...] = ()
-    phase1: tuple[str, ...] = ("training.max_steps=1000",)
-    phase2: tuple[str, ...] = ("training.max_steps=3000",)
+    settings: tuple[str, ...] = (
+        "training.schedule=cosine",
+        "training.warmup_steps=100",
+        "training.weight_decay=0.01",
+        "training.torch_threads=2",
+        "training.log_every_steps=25",
+        "training.validate_every_steps=500",
+        "data.lanes=16",
+    )
+    phase1: tuple[str, ...] = (
+        "training.max_steps=3000",
+        "training.phase1.lr=5e-3",
+        "training.phase1.inverse_dynamics_weight=10",
+        "training.phase1.inverse_dynamics_horizon=10",
+    )
+    phase2: tuple[str, ...] = ("training.max_steps=2500", "training.phase2.lr=2e-3")
     checkpoint: str = "latest"
     trials: int = 50
     replan: int | None = None

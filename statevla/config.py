@@ -76,6 +76,9 @@ class Phase1Config:
     covariance_weight: float = 0.04
     ema_start: float = 0.996
     inverse_dynamics_weight: float = 0.0
+    """Of an option: foretell actions from this state and the target's next one. 0 leaves it out."""
+    inverse_dynamics_horizon: int = 1
+    """How many actions: 1 for the one between the two states, up to ``model.chunk``."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,9 @@ def check(config: Config) -> None:
         raise UsageError(
             f"model.image_size: {model.image_size} is not a multiple of model.patch_size {model.patch_size}"
         )
+    horizon = config.training.phase1.inverse_dynamics_horizon
+    if horizon > model.chunk:
+        raise UsageError(f"training.phase1.inverse_dynamics_horizon: {horizon} is more than model.chunk {model.chunk}")
     if model.width % 4:
         raise UsageError(f"model.width: {model.width} is not a multiple of 4")
 
@@ -189,7 +195,14 @@ PRESETS: Final[dict[str, Config]] = {
     ),
     "tiny": Config(
         model=ModelConfig(
-            image_size=64, width=128, depth=3, predictor_width=256, policy_depth=2, policy_d_state=16, gripper_width=128
+            image_size=32,
+            patch_size=8,
+            width=64,
+            depth=3,
+            predictor_width=256,
+            policy_depth=2,
+            policy_d_state=16,
+            gripper_width=64,
         )
     ),
 }

@@ -34,7 +34,11 @@ class JepaModel(nn.Module):
         self.target.requires_grad_(False)
         self.predictor = TemporalPredictor(config.model)
         self.standardize_action = Standardize("action", statistics)
-        self.inverse = InverseDynamics(config.model) if self.options.inverse_dynamics_weight > 0 else None
+        self.inverse = (
+            InverseDynamics(config.model, self.options.inverse_dynamics_horizon)
+            if self.options.inverse_dynamics_weight > 0
+            else None
+        )
 
     def forward(self, batch: Batch) -> LossParts:
         """`loss`, under the name that wrappers such as DistributedDataParallel call."""
@@ -56,7 +60,10 @@ class JepaModel(nn.Module):
         total = mse + self.options.variance_weight * variance + self.options.covariance_weight * covariance
         parts = {"mse": mse, "variance": variance, "covariance": covariance}
         if self.inverse is not None:
-            parts["inverse"] = masked_mse(self.inverse(z, wanted), action, keep)
+            horizon = self.inverse.horizon
+            future = self.standardize_action(batch.chunk[:, :horizon])
+            told = keep[:, None] & ~batch.is_pad[:, :horizon]
+            parts["inverse"] = masked_mse(self.inverse(z, wanted), future, told)
             total = total + self.options.inverse_dynamics_weight * parts["inverse"]
         parts["z_std"] = mean_std(z, keep)
         parts["copy_mse"] = masked_mse(z, wanted, keep)

@@ -41,18 +41,27 @@ class TemporalPredictor(nn.Module):
 
 
 class InverseDynamics(nn.Module):
-    """(z_t, z_{t+1}) → the action between them; keeps the state from settling on what never moves."""
+    """(z_t, z_{t+1}) → the H actions from the one between them on; an option that keeps the state from settling on
+    what never moves.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With H = 1 the states of two neighbouring frames suffice, and hands and joints tell all. The later actions of a
+    longer horizon cannot be read off z_{t+1}: to foretell them, z_t must hold what the demonstrator acts on.
+    """
+
+    def __init__(self, config: ModelConfig, horizon: int) -> None:
         super().__init__()
         hidden = config.predictor_width
+        self.horizon = horizon
         self.layers = nn.Sequential(
-            nn.Linear(2 * config.width, hidden), nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, ACTION_DIM)
+            nn.Linear(2 * config.width, hidden),
+            nn.LayerNorm(hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, horizon * ACTION_DIM),
         )
 
-    def forward(self, z: Float[Tensor, "B D"], z_next: Float[Tensor, "B D"]) -> Float[Tensor, "B 7"]:
+    def forward(self, z: Float[Tensor, "B D"], z_next: Float[Tensor, "B D"]) -> Float[Tensor, "B H 7"]:
         out: Tensor = self.layers(torch.cat([z, z_next], dim=-1))
-        return out
+        return out.unflatten(1, (self.horizon, ACTION_DIM))
 
 
 def ema_momentum(step: int, total_steps: int, start: float = 0.996) -> float:

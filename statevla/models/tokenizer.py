@@ -138,7 +138,8 @@ class Tokenizer(nn.Module):
         """Tokens, N = 2 P + 3."""
         if obs.images.shape[1] != len(CAMERAS):
             raise ObsSpecMismatch(f"images: expected {len(CAMERAS)} cameras {CAMERAS}, got {obs.images.shape[1]}")
-        language = self.language(obs.language).unsqueeze(1) + self.position_language + self.modality[0]
+        text = F.normalize(obs.language, dim=-1) * LANGUAGE_DIM**0.5  # entries of about 1, whatever encoder made it
+        language = self.language(text).unsqueeze(1) + self.position_language + self.modality[0]
         state = self.robot(self.standardize_robot_state(obs.robot_state)).unsqueeze(1)
         robot = state + self.position_robot + self.modality[1]
         cameras = self.vision(obs.images) + self.position_cameras + self.modality[2:, None]

@@ -42,17 +42,24 @@ def backbone_of(config: object) -> Backbone | None:
     return load_backbone(config.model, torch.device("cpu"))  # type: ignore[attr-defined]
 
 
-def test_total_by_numpy() -> None:
-    config = micro(INVERSE, "training.phase1.variance_weight=0.7", "training.phase1.covariance_weight=0.2")
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_total_by_numpy(horizon: int) -> None:
+    config = micro(
+        INVERSE, f"training.phase1.inverse_dynamics_horizon={horizon}", "training.phase1.variance_weight=0.7", "training.phase1.covariance_weight=0.2",
+    )  # fmt: skip
     model, data = nudged(JepaModel(config, normalization())), batch(6)
     with torch.no_grad():
         action = torch.from_numpy(normalization().normalize("action", data.action.numpy()))
         z, wanted = model.encoder(data.obs).z, model.target(data.next_obs).z
         predicted, inverse = model.predictor(z, action), model.inverse(z, wanted)
-    kept = [row.numpy()[1:].astype(np.float64) for row in (z, wanted, predicted, action, inverse)]
-    z64, wanted64, predicted64, action64, inverse64 = kept
+    future = normalization().normalize("action", data.chunk.numpy())[:, :horizon]
+    kept = [
+        row.astype(np.float64)[1:] for row in (z.numpy(), wanted.numpy(), predicted.numpy(), future, inverse.numpy())
+    ]
+    z64, wanted64, predicted64, future64, inverse64 = kept
+    told = ~data.is_pad.numpy()[1:, :horizon]
     variance, covariance = vicreg(predicted64)
-    mse, inverse_mse = ((predicted64 - wanted64) ** 2).mean(), ((inverse64 - action64) ** 2).mean()
+    mse, inverse_mse = ((predicted64 - wanted64) ** 2).mean(), ((inverse64 - future64) ** 2)[told].mean()
     result = model.loss(data)
     assert result.total.item() == pytest.approx(mse + 0.7 * variance + 0.2 * covariance + 0.3 * inverse_mse, rel=1e-4)
     assert float(result.parts["mse"]) == pytest.approx(mse, rel=1e-4)

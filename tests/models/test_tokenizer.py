@@ -70,7 +70,8 @@ def test_tokens_are_what_the_design_lists() -> None:
     tokens = tokenizer(obs)
     assert tokens.shape == (3, 2 * 4 + 3, 32)
     state = dict(tokenizer.named_parameters())
-    language = obs.language @ state["language.weight"].T + state["language.bias"]
+    text = obs.language / obs.language.norm(dim=1, keepdim=True) * 512**0.5
+    language = text @ state["language.weight"].T + state["language.bias"]
     torch.testing.assert_close(tokens[:, 0], language + state["position_language"][0] + state["modality"][0])
     hidden = Standardize("robot_state", normalization())(obs.robot_state) @ state["robot.0.weight"].T
     hidden = hidden + state["robot.0.bias"]
