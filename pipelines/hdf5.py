@@ -26,7 +26,8 @@ TEXT_LIMIT: Final = 16 * 2**20
 TYPES: Final = {"float": (h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE), "uint8": (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)}
 FILTERS: Final = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
 """Filters that are read: gzip, byte shuffle, checksum."""
-MAX_CHUNKS: Final = 1_000_000
+HEADER_BYTES: Final = 16
+MAX_CHUNKS: Final = 100_000
 
 HDF5_FAILURES: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 """What h5py raises on damaged files."""
@@ -159,6 +160,12 @@ def stored_ranges(found: h5py.Dataset) -> list[tuple[int, int]]:
     return [] if offset is None else [(offset, offset + found.id.get_storage_size())]
 
 
+def header_range(item: h5py.Group | h5py.Dataset) -> list[tuple[int, int]]:
+    """(begin, end) of the first bytes of an object's header in the file: no data can be there."""
+    address = h5py.h5o.get_info(item.id).addr
+    return [(address, address + HEADER_BYTES)]
+
+
 def overlapping(ranges: Mapping[str, list[tuple[int, int]]], size: int) -> set[str]:
     """Names of those of whose ranges one reaches past `size` or shares bytes with another: a damaged address."""
     marked = sorted((begin, end, name) for name, parts in ranges.items() for begin, end in parts)
@@ -178,8 +185,21 @@ def read_rows(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> ND
     size = rows * math.prod(data.shape[1:]) * data.dtype.itemsize
     if size > READ_LIMIT:
         raise SourceError(f"{data.name}: {size:,} bytes at once, more than {READ_LIMIT:,}")
+    if data.chunks is not None:
+        _require_found(data, start, start + rows)
     array: NDArray[Any] = data[start:stop]
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _require_found(data: h5py.Dataset, start: int, stop: int) -> None:
+    """Look every chunk of these rows up as reading will: a damaged index can list a chunk and not find it, and what is
+    not found reads as zeros. Raises SourceError, or what h5py raises.
+    """
+    step, *steps = data.chunks
+    others = [range(0, size, width) for size, width in zip(data.shape[1:], steps, strict=True)]
+    for place in itertools.product(range(start // step * step, stop, step), *others):
+        if not data.id.read_direct_chunk(place)[1]:
+            raise SourceError(f"{data.name}: the chunk at {place} is not found")
 
 
 def text(owner: h5py.Group, name: str) -> str | None:

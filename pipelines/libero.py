@@ -189,7 +189,9 @@ def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETE
         fingers = read_numbers(demo, "obs/gripper_states", (rows, FINGERS))
         state = robot_state(joints, fingers)
         found = resolve_alignment(demo, joints, alignment)
-        ranges = {key: hdf5.stored_ranges(hdf5.child(demo, key)) for key in KEYS}
+        parts = {key: hdf5.child(demo, key) for key in KEYS}
+        ranges = {key: hdf5.stored_ranges(data) for key, data in parts.items()}
+        ranges |= {f"header of {key}": hdf5.header_range(data) for key, data in parts.items()}
         astray = hdf5.overlapping(ranges, Path(file.filename).stat().st_size)
         if astray:
             raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")

@@ -5,7 +5,9 @@ them as they finish, in no particular order, and a task may run more than once (
 lost an answer), so tasks must be idempotent.
 """
 
+import asyncio
 import contextlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,6 +21,11 @@ R = TypeVar("R")
 RETRIES: Final = 2
 """Times that a task which raised, or whose worker died, is tried again."""
 CONNECT_SECONDS: Final = 10
+IN_FLIGHT: Final = 256
+"""Tasks that the scheduler knows at once."""
+PATIENCE_SECONDS: Final = 10.0
+MAX_ALONE: Final = 6
+"""Waits of `PATIENCE_SECONDS` in a row that end with no worker there, before giving up."""
 
 
 def run_units(
@@ -47,31 +54,58 @@ def run_units(
 def _run_dask(
     function: Callable[[T], R], tasks: Sequence[tuple[str, T]], workers: int, scheduler: str | None
 ) -> Generator[tuple[str, R], None, None]:
-    from distributed import KilledWorker, as_completed
-    from distributed.client import FutureCancelledError
+    from distributed import Future, wait
 
     with _client(workers, scheduler) as client:
-        futures = {
-            client.submit(function, task, key=f"{name}-{number}", pure=False, retries=RETRIES): name
-            for number, (name, task) in enumerate(tasks)
-        }
-        for future in as_completed(list(futures), loop=client.loop):
-            name = futures.pop(future)
-            try:
-                result = future.result()
-            except KilledWorker as error:
-                raise StateVLAError(
-                    f"unit {name}: the worker processes that tried it died ({error.last_worker.address} last): killed, "
-                    "out of memory, or crashed by the file. What is finished stays; run the same command again"
-                ) from error
-            except (FutureCancelledError, TimeoutError, OSError) as error:
-                if isinstance(error, OSError) and client.status == "running":
-                    raise
-                raise StateVLAError(
-                    f"unit {name}: the cluster was lost ({error}). What is finished stays; run the same command again"
-                ) from error
-            yield name, result
-            future.release()  # results are kept by the caller, not by the cluster
+        waiting = iter(enumerate(tasks))
+        futures: dict[Future, str] = {}
+        alone = 0
+        while True:
+            for number, (name, task) in itertools.islice(waiting, IN_FLIGHT - len(futures)):
+                future = client.submit(function, task, key=f"{name}-{number}", pure=False, retries=RETRIES)
+                futures[future] = name
+            if not futures:
+                return
+            name = next(iter(futures.values()))
+            with _lost(client, name), client.as_current():
+                try:
+                    done = wait(list(futures), timeout=PATIENCE_SECONDS, return_when="FIRST_COMPLETED").done
+                except TimeoutError:
+                    alone = 0 if client.scheduler_info()["workers"] else alone + 1
+                    if alone >= MAX_ALONE:
+                        raise StateVLAError(
+                            f"no worker has been there for {alone * PATIENCE_SECONDS:g} seconds: killed, out of "
+                            "memory, or never started. What is finished stays; run the same command again"
+                        ) from None
+                    continue
+            alone = 0
+            for future in done:
+                name = futures.pop(future)
+                with _lost(client, name):
+                    result = future.result()
+                yield name, result
+                future.release()  # results are kept by the caller, not by the cluster
+
+
+@contextlib.contextmanager
+def _lost(client: Any, name: str) -> Iterator[None]:
+    """Say in our words what it means when a worker or the cluster died while `name` was being made."""
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise StateVLAError(
+            f"unit {name}: the worker processes that tried it died ({error.last_worker.address} last): killed, "
+            "out of memory, or crashed by the file. What is finished stays; run the same command again"
+        ) from error
+    except (FutureCancelledError, asyncio.CancelledError, TimeoutError, OSError) as error:
+        if isinstance(error, OSError) and client.status == "running":
+            raise
+        raise StateVLAError(
+            f"unit {name}: the cluster was lost ({error}). What is finished stays; run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager

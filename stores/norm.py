@@ -194,6 +194,12 @@ def stats_path(key: str) -> str:
     return f"stats/{key}.json"
 
 
+def is_statistics(name: str) -> bool:
+    """Whether an object of a store is a file of statistics; what an interrupted writer left is none."""
+    folder, _, file = name.partition("/")
+    return folder == "stats" and file.endswith(".json") and not file.startswith(durable.TEMP_PREFIX)
+
+
 def save_stats(root: Path | str, manifest_hash: str, normalization: Normalization, split: str = "train") -> str:
     """Write ``stats/<key>.json``, sealed; returns the key."""
     key = stats_key(manifest_hash, split)
@@ -213,7 +219,7 @@ def load_stats(root: Path | str | Storage, manifest_hash: str, split: str = "tra
     try:
         data = storage.read(stats_path(key))
     except StoreMissing as error:
-        others = sorted(name for name in storage.sizes() if name.startswith("stats/") and name.endswith(".json"))
+        others = sorted(name for name in storage.sizes() if is_statistics(name))
         if others:
             raise StaleKey(
                 f"{storage.root}: its statistics ({', '.join(others)}) are of another content of the store or another "

@@ -1,6 +1,7 @@
 """HDF5 files with damaged bytes: no crash of the run, no hang, and no wrong episode that the parser could have known.
 
-The numbers and images of a file carry no checksum, so damage *inside* them cannot be known. Everything else can: where
+The numbers and images of a file carry no checksum, so damage *inside* them cannot be known; nor that in the address of
+an unchunked array, where it still points at bytes of the file that nothing else claims. Everything else can: where
 only other bytes were changed, an episode must come out exactly as it was, or be refused. `pytest -m slow` makes 1,500
 mutants, the default run 60.
 """
@@ -73,14 +74,20 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             for key in (*KEYS, "states"):
                 for begin, end in hdf5.stored_ranges(demo[key]):
                     content[begin:end] = True
+                    place = (begin.to_bytes(8, "little") + (end - begin).to_bytes(8, "little"), 8)
+                    _mark(content, data, *place)
     for text in (MODEL_XML.encode(), b"pick the mug"):
-        at = data.find(text)
-        while at >= 0:
-            content[at : at + len(text)] = True
-            at = data.find(text, at + 1)
+        _mark(content, data, text, len(text))
     names = [f"demo_{n}" for n in range(DEMOS)]
     argument = {"path": str(path), "demos": names, "convention": "opengl", "poison": {}}
     return Original(data, content, tuple(read_everything(argument)[name] for name in names))
+
+
+def _mark(content: np.ndarray, data: bytes, wanted: bytes, count: int) -> None:
+    at = data.find(wanted)
+    while at >= 0:
+        content[at : at + count] = True
+        at = data.find(wanted, at + 1)
 
 
 def mutants(original: Original, count: int) -> Iterator[tuple[str, bytes, bool]]:

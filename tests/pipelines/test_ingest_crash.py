@@ -77,7 +77,9 @@ def test_ingest(tmp_path: Path, source: Path, over: str, fault: str, stride: int
             found["no store yet"] += 1
         work(disk)
         assert read_tree(disk) == read_tree(tmp_path / "crash/undisturbed"), crash
-    assert found["no store yet"] > 0
+    if stride == 1:
+        assert found["no store yet"] > 0
+        assert found["complete"] > 0 or fault in ("torn", "enospc")
 
 
 def enumerate_writer(

@@ -239,3 +239,44 @@ def test_model_with_entities_is_refused(tmp_path: Path) -> None:
     bomb = '<!DOCTYPE m [<!ENTITY a "x">]>' + MODEL_XML
     with pytest.raises(SourceError, match="model_file"):
         read(write(tmp_path, make_world(), model=bomb))
+
+
+@pytest.mark.parametrize("move", [64, 1 << 40], ids=["onto its neighbour", "out of the file"])
+def test_a_damaged_address_is_refused(tmp_path: Path, move: int) -> None:
+    """The images' address in the file, moved onto their neighbour or away."""
+    path = write(tmp_path, make_world())
+    with h5py.File(path) as file:
+        data = file["data/demo_0/obs/agentview_rgb"]
+        place, size = data.id.get_offset(), data.nbytes
+    content = path.read_bytes()
+    field = place.to_bytes(8, "little") + size.to_bytes(8, "little")
+    assert content.count(field) == 1
+    path.write_bytes(content.replace(field, (place + move).to_bytes(8, "little") + field[8:]))
+    with pytest.raises(SourceError, match=r"lie on one another|outside the file|cannot read"):
+        read(path)
+
+
+def test_two_demonstrations_that_share_their_images_are_refused(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "t_demo.hdf5", {f"demo_{n}": demo_arrays(make_world(n)) for n in range(3)})
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_2"]
+        file["data/demo_2"] = file["data/demo_0"]
+    header = inspect_file(path)
+    assert header.demos == ("demo_1",)
+    assert [demo for demo, _ in header.refused] == ["demo_0", "demo_2"]
+
+
+def test_filters_that_no_demonstration_needs_and_odd_types_are_refused(tmp_path: Path) -> None:
+    def lzf(demo: h5py.Group) -> None:
+        images = demo["obs/agentview_rgb"][()]
+        del demo["obs/agentview_rgb"]
+        demo.create_dataset("obs/agentview_rgb", data=images, compression="lzf")
+
+    def swapped(demo: h5py.Group) -> None:
+        values = demo["actions"][()]
+        del demo["actions"]
+        demo["actions"] = values.astype(">f8")
+
+    for name, edit, reason in (("a", lzf, "expected filters"), ("b", swapped, "expected float")):
+        with pytest.raises(SourceError, match=reason):
+            read(change(write(tmp_path / name, make_world()), edit))
