@@ -6,7 +6,7 @@ exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -59,7 +59,7 @@ def collect(
     first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="LIBERO simulator processes.")] = 1,
     align: Annotated[
-        str, typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
+        Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
     ] = "after",
     as_json: Json = False,
 ) -> None:
@@ -137,17 +137,18 @@ def inspect(store: StoreArgument, as_json: Json = False) -> None:
 def verify(store: StoreArgument, as_json: Json = False) -> None:
     """Rehash every object of a store; exit 1 and name what differs."""
     from statevla.console import print_json, print_table, show_progress
-    from stores.verify import verify_store
+    from stores.verify import count_objects, verify_store
 
     with show_progress() as progress:
-        result = verify_store(store, progress=progress)
+        problems = verify_store(store, progress=progress)
     if as_json:
-        print_json(result.to_dict())
-    elif result.problems:
-        print_table("Problems", ("object", "problem"), [(p.object, p.problem) for p in result.problems])
+        listed = [{"object": item.object, "problem": item.problem} for item in problems]
+        print_json({"ok": not problems, "objects": count_objects(store), "problems": listed})
+    elif problems:
+        print_table("Problems", ("object", "problem"), [(item.object, item.problem) for item in problems])
     else:
-        print(f"{result.objects} objects, all as the manifest says")
-    if result.problems:
+        print(f"{count_objects(store)} objects, all as the manifest says")
+    if problems:
         raise typer.Exit(1)
 
 
@@ -265,18 +266,83 @@ def eval_tabletop(
     _report("Tabletop", results.to_dict(), as_json)
 
 
+@eval_app.command("libero")
+def eval_libero(
+    suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
+    checkpoint: Checkpoint = None,
+    policy: Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")] = "checkpoint",
+    source: Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")] = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
+    first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
+    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
+    ensemble: Annotated[float | None, typer.Option(help="Temporal ensembling weight; default: off.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")] = None,
+    videos: Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")] = 0,
+    seed: int = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Success in the LIBERO simulator (`make libero` installs it)."""
+    from pipelines.eval_libero import choose_policy
+    from statevla.console import show_progress
+    from statevla.evaluators.libero import evaluate_libero
+
+    chosen = choose_policy(policy, checkpoint=checkpoint, suite=suite, tasks=tasks, source=source, seed=seed)
+    with show_progress() as progress:
+        results = evaluate_libero(
+            chosen.policy,
+            suite,
+            out=out if out is not None else chosen.out / suite,
+            name=chosen.name,
+            tasks=tasks,
+            num_trials=num_trials,
+            workers=workers,
+            first_init=first_init,
+            replan=replan,
+            ensemble=ensemble,
+            max_steps=max_steps,
+            videos=videos,
+            seed=seed,
+            progress=progress,
+        )
+    _report(f"LIBERO {suite}", results.to_dict(), as_json)
+
+
+@app.command()
+def doctor(store: Store = None, as_json: Json = False) -> None:
+    """Check this machine: packages, device, Mamba kernels, codec, simulator, rendering, disk, memory, a store."""
+    from dataclasses import asdict
+
+    from statevla.console import print_json, print_table
+    from statevla.doctor import doctor as examine
+    from statevla.doctor import healthy
+
+    checks = examine(store)
+    if as_json:
+        print_json({"ok": healthy(checks), "checks": [asdict(check) for check in checks]})
+    else:
+        rows = [(check.name, check.status, check.value, check.advice) for check in checks]
+        print_table("Doctor", ("check", "status", "found", "what to do"), rows)
+    if not healthy(checks):
+        raise typer.Exit(1)
+
+
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest or mamba.")],
+    name: Annotated[str, typer.Argument(help="stream, ingest, mamba or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
+    checkpoint: Checkpoint = None,
     workers: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
-    from pipelines.bench import run_bench
+    from pipelines.bench import BenchOptions, run_bench
 
-    _report(f"bench {name}", run_bench(name, store=store, source=source, workers=workers), as_json)
+    result = run_bench(name, BenchOptions(store=store, source=source, checkpoint=checkpoint, workers=workers))
+    _report(f"bench {name}", result, as_json)
 
 
 @app.command()

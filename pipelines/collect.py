@@ -1,9 +1,9 @@
 """Collects demonstrations of the tabletop suite: its expert's episodes, one HDF5 file a task in LIBERO's layout."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,14 +11,12 @@ from pipelines.hdf5_writer import ALIGNMENTS, Align, Demo, FileHeader, Floats, w
 from statevla.sims.tabletop import BLOCKS, BOWLS, CONTROL_HZ, TASKS, Obs, TabletopEnv, task_name
 from statevla.sims.tabletop_expert import TabletopExpert
 from stores.errors import UsageError
+from stores.progress import Progress, ProgressEvent
 
 AFTER_SUCCESS: Final = 3
 """Steps kept after success, so that the released gripper is seen to leave."""
 ATTEMPTS: Final = 20
 """Failures of the expert in a row, on one demonstration, that end a collection."""
-
-Progress = Callable[[int, int], None]
-"""Called with demonstrations done and wanted."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,15 @@ class CollectSummary:
     steps: int
     failures: int
     """Episodes in which the expert failed; none of them is written."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that ``statevla collect --json`` prints."""
+        return {
+            "episodes": self.episodes,
+            "steps": self.steps,
+            "failures": self.failures,
+            "files": [str(path) for path in self.files],
+        }
 
 
 def collect_tabletop(
@@ -62,7 +69,7 @@ def collect_tabletop(
             failures[0] += failed
             yield demo
             if progress is not None:
-                progress(written + index + 1, episodes)
+                progress(ProgressEvent("collect", written + index + 1, episodes, "episodes"))
 
     for task, instruction in enumerate(TASKS):
         count = episodes // len(TASKS) + (task < episodes % len(TASKS))

@@ -36,7 +36,7 @@ from statevla.evaluators.results import RolloutResults
 from statevla.evaluators.rollout import evaluate_tabletop
 from statevla.trainers.loop import TrainSummary, train
 from stores import durable
-from stores.progress import Progress, ProgressEvent
+from stores.progress import Progress
 from stores.reader import Store
 
 T = TypeVar("T")
@@ -169,11 +169,7 @@ def _close_loop(
 
 
 def _collect(out: Path, seed: int, config: DemoConfig, progress: Progress | None) -> CollectSummary:
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress(ProgressEvent("collect", done, total, "episodes"))
-
-    return collect_tabletop(out / RAW, config.episodes, seed=seed, image_size=config.image_size, progress=tell)
+    return collect_tabletop(out / RAW, config.episodes, seed=seed, image_size=config.image_size, progress=progress)
 
 
 def _describe_collection(summary: CollectSummary) -> str:

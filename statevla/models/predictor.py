@@ -61,7 +61,7 @@ class InverseDynamics(nn.Module):
 
     def forward(self, z: Float[Tensor, "B D"], z_next: Float[Tensor, "B D"]) -> Float[Tensor, "B H 7"]:
         out: Tensor = self.layers(torch.cat([z, z_next], dim=-1))
-        return out.unflatten(1, (self.horizon, ACTION_DIM))
+        return out.reshape(len(z), self.horizon, ACTION_DIM)
 
 
 def ema_momentum(step: int, total_steps: int, start: float = 0.996) -> float:

@@ -38,7 +38,7 @@ def datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
 
 def test_layout_is_liberos(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    summary = collect_tabletop(tmp_path, 7, image_size=32, progress=lambda done, total: calls.append((done, total)))
+    summary = collect_tabletop(tmp_path, 7, image_size=32, progress=lambda e: calls.append((e.done, e.total)))
     assert calls == [(i, 7) for i in range(1, 8)]
     assert [p.name for p in summary.files] == [f"{task_name(t)}_demo.hdf5" for t in range(len(TASKS))]
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in summary.files}

@@ -1,0 +1,63 @@
+"""``statevla bench NAME``: one literal table from a name to the function that measures it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stores.errors import UsageError
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder."""
+
+    store: Path | None
+    source: Path | None
+    checkpoint: Path | None
+    workers: int
+
+
+def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
+    """Measure `name`: name, unit, ours, limit, ratio (the share of the limit reached), peers, machine, details.
+
+    Raises UsageError for an unknown name, and what the measurement raises.
+    """
+    if name not in BENCHES:
+        raise UsageError(f"bench {name!r}: expected one of {', '.join(BENCHES)}")
+    return BENCHES[name](options)
+
+
+def _stream(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.stream import bench_stream
+    from statevla.runs import find_store
+
+    return bench_stream(find_store(options.store))
+
+
+def _ingest(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench_ingest import bench_ingest
+
+    if options.source is None:
+        raise UsageError("bench ingest: name a folder of HDF5 demonstrations with --source")
+    return bench_ingest(options.source, workers=max(options.workers, 1))
+
+
+def _mamba(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.mamba import bench_mamba
+
+    return bench_mamba()
+
+
+def _libero(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.libero import bench_libero
+
+    return bench_libero(workers=max(options.workers, 1))
+
+
+BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
+    "stream": _stream,
+    "ingest": _ingest,
+    "mamba": _mamba,
+    "libero": _libero,
+}

@@ -1,0 +1,49 @@
+"""Which policy ``statevla eval libero`` measures: a checkpoint, or one of the controls."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stores.errors import UsageError
+
+POLICIES = ("checkpoint", "replay-demos", "expert", "zero")
+
+
+@dataclass(frozen=True)
+class ChosenPolicy:
+    """policy: what `evaluate_libero` takes. name: guards resuming. out: default folder of the results."""
+
+    policy: Any
+    name: str
+    out: Path
+
+
+def choose_policy(
+    kind: str, *, checkpoint: Path | None, suite: str, tasks: str | None, source: Path | None, seed: int
+) -> ChosenPolicy:
+    """Load the checkpoint or build the control.
+
+    Raises UsageError for an unknown kind, and what loading raises.
+    """
+    if kind not in POLICIES:
+        raise UsageError(f"policy {kind!r}: expected one of {', '.join(POLICIES)}")
+    if kind == "checkpoint":
+        from statevla.bundle import Policy
+        from statevla.runs import find_policy
+
+        path = find_policy(checkpoint)
+        return ChosenPolicy(Policy.load(path), str(path), path.parents[2] / "eval")
+    out = Path("runs") / f"libero-{kind}"
+    if kind == "replay-demos":
+        from pipelines.replay_demos import replay_of_files
+
+        folder = source if source is not None else Path("data/raw") / suite
+        return ChosenPolicy(replay_of_files(folder, suite, tasks), f"{kind} {folder}", out)
+    if kind == "expert":
+        from statevla.evaluators.libero import ExpertControl
+
+        return ChosenPolicy(ExpertControl(seed), f"{kind} seed {seed}", out)
+    from statevla.evaluators.rollout import ZeroPolicy
+    from statevla.observation import ObsSpec
+
+    return ChosenPolicy(ZeroPolicy(ObsSpec(image_size=(128, 128))), kind, out)
