@@ -93,7 +93,7 @@ def _rehash(
 ) -> Iterator[Problem]:
     total, done = sum(item.bytes for item in named), 0
     with ThreadPoolExecutor(threads) as pool:
-        for item, problem in zip(named, pool.map(lambda i: _check(storage, i, there), named), strict=True):
+        for item, problem in zip(named, pool.map(lambda i: check_object(storage, i, there), named), strict=True):
             done += item.bytes
             if progress is not None:
                 progress(ProgressEvent("verify", done, total, "B", item.path))
@@ -101,7 +101,8 @@ def _rehash(
                 yield Problem(item.path, problem)
 
 
-def _check(storage: Storage, item: StoreObject, there: dict[str, int]) -> str | None:
+def check_object(storage: Storage, item: StoreObject, there: dict[str, int]) -> str | None:
+    """What is wrong with one object, None when nothing is. there: sizes of what the storage holds."""
     if item.path not in there:
         return "missing"
     size = there[item.path]
