@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from statevla.bench.machine import usable_cores
 from statevla.config import Config, load_config
 from statevla.evaluators.intervals import disjoint
 from statevla.evaluators.results import OfflineResults, RolloutResults, percent
+
+THREADS: Final = 2
+"""More do not help a model this small."""
 
 RAW, STORE, TRAIN, TRAIN_SHUFFLED, EVAL = "raw", "store", "train", "train_shuffled", "eval"
 REPORT, SUMMARY = "report.html", "summary.json"
@@ -23,7 +27,7 @@ class DemoConfig:
     min_trained, max_untrained: success rates below or from which the demo counts as failed.
     """
 
-    episodes: int = 2000
+    episodes: int = 1600
     image_size: int = 64
     train_split: float = 0.975
     preset: str = "tiny"
@@ -31,7 +35,6 @@ class DemoConfig:
         "training.schedule=cosine",
         "training.warmup_steps=100",
         "training.weight_decay=0.01",
-        "training.torch_threads=2",
         "training.log_every_steps=25",
         "training.validate_every_steps=500",
         "data.lanes=16",
@@ -42,7 +45,7 @@ class DemoConfig:
         "training.phase1.inverse_dynamics_weight=10",
         "training.phase1.inverse_dynamics_horizon=10",
     )
-    phase2: tuple[str, ...] = ("training.max_steps=2500", "training.phase2.lr=2e-3")
+    phase2: tuple[str, ...] = ("training.max_steps=2000", "training.phase2.lr=2e-3")
     checkpoint: str = "latest"
     trials: int = 50
     replan: int | None = None
@@ -55,7 +58,17 @@ class DemoConfig:
         """The configuration of one training run."""
         own = self.phase1 if phase == 1 else self.phase2
         control = ("data.shuffle_instructions=true",) if shuffled else ()
-        return load_config(self.preset, None, (f"training.seed={seed}", *self.settings, *own, *control))
+        return load_config(
+            self.preset,
+            None,
+            (
+                f"training.seed={seed}",
+                f"training.torch_threads={min(THREADS, usable_cores())}",
+                *self.settings,
+                *own,
+                *control,
+            ),
+        )
 
 
 @dataclass(frozen=True)

@@ -195,8 +195,7 @@ PRESETS: Final[dict[str, Config]] = {
     ),
     "tiny": Config(
         model=ModelConfig(
-            image_size=32,
-            patch_size=8,
+            image_size=64,
             width=64,
             depth=3,
             predictor_width=256,

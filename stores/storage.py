@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from stores.errors import StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
 
@@ -15,6 +15,7 @@ PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
 
 
+@runtime_checkable
 class Storage(Protocol):
     """What readers need. `root` is for messages and equality."""
 

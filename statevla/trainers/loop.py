@@ -147,7 +147,10 @@ class Run:
         self.model = phase.build(config, store, encoder_checkpoint, self.backbone).to(self.device)
         self.encoder = None if encoder_checkpoint is None else encoder_origin(encoder_checkpoint)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, training.weight_decay), lr=phase.options(config).lr, betas=ADAM_BETAS
+            parameter_groups(self.model, training.weight_decay),
+            lr=phase.options(config).lr,
+            betas=ADAM_BETAS,
+            fused=True,
         )
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.loader = SegmentLoader(
