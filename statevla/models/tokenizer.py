@@ -34,15 +34,6 @@ class Backbone(Protocol):
     def patch_features(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P V"]: ...
 
 
-def load_backbone(config: ModelConfig, device: torch.device) -> Backbone | None:
-    """The frozen backbone that the configuration names, on `device`; None for ``vision: conv``. Raises UsageError."""
-    if config.vision == "conv":
-        return None
-    from statevla.encoders.siglip import load_siglip  # transformers takes seconds to import
-
-    return load_siglip(config.vision_model).to(device)
-
-
 def embedding(*shape: int) -> nn.Parameter:
     """A learned embedding, normal(0, 0.02) truncated at two deviations."""
     values = torch.empty(*shape)

@@ -8,6 +8,8 @@ Its aims lie *beyond* the places where the fingers act: it is still on its way d
 its way to the bowl's centre when it opens them. An expert that comes to rest just where it releases teaches an imitator
 to hover there for ever. For the same reason these places
 vary between episodes, so that acting grows certain on the way.
+
+It never turns the gripper: rx, ry and rz are exactly 0 in every action, noise is on x, y and z alone.
 """
 
 from typing import Final
@@ -15,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.sims.tabletop import POSITION_STEP, ROTATION_STEP, Obs, TabletopEnv
+from statevla.sims.tabletop import GOAL_RADIUS, POSITION_STEP, Obs, TabletopEnv
 
 GRASP_Z: Final = 0.010
 HOVER_Z: Final = 0.11
@@ -27,7 +29,7 @@ GAIN: Final = 0.4
 
 
 class TabletopExpert:
-    """Solves ``env``'s present task. ``rng`` gives each episode a speed and each action a little noise.
+    """Solves ``env``'s present task. ``rng`` draws each episode's speed and places to act, each action's noise.
 
     ``task`` makes it follow another instruction than the environment's own.
     """
@@ -38,7 +40,7 @@ class TabletopExpert:
         self.env, self.rng, self.task, self.noise = env, rng, task, noise
         self.speed = float(rng.uniform(0.40, 0.52))
         self.close_below = float(rng.uniform(0.026, 0.045))
-        self.release_within = float(rng.uniform(0.012, 0.035))
+        self.release_within = float(rng.uniform(0.020, 0.045))
 
     def act(self, obs: Obs) -> NDArray[np.float64]:
         """Action ``[7]`` in [-1, 1]. ``obs`` is not read: the environment's state holds the same and more."""
@@ -49,21 +51,17 @@ class TabletopExpert:
         holding = env.held == block_row
         target = np.array([*(bowl if holding else block)[:2], 0.0])
         away = float(np.hypot(*(target[:2] - hand[:2])))
-        turn = 0.0
         if holding:
             target[2] = _funnel(away, PLACE_Z, CARRY_Z)
             close = away > self.release_within
-            turn = -float(hand[3])
-        elif np.hypot(*(block[:2] - bowl[:2])) < 0.04:
+        elif np.hypot(*(block[:2] - bowl[:2])) < GOAL_RADIUS:
             target[:2], target[2], close = hand[:2], RETREAT_Z, False
         else:
             target[2] = _funnel(away, GRASP_Z, HOVER_Z)
-            close = away < 0.02 and hand[2] < self.close_below
-            turn = float(block[3] - hand[3])
+            close = away < 0.04 and hand[2] < self.close_below
         action = np.zeros(7)
         action[:3] = self._towards(target - hand[:3])
-        action[5] = np.tanh(GAIN * turn / ROTATION_STEP)
-        action[:6] += self.noise * self.rng.standard_normal(6)
+        action[:3] += self.noise * self.rng.standard_normal(3)
         action[6] = 1.0 if close else -1.0
         return np.clip(action, -1.0, 1.0)
 
@@ -75,6 +73,6 @@ class TabletopExpert:
 
 
 def _funnel(away: float, low: float, high: float) -> float:
-    """Height to aim for: ``low`` above the target, rising smoothly to ``high`` at 9 cm from it."""
-    t = min(max((away - 0.02) / 0.07, 0.0), 1.0)
+    """Height to aim for: ``low`` above the target, rising smoothly to ``high`` at 10 cm from it."""
+    t = min(max((away - 0.03) / 0.07, 0.0), 1.0)
     return low + (high - low) * t * t * (3 - 2 * t)

@@ -17,8 +17,8 @@ Image = NDArray[np.uint8]
 Pixels = NDArray[np.float32]
 Colour = tuple[int, int, int]
 
-BLOCK_HALF: Final = 0.0225
-BOWL_RADIUS: Final = 0.06
+BLOCK_HALF: Final = 0.03
+BOWL_RADIUS: Final = 0.065
 TABLE_HALF: Final = 0.25
 
 AGENT_WIDTH: Final = 0.56
@@ -30,14 +30,15 @@ HAND_CAMERA: Final = 0.35
 HAND_ANGLE: Final = 0.5 / 0.55
 """Width seen by the hand's camera for each metre of distance: 0.5 m at a gripper height of 0.2 m."""
 
-FLOOR: Final = (84, 92, 104)
-TABLE: Final = (226, 207, 176)
-GRAIN: Final = (206, 184, 150)
+# Greys: what is saturated is a block or a bowl.
+FLOOR: Final = (122, 120, 118)
+TABLE: Final = (132, 129, 125)
+GRAIN: Final = (126, 123, 119)
 SHADOW: Final = (40, 34, 30)
-ARM: Final = (238, 240, 244)
-ARM_EDGE: Final = (96, 104, 118)
-PALM: Final = (58, 64, 76)
-FINGER: Final = (250, 250, 252)
+ARM: Final = (150, 150, 152)
+ARM_EDGE: Final = (112, 112, 114)
+PALM: Final = (90, 90, 92)
+FINGER: Final = (235, 235, 236)
 
 
 @dataclass(frozen=True, eq=False)

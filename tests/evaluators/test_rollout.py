@@ -66,7 +66,7 @@ def test_the_expert_succeeds_and_zero_fails_on_the_same_layouts() -> None:
     assert [e.seed for e in expert.episodes] == [e.seed for e in zero.episodes]
     assert {e.steps for e in zero.episodes} == {20}
     assert list(expert.per_task) == list(TASKS)
-    assert all(task.trials == 2 for task in expert.per_task.values())
+    assert all(task.trials == 3 for task in expert.per_task.values())
 
 
 def test_results_do_not_depend_on_how_many_worlds_run_in_lockstep() -> None:
@@ -77,14 +77,14 @@ def test_results_do_not_depend_on_how_many_worlds_run_in_lockstep() -> None:
 
 def test_a_crash_is_an_error_and_no_trial() -> None:
     results = evaluate_tabletop(ExpertPolicy(SPEC), episodes=12, make_world=Crashing)
-    assert results.errors == 2
-    assert results.trials == results.successes == 10
+    assert results.errors == 3
+    assert results.trials == results.successes == 9
     assert results.success == 1.0
     broken = results.per_task[TASKS[1]]
-    assert (broken.errors, broken.trials, broken.success, broken.interval) == (2, 0, None, (0.0, 1.0))
+    assert (broken.errors, broken.trials, broken.success, broken.interval) == (3, 0, None, (0.0, 1.0))
     messages = [e.message for e in results.episodes if e.outcome == "error"]
-    assert messages == ["RuntimeError: simulation diverged"] * 2
-    assert [e.steps for e in results.episodes if e.outcome == "error"] == [2, 2]
+    assert messages == ["RuntimeError: simulation diverged"] * 3
+    assert [e.steps for e in results.episodes if e.outcome == "error"] == [2, 2, 2]
 
 
 def test_worlds_that_cannot_begin_are_errors() -> None:

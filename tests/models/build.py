@@ -8,6 +8,7 @@ from stores.norm import Normalization, Statistics
 
 MICRO = (
     "model.image_size=32",
+    "model.patch_size=16",
     "model.width=32",
     "model.depth=2",
     "model.predictor_width=48",

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from statevla.encoders.vision import load_backbone
 from statevla.models.jepa import JepaModel
-from statevla.models.tokenizer import Backbone, load_backbone
+from statevla.models.tokenizer import Backbone
 from tests.models.build import batch, micro, normalization
 from tests.models.test_losses import vicreg
 
@@ -45,8 +46,11 @@ def backbone_of(config: object) -> Backbone | None:
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_total_by_numpy(horizon: int) -> None:
     config = micro(
-        INVERSE, f"training.phase1.inverse_dynamics_horizon={horizon}", "training.phase1.variance_weight=0.7", "training.phase1.covariance_weight=0.2",
-    )  # fmt: skip
+        INVERSE,
+        f"training.phase1.inverse_dynamics_horizon={horizon}",
+        "training.phase1.variance_weight=0.7",
+        "training.phase1.covariance_weight=0.2",
+    )
     model, data = nudged(JepaModel(config, normalization())), batch(6)
     with torch.no_grad():
         action = torch.from_numpy(normalization().normalize("action", data.action.numpy()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from statevla.models.standardize import Standardize
-from statevla.models.tokenizer import SiglipVision, Tokenizer, load_backbone, prepare_pixels
+from statevla.models.tokenizer import SiglipVision, Tokenizer, prepare_pixels
 from stores.errors import ObsSpecMismatch, UsageError
 from tests.models.build import micro, normalization, observations
 
@@ -134,7 +134,3 @@ def test_one_camera_is_refused() -> None:
     obs = observations(2)
     with pytest.raises(ObsSpecMismatch, match="expected 2 cameras"):
         Tokenizer(micro().model)(dataclasses.replace(obs, images=obs.images[:, :1]))
-
-
-def test_conv_needs_no_backbone() -> None:
-    assert load_backbone(micro().model, torch.device("cpu")) is None
