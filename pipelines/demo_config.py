@@ -58,17 +58,8 @@ class DemoConfig:
         """The configuration of one training run."""
         own = self.phase1 if phase == 1 else self.phase2
         control = ("data.shuffle_instructions=true",) if shuffled else ()
-        return load_config(
-            self.preset,
-            None,
-            (
-                f"training.seed={seed}",
-                f"training.torch_threads={min(THREADS, usable_cores())}",
-                *self.settings,
-                *own,
-                *control,
-            ),
-        )
+        common = (f"training.seed={seed}", f"training.torch_threads={min(THREADS, usable_cores())}")
+        return load_config(self.preset, None, (*common, *self.settings, *own, *control))
 
 
 @dataclass(frozen=True)
