@@ -21,12 +21,22 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt setup.py
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard statevla/models/kernels/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The LIBERO simulator: Debian packages for rendering (as root), Python packages, configuration. Assets come from an
+# existing LIBERO install, from LIBERO_ASSETS, or by LIBERO's own download.
+LIBERO_ASSETS ?= $(wildcard $(CURDIR)/../shared/libero/assets)
+
+libero: $(INSTALLED)
+	LIBERO_ASSETS=$(LIBERO_ASSETS) statevla/sims/libero/install.sh $(BIN)/python
+
+test-libero: libero
+	$(BIN)/pytest -m libero tests/libero
 
 clean:
 	rm -rf $(VENV) build *.egg-info
