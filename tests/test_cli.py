@@ -1,0 +1,178 @@
+"""The command line as a script sees it: one JSON object, fixed keys, exit status. Every command runs as a process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MICRO = (
+    *("--preset", "tiny", "--set", "model.width=32", "--set", "model.depth=1", "--set", "model.image_size=32"),
+    *("--set", "model.policy_depth=1", "--set", "model.predictor_width=32", "--set", "model.gripper_width=32"),
+    *("--set", "training.max_steps=3", "--set", "training.batch_size=8", "--set", "training.log_every_steps=1"),
+)
+
+
+def statevla(folder, *arguments, status=0):
+    """Run one command in `folder`; returns (stdout, stderr) after checking the exit status."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *map(str, arguments)],
+        cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def one_object(folder, *arguments, status=0):
+    """The command's JSON; fails unless stdout is exactly one object."""
+    out, _ = statevla(folder, *arguments, "--json", status=status)
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder in which demonstrations were collected, ingested, and both phases trained for three steps."""
+    folder = tmp_path_factory.mktemp("project")
+    results = {"collect": one_object(folder, "collect", "tabletop", "--episodes", 12)}
+    results["ingest"] = one_object(folder, "ingest", "tabletop", "--language", "hashed")
+    results["stats"] = one_object(folder, "stats")
+    results["train 1"] = one_object(folder, "train", "--phase", 1, *MICRO)
+    results["train 2"] = one_object(folder, "train", "--phase", 2, *MICRO)
+    return folder, results
+
+
+STORE = Path("data/stores/tabletop")
+
+
+def test_ingest_inspect_and_stats_report_the_fixed_keys(project):
+    folder, results = project
+    assert results["ingest"]["episodes"] == 12
+    assert results["ingest"]["quarantined"] == 0
+    assert results["ingest"]["store"] == str(STORE)
+    inspected = one_object(folder, "inspect", STORE)
+    for key in ("episodes", "frames", "bytes", "quarantined", "store"):
+        assert inspected[key] == results["ingest"][key], key
+    for name, size in (("action", 7), ("robot_state", 9)):
+        for column in ("mean", "std", "min", "max", "q01", "q99"):
+            assert len(results["stats"][name][column]) == size
+        assert results["stats"][name]["count"] > 0
+
+
+def test_verify_names_a_flipped_byte_with_status_1(project):
+    folder, _ = project
+    good = one_object(folder, "verify", STORE)
+    assert good["ok"] is True
+    assert good["problems"] == []
+    shard = sorted((folder / STORE / "shards").iterdir())[0]
+    whole = shard.read_bytes()
+    try:
+        shard.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+        bad = one_object(folder, "verify", STORE, status=1)
+    finally:
+        shard.write_bytes(whole)
+    assert bad["ok"] is False
+    assert [problem["object"] for problem in bad["problems"]] == [f"shards/{shard.name}"]
+
+
+def test_training_reports_run_steps_best_and_checkpoint(project):
+    folder, results = project
+    for phase in (1, 2):
+        result = results[f"train {phase}"]
+        assert result["phase"] == phase
+        assert result["steps"] == 3
+        assert set(result["best"]) == {"step", "val_loss"}
+        assert (folder / result["checkpoint"] / "model.safetensors").is_file()
+        assert result["run"] == "runs/tabletop"
+    with_resume = one_object(folder, "train", "--phase", 2, *MICRO, "--resume")
+    assert with_resume["steps"] == 3
+
+
+def test_offline_and_closed_loop_evaluation(project):
+    folder, _ = project
+    offline = one_object(folder, "eval", "offline")
+    assert list(offline["mse"]) == ["x", "y", "z", "rx", "ry", "rz", "gripper"]
+    for key in ("mse_normalized", "baseline_mean_action_mse_normalized", "gripper_accuracy", "episodes", "frames"):
+        assert isinstance(offline[key], int | float)
+    loop = one_object(folder, "eval", "tabletop", "--episodes", 2, "--videos", 1)
+    assert loop["trials"] == 2
+    assert loop["errors"] == 0
+    assert loop["interval"][0] <= loop["success"] <= loop["interval"][1]
+    assert set(loop["per_task"]) <= {f"put the {b} block in the {g} bowl" for b in ("red", "blue")
+                                     for g in ("green", "yellow")}  # fmt: skip
+
+
+def test_describe_prints_the_parameter_table(tmp_path):
+    base = one_object(tmp_path, "describe")
+    assert list(base["parts"]) == [
+        "tokenizer", "context_encoder", "state_projection", "temporal_predictor", "flow_policy", "gripper_classifier",
+    ]  # fmt: skip
+    assert base["trainable"] == sum(base["parts"].values())
+    table, _ = statevla(tmp_path, "describe", "--preset", "tiny")
+    assert "context_encoder" in table
+
+
+def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
+    folder, _ = project
+    raw = tmp_path / "data/raw/mixed"
+    raw.mkdir(parents=True)
+    good = sorted((folder / "data/raw/tabletop").iterdir())[0]
+    (raw / good.name).write_bytes(good.read_bytes())
+    (raw / "broken_demo.hdf5").write_bytes(b"not a demonstration")
+    result = one_object(tmp_path, "ingest", "mixed", "--language", "hashed", status=3)
+    assert result["quarantined"] == 1
+    assert result["episodes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (("ingest", "nowhere", "--language", "hashed"), 2, "data/raw/nowhere"),
+        (("train", "--phase", "1"), 1, "statevla ingest"),
+        (("train", "--phase", "3"), 2, "--phase"),
+        (("describe", "--set", "model.widht=3"), 2, "did you mean 'model.width'"),
+        (("describe", "--preset", "huge"), 2, "base, original, small, tiny"),
+        (("verify", "nothing"), 1, "nothing"),
+        (("eval", "offline"), 2, "statevla train --phase 2"),
+        (("bench", "nothing"), 2, "stream"),
+        (("frobnicate",), 2, "No such command"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(tmp_path, arguments, status, complaint):
+    out, err = statevla(tmp_path, *arguments, status=status)
+    assert complaint in " ".join(err.split())
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_dry_run_writes_nothing(project):
+    folder, _ = project
+    plan = one_object(folder, "ingest", "tabletop", "--language", "hashed", "--out", "elsewhere", "--dry-run")
+    assert plan["bytes"] > 0
+    assert not (folder / "elsewhere").exists()
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, cli\n"
+        "from typer.testing import CliRunner\n"
+        "assert 'ingest' in CliRunner().invoke(cli.app, ['--help']).stdout\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'zarr', 'dask', 'h5py', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_stores_loads_no_torch():
+    code = (
+        "import sys, pkgutil, importlib, stores\n"
+        "for module in pkgutil.iter_modules(stores.__path__): importlib.import_module('stores.' + module.name)\n"
+        "heavy = {'torch', 'transformers', 'dask', 'h5py'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
