@@ -100,6 +100,7 @@ def ingest(
     workers: Workers = 0,
     scheduler: Scheduler = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the predicted size only.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a demonstration cannot be used.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
@@ -119,7 +120,9 @@ def ingest(
         split_seed=split_seed,
     )
     with show_progress() as progress:
-        summary = run_ingest(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+        summary = run_ingest(
+            config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict
+        )
     _report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED)
