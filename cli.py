@@ -57,7 +57,7 @@ def collect(
     seed: int = 0,
     tasks: Annotated[str, typer.Option(help="LIBERO task numbers, such as 0-2,5.")] = "0-9",
     first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="LIBERO simulator processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     align: Annotated[
         Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
     ] = "after",
@@ -71,7 +71,7 @@ def collect(
         if suite == "tabletop":
             from pipelines.collect import collect_tabletop
 
-            summary = collect_tabletop(folder, episodes, seed=seed, align=align, progress=progress)
+            summary = collect_tabletop(folder, episodes, seed=seed, align=align, workers=workers, progress=progress)
         else:
             from pipelines.collect_libero import collect_libero
 

@@ -1,6 +1,8 @@
 """Collects demonstrations of the tabletop suite: its expert's episodes, one HDF5 file a task in LIBERO's layout."""
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,48 +47,82 @@ def collect_tabletop(
     seed: int = 0,
     image_size: int = 64,
     align: Align = "after",
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> CollectSummary:
     """Write ``episodes`` successful demonstrations below ``out``, spread evenly over the tasks.
 
-    The same arguments give the same bytes. Demonstration ``i`` of a task is the same however many follow it.
+    The same arguments give the same bytes, whatever `workers`, the number of processes that share the tasks.
+    Demonstration ``i`` of a task is the same however many follow it.
 
     Raises:
         UsageError: ``episodes`` is not positive, ``align`` is unknown, or the expert keeps failing.
     """
     if episodes < 1:
         raise UsageError(f"episodes: expected at least 1, got {episodes}")
+    if workers < 1:
+        raise UsageError(f"workers: expected at least 1, got {workers}")
     if align not in ALIGNMENTS:
         raise UsageError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
-    env = TabletopEnv(image_size)
-    files: list[Path] = []
-    written = steps = 0
-    failures = [0]
+    counts = [episodes // len(TASKS) + (task < episodes % len(TASKS)) for task in range(len(TASKS))]
+    jobs = [TaskJob(out, task, count, seed, image_size, align) for task, count in enumerate(counts) if count]
+    written, done = 0, []
 
-    def demos_of(task: int, count: int) -> Iterator[Demo]:
-        for index in range(count):
-            demo, failed = _successful_demo(env, task, seed, index)
-            failures[0] += failed
+    def advance() -> None:
+        nonlocal written
+        written += 1
+        if progress is not None:
+            progress(ProgressEvent("collect", written, episodes, "episodes"))
+
+    if workers == 1:
+        done = [collect_task(job, advance) for job in jobs]
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            for job, result in zip(jobs, pool.map(collect_task, jobs), strict=True):
+                done.append(result)
+                for _ in range(job.count):
+                    advance()
+    paths, steps, failures = zip(*done, strict=True)
+    return CollectSummary(tuple(paths), episodes, sum(steps), sum(failures))
+
+
+@dataclass(frozen=True)
+class TaskJob:
+    """All demonstrations of one task: one file, made by one process."""
+
+    out: Path
+    task: int
+    count: int
+    seed: int
+    image_size: int
+    align: Align
+
+
+def collect_task(job: TaskJob, advance: Callable[[], None] | None = None) -> tuple[Path, int, int]:
+    """Write one task's file. Returns its path, its steps and how often the expert failed."""
+    env = TabletopEnv(job.image_size)
+    failures = 0
+
+    def demos() -> Iterator[Demo]:
+        nonlocal failures
+        for index in range(job.count):
+            demo, failed = _successful_demo(env, job.task, job.seed, index)
+            failures += failed
             yield demo
-            if progress is not None:
-                progress(ProgressEvent("collect", written + index + 1, episodes, "episodes"))
+            if advance is not None:
+                advance()
 
-    for task, instruction in enumerate(TASKS):
-        count = episodes // len(TASKS) + (task < episodes % len(TASKS))
-        if count == 0:
-            continue
-        header = FileHeader(
-            instruction=instruction,
-            env_name="Tabletop",
-            env_args={"env_name": "Tabletop", "env_kwargs": {"image_size": image_size, "task": task}, "seed": seed},
-            tag="tabletop-scripted-expert",
-            problem_name="tabletop",
-        )
-        path = out / f"{task_name(task)}_demo.hdf5"
-        steps += write_demos(path, header, demos_of(task, count), align)[1]
-        written += count
-        files.append(path)
-    return CollectSummary(tuple(files), written, steps, failures[0])
+    arguments = {"image_size": job.image_size, "task": job.task}
+    header = FileHeader(
+        instruction=TASKS[job.task],
+        env_name="Tabletop",
+        env_args={"env_name": "Tabletop", "env_kwargs": arguments, "seed": job.seed},
+        tag="tabletop-scripted-expert",
+        problem_name="tabletop",
+    )
+    path = job.out / f"{task_name(job.task)}_demo.hdf5"
+    steps = write_demos(path, header, demos(), job.align)[1]
+    return path, steps, failures
 
 
 def record(env: TabletopEnv, task: int, reset_seed: int, rng: np.random.Generator) -> Demo | None:

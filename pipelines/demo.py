@@ -101,7 +101,7 @@ def _make_policies(
     out: Path, workers: int, seed: int, config: DemoConfig, stages: Stages, progress: Progress | None
 ) -> dict[str, Policy]:
     """Everything up to the three policies."""
-    stages.run("collect", lambda: _collect(out, seed, config, progress), _describe_collection)
+    stages.run("collect", lambda: _collect(out, workers, seed, config, progress), _describe_collection)
     plan = IngestConfig(
         suite="tabletop",
         source=out / RAW,
@@ -168,8 +168,15 @@ def _close_loop(
     return results
 
 
-def _collect(out: Path, seed: int, config: DemoConfig, progress: Progress | None) -> CollectSummary:
-    return collect_tabletop(out / RAW, config.episodes, seed=seed, image_size=config.image_size, progress=progress)
+def _collect(out: Path, workers: int, seed: int, config: DemoConfig, progress: Progress | None) -> CollectSummary:
+    return collect_tabletop(
+        out / RAW,
+        config.episodes,
+        seed=seed,
+        image_size=config.image_size,
+        workers=max(workers, 1),
+        progress=progress,
+    )
 
 
 def _describe_collection(summary: CollectSummary) -> str:

@@ -146,3 +146,11 @@ def test_bad_requests_are_refused(tmp_path: Path, episodes: int, align: Align) -
     with pytest.raises(UsageError, match=r"episodes|align"):
         collect_tabletop(tmp_path, episodes, align=align)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    alone = collect_tabletop(tmp_path / "one", 5, image_size=16)
+    shared = collect_tabletop(tmp_path / "two", 5, image_size=16, workers=2)
+    assert (alone.episodes, alone.steps, alone.failures) == (shared.episodes, shared.steps, shared.failures)
+    for mine, theirs in zip(alone.files, shared.files, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes()
