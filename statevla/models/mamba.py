@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from statevla.models.kernels import loop, ops, reference
+from statevla.models.kernels import cuda, inner_op, loop, reference
 from statevla.models.kernels.backends import BackendName, backend_name
 from stores.errors import UsageError
 
 _INNER: dict[BackendName, Callable[..., Tensor]] = {
-    "cpu": ops.inner,
+    "cpu": inner_op.inner,
+    "cuda": cuda.inner,
+    "triton": inner_op.inner,
     "loop": loop.inner,
     "reference": reference.inner,
 }

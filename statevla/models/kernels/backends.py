@@ -100,7 +100,15 @@ def _obstacle_to_cpu(device: str, dtype: torch.dtype) -> str | None:
 
 
 def _obstacle_to_triton(device: str, dtype: torch.dtype) -> str | None:
-    return "no Triton kernels in this version"
+    if device != "cuda":
+        return "it runs on an NVIDIA GPU only; move the model to one or take backend 'auto'"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes float32, float16 and bfloat16, not {dtype}"
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton does not import ({error}); it comes with PyTorch's CUDA builds, or `pip install triton`"
+    return None
 
 
 def _obstacle_to_cuda(device: str, dtype: torch.dtype) -> str | None:

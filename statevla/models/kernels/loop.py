@@ -62,7 +62,7 @@ def inner(
     a_log: Float[Tensor, "E N"],
     d: Float[Tensor, " E"],
 ) -> Float[Tensor, "B L E"]:
-    """Everything between in_proj and out_proj."""
+    """Everything between in_proj and out_proj. EE is 2 E, P is R + 2 N."""
     x, z = xz.chunk(2, dim=-1)
     u = conv_silu(x, conv_weight[:, 0], conv_bias)
     rank, states = dt_weight.shape[1], a_log.shape[1]

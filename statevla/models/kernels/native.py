@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from statevla.models.kernels.inputs import CHUNK, Rows, ScanInputs, Sums
+
 log = logging.getLogger(__name__)
 
 ABI_VERSION = 1
-CHUNK = 16
 IO_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
@@ -148,42 +149,28 @@ def _call(name: str, args: ctypes.Structure) -> None:
         raise MemoryError(f"{name} could not allocate its working memory")
 
 
-Size = int | torch.SymInt  # a number, or its symbol while a compiler traces
-
-
-def kept_size(batch: Size, length: Size, inner: Size, states: Size) -> Size:
-    """Numbers in the states that the forward scan keeps for the backward one: one state every CHUNK steps."""
-    return batch * -(-length // CHUNK) * states * inner
-
-
-def scan_args(
-    u: Tensor, dt: Tensor, dt_bias: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor
-) -> ScanArgs:
+def _scan_args(x: ScanInputs) -> ScanArgs:
     """The fields that forward and backward share; the tensors must outlive the call."""
-    args = ScanArgs(IO_CODES[u.dtype], torch.get_num_threads(), *u.shape, a.shape[1])
-    for name, tensor in (("u", u), ("dt", dt), ("z", z), ("b", b), ("c", c)):
+    args = ScanArgs(IO_CODES[x.u.dtype], torch.get_num_threads(), *x.u.shape, x.a.shape[1])
+    for name, tensor in (("u", x.u), ("dt", x.dt), ("z", x.z), ("b", x.b), ("c", x.c)):
         _row(args, name, tensor)
-    args.dt_bias, args.a, args.d = dt_bias.data_ptr(), a.data_ptr(), d.data_ptr()
+    args.dt_bias, args.a, args.d = x.dt_bias.data_ptr(), x.a.data_ptr(), x.d.data_ptr()
     return args
 
 
-def scan_forward(args: ScanArgs, out: Tensor, h0: Tensor | None, h_last: Tensor | None, kept: Tensor | None) -> None:
-    """Fill `out` [B L E], and where given `h_last` [B E N] and `kept`."""
+def scan_forward(x: ScanInputs, out: Tensor, h0: Tensor | None, h_last: Tensor | None, kept: Tensor | None) -> None:
+    """Fill `out` [B L E], and where given `h_last` [B E N] and `kept` (`kept_size` numbers)."""
+    args = _scan_args(x)
     _row(args, "out", out)
     args.h0, args.h_last, args.kept = _address(h0), _address(h_last), _address(kept)
     _call("statevla_scan_forward", args)
 
 
 def scan_backward(
-    args: ScanArgs,
-    kept: Tensor,
-    dout: Tensor,
-    dh_last: Tensor | None,
-    rows: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    sums: tuple[Tensor, Tensor, Tensor],
-    dh0: Tensor | None,
+    x: ScanInputs, kept: Tensor, dout: Tensor, dh_last: Tensor | None, rows: Rows, sums: Sums, dh0: Tensor | None
 ) -> None:
     """Fill `rows` = (du, ddt, dz, db, dc), `sums` = (ddt_bias, da, dd) and where given `dh0`."""
+    args = _scan_args(x)
     _row(args, "dout", dout)
     for name, tensor in zip(("du", "ddt", "dz", "db", "dc"), rows, strict=True):
         _row(args, name, tensor)

@@ -1,0 +1,230 @@
+"""Everything of a Mamba layer between its two outer projections, as one PyTorch operator.
+
+Letters: B batch, L time steps, E inner channels, N states a channel, R rank of dt, K taps, P = R + 2N.
+
+Convolution, the two small projections, scan and gate together, so that the gradients of the two halves of `xz` and of
+the three parts of the projection are written where they belong: nothing is split, copied or concatenated. Devices,
+dtypes and limits are those of `ops`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statevla.models.kernels.inputs import Kernels, activation, conv_inputs, kept_size, scan_inputs
+from statevla.models.kernels.ops import kernels_for, wants_gradient
+from statevla.models.kernels.reference import accumulation_dtype
+from stores.errors import UsageError
+
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Eight = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def forward(
+    kernels: Kernels,
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    keep: bool,
+) -> Five:
+    """Output [B L E]; and for the backward pass u [B L E], the projection [B L P], dt [B L E] and kept states.
+
+    Without `keep` the four are empty.
+
+    Raises:
+        UsageError: shapes or dtypes do not fit.
+    """
+    (batch, length, _), (inner, states), rank = xz.shape, a_log.shape, dt_weight.shape[1]
+    acc, dtype = accumulation_dtype(xz.dtype), xz.dtype
+    xz = activation("xz", xz, (batch, length, 2 * inner), xz)
+    u = xz.new_empty((batch, length, inner))
+    kernels.conv_forward(*conv_inputs(xz[..., :inner], conv_weight[:, 0], conv_bias), u)
+    projected = torch.mm(u.view(-1, inner), x_weight.to(dtype).t())
+    dt = torch.mm(projected[:, :rank], dt_weight.to(dtype).t()).view(u.shape)
+    projected = projected.view(batch, length, rank + 2 * states)
+    b, c = projected[..., rank : rank + states], projected[..., rank + states :]
+    a = torch.exp(a_log.to(acc)).neg_()
+    x = scan_inputs(u, dt, dt_bias, a, b, c, d, xz[..., inner:])
+    out = torch.empty_like(u)
+    kept = a.new_empty(kept_size(batch, length, inner, states) if keep else 0)
+    kernels.scan_forward(x, out, None, None, kept if keep else None)
+    if keep:
+        return out, u, projected, dt, kept
+    return out, u.new_empty(0), u.new_empty(0), u.new_empty(0), kept
+
+
+def backward(
+    kernels: Kernels,
+    dout: Tensor,
+    u: Tensor,
+    projected: Tensor,
+    dt: Tensor,
+    kept: Tensor,
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+) -> Eight:
+    """Gradients of xz and the seven parameters, from the output's and what `forward` kept."""
+    (batch, length, _), (inner, states), rank = xz.shape, a_log.shape, dt_weight.shape[1]
+    acc, dtype = accumulation_dtype(xz.dtype), xz.dtype
+    xz = activation("xz", xz, (batch, length, 2 * inner), xz)
+    dout = activation("gradient", dout, (batch, length, inner), xz)
+    a = torch.exp(a_log.to(acc)).neg_()
+    b, c = projected[..., rank : rank + states], projected[..., rank + states :]
+    x = scan_inputs(u, dt, dt_bias, a, b, c, d, xz[..., inner:])
+    dxz, dprojected = xz.new_empty(xz.shape), torch.empty_like(projected)
+    du, ddt = torch.empty_like(u), torch.empty_like(u)
+    dbias, da, dd = torch.empty_like(x.dt_bias), torch.empty_like(a), torch.empty_like(x.d)
+    rows = (du, ddt, dxz[..., inner:], dprojected[..., rank : rank + states], dprojected[..., rank + states :])
+    kernels.scan_backward(x, kept, dout, None, rows, (dbias, da, dd), None)
+    flat, flat_dt = dprojected.view(-1, rank + 2 * states), ddt.view(-1, inner)
+    flat[:, :rank] = torch.mm(flat_dt, dt_weight.to(dtype))
+    ddt_weight = torch.mm(flat_dt.t(), projected.view(flat.shape)[:, :rank])
+    dx_weight = torch.mm(flat.t(), u.view(-1, inner))
+    du.view(-1, inner).addmm_(flat, x_weight.to(dtype))
+    conv = conv_inputs(xz[..., :inner], conv_weight[:, 0], conv_bias)
+    dweight, dconv_bias = torch.empty_like(conv[1]), torch.empty_like(conv[2])
+    kernels.conv_backward(*conv, du, dxz[..., :inner], dweight, dconv_bias)
+    return (
+        dxz,
+        dweight.unsqueeze_(1).to(conv_weight.dtype),
+        dconv_bias.to(conv_bias.dtype),
+        dx_weight.to(x_weight.dtype),
+        ddt_weight.to(dt_weight.dtype),
+        dbias.to(dt_bias.dtype),
+        da.mul_(a).to(a_log.dtype),
+        dd.to(d.dtype),
+    )
+
+
+@torch.library.custom_op("statevla::mamba_inner", mutates_args=())
+def _inner(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    keep: bool,
+) -> Five:
+    return forward(kernels_for(xz), xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d, keep)
+
+
+@_inner.register_fake
+def _(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    keep: bool,
+) -> Five:
+    (batch, length, _), (inner, states), acc = xz.shape, a_log.shape, accumulation_dtype(xz.dtype)
+    full = (batch, length, inner)
+    if not keep:
+        empty = (xz.new_empty(0), xz.new_empty(0), xz.new_empty(0), xz.new_empty(0, dtype=acc))
+        return xz.new_empty(full), *empty
+    kept = kept_size(batch, length, inner, states)
+    projected = xz.new_empty((batch, length, x_weight.shape[0]))
+    return (
+        xz.new_empty(full),
+        xz.new_empty(full),
+        projected,
+        xz.new_empty(full),
+        xz.new_empty(kept, dtype=acc),
+    )
+
+
+@torch.library.custom_op("statevla::mamba_inner_backward", mutates_args=())
+def _inner_backward(
+    dout: Tensor,
+    u: Tensor,
+    projected: Tensor,
+    dt: Tensor,
+    kept: Tensor,
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+) -> Eight:
+    saved = (u, projected, dt, kept, xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d)
+    return backward(kernels_for(xz), dout, *saved)
+
+
+@_inner_backward.register_fake
+def _(
+    dout: Tensor,
+    u: Tensor,
+    projected: Tensor,
+    dt: Tensor,
+    kept: Tensor,
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+) -> Eight:
+    like = (xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d)
+    g0, g1, g2, g3, g4, g5, g6, g7 = (t.new_empty(t.shape) for t in like)
+    return g0, g1, g2, g3, g4, g5, g6, g7
+
+
+def _inner_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, keep = inputs
+    if not keep:
+        raise UsageError("mamba_inner was called with keep=False on inputs that need a gradient")
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], *tensors)
+
+
+def _inner_gradient(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None:
+        return (None,) * 9
+    return (*_inner_backward(dout, *ctx.saved_tensors), None)
+
+
+_inner.register_autograd(_inner_gradient, setup_context=_inner_context)
+
+
+def inner(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+) -> Tensor:
+    """Everything between in_proj and out_proj, as `reference.inner`: xz [B L 2E] to [B L E].
+
+    Raises:
+        UsageError: shapes or dtypes do not fit.
+    """
+    inputs = (xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d)
+    out: Tensor = _inner(*inputs, wants_gradient(*inputs))[0]
+    return out

@@ -1,0 +1,104 @@
+"""The Triton kernels: numbers in Triton's interpreter, code for two GPU generations from its compiler; no GPU needed.
+
+Both run in processes of their own: the interpreter is chosen by an environment variable before the first import, and
+Triton reads the source of its functions, which pytest's type checks would wrap.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: its kernels are NOT tested here"
+)
+
+NUMBERS = """
+import torch
+from statevla.models.kernels import inner_op, reference, triton_kernels
+from statevla.models.kernels.inputs import scan_inputs
+torch.manual_seed(0)
+def worst(got, want):
+    return max(((g.double() - w).abs().max() / w.abs().max()).item() for g, w in zip(got, want, strict=True))
+# B, L, E, N, K, R: tails of every block, more states than a warp's share, one step, no step
+for b, l, e, n, k, r, dtype, limit in (
+    (2, 19, 40, 16, 4, 3, torch.float32, 3e-6),
+    (1, 37, 33, 5, 3, 2, torch.float32, 3e-6),
+    (1, 1, 3, 1, 1, 1, torch.float32, 3e-6),
+    (2, 5, 8, 64, 4, 1, torch.bfloat16, 5e-2),
+    (1, 18, 8, 4, 4, 1, torch.float16, 1e-2),
+):
+    inputs = [torch.randn(b, l, 2 * e).to(dtype), torch.randn(e, 1, k), torch.randn(e),
+              torch.randn(r + 2 * n, e) * 0.3, torch.randn(e, r), torch.randn(e) - 2, torch.randn(e, n), torch.randn(e)]
+    exact = [x.double().requires_grad_() for x in inputs]
+    y, grad = reference.inner(*exact), torch.randn(b, l, e).to(dtype)
+    want = torch.autograd.grad(y, exact, grad.double())
+    out = inner_op.forward(triton_kernels, *inputs, True)
+    got = inner_op.backward(triton_kernels, grad, *out[1:], *inputs)
+    error = worst([out[0], *got], [y, *want])
+    assert error < limit, (dtype, error)
+# states handed in and out, and their gradients
+b, l, e, n = 2, 21, 20, 4
+x = [torch.randn(b, l, e), torch.randn(b, l, e), torch.randn(e), -torch.rand(e, n), torch.randn(b, l, n),
+     torch.randn(b, l, n), torch.randn(e), torch.randn(b, l, e)]
+h, dlast, dout = torch.randn(b, e, n), torch.randn(b, e, n), torch.randn(b, l, e)
+exact = [t.double().requires_grad_() for t in [*x, h]]
+y, last = reference.selective_scan(*exact)
+want = torch.autograd.grad((y, last), exact, (dout.double(), dlast.double()))
+out, end, kept = torch.empty(b, l, e), torch.empty(b, e, n), torch.empty(b * 2 * e * n)
+inputs = scan_inputs(*x)
+triton_kernels.scan_forward(inputs, out, h, end, kept)
+rows = [torch.empty_like(x[i]) for i in (0, 1, 7, 4, 5)]
+sums, dh = [torch.empty(e), torch.empty(e, n), torch.empty(e)], torch.empty(b, e, n)
+triton_kernels.scan_backward(inputs, kept, dout, dlast, tuple(rows), tuple(sums), dh)
+got = [rows[0], rows[1], sums[0], sums[1], rows[3], rows[4], sums[2], rows[2], dh]
+assert worst([out, end, *got], [y, last, *want]) < 3e-6
+print("the same")
+"""
+
+CODE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from statevla.models.kernels import triton_device
+IO = {"u", "dt", "z", "b", "c", "out", "dout", "du", "ddt", "dz", "x", "dx"}
+def compiles(function, dtype, capability, warps, **constants):
+    names = [parameter.name for parameter in function.params]
+    def kind(name):
+        if name in constants:
+            return "constexpr"
+        if name in IO:
+            return "*" + dtype
+        return "i32" if name in ("B", "L", "E") or name.endswith(("_b", "_t")) else "*fp32"
+    source = ASTSource(fn=function, signature={name: kind(name) for name in names},
+                       constexprs={(names.index(name),): value for name, value in constants.items()})
+    target = GPUTarget("cuda", capability, 32)
+    assert len(triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]) > 0
+for capability in (80, 90):
+    for states, warps in ((16, 1), (64, 2)):
+        scan = {"N": states, "BN": states, "BE": 16, "STEPS": 16}
+        compiles(triton_device.scan_forward, "bf16", capability, warps, **scan, HAS_H0=True, HAS_LAST=True, KEEP=True)
+        compiles(triton_device.scan_backward, "bf16", capability, warps, **scan, HAS_DLAST=True, HAS_DH0=True)
+    compiles(triton_device.conv_forward, "fp32", capability, 4, K=4, BT=32, BE=64)
+    compiles(triton_device.conv_backward, "fp32", capability, 4, K=4, BT=32, BE=64)
+print("compiled")
+"""
+
+
+def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, "TRITON_CACHE_DIR": str(folder), "TRITON_DEFAULT_FP_FUSION": "1", **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings, check=False)
+
+
+def test_interpreted_kernels_are_the_reference(tmp_path: Path) -> None:
+    result = run(NUMBERS, tmp_path, TRITON_INTERPRET="1")
+    assert result.stdout == "the same\n", result.stderr
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
+    result = run(CODE, tmp_path)
+    assert result.stdout == "compiled\n", result.stderr
