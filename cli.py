@@ -95,6 +95,7 @@ def ingest(
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
+    hash_sources: Annotated[bool, typer.Option("--hash-sources", help="Record each source's sha256 too.")] = False,
     train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
     split_seed: int = 0,
     workers: Workers = 0,
@@ -116,6 +117,7 @@ def ingest(
         language_model=language_model,
         codec=codec,
         alignment=alignment,
+        hash_sources=hash_sources,
         train_split=train_split,
         split_seed=split_seed,
     )
@@ -153,6 +155,21 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
         print(f"{count_objects(store)} objects, all as the manifest says")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/libero_object.")],
+    as_json: Json = False,
+) -> None:
+    """Copy a store to object storage: every object conditionally, the manifest last; nothing is overwritten."""
+    from statevla.console import show_progress
+    from stores.publish import publish_store
+
+    with show_progress() as progress:
+        published = publish_store(store, url, progress=progress)
+    _report(f"Published to {url}", {"store": str(store), "url": url, "manifest": published}, as_json)
 
 
 @app.command()
@@ -334,7 +351,7 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, mamba or libero.")],
+    name: Annotated[str, typer.Argument(help="stream, ingest, verify, mamba or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Checkpoint = None,

@@ -43,6 +43,12 @@ def _ingest(options: BenchOptions) -> dict[str, Any]:
     return bench_ingest(options.source, workers=max(options.workers, 1))
 
 
+def _verify(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench_verify import bench_verify
+
+    return bench_verify()
+
+
 def _mamba(options: BenchOptions) -> dict[str, Any]:
     from statevla.bench.mamba import bench_mamba
 
@@ -58,6 +64,7 @@ def _libero(options: BenchOptions) -> dict[str, Any]:
 BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "stream": _stream,
     "ingest": _ingest,
+    "verify": _verify,
     "mamba": _mamba,
     "libero": _libero,
 }

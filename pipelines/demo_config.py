@@ -27,7 +27,7 @@ class DemoConfig:
     min_trained, max_untrained: success rates below or from which the demo counts as failed.
     """
 
-    episodes: int = 1600
+    episodes: int = 2000
     image_size: int = 64
     train_split: float = 0.975
     preset: str = "tiny"
@@ -37,7 +37,7 @@ class DemoConfig:
         "training.weight_decay=0.01",
         "training.log_every_steps=25",
         "training.validate_every_steps=500",
-        "data.lanes=16",
+        "data.block_segments=256",
     )
     phase1: tuple[str, ...] = (
         "training.max_steps=3000",
@@ -45,7 +45,7 @@ class DemoConfig:
         "training.phase1.inverse_dynamics_weight=10",
         "training.phase1.inverse_dynamics_horizon=10",
     )
-    phase2: tuple[str, ...] = ("training.max_steps=2000", "training.phase2.lr=2e-3")
+    phase2: tuple[str, ...] = ("training.max_steps=2500", "training.phase2.lr=2e-3")
     checkpoint: str = "latest"
     trials: int = 50
     replan: int | None = None

@@ -195,7 +195,8 @@ PRESETS: Final[dict[str, Config]] = {
     ),
     "tiny": Config(
         model=ModelConfig(
-            image_size=64,
+            image_size=32,
+            patch_size=8,
             width=64,
             depth=3,
             predictor_width=256,
