@@ -1,0 +1,233 @@
+"""Mamba backends on an NVIDIA GPU: correctness first, then speed and memory. `run.sh` beside this file starts it.
+
+Letters: B batch, L time steps, D width.
+
+Correctness compares output and every gradient with the reference in float64 and stops on the first failure. Then:
+training steps (forward, backward, AdamW) of the 12-layer context encoder's stack in bfloat16 autocast, latency of one
+observation, and the bare scan against the memory traffic that nobody can avoid. A measurement that runs out of memory
+or comes after the time budget says so in its place.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from statevla.bench.machine import describe_machine
+from statevla.models.kernels import backends, ops, triton_kernels
+from statevla.models.mamba import Mamba
+from stores import durable
+
+WIDTH, LENGTH, DEPTH, STATES = 256, 395, 12, 16
+BATCHES = (64, 128, 256)
+CHANNELS = (8, 16, 32)
+BUDGET_S = 480.0
+LIMITS = {torch.float32: 2e-4, torch.bfloat16: 4e-2}  # of the largest entry; matrix products in TF32 are off
+
+
+class Block(nn.Module):
+    """RMSNorm → layer → residual."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.RMSNorm(WIDTH, eps=1e-5), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(self.norm(x))  # type: ignore[no-any-return]
+
+
+def runnable() -> dict[str, str | None]:
+    """Backend names, each with what keeps it from running (None: nothing)."""
+    return {name: backends.obstacle_to(name, "cuda", torch.bfloat16) for name in ("triton", "cuda")}
+
+
+def stack(backend: str) -> nn.Sequential:
+    """12 blocks on the GPU; `mamba_ssm` is that package's own module with its fused path."""
+    torch.manual_seed(0)
+    if backend == "mamba_ssm":
+        from mamba_ssm import Mamba as Theirs
+
+        layers = [Theirs(WIDTH, d_state=STATES, d_conv=4, expand=2) for _ in range(DEPTH)]
+    else:
+        layers = [Mamba(WIDTH, d_state=STATES, backend=backend) for _ in range(DEPTH)]
+    return nn.Sequential(*(Block(layer) for layer in layers)).cuda()
+
+
+def check(backend: str, dtype: torch.dtype, batch: int, length: int, width: int, states: int) -> float:
+    """Largest error of output and gradients, relative to the largest entry of each.
+
+    Raises:
+        SystemExit: it is above the limit.
+    """
+    torch.manual_seed(0)
+    layer = Mamba(width, d_state=states).to("cuda", dtype)
+    x = torch.randn(batch, length, width, device="cuda").to(dtype)
+    weight = torch.randn(batch, length, width, device="cuda", dtype=torch.float64)
+
+    def results(layer: Mamba, x: Tensor, name: str) -> list[Tensor]:
+        layer.backend = name
+        x = x.detach().requires_grad_()
+        y = layer(x)
+        gradients = torch.autograd.grad((y.double() * weight).sum(), [x, *layer.parameters()])
+        return [y.detach(), *gradients]
+
+    ours = results(layer, x, backend)
+    exact = results(layer.double(), x.double(), "reference")
+    pairs = zip(ours, exact, strict=True)
+    error = max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    if not error <= LIMITS[dtype]:
+        raise SystemExit(f"{backend} in {dtype} at B {batch}, L {length}, D {width}, N {states} is WRONG: {error:.2e}")
+    return error
+
+
+def correctness() -> dict[str, float]:
+    """Errors of every backend that can run, over shapes with tails in every block."""
+    errors = {}
+    for backend, obstacle in runnable().items():
+        if obstacle is not None:
+            continue
+        for dtype in LIMITS:
+            for batch, length, width, states in ((2, 64, 64, 16), (3, 37, 24, 16), (1, 12, 48, 64), (2, 1, 16, 16)):
+                name = f"{backend} {str(dtype).removeprefix('torch.')} B{batch} L{length} D{width} N{states}"
+                errors[name] = check(backend, dtype, batch, length, width, states)
+    return errors
+
+
+def milliseconds(run: Callable[[], object], rounds: int) -> float:
+    """Median over rounds, by events on the GPU, after three warm-ups."""
+    times = []
+    for turn in range(rounds + 3):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        if turn >= 3:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def training(backend: str, batch: int) -> dict[str, Any]:
+    """Samples a second and peak memory of training steps in bfloat16 autocast."""
+    try:
+        model = stack(backend)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        x = torch.randn(batch, LENGTH, WIDTH, device="cuda")
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = model(x).float().square().mean()
+            loss.backward()
+            optimizer.step()
+
+        step()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        took = milliseconds(step, rounds=10)
+        return {
+            "ms": took,
+            "samples_per_s": batch / took * 1e3,
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        }
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
+    finally:
+        torch.cuda.empty_cache()
+
+
+def latency(backend: str) -> dict[str, float]:
+    """One observation through the stack without gradients, in float32 and in bfloat16 autocast."""
+    model = stack(backend).eval()
+    x = torch.randn(1, LENGTH, WIDTH, device="cuda")
+    result = {}
+    with torch.no_grad():
+        result["float32_ms"] = milliseconds(lambda: model(x), rounds=30)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            result["bfloat16_ms"] = milliseconds(lambda: model(x), rounds=30)
+    return result
+
+
+def bare_scan(channels: int, batch: int) -> dict[str, float]:
+    """The Triton scan alone in bfloat16 with `channels` a program, and the GB/s of the traffic it cannot avoid."""
+    triton_kernels.CHANNELS = channels
+    inner = 2 * WIDTH
+    torch.manual_seed(0)
+    u, dt, z = (torch.randn(batch, LENGTH, inner, device="cuda").bfloat16() for _ in range(3))
+    b, c = (torch.randn(batch, LENGTH, STATES, device="cuda").bfloat16() for _ in range(2))
+    a = -torch.arange(1, STATES + 1, device="cuda", dtype=torch.float32).expand(inner, -1)
+    inputs = [u, dt, torch.full((inner,), -4.6, device="cuda"), a, b, c, torch.ones(inner, device="cuda"), z]
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    grad = torch.ones_like(u)
+
+    def forward() -> None:
+        with torch.no_grad():
+            ops.selective_scan(*inputs)
+
+    def both() -> None:
+        torch.autograd.grad(ops.selective_scan(*inputs)[0], inputs, grad)
+
+    forward_ms, both_ms = milliseconds(forward, 10), milliseconds(both, 10)
+    one = u.numel() * u.element_size()  # forward: three in, one out; backward: four in, three out
+    return {
+        "forward_ms": forward_ms,
+        "forward_backward_ms": both_ms,
+        "forward_gb_per_s": 4 * one / forward_ms / 1e6,
+        "forward_backward_gb_per_s": 11 * one / both_ms / 1e6,
+    }
+
+
+def measure(deadline: float) -> dict[str, Any]:
+    """All measurements, in the order of their worth, until the deadline."""
+    results: dict[str, Any] = {}
+
+    def put(name: str, run: Callable[[], object]) -> None:
+        results[name] = run() if time.monotonic() < deadline else {"failed": "not started: time budget spent"}
+        print(f"{name}: {results[name]}", flush=True)
+
+    for channels in CHANNELS:
+        put(f"scan, batch 64, {channels} channels a program", partial(bare_scan, channels, 64))
+    done = {c: results[f"scan, batch 64, {c} channels a program"] for c in CHANNELS}
+    timed = {c: value["forward_backward_ms"] for c, value in done.items() if "failed" not in value}
+    if timed:
+        triton_kernels.CHANNELS = min(timed, key=lambda c: timed[c])
+    results["channels_used"] = triton_kernels.CHANNELS
+    names = [name for name, obstacle in runnable().items() if obstacle is None]
+    contenders = [*names, "mamba_ssm"] if "cuda" in names else names
+    for batch in BATCHES:
+        for name in contenders:
+            put(f"training {name}, batch {batch}", partial(training, name, batch))
+    for name in contenders:
+        put(f"latency {name}, batch 1", partial(latency, name))
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check and measure the Mamba backends on a GPU.")
+    parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
+    path = parser.parse_args().report
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU: torch.cuda.is_available() is False")
+    deadline = time.monotonic() + BUDGET_S
+    report: dict[str, Any] = {
+        "machine": describe_machine(),
+        "cuda": torch.version.cuda,
+        "shape": {"length": LENGTH, "width": WIDTH, "states": STATES, "depth": DEPTH},
+        "backends": {name: obstacle or "runs" for name, obstacle in runnable().items()},
+        "largest_relative_error": correctness(),
+    }
+    print("correct:", report["largest_relative_error"], flush=True)
+    report["measurements"] = measure(deadline)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_json(path, report)
+    print(f"report: {path}")
+
+
+if __name__ == "__main__":
+    main()
