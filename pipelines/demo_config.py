@@ -40,7 +40,7 @@ class DemoConfig:
         "data.block_segments=256",
     )
     phase1: tuple[str, ...] = (
-        "training.max_steps=3000",
+        "training.max_steps=4500",
         "training.phase1.lr=5e-3",
         "training.phase1.inverse_dynamics_weight=10",
         "training.phase1.inverse_dynamics_horizon=10",

@@ -11,7 +11,7 @@ close on a block, a closed gripper centres and carries the block, an opened one 
 about x and y is accepted and has no effect: the tool axis stays vertical.
 
 The world is made to be learnt by a small policy in minutes. Table, floor and arm are grey, so that saturated colour
-means a block or a bowl and nothing else. A block is taken from 5 cm off its centre and counts as placed within 6 cm of
+means a block or a bowl and nothing else. A block is taken from 6 cm off its centre and counts as placed within 7 cm of
 the bowl's, which forgives errors of aim. Blocks lie nearly straight, the gripper starts straight and no task needs a
 turn: position and fingers are all there is to imitate.
 """
@@ -43,12 +43,12 @@ FINGER_OPEN: Final = 0.05
 FINGER_STEP: Final = 0.01
 FINGER_HOLD: Final = 0.03
 """Finger position at which the fingers meet a block, half its side [m]; two steps from open."""
-GRASP_RADIUS: Final = 0.05
+GRASP_RADIUS: Final = 0.06
 GRASP_HEIGHT: Final = 0.05
 """The gripper takes a block that is this near in the plane, from at most this height [m]."""
 BOWL_FLOOR: Final = 0.03
 """Height of a block's centre that rests in a bowl [m]: that of one on the table, for a bowl's floor is thin."""
-GOAL_RADIUS: Final = 0.06
+GOAL_RADIUS: Final = 0.07
 """A block whose centre is this near to a bowl's, in the plane, lies in it [m]."""
 
 _N_BLOCKS: Final = len(BLOCKS)
@@ -220,7 +220,7 @@ class TabletopEnv:
 
 def _draw_layout(rng: np.random.Generator) -> NDArray[np.float64]:
     """Objects ``[O, 4]`` (x, y, z, yaw) at rest, far enough from each other for the gripper: rejection, one by one."""
-    radii = np.array([0.055] * _N_BLOCKS + [0.08] * len(BOWLS))
+    radii = np.array([0.06] * _N_BLOCKS + [0.085] * len(BOWLS))
     objects = np.zeros((_N_OBJECTS, 4))
     objects[:_N_BLOCKS, 2] = BLOCK_HALF
     placed: list[int] = []

@@ -40,7 +40,7 @@ class TabletopExpert:
         self.env, self.rng, self.task, self.noise = env, rng, task, noise
         self.speed = float(rng.uniform(0.40, 0.52))
         self.close_below = float(rng.uniform(0.026, 0.045))
-        self.release_within = float(rng.uniform(0.020, 0.045))
+        self.release_within = float(rng.uniform(0.020, 0.050))
 
     def act(self, obs: Obs) -> NDArray[np.float64]:
         """Action ``[7]`` in [-1, 1]. ``obs`` is not read: the environment's state holds the same and more."""
@@ -58,7 +58,7 @@ class TabletopExpert:
             target[:2], target[2], close = hand[:2], RETREAT_Z, False
         else:
             target[2] = _funnel(away, GRASP_Z, HOVER_Z)
-            close = away < 0.04 and hand[2] < self.close_below
+            close = away < 0.05 and hand[2] < self.close_below
         action = np.zeros(7)
         action[:3] = self._towards(target - hand[:3])
         action[:3] += self.noise * self.rng.standard_normal(3)
@@ -73,6 +73,6 @@ class TabletopExpert:
 
 
 def _funnel(away: float, low: float, high: float) -> float:
-    """Height to aim for: ``low`` above the target, rising smoothly to ``high`` at 10 cm from it."""
-    t = min(max((away - 0.03) / 0.07, 0.0), 1.0)
+    """Height to aim for: ``low`` above the target, rising smoothly to ``high`` at 11 cm from it."""
+    t = min(max((away - 0.04) / 0.07, 0.0), 1.0)
     return low + (high - low) * t * t * (3 - 2 * t)

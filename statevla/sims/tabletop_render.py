@@ -18,7 +18,7 @@ Pixels = NDArray[np.float32]
 Colour = tuple[int, int, int]
 
 BLOCK_HALF: Final = 0.03
-BOWL_RADIUS: Final = 0.065
+BOWL_RADIUS: Final = 0.075
 TABLE_HALF: Final = 0.25
 
 AGENT_WIDTH: Final = 0.56

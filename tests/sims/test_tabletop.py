@@ -150,7 +150,7 @@ def test_bad_arguments_are_refused() -> None:
 def test_gripper_takes_carries_and_drops_a_block() -> None:
     env = TabletopEnv()
     env.reset(0, 0)
-    env.pose = np.array([*(env.objects[0, :2] + [0.045, 0.0]), 0.045, 0.0])
+    env.pose = np.array([*(env.objects[0, :2] + [0.055, 0.0]), 0.045, 0.0])
     close, lift, drop = (np.array([0, 0, up, 0, 0, 0, grip], float) for up, grip in ((0, 1), (1, 1), (0, -1)))
     env.step(close)
     assert env.held is None
@@ -165,7 +165,7 @@ def test_gripper_takes_carries_and_drops_a_block() -> None:
 
 
 def test_gripper_too_far_or_too_high_takes_nothing() -> None:
-    for offset, height in ((0.055, 0.02), (0.0, 0.055)):
+    for offset, height in ((0.065, 0.02), (0.0, 0.055)):
         env = TabletopEnv()
         env.reset(0, 0)
         env.pose = np.array([*(env.objects[0, :2] + [offset, 0.0]), height, 0.0])
