@@ -103,13 +103,13 @@ def milliseconds(run: Callable[[], object], rounds: int) -> float:
     """Median over rounds, by events on the GPU, after three warm-ups."""
     times = []
     for turn in range(rounds + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run()
         end.record()
         torch.cuda.synchronize()
         if turn >= 3:
-            times.append(start.elapsed_time(end))
+            times.append(float(start.elapsed_time(end)))
     return statistics.median(times)
 
 
