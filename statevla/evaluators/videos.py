@@ -14,8 +14,8 @@ from stores import durable
 from stores.errors import UsageError
 from stores.schema import CONTROL_HZ
 
-FINGER_OPEN: Final = 0.04
-"""Finger position of an open gripper, in LIBERO and tabletop [m]."""
+FINGER_OPEN: Final = 0.05
+"""Finger position that is drawn as fully open [m]: the tabletop gripper's; LIBERO's opens to 0.04."""
 
 GAP: Final = 6
 FOOT: Final = 40

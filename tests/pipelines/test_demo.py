@@ -10,6 +10,7 @@ from pipelines.demo import run_demo
 from pipelines.demo_config import OUTPUTS, DemoConfig, judge
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import RolloutResults
+from statevla.sims.tabletop import TASKS
 from stores.progress import ProgressEvent
 
 SMALLEST = DemoConfig(
@@ -48,7 +49,7 @@ def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
     text = (out / "report.html").read_text()
     assert summary.report == str(out / "report.html")
     assert text.count("data:image/gif") == 3  # two of the trained policy, one of the control
-    assert text.count("data:image/png") == 6  # one of every instruction
+    assert text.count("data:image/png") == len(TASKS)  # one of every instruction
     assert text.count("<polyline") >= 3 * 2  # training and validation of each run
     written = json.loads((out / "summary.json").read_text())
     assert written["learned"] is False
