@@ -88,7 +88,7 @@ def upright(images: NDArray[np.uint8], convention: str) -> NDArray[np.uint8]:
     return images[..., ::-1, :, :] if convention == "opengl" else images
 
 
-def stack_cameras(frames: Mapping[str, NDArray[np.uint8]], convention: str) -> NDArray[np.uint8]:
+def stack_cameras(frames: Mapping[str, NDArray[Any]], convention: str) -> NDArray[np.uint8]:
     """Frames by camera name, each [..., H, W, 3] -> upright uint8 [..., C, H, W, 3], contiguous.
 
     Raises SourceError when a camera is missing, is not uint8 RGB, or differs in shape from the first.

@@ -91,7 +91,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(
 
 def test_losses_fall(store: Path, tmp_path: Path) -> None:
     train(1, micro_config("training.max_steps=2"), store, tmp_path)
-    config = micro_config("training.max_steps=120", "training.phase2.lr=5e-3", "training.validate_every_steps=60")
+    config = micro_config("training.max_steps=240", "training.phase2.lr=5e-3", "training.validate_every_steps=120")
     train(2, config, store, tmp_path, encoder_checkpoint=folder(tmp_path) / "checkpoint_latest")
     losses = [r["loss"] for r in records(tmp_path, 2) if r["kind"] == "train"]
     assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
