@@ -4,15 +4,20 @@ It covers what ingest reads of a demonstration and nothing else: the attributes,
 layout, filters and the bytes as they lie in the file (compressed chunks stay compressed). The hash is XXH3 of 128 bits:
 it tells files apart that were edited, regenerated or damaged, at the speed of memory; it is no defence against somebody
 who makes two files collide on purpose (see docs/adr/0003-source-fingerprints.md).
+
+An ingest hashes unchunked datasets as it reads them (`Seen`), while they are in the processor's cache; a rerun, which
+reads nothing else, hashes what is stored.
 """
 
-import mmap
-from collections.abc import Mapping
+import functools
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import h5py
 import xxhash
+from numpy.typing import NDArray
 
 from pipelines import hdf5, pulse
 from statevla.observation import HDF5_IMAGE_KEYS
@@ -26,10 +31,61 @@ DATASETS: Final = (
     "obs/gripper_states",
     *(f"obs/{key}" for key in HDF5_IMAGE_KEYS.values()),
 )
-PIECE: Final = 1 << 20
-"""Bytes hashed between two signs of life."""
+PIECE: Final = 1 << 18
+"""Bytes hashed between two signs of life; they stay in the processor's cache."""
 
 Digest = xxhash.xxh3_128
+
+
+class Seen:
+    """Hashes of the unchunked datasets of one demonstration, taken while they are read from beginning to end."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, xxhash.xxh3_128] = {}
+        self._bytes: dict[str, int] = {}
+
+    def hook(self, key: str) -> Callable[[int, NDArray[Any]], None]:
+        """What `pipelines.hdf5.read_rows` is to tell of the dataset at `key`."""
+        return functools.partial(self._add, key)
+
+    def _add(self, key: str, start: int, rows: NDArray[Any]) -> None:
+        if start == 0:
+            self._digests[key], self._bytes[key] = Digest(), 0
+        if start == self._bytes.get(key):
+            self._digests[key].update(rows)
+            self._bytes[key] += rows.nbytes
+
+    def digest(self, key: str, size: int) -> bytes | None:
+        """Of the `size` bytes at `key`; None when they were not read, or not all, or in another order."""
+        return self._digests[key].digest() if self._bytes.get(key) == size else None
+
+
+class Stored:
+    """Bytes of a file as they lie in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = path.open("rb", buffering=0)
+        self._size = os.fstat(self._handle.fileno()).st_size
+        self._buffer = memoryview(bytearray(PIECE))
+
+    def add(self, digest: "xxhash.xxh3_128", offset: int, size: int) -> None:
+        """Add bytes offset … offset + size to `digest`. Raises SourceError where the file ends before."""
+        if offset < 0 or offset + size > self._size:
+            raise SourceError(f"the file has {self._size:,} bytes, its data are said to end at {offset + size:,}")
+        end = offset + size
+        while offset < end:
+            count = os.preadv(self._handle.fileno(), [self._buffer[: min(PIECE, end - offset)]], offset)
+            if count == 0:
+                raise SourceError("the file was cut short while it was read")
+            digest.update(self._buffer[:count])
+            offset += count
+            pulse.beat()
+
+    def __enter__(self) -> "Stored":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
 
 
 def fingerprint_demos(path: Path, demos: tuple[str, ...], poison: Mapping[int, str] | None = None) -> dict[str, str]:
@@ -38,28 +94,26 @@ def fingerprint_demos(path: Path, demos: tuple[str, ...], poison: Mapping[int, s
     poison: as for `pipelines.libero.inspect_file`. Raises SourceError when the file as a whole cannot be read.
     """
     found: dict[str, str] = {}
-    # Mapped, not read: hashing then costs a third. A file cut short meanwhile kills the process, which is a child.
-    with (
-        hdf5.open_hdf5(path) as file,
-        path.open("rb") as handle,
-        mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as stored,
-        memoryview(stored) as view,
-    ):
+    with hdf5.open_hdf5(path) as file, Stored(path) as stored:
         for position, demo in enumerate(demos, 1):
             pulse.at(position)
-            try:
-                if poison and position in poison:
-                    raise SourceError(poison[position])
-                with hdf5.reporting(demo):
-                    group = hdf5.group(hdf5.group(file, "data"), demo)
-                    found[demo] = fingerprint_demo(group, view)
-            except SourceError as error:
-                found[demo] = f"unreadable: {error}"
+            if poison and position in poison:
+                found[demo] = f"unreadable: {poison[position]}"
+            else:
+                found[demo] = fingerprint_demo(file, demo, stored)
     return found
 
 
-def fingerprint_demo(group: h5py.Group, stored: memoryview) -> str:
-    """Of one demonstration of the file whose bytes are `stored`. Raises SourceError, or what h5py raises."""
+def fingerprint_demo(file: h5py.File, demo: str, stored: Stored, seen: Seen | None = None) -> str:
+    """Of one demonstration of the file whose bytes are `stored`, or why there is none. seen: what was hashed before."""
+    try:
+        with hdf5.reporting(demo):
+            return _digest(hdf5.group(hdf5.group(file, "data"), demo), stored, seen or Seen())
+    except SourceError as error:
+        return f"unreadable: {error}"
+
+
+def _digest(group: h5py.Group, stored: Stored, seen: Seen) -> str:
     digest = Digest()
     for name in ATTRIBUTES:
         value = group.attrs.get(name)
@@ -71,12 +125,12 @@ def fingerprint_demo(group: h5py.Group, stored: memoryview) -> str:
         except SourceError as error:
             digest.update(str(error).encode())
         else:
-            _add_stored_bytes(digest, found, stored)
+            _add_dataset(digest, path, found, stored, seen)
     return digest.hexdigest()
 
 
 def _open(group: h5py.h5g.GroupID, path: str) -> h5py.h5d.DatasetID:
-    """Like `pipelines.hdf5.child`, without building h5py's objects, which costs more than hashing a small file."""
+    """Like `pipelines.hdf5.child`, where a link or a hole is part of the answer."""
     *folders, last = path.encode().split(b"/")
     for name in (*folders, last):
         if not group.links.exists(name):
@@ -88,8 +142,8 @@ def _open(group: h5py.h5g.GroupID, path: str) -> h5py.h5d.DatasetID:
     return h5py.h5d.open(group, last)
 
 
-def _add_stored_bytes(digest: "xxhash.xxh3_128", found: h5py.h5d.DatasetID, stored: memoryview) -> None:
-    """How `found` is stored, and what; storage in other files is named, and not read."""
+def _add_dataset(digest: "xxhash.xxh3_128", path: str, found: h5py.h5d.DatasetID, stored: Stored, seen: Seen) -> None:
+    """How `found` is stored, and the hash of what is; storage in other files is named, and not read."""
     plist = found.get_create_plist()
     layout, outside = plist.get_layout(), plist.get_external_count()
     filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
@@ -102,20 +156,15 @@ def _add_stored_bytes(digest: "xxhash.xxh3_128", found: h5py.h5d.DatasetID, stor
         digest.update(f"{plist.get_chunk()}\0".encode())
         for chunk in sorted(chunks, key=lambda chunk: tuple(chunk.chunk_offset)):
             digest.update(f"{chunk.chunk_offset}\0{chunk.filter_mask}\0{chunk.size}\0".encode())
-            _add_range(digest, stored, chunk.byte_offset, chunk.size)
+            stored.add(digest, chunk.byte_offset, chunk.size)
         return
-    offset = found.get_offset()
-    if offset is not None:
-        _add_range(digest, stored, offset, found.get_storage_size())
-    elif layout == h5py.h5d.COMPACT:
-        digest.update(h5py.Dataset(found)[()].tobytes())  # at most 64 KB, in the dataset's header
-    else:
-        digest.update(b"unwritten\0")
-
-
-def _add_range(digest: "xxhash.xxh3_128", stored: memoryview, offset: int, size: int) -> None:
-    if offset < 0 or offset + size > len(stored):
-        raise SourceError(f"the file has {len(stored):,} bytes, its data are said to end at {offset + size:,}")
-    for start in range(offset, offset + size, PIECE):
-        digest.update(stored[start : min(start + PIECE, offset + size)])
-        pulse.beat()
+    known = seen.digest(path, found.get_storage_size())
+    if known is not None:
+        digest.update(known)
+        return
+    content = Digest()
+    if layout == h5py.h5d.COMPACT:
+        content.update(h5py.Dataset(found)[()].tobytes())  # at most 64 KB, in the dataset's header
+    elif (offset := found.get_offset()) is not None:
+        stored.add(content, offset, found.get_storage_size())
+    digest.update(content.digest())

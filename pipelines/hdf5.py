@@ -7,7 +7,7 @@ KB can declare terabytes. Every door here refuses such a file with a SourceError
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,15 +63,21 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     """The object at relative `path`, by hard links only. Raises SourceError naming the key."""
-    current = parent
-    for name in path.split("/"):
-        if not isinstance(current, h5py.Group) or not current.id.links.exists(name.encode()):
-            have = sorted(current)[:12] if isinstance(current, h5py.Group) else "a dataset"
-            raise SourceError(f"key {path!r} is missing; {current.name} has {have}")
-        if current.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+    current: Any = parent.id
+    for name in path.encode().split(b"/"):
+        links = current.links if isinstance(current, h5py.h5g.GroupID) else None
+        if links is None or not links.exists(name):
+            have = "a dataset" if links is None else sorted(h5py.Group(current))[:12]
+            raise SourceError(f"key {path!r} is missing; {h5py.h5i.get_name(current).decode()} has {have}")
+        if links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
-        current = current[name]
-    return current
+        current = h5py.h5o.open(current, name)
+    # h5py's own way to its objects costs several times as much, for links that are not followed here.
+    if isinstance(current, h5py.h5g.GroupID):
+        return h5py.Group(current)
+    if isinstance(current, h5py.h5d.DatasetID):
+        return h5py.Dataset(current, readonly=True)
+    raise SourceError(f"key {path!r}: expected a group or a dataset, got a {type(current).__name__}")
 
 
 def group(parent: h5py.Group, path: str) -> h5py.Group:
@@ -93,14 +99,16 @@ def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, .
     found = child(parent, path)
     if not isinstance(found, h5py.Dataset):
         raise SourceError(f"key {path!r}: expected a dataset, got a group")
-    wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
-    got = f"{found.dtype} {list(found.shape) if found.shape is not None else 'empty'}"
-    fits = found.shape is not None and len(found.shape) == len(shape)
-    fits = fits and all(size in (None, have) for size, have in zip(shape, found.shape, strict=True))
+    have = found.shape
+    fits = have is not None and len(have) == len(shape)
+    fits = fits and all(size in (None, got) for size, got in zip(shape, have, strict=True))
     # Exactly: h5py gives the nearest NumPy type to a damaged one, and converts.
     stored = found.id.get_type()
     if not any(stored.equal(allowed) for allowed in TYPES[kind]) or not fits:
-        raise SourceError(f"key {path!r}: expected {kind} {wanted}, got {got}")
+        wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
+        raise SourceError(
+            f"key {path!r}: expected {kind} {wanted}, got {found.dtype} {'empty' if have is None else list(have)}"
+        )
     if found.nbytes > limit:
         raise SourceError(f"key {path!r}: declares {found.nbytes:,} bytes, more than {limit:,}")
     _require_written(found, path)
@@ -111,7 +119,8 @@ def _require_written(found: h5py.Dataset, path: str) -> None:
     """Refuse storage outside the file, filters that no demonstration needs, and storage that was never written (HDF5
     reads it as zeros) or is not where it belongs.
     """
-    if found.is_virtual or found.external:
+    plist = found.id.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
         raise SourceError(f"key {path!r}: its data lies in other files, which are not read")
     if found.chunks is None:
         stored = found.id.get_storage_size()
@@ -179,15 +188,36 @@ def overlapping(ranges: Mapping[str, list[tuple[int, int]]], size: int) -> set[s
     return found
 
 
-def read_rows(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-    """Rows start ... stop of a checked dataset, in native byte order. Raises SourceError when that is too much."""
-    rows = (data.shape[0] if stop is None else stop) - start
-    size = rows * math.prod(data.shape[1:]) * data.dtype.itemsize
-    if size > READ_LIMIT:
-        raise SourceError(f"{data.name}: {size:,} bytes at once, more than {READ_LIMIT:,}")
-    if data.chunks is not None:
+def read_rows(
+    data: h5py.Dataset,
+    start: int = 0,
+    stop: int | None = None,
+    seen: Callable[[int, NDArray[Any]], None] | None = None,
+    into: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """Rows start ... stop of a checked dataset, in native byte order. Raises SourceError when that is too much.
+
+    seen: told (first byte, rows) as they are stored, where they are stored unchunked. into: an array of the dataset's
+    type and row shape, with room; the result is then a view of it, and no fresh memory is touched.
+    """
+    shape = data.shape
+    rows = (shape[0] if stop is None else stop) - start
+    row_bytes = math.prod(shape[1:]) * data.dtype.itemsize
+    if rows * row_bytes > READ_LIMIT:
+        raise SourceError(f"{data.name}: {rows * row_bytes:,} bytes at once, more than {READ_LIMIT:,}")
+    unchunked = data.chunks is None
+    if not unchunked:
         _require_found(data, start, start + rows)
-    array: NDArray[Any] = data[start:stop]
+    array: NDArray[Any]
+    if into is None:
+        array = data[start:stop]
+    else:
+        array = into[:rows]
+        place = data.id.get_space()
+        place.select_hyperslab((start, *(0 for _ in shape[1:])), array.shape)
+        data.id.read(h5py.h5s.create_simple(array.shape), place, array)
+    if seen is not None and unchunked:
+        seen(start * row_bytes, array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -18,7 +18,7 @@ from pipelines.units import UnitSettings
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
 from stores.images import JPEG_QUALITY, encode_image
-from stores.schema import CHUNK, IMAGE_CODECS, SEGMENT_FRAMES
+from stores.schema import CAMERAS, CHUNK, IMAGE_CODECS, SEGMENT_FRAMES
 
 SAMPLE_FILES: Final = 4
 SAMPLE_FRAMES: Final = 8
@@ -188,8 +188,8 @@ def predict_bytes(plan: IngestPlan, config: IngestConfig) -> int:
                 episode = read_demo(file, unit.demos[0], settings.convention, settings.alignment)
                 rows = len(episode.robot_state)
                 for start in range(0, rows, max(1, rows // SAMPLE_FRAMES)):
-                    images = episode.images(start, start + 1).values()
-                    sizes.append(sum(len(encode_image(image[0], config.codec, config.quality)) for image in images))
+                    images = [episode.images(camera, start, start + 1, None)[0] for camera in CAMERAS]
+                    sizes.append(sum(len(encode_image(image, config.codec, config.quality)) for image in images))
         except SourceError:
             continue  # ingest will quarantine it; the others tell the size
     if not sizes:

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from pipelines import hdf5, pulse
 from pipelines.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
+from pipelines.fingerprint import Seen
 from pipelines.plan import natural_key, task_of
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
 from stores.errors import SourceError
-from stores.schema import ACTION_DIM
+from stores.schema import ACTION_DIM, CAMERAS
 
 IMAGE_SIDE: Final = (8, 2048)
 """Smallest and largest image side [pixel] that is believed."""
@@ -45,7 +46,6 @@ DEFAULT_CONVENTION: Final = "opengl"
 INSTRUCTION_LIMIT: Final = 1000
 LIMITS: Final = {"obs/joint_states": 100.0, "obs/gripper_states": 10.0}
 """Joint positions [rad] and finger positions [m] beyond which numbers are damage, whatever the robot."""
-KEYS: Final = ("actions", "obs/joint_states", "obs/gripper_states", *(f"obs/{key}" for key in HDF5_IMAGE_KEYS.values()))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Episode:
     """One canonical episode; images are read on demand, so that memory stays bounded.
 
     robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
-    images(start, stop): by camera uint8 [stop - start, H, W, 3], upright (views), while the file is open.
+    images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
+    (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
     """
 
     demo: str
@@ -80,7 +81,7 @@ class Episode:
     action: NDArray[np.float32]
     alignment: str
     image_size: tuple[int, int]
-    images: Callable[[int, int], dict[str, NDArray[np.uint8]]]
+    images: Callable[[str, int, int, NDArray[np.uint8] | None], NDArray[np.uint8]]
 
 
 def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceFile:
@@ -147,12 +148,17 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]
     return instruction.strip(), ()
 
 
+def image_key(camera: str) -> str:
+    """Path of a camera's images below its demonstration."""
+    return f"obs/{HDF5_IMAGE_KEYS[camera]}"
+
+
 def image_datasets(demo: h5py.Group) -> dict[str, h5py.Dataset]:
     """Camera name -> checked dataset uint8 [T, H, W, 3]; all the same shape."""
     found: dict[str, h5py.Dataset] = {}
     limit = MAX_ROWS * IMAGE_SIDE[1] ** 2 * 3
     for camera, key in HDF5_IMAGE_KEYS.items():
-        images = hdf5.dataset(demo, f"obs/{key}", "uint8", (None, None, None, 3), limit)
+        images = hdf5.dataset(demo, image_key(camera), "uint8", (None, None, None, 3), limit)
         low, high = IMAGE_SIDE
         if not all(low <= side <= high for side in images.shape[1:3]) or images.shape[0] > MAX_ROWS:
             raise SourceError(
@@ -166,39 +172,49 @@ def image_datasets(demo: h5py.Group) -> dict[str, h5py.Dataset]:
     return found
 
 
-def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETECT) -> Episode:
+def read_demo(
+    file: h5py.File, name: str, convention: str, alignment: str = DETECT, seen: Seen | None = None
+) -> Episode:
     """Demonstration `name` of an open file -> canonical episode.
 
     alignment: "detect", or what the user knows ("after", "before") for files that do not tell. A file that tells
-    otherwise than the user is refused.
+    otherwise than the user is refused. seen: notes what is read, for the fingerprint.
 
     Raises SourceError naming file, demonstration, key, what was expected and what came.
     """
     where = f"{Path(file.filename).name}/{name}"
+    seen = seen or Seen()
+    hooks = {camera: seen.hook(image_key(camera)) for camera in CAMERAS}
     with hdf5.reporting(where):
         demo = hdf5.group(hdf5.group(file, "data"), name)
         cameras = image_datasets(demo)
+        parts = {image_key(camera): data for camera, data in cameras.items()}
         rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
         if rows < 2:
             raise SourceError(f"expected at least 2 frames, got {rows}")
         declared = hdf5.integer(demo, "num_samples")
         if declared is not None and declared != rows:
             raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
-        actions = read_actions(demo, rows)
-        joints = read_numbers(demo, "obs/joint_states", (rows, JOINTS))
-        fingers = read_numbers(demo, "obs/gripper_states", (rows, FINGERS))
+        shapes = {
+            "actions": (rows, ACTION_DIM),
+            "obs/joint_states": (rows, JOINTS),
+            "obs/gripper_states": (rows, FINGERS),
+        }
+        parts |= {key: number_dataset(demo, key, shape) for key, shape in shapes.items()}
+        actions = check_actions(read_numbers(parts["actions"], "actions", seen))
+        joints = read_numbers(parts["obs/joint_states"], "obs/joint_states", seen)
+        fingers = read_numbers(parts["obs/gripper_states"], "obs/gripper_states", seen)
         state = robot_state(joints, fingers)
-        found = resolve_alignment(demo, joints, alignment)
-        parts = {key: hdf5.child(demo, key) for key in KEYS}
+        found = resolve_alignment(demo, joints, alignment, seen)
         ranges = {key: hdf5.stored_ranges(data) for key, data in parts.items()}
         ranges |= {f"header of {key}": hdf5.header_range(data) for key, data in parts.items()}
         astray = hdf5.overlapping(ranges, Path(file.filename).stat().st_size)
         if astray:
             raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
 
-    def images(start: int, stop: int) -> dict[str, NDArray[np.uint8]]:
+    def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
-            return {c: upright(hdf5.read_rows(data, start, stop), convention) for c, data in cameras.items()}
+            return upright(hdf5.read_rows(cameras[camera], start, stop, hooks[camera], into), convention)
 
     return Episode(
         demo=name,
@@ -210,12 +226,17 @@ def read_demo(file: h5py.File, name: str, convention: str, alignment: str = DETE
     )
 
 
-def read_numbers(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> NDArray[np.float64]:
-    """A small float table, all finite, as float64. Raises SourceError naming key and row."""
+def number_dataset(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> h5py.Dataset:
+    """The checked dataset of a small float table. Raises SourceError naming the key."""
     data = hdf5.dataset(demo, key, "float", shape, MAX_ROWS * MAX_STATE * 8)
     if data.shape[1] > MAX_STATE:
         raise SourceError(f"key {key!r}: {data.shape[1]} columns, more than {MAX_STATE}")
-    values = hdf5.read_rows(data).astype(np.float64)
+    return data
+
+
+def read_numbers(data: h5py.Dataset, key: str, seen: Seen) -> NDArray[np.float64]:
+    """A small float table, all finite, as float64. Raises SourceError naming key and row."""
+    values = hdf5.read_rows(data, 0, None, seen.hook(key)).astype(np.float64, copy=False)
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise SourceError(f"key {key!r}: expected finite numbers, got NaN or infinity in row {int(bad.argmax())}")
@@ -226,9 +247,8 @@ def read_numbers(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> N
     return values
 
 
-def read_actions(demo: h5py.Group, rows: int) -> NDArray[np.float64]:
-    """Actions [T, 7] in controller units. Raises SourceError on NaN and on values outside [-1, 1]."""
-    actions = read_numbers(demo, "actions", (rows, ACTION_DIM))
+def check_actions(actions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The actions [T, 7] in controller units. Raises SourceError on values outside [-1, 1]."""
     outside = np.abs(actions) > 1.0 + ACTION_TOLERANCE
     if outside.any():
         row, column = (int(i) for i in np.argwhere(outside)[0])
@@ -239,7 +259,7 @@ def read_actions(demo: h5py.Group, rows: int) -> NDArray[np.float64]:
     return actions
 
 
-def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str) -> str:
+def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, seen: Seen) -> str:
     """``after`` or ``before``: what the file shows, or what the user told where it does not show."""
     if told not in (DETECT, AFTER, BEFORE):
         raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
@@ -250,7 +270,7 @@ def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str) 
                 "alignment: no model_file, so joint positions cannot be found in states; where you know whether "
                 "observations were stored before or after their actions, pass --alignment after or --alignment before"
             )
-        states = read_numbers(demo, "states", (len(joints), None))
+        states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
         found = detect_alignment(arm_positions(states, joint_layout(model)), joints)
     except SourceError:
         if told == DETECT:

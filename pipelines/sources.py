@@ -67,19 +67,23 @@ def fingerprint_source(path: Path, demos: tuple[str, ...], isolated: bool = True
 def make_isolated(task: UnitTask) -> dict[str, Any]:
     """The unit's record with the ``fingerprints`` of its demonstrations; sources are read in this thread's child.
 
-    Two calls: a demonstration whose reading kills the child still has the fingerprint that a rerun will find.
+    A demonstration whose reading kills the child still has the fingerprint that a rerun will find: by a second call.
     """
-    fingerprints = fingerprint_source(task.file, task.unit.demos)
     settings = asdict(task.settings)
     argument = {"unit": asdict(task.unit), "source": task.source, "out": task.out, "settings": settings}
     try:
         record: dict[str, Any] = survive(thread_reader(CALLS), "make", argument, f"unit {task.unit.name}")
     except SourceError as error:
         record = refused_unit(task.unit, str(error))
-    return {**record, "fingerprints": fingerprints}
+    return _with_all_fingerprints(record, task)
 
 
 def make_here(task: UnitTask) -> dict[str, Any]:
     """`make_isolated` without the child, for tests that crash the writer itself."""
-    fingerprints = fingerprint_source(task.file, task.unit.demos, isolated=False)
-    return {**make_unit(task), "fingerprints": fingerprints}
+    return _with_all_fingerprints(make_unit(task), task, isolated=False)
+
+
+def _with_all_fingerprints(record: dict[str, Any], task: UnitTask, isolated: bool = True) -> dict[str, Any]:
+    missing = tuple(demo for demo in task.unit.demos if demo not in record["fingerprints"])
+    more = fingerprint_source(task.file, missing, isolated) if missing else {}
+    return {**record, "fingerprints": {**record["fingerprints"], **more}}

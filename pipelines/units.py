@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 import pipelines.alignment
 import pipelines.fingerprint
 import pipelines.hdf5
@@ -29,6 +31,7 @@ import stores.schema
 import stores.segments
 import stores.shards
 from pipelines import pulse
+from pipelines.fingerprint import Seen, Stored, fingerprint_demo
 from pipelines.hdf5 import open_hdf5
 from pipelines.libero import Episode, read_demo
 from pipelines.plan import Unit, safe_name, task_of
@@ -148,25 +151,32 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
 
     Returns its record, JSON-ready: ``shard`` (path, bytes, sha256; None when no demonstration was usable),
     ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), ``quarantined``
-    (demo, reason). Raises nothing for a bad demonstration.
+    (demo, reason), ``fingerprints`` (by demonstration, but for those that are poison). Raises nothing for a bad
+    demonstration.
     """
     unit, settings = task.unit, task.settings
     stem = safe_name(Path(unit.file).stem)
     episodes: list[dict[str, Any]] = []
     quarantined: list[dict[str, str]] = []
+    fingerprints: dict[str, str] = {}
 
     def segments() -> Iterator[SegmentMembers]:
-        with open_hdf5(task.file) as file:
+        with open_hdf5(task.file) as file, Stored(task.file) as stored:
             for position, demo in enumerate(unit.demos, 1):
                 pulse.at(position)
+                if position in task.poison:
+                    reason = f"{unit.file}/{demo}: {task.poison[position]}"
+                    quarantined.append({"demo": demo, "reason": reason})
+                    continue
+                seen = Seen()
                 try:
-                    if position in task.poison:
-                        raise SourceError(f"{unit.file}/{demo}: {task.poison[position]}")
-                    episode = read_demo(file, demo, settings.convention, settings.alignment)
+                    episode = read_demo(file, demo, settings.convention, settings.alignment, seen)
                     images = encode_episode(episode, settings)
                 except SourceError as error:
                     quarantined.append({"demo": demo, "reason": str(error)})
                     continue
+                finally:
+                    fingerprints[demo] = fingerprint_demo(file, demo, stored, seen)
                 spans = segment_spans(len(episode.robot_state), len(episode.action), settings.window)
                 row = episode_row(unit.file, episode, settings.instruction)
                 episodes.append({**row, "spans": [vars(span) for span in spans]})
@@ -188,6 +198,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
         "shard": {"path": path, "bytes": index.bytes, "sha256": index.sha256} if episodes else None,
         "episodes": episodes,
         "quarantined": quarantined,
+        "fingerprints": fingerprints,
     }
 
 
@@ -199,6 +210,7 @@ def refused_unit(unit: Unit, reason: str) -> dict[str, Any]:
         "shard": None,
         "episodes": [],
         "quarantined": [{"demo": demo, "reason": reason} for demo in unit.demos],
+        "fingerprints": {},
     }
 
 
@@ -215,10 +227,13 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[b
         )
     encoded: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS}
     total = len(episode.robot_state)
+    # One camera at a time into the same memory, which stays in the processor's cache.
+    buffer = np.empty((READ_FRAMES, *episode.image_size, 3), np.uint8)
     for start in range(0, total, READ_FRAMES):
         pulse.beat()
-        for camera, images in episode.images(start, min(start + READ_FRAMES, total)).items():
-            encoded[camera] += [encode_image(image, settings.codec, settings.quality) for image in images]
+        for camera, images in encoded.items():
+            read = episode.images(camera, start, min(start + READ_FRAMES, total), buffer)
+            images += [encode_image(image, settings.codec, settings.quality) for image in read]
     return encoded
 
 

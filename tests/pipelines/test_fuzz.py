@@ -17,10 +17,11 @@ import pytest
 
 import pipelines.units
 from pipelines import hdf5, isolation
-from pipelines.libero import KEYS
+from pipelines.fingerprint import DATASETS
 from pipelines.plan import Unit
 from pipelines.sources import CALLS, inspect_source
 from stores.errors import SourceError
+from stores.schema import CAMERAS
 from tests.pipelines.make_hdf5 import MODEL_XML, demo_arrays, make_world, write_file
 
 DEMOS = 2
@@ -47,7 +48,7 @@ def read_everything(argument: dict) -> dict[str, dict[str, list[float]]]:
                 if str(position) in argument["poison"]:
                     raise SourceError(argument["poison"][str(position)])
                 episode = pipelines.units.read_demo(file, demo, argument["convention"])
-                images = episode.images(0, len(episode.robot_state))
+                images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in CAMERAS}
             except SourceError:
                 continue
             arrays = {"state": episode.robot_state, "action": episode.action, **images}
@@ -71,7 +72,7 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     content = np.zeros(len(data), bool)
     with h5py.File(path) as file:
         for demo in file["data"].values():
-            for key in (*KEYS, "states"):
+            for key in DATASETS:
                 for begin, end in hdf5.stored_ranges(demo[key]):
                     content[begin:end] = True
                     place = (begin.to_bytes(8, "little") + (end - begin).to_bytes(8, "little"), 8)

@@ -11,6 +11,7 @@ import pytest
 from pipelines.hdf5 import open_hdf5
 from pipelines.libero import Episode, inspect_file, read_demo
 from stores.errors import SourceError
+from stores.schema import CAMERAS
 from tests.pipelines.make_hdf5 import MODEL_XML, World, demo_arrays, make_world, write_file
 
 
@@ -18,7 +19,7 @@ def read(path: Path, alignment: str = "detect") -> tuple[Episode, np.ndarray]:
     header = inspect_file(path)
     with open_hdf5(path) as file:
         episode = read_demo(file, "demo_0", header.convention, alignment)
-        images = episode.images(0, len(episode.robot_state))
+        images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in CAMERAS}
         return episode, np.stack([images["agentview"], images["eye_in_hand"]], axis=1)
 
 
