@@ -122,7 +122,9 @@ def _claim(root: Path | str, remote: ConditionalStorage, target: str, allowed: s
     if found is not None and _content(found[0]) not in allowed:
         raise _refused(remote.root, found[0])
     ours = _published(root).get(remote.root, [])
-    _remember(root, remote.root, [*dict.fromkeys([*ours, target])])  # before the claim: a claim that nobody remembers stays for ever
+    _remember(
+        root, remote.root, [*dict.fromkeys([*ours, target])]
+    )  # before the claim: a claim that nobody remembers stays for ever
     who = {"manifest": target, "pid": os.getpid(), "host": socket.gethostname(), "nonce": os.urandom(8).hex()}
     try:
         return remote.put(MANIFEST, durable.json_bytes({CLAIM: who}), None if found is None else found[1])
@@ -156,6 +158,13 @@ def _send(
             if progress is not None:
                 progress(ProgressEvent("publish", done, total, "B"))
     return tags
+
+
+def put_derived(url: str, name: str, data: bytes) -> None:
+    """Put a file of a derived folder, in place of what is there now (a damaged one). Raises StoreError."""
+    remote = ConditionalStorage(url)
+    found = remote.get(name)
+    remote.put(name, data, None if found is None else found[1])
 
 
 def _content(data: bytes) -> str:
