@@ -5,6 +5,7 @@ exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,8 @@ app.add_typer(eval_app, name="eval")
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Workers = Annotated[int, typer.Option(min=0, help="Dask worker processes on this machine; 0 runs serially.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://HOST:PORT.")]
-Store = Annotated[Path | None, typer.Option(help="Store folder; default: the only one under data/stores/.")]
+Store = Annotated[str | None, typer.Option(help="Store folder or URL; default: the only one under data/stores/.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace whatever store is at the URL now.")]
 StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Policy checkpoint folder; default: the best one of the latest phase-2 run.")
@@ -87,6 +89,8 @@ def ingest(
     suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
     source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
+    store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
+    replace: Replace = False,
     language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
     language_model: Annotated[
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
@@ -107,24 +111,18 @@ def ingest(
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
     from pipelines.ingest import ingest as run_ingest
     from pipelines.ingest_plan import IngestConfig
+    from pipelines.ingest_remote import ingest_to_url, work_folder
     from statevla.console import show_progress
 
+    default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
-        suite=suite,
-        source=source if source is not None else Path("data/raw") / suite,
-        out=out if out is not None else Path("data/stores") / suite,
-        language=language,
-        language_model=language_model,
-        codec=codec,
-        alignment=alignment,
-        hash_sources=hash_sources,
-        train_split=train_split,
-        split_seed=split_seed,
-    )
+        suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
+        language_model=language_model, codec=codec, alignment=alignment, hash_sources=hash_sources,
+        train_split=train_split, split_seed=split_seed,
+    )  # fmt: skip
+    run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
     with show_progress() as progress:
-        summary = run_ingest(
-            config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict
-        )
+        summary = run(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict)
     _report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED)
@@ -161,14 +159,15 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 def publish(
     store: Annotated[Path, typer.Argument(help="Store folder.")],
     url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/libero_object.")],
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
-    """Copy a store to object storage: every object conditionally, the manifest last; nothing is overwritten."""
+    """Copy a store to object storage: every object conditionally, the manifest last; of two writers one wins."""
     from statevla.console import show_progress
     from stores.publish import publish_store
 
     with show_progress() as progress:
-        published = publish_store(store, url, progress=progress)
+        published = publish_store(store, url, progress=progress, replace=replace)
     _report(f"Published to {url}", {"store": str(store), "url": url, "manifest": published}, as_json)
 
 

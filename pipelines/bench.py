@@ -12,7 +12,7 @@ from stores.errors import UsageError
 class BenchOptions:
     """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder."""
 
-    store: Path | None
+    store: Path | str | None
     source: Path | None
     checkpoint: Path | None
     workers: int

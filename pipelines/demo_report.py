@@ -26,7 +26,7 @@ WHAT: Final = {
     "shuffled": "phase 2 on the same demonstrations, each with another task's instruction",
 }
 ABOUT: Final = (
-    "A small world of our own: a gripper, three blocks and two bowls. The instruction names one block and one bowl, "
+    "A small world of our own: a gripper, two blocks and two bowls. The instruction names one block and one bowl, "
     "and without it the task cannot be solved. A scripted expert shows how, a temporal JEPA learns a state from what "
     "the cameras see, and a flow-matching policy learns to act on that state. Every policy below acts in the same "
     "fresh episodes, which no demonstration was recorded in."

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from pipelines.run import run_units
 from stores import durable
 from stores.errors import StoreError, UsageError
-from stores.norm import FIELDS, Moments, Normalization, Statistics, load_stats, merge, quantiles, save_stats
+from stores.norm import FIELDS, Moments, Normalization, Statistics, load_stats, merge, quantiles, save_stats, stats_file
 from stores.progress import Progress, ProgressEvent
+from stores.publish import put_derived
 from stores.reader import Store
+from stores.storage import RemoteStorage
 
 BLOCK_EPISODES: Final = 256
 """Episodes of one task. It shares out the work; it does not touch the result."""
@@ -36,6 +38,7 @@ def compute_statistics(
     """Statistics of the store at `root`, saved as ``stats/<key>.json``, as {"action": {...}, "robot_state": {...}}.
 
     Each: mean, std, min, max, q01, q99 (lists, float64) and count. A store that has its own already is left untouched.
+    At a URL the file is put conditionally; the manifest names no derived files and stays as it is.
     Raises UsageError when the train split is empty; StoreMissing, StoreCorrupt on a store that cannot be read.
     """
     store = Store.open(root)
@@ -60,8 +63,11 @@ def compute_statistics(
             for name in FIELDS
         }
     )
-    with durable.lock(root, "statevla stats"):
-        save_stats(root, store.manifest_hash, normalization, SPLIT)
+    if isinstance(store.storage, RemoteStorage):
+        put_derived(store.storage.root, *stats_file(store.manifest_hash, normalization, SPLIT))
+    else:
+        with durable.lock(root, "statevla stats"):
+            save_stats(root, store.manifest_hash, normalization, SPLIT)
     return normalization.to_dict()
 
 

@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from statevla.batch import ObservationBatch
 from statevla.checkpoint_files import LANGUAGE, MODEL, load_strict, read_state, read_tensors, require_phase
 from statevla.config import Config, from_dict
 from statevla.encoders.siglip import SiglipBackbone
 from statevla.encoders.vision import load_backbone, require_identity
+from statevla.models.acting import Actor, Scene, convert, torch_dtype
 from statevla.models.encoder import StateEncoder
-from statevla.models.policy import PolicyModel
+from statevla.models.policy import Acted, PolicyModel, draw_noise
+from statevla.models.standardize import Standardize
 from statevla.observation import Observation, ObsSpec, spec_of
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.norm import Normalization
 from stores.reader import Store
-from stores.schema import CAMERAS, ROBOT_STATE_DIM
+from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Policy:
     """Everything that acting needs.
 
     language: float32 [512] by instruction, the only instructions that the policy knows. manifest_hash: the store that
-    it was trained on. name: for reports, where it came from.
+    it was trained on. name: for reports, where it came from. actor, tokens: `model` prepared, and the language token of
+    each instruction.
     """
 
     model: PolicyModel
@@ -39,18 +43,24 @@ class Policy:
     language: dict[str, NDArray[np.float32]]
     device: torch.device
     name: str
+    actor: Actor
+    tokens: dict[str, Tensor]
 
     @classmethod
-    def load(cls, checkpoint_dir: Path | str, device: str = "cpu") -> "Policy":
+    def load(cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32") -> "Policy":
         """Read a phase-2 checkpoint folder, with every weight checked by name, shape and dtype.
 
+        dtype: what the large matrix products are computed in, float32 or bfloat16.
         Raises StoreMissing, StoreCorrupt, or UsageError for a phase-1 checkpoint.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
         require_phase(state, 2, folder)
         config = from_dict(state.config)
+        precision = torch_dtype(dtype)
         backbone = load_backbone(config.model, device)
+        if backbone is not None:
+            backbone.to(device, precision)
         require_identity(backbone, state.backbone, str(folder))
         model = build_policy(config, None, backbone)
         load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
@@ -59,7 +69,7 @@ class Policy:
             raise StoreCorrupt(f"{folder / LANGUAGE}: {len(state.instructions)} instructions, {len(vectors)} vectors")
         language = dict(zip(state.instructions, vectors, strict=True))
         spec = ObsSpec.from_dict(state.obs_spec)
-        return _ready(model, config, spec, state.manifest_hash, language, device, str(folder))
+        return ready(model, config, spec, state.manifest_hash, language, device, str(folder), precision)
 
     @classmethod
     def untrained(cls, config: Config, store: Store, device: str = "cpu", seed: int = 0) -> "Policy":
@@ -69,7 +79,7 @@ class Policy:
             model = build_policy(config, store.stats(), load_backbone(config.model, device))
         language = {text: store.language.vector(text) for text in store.manifest.instructions}
         spec = ObsSpec.from_dict(store.obs_spec)
-        return _ready(model, config, spec, store.manifest_hash, language, device, "untrained")
+        return ready(model, config, spec, store.manifest_hash, language, device, "untrained")
 
     def act(self, observations: list[Observation], seed: int = 0) -> NDArray[np.float32]:
         """One chunk for each observation: float32 [B, K, 7] in action units; gripper -1 open, +1 close.
@@ -77,10 +87,25 @@ class Policy:
         A pure function of its arguments: `seed` gives the flow's starting noise. Raises ObsSpecMismatch when an
         observation is not what the policy was trained on, StoreMissing for an unknown instruction.
         """
-        batch = self.observe(observations).to(self.device)
-        with torch.no_grad():
-            chunk = self.model.act(batch, torch.Generator().manual_seed(seed))
-        return chunk.float().cpu().numpy()
+        batch = self.observe(observations)
+        noise = draw_noise(len(observations), self.config.model.chunk, torch.Generator().manual_seed(seed), self.device)
+        language = torch.stack([self.tokens[observation.instruction] for observation in observations])
+        acted = self.actor.act(
+            Scene(batch.images.to(self.device), batch.robot_state.to(self.device), language, noise.epsilon)
+        )
+        return acted.chunk.cpu().numpy()
+
+    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
+        """`act` for a loader's batch, unchecked; the generator gives the noise."""
+        noise = draw_noise(len(obs.robot_state), self.config.model.chunk, generator, self.device)
+        obs = obs.to(self.device)
+        language = self.actor.language_tokens(obs.language)
+        return self.actor.act(Scene(obs.images, obs.robot_state, language, noise.epsilon))
+
+    @property
+    def standardize_action(self) -> Standardize:
+        """Between action units and the space that the policy was trained in."""
+        return self.model.standardize_action
 
     def observe(self, observations: list[Observation]) -> ObservationBatch:
         """Checked observations as one batch on the CPU."""
@@ -119,7 +144,7 @@ def build_policy(config: Config, statistics: Normalization | None, backbone: Sig
     return PolicyModel(config, StateEncoder(config.model, statistics, backbone), statistics)
 
 
-def _ready(
+def ready(
     model: PolicyModel,
     config: Config,
     spec: ObsSpec,
@@ -127,6 +152,12 @@ def _ready(
     language: dict[str, NDArray[np.float32]],
     device: str,
     name: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Policy:
+    """A policy of a model with its weights in; the model is changed in place."""
     where = torch.device(device)
-    return Policy(model.to(where).eval().requires_grad_(False), config, spec, manifest_hash, language, where, name)
+    convert(model.to(where).eval().requires_grad_(False), dtype)
+    actor = Actor(model)
+    vectors = torch.from_numpy(np.asarray(list(language.values()), np.float32).reshape(-1, LANGUAGE_DIM))
+    tokens = dict(zip(language, actor.language_tokens(vectors), strict=True))
+    return Policy(model, config, spec, manifest_hash, language, where, name, actor, tokens)

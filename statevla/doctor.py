@@ -38,7 +38,7 @@ class Check:
     advice: str = ""
 
 
-def doctor(store: Path | None = None) -> list[Check]:
+def doctor(store: Path | str | None = None) -> list[Check]:
     """All checks, in the order of a table; with ``store``, whether it can be opened and used for training."""
     parts: list[Callable[[], list[Check]]] = [
         _python,
@@ -238,7 +238,7 @@ def _reclaimable() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
 
 
-def _store(path: Path) -> list[Check]:
+def _store(path: Path | str) -> list[Check]:
     from stores.errors import StateVLAError
     from stores.reader import Store
 
@@ -252,5 +252,5 @@ def _store(path: Path) -> list[Check]:
         store.stats()
         checks.append(Check("store statistics", "ok", "there, and of this store"))
     except StateVLAError as error:
-        checks.append(Check("store statistics", "warning", str(error), f"statevla stats {path}"))
+        checks.append(Check("store statistics", "warning", str(error), f"statevla stats --store {path}"))
     return checks

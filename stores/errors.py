@@ -29,6 +29,10 @@ class StoreLocked(StoreError):
     """Another process writes to the store."""
 
 
+class StoreChanged(StoreLocked):
+    """An object in object storage is not what a conditional put expected: somebody else wrote it."""
+
+
 class StaleKey(StoreError):
     """Statistics, features, latents or a checkpoint were made from another store or another transform."""
 

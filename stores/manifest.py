@@ -19,6 +19,8 @@ from stores.storage import Storage, open_storage
 
 MANIFEST: Final = "manifest.json"
 SEAL: Final = "sha256"
+CLAIM: Final = "publishing"
+"""The only field of what stands in the manifest's place while a store is being published (`stores.publish`)."""
 _COUNTS: Final = ("episodes", "frames", "steps", "segments", "bytes", "quarantined")
 
 
@@ -110,13 +112,23 @@ def manifest_hash(root: Path | str | Storage) -> str:
 def read_manifest(storage: Storage) -> bytes:
     """Bytes of the manifest. Raises StoreMissing when there is none: `storage` is then no store."""
     try:
-        return storage.read(MANIFEST)
+        data = storage.read(MANIFEST)
     except StoreMissing as error:
         if "bucket" in str(error):
             raise
         raise StoreMissing(
             f"{storage.root} is not a store: it has no {MANIFEST}. An interrupted ingest leaves none: run it again"
         ) from error
+    if is_claim(data):
+        raise StoreMissing(
+            f"{storage.root} is not a store yet: one is being published there. If that was interrupted, run it again"
+        )
+    return data
+
+
+def is_claim(data: bytes) -> bool:
+    """Whether this stands in for a manifest that is being published."""
+    return data.startswith(f'{{\n "{CLAIM}": {{'.encode())
 
 
 def is_inside(path: str) -> bool:

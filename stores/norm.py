@@ -202,10 +202,16 @@ def is_statistics(name: str) -> bool:
 
 def save_stats(root: Path | str, manifest_hash: str, normalization: Normalization, split: str = "train") -> str:
     """Write ``stats/<key>.json``, sealed; returns the key."""
+    path, data = stats_file(manifest_hash, normalization, split)
+    durable.write_bytes(Path(root, path), data)
+    return stats_key(manifest_hash, split)
+
+
+def stats_file(manifest_hash: str, normalization: Normalization, split: str = "train") -> tuple[str, bytes]:
+    """(path below the store, content) of the file that holds them."""
     key = stats_key(manifest_hash, split)
     fields = {"key": key, "manifest": manifest_hash, "split": split, "transform_version": TRANSFORM_VERSION}
-    durable.write_json(Path(root, stats_path(key)), seal({**fields, **normalization.to_dict()}))
-    return key
+    return stats_path(key), durable.json_bytes(seal({**fields, **normalization.to_dict()}))
 
 
 def load_stats(root: Path | str | Storage, manifest_hash: str, split: str = "train") -> Normalization:

@@ -1,4 +1,4 @@
-"""Reading bytes by name from a folder or from any fsspec URL. Nothing here writes.
+"""Reading bytes by name from a folder or from any fsspec URL. Nothing here writes (`stores.conditional` does).
 
 A name is a path below the root with ``/``. No handle is kept open between calls.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from stores.errors import StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
+from stores.errors import StateVLAError, StoreCorrupt, StoreError, StoreMissing
 
 PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
@@ -41,11 +41,11 @@ class LocalStorage:
         self.root = str(root)
 
     def read(self, name: str) -> bytes:
-        with _named(self.root, name):
+        with named_errors(self.root, name):
             return Path(self.root, name).read_bytes()
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        with _named(self.root, name):
+        with named_errors(self.root, name):
             descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 data = os.pread(descriptor, size, offset)
@@ -56,7 +56,7 @@ class LocalStorage:
         return _exact(data, self.root, name, offset, size)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        with _named(self.root, name), Path(self.root, name).open("rb", buffering=0) as handle:
+        with named_errors(self.root, name), Path(self.root, name).open("rb", buffering=0) as handle:
             while piece := handle.read(PIECE):
                 yield piece
 
@@ -70,59 +70,41 @@ class LocalStorage:
 
 
 class RemoteStorage:
-    """Any file system of fsspec: ``memory://``, ``s3://``, ``gs://``, ``https://`` … by byte ranges."""
+    """Any file system of fsspec: ``memory://``, ``s3://``, ``gs://``, ``https://`` … by byte ranges.
+
+    files, path: fsspec's file system, and the prefix in it.
+    """
 
     def __init__(self, url: str, **options: Any) -> None:
         import fsspec
 
         self.root = url.rstrip("/")
-        with _named(self.root, "the file system of this URL"):
-            self._fs, self._path = fsspec.core.url_to_fs(self.root, **options)
+        with named_errors(self.root, "the file system of this URL"):
+            self.files, self.path = fsspec.core.url_to_fs(self.root, **options)
 
     def read(self, name: str) -> bytes:
-        with _named(self.root, name):
-            return bytes(self._fs.cat_file(f"{self._path}/{name}"))
+        with named_errors(self.root, name):
+            return bytes(self.files.cat_file(f"{self.path}/{name}"))
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        with _named(self.root, name):
-            data = bytes(self._fs.cat_file(f"{self._path}/{name}", start=offset, end=offset + size))
+        with named_errors(self.root, name):
+            data = bytes(self.files.cat_file(f"{self.path}/{name}", start=offset, end=offset + size))
         return _exact(data, self.root, name, offset, size)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        with _named(self.root, name), self._fs.open(f"{self._path}/{name}", "rb", block_size=8 * PIECE) as handle:
+        with (
+            named_errors(self.root, name),
+            self.files.open(f"{self.path}/{name}", "rb", block_size=8 * PIECE) as handle,
+        ):
             while piece := handle.read(PIECE):
                 yield piece
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Put the object where there is none, in one atomic step; False when there is one. Nothing is overwritten.
-
-        Raises UsageError when the file system cannot do that, StoreError when it cannot be written.
-        """
-        with _named(self.root, name, "written"):
-            try:
-                self._fs.pipe_file(f"{self._path}/{name}", data, mode="create")
-            except FileExistsError:
-                return False
-            except (NotImplementedError, TypeError) as error:
-                raise UsageError(f"{self.root}: this file system cannot create an object conditionally") from error
-            except Exception as error:
-                if _refused_as_existing(error):
-                    return False
-                raise
-        return True
-
     def sizes(self) -> dict[str, int]:
-        base = self._path.rstrip("/") + "/"
-        with _named(self.root, "the list of objects"):
-            found = self._fs.find(self._path, detail=True)
+        base = self.path.rstrip("/") + "/"
+        with named_errors(self.root, "the list of objects"):
+            self.files.invalidate_cache()
+            found = self.files.find(self.path, detail=True)
         return {path.removeprefix(base): int(info["size"]) for path, info in found.items()}
-
-
-def _refused_as_existing(error: Exception) -> bool:
-    """Whether an object store says that the condition of the put did not hold (HTTP 412; 409 in a race)."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    return code in ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 HINTS: Final = {
@@ -137,7 +119,7 @@ HINTS: Final = {
 
 
 @contextlib.contextmanager
-def _named(root: str, name: str, done: str = "read") -> Iterator[None]:
+def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
     """Turn whatever a file system raises into a StoreError that names the object.
 
     All exceptions, because every fsspec backend has its own (no credentials, no bucket, no network).

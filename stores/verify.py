@@ -15,6 +15,7 @@ from stores.durable import LOCK_NAME, OLD_PREFIX, TEMP_PREFIX
 from stores.errors import StoreCorrupt, StoreError
 from stores.manifest import MANIFEST, Manifest, StoreObject, hash_stream, is_inside, read_sealed
 from stores.progress import Progress, ProgressEvent
+from stores.publish import PUBLISHED
 from stores.reader import Store
 from stores.storage import Storage, open_storage
 
@@ -50,7 +51,7 @@ def verify_store(root: Path | str | Storage, progress: Progress | None = None, t
             named += _derived_objects(name, fields)
         except StoreError as error:
             problems.append(Problem(name, str(error)))
-    known = {item.path for item in named} | {MANIFEST, LOCK_NAME} | set(sealed)
+    known = {item.path for item in named} | {MANIFEST, LOCK_NAME, PUBLISHED} | set(sealed)
     problems += [Problem(name, _extra(name)) for name in there if name not in known]
     problems += _rehash(storage, named, there, progress, threads)
     if not problems:

@@ -1,5 +1,9 @@
-"""Prints at the end of a run how many crashes were enumerated: operations times faults, by what was crashed."""
+"""A local S3 for tests; and at the end of a run, how many crashes were enumerated: operations times faults."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
 import hypothesis
 import pytest
 
@@ -7,6 +11,19 @@ from tests.stores.faults import TALLY
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # tests do not depend on how busy the machine is
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, Any]]:
+    """Options of fsspec for a local S3 with the bucket "robots"."""
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "test", "secret": "test", "endpoint_url": f"http://{host}:{port}"}
+    fsspec.filesystem("s3", **options).mkdir("robots")
+    yield options
+    server.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,7 +7,7 @@ Legend: N frames, B batch, K chunk.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from statevla.config import Config
 from statevla.evaluators import metrics
 from statevla.evaluators.results import OfflineResults, Smoothness
 from statevla.loaders import iterate_once
-from statevla.models.policy import PolicyModel
+from statevla.models.policy import Acted
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec
 from stores.errors import StaleKey, StateVLAError
@@ -29,18 +29,6 @@ from stores.schema import ACTION_NAMES, POSE_DIMS
 
 XYZ = slice(0, 3)
 GRIPPER = POSE_DIMS
-
-
-@runtime_checkable
-class ChunkModel(Protocol):
-    """The tensor level of a policy."""
-
-    @property
-    def standardize_action(self) -> Standardize: ...
-
-    def act(self, obs: ObservationBatch, generator: torch.Generator) -> Tensor:
-        """Chunks [B, K, 7] in action units."""
-        ...
 
 
 @runtime_checkable
@@ -57,10 +45,10 @@ class OfflinePolicy(Protocol):
     def manifest_hash(self) -> str: ...
 
     @property
-    def device(self) -> torch.device: ...
+    def standardize_action(self) -> Standardize: ...
 
-    @property
-    def model(self) -> Any:  # a PolicyModel, or another ChunkModel
+    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
+        """Chunks in action units; noise from the generator."""
         ...
 
 
@@ -105,7 +93,7 @@ def evaluate_offline(
             "from, or allow another one explicitly"
         )
     predictions = predict(policy, store, split, batch_size=batch_size, seed=seed, progress=progress)
-    standardize = policy.model.standardize_action
+    standardize = policy.standardize_action
     shift, scale = (buffer.detach().cpu().double().numpy() for buffer in (standardize.shift, standardize.scale))
     train_mean = np.asarray(store.stats().action.mean, np.float64)
     return measure(predictions, shift, scale, train_mean, split)
@@ -121,7 +109,7 @@ def predict(
     probabilities: list[Tensor] = []
     done = 0
     for batch in iterate_once(store, split, batch_size, policy.config.model.chunk):
-        chunk, probability = _act(policy.model, batch.obs.to(policy.device), generator)
+        chunk, probability = policy.act_batch(batch.obs, generator)
         if not torch.isfinite(chunk).all():
             raise StateVLAError("policy: predicts NaN or infinite actions; its training diverged")
         rows.append((chunk.float().cpu(), batch.chunk, batch.is_pad, batch.episode, batch.frame))
@@ -173,13 +161,3 @@ def measure(
             demo_seam=metrics.seam(target[..., XYZ], is_pad, *chain),
         ),
     )
-
-
-def _act(model: Any, obs: ObservationBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Chunks [B, K, 7], and the probability to close [B, K] where the model has a gripper classifier."""
-    if not isinstance(model, PolicyModel):
-        chunk: Tensor = model.act(obs, generator)
-        return chunk, None
-    with torch.no_grad():
-        encoded = model.encode(obs)
-        return model.act_on_state(encoded, generator), torch.sigmoid(model.gripper(encoded.z, encoded.tokens).float())

@@ -35,8 +35,8 @@ figure img { display: block; width: 100%; border-radius: 4px; } figcaption { mar
 .outcome { font-weight: 600; } .success { color: var(--good); } .failure, .error { color: var(--bad); }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--dim); font-weight: 600; } td + td, th + th { text-align: right; }
-.text td, .text th { text-align: left; }
+th { color: var(--dim); font-weight: 600; } td + td, th + th { text-align: right; } td + td { white-space: nowrap; }
+.text td, .text th { text-align: left; white-space: normal; }
 .text td { overflow-wrap: anywhere; }
 .chart { width: 100%; height: auto; font-size: 12px; } .chart .dim { fill: var(--dim); }
 .chart .ink { fill: var(--ink); }

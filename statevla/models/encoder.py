@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from statevla.batch import ObservationBatch
 from statevla.config import ModelConfig
-from statevla.models.mamba import Mamba
+from statevla.models.mamba import Mamba, MambaState
+from statevla.models.streaming import extend
 from statevla.models.tokenizer import Backbone, Tokenizer
 from stores.norm import Normalization
 
@@ -39,8 +40,17 @@ class MambaBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        out: Tensor = x + self.mamba(self.norm(x))
+        out: Tensor = x + self.mamba(self._normed(x))
         return out
+
+    def extend(self, x: Float[Tensor, "B N D"], state: MambaState | None) -> tuple[Float[Tensor, "B N D"], MambaState]:
+        """`forward` over more tokens of sequences that `state` remembers; and the state after them."""
+        y, state = extend(self.mamba, self._normed(x), state)
+        return x + y, state
+
+    def _normed(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        normed: Tensor = self.norm(x)
+        return normed.to(self.mamba.in_proj.weight.dtype)
 
 
 class ContextEncoder(nn.Module):
@@ -83,11 +93,19 @@ class StateEncoder(nn.Module):
 
     def forward(self, obs: ObservationBatch) -> Encoded:
         """State and token outputs."""
-        tokens = self.context_encoder(self.tokenizer(obs))
-        return Encoded(self.state_projection(tokens[:, -1]), tokens)
+        return self.encode(self.tokenizer(obs))
+
+    def encode(self, tokens: Float[Tensor, "B N D"]) -> Encoded:
+        """`forward` from the tokenizer's tokens on."""
+        out = self.context_encoder(tokens)
+        return Encoded(self.state_projection(out[:, -1]), out)
 
     def state(self, obs: ObservationBatch) -> Float[Tensor, "B D"]:
         """The same z without the final norms of the other tokens."""
-        stream = self.context_encoder.blocks_only(self.tokenizer(obs))
+        return self.encode_state(self.tokenizer(obs))
+
+    def encode_state(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
+        """`state` from the tokenizer's tokens on."""
+        stream = self.context_encoder.blocks_only(tokens)
         z: Tensor = self.state_projection(self.context_encoder.finish(stream[:, -1]))
         return z

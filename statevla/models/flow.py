@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from statevla.config import ModelConfig
 from statevla.models.encoder import NORM_EPS, MambaBlock
-from statevla.models.tokenizer import embedding
+from statevla.models.mamba import MambaState
+from statevla.models.tokenizer import dtype_of, embedding
 from stores.schema import POSE_DIMS
 
 MIN_PERIOD = 4e-3
@@ -37,14 +38,21 @@ def velocity_target(clean: Float[Tensor, "B K A"], noise: Float[Tensor, "B K A"]
     return noise - clean
 
 
+def sampling_times(steps: int) -> Float[Tensor, " S"]:
+    """σ at which the velocity is asked for: 1, 1 - 1/S, …, 1/S."""
+    return 1 - torch.arange(steps, dtype=torch.float32) / steps
+
+
 def euler(
-    velocity: Callable[[Tensor, Tensor], Tensor], noise: Float[Tensor, "B K A"], steps: int
+    velocity: Callable[[Tensor, Tensor], Tensor], noise: Float[Tensor, "B K A"], levels: Float[Tensor, "S ..."]
 ) -> Float[Tensor, "B K A"]:
-    """From σ = 1 to 0 in equal steps: x ← x - v(x, σ) / S at σ = 1, 1 - 1/S, …, 1/S."""
+    """From σ = 1 to 0 in S equal steps: x ← x - v(x, level) / S.
+
+    The levels, one a step, are `sampling_times` or whatever `velocity` knows them by.
+    """
     x = noise
-    for step in range(steps):
-        sigma = x.new_full((len(x),), 1 - step / steps)
-        x = x - velocity(x, sigma) / steps
+    for level in levels.unbind():
+        x = x - velocity(x, level) / len(levels)
     return x
 
 
@@ -68,7 +76,7 @@ class GatedMlp(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        y = self.norm(x)
+        y = self.norm(x).to(dtype_of(self.gate))
         out: Tensor = x + self.down(F.silu(self.gate(y)) * self.up(y))
         return out
 
@@ -106,11 +114,66 @@ class FlowPolicy(nn.Module):
         tokens: Float[Tensor, "B N D"] | None = None,
     ) -> Float[Tensor, "B K 6"]:
         """Velocity at `noisy` = x_σ. `tokens` is read with ``policy_context: z+tokens`` only."""
-        level = self.sigma(sinusoid(sigma, self.width)).unsqueeze(1)
-        own = torch.cat([level, self.state(z).unsqueeze(1), self.action(noisy)], dim=1) + self.position
+        own = self._own(self.sigma(sinusoid(sigma, self.width)), self.state(z), noisy)
         if self.context is not None:
-            if tokens is None:
-                raise ValueError("policy_context z+tokens needs the encoder's tokens, got None")
-            own = torch.cat([self.context(tokens), own], dim=1)
-        out: Tensor = self.head(self.final_norm(self.layers(own)[:, -self.chunk :]))
+            own = torch.cat([self._context(tokens), own], dim=1)
+        return self._head(self.layers(own))
+
+    def level_tokens(self, steps: int) -> Float[Tensor, "S D"]:
+        """The σ tokens of the sampling times, the same for every observation."""
+        tokens: Tensor = self.sigma(sinusoid(sampling_times(steps).to(self.position.device), self.width))
+        return tokens
+
+    def sample(
+        self,
+        noise: Float[Tensor, "B K 6"],
+        z: Float[Tensor, "B D"],
+        tokens: Float[Tensor, "B N D"] | None,
+        levels: Float[Tensor, "S D"],
+    ) -> Float[Tensor, "B K 6"]:
+        """Euler from `noise`; `levels` from `level_tokens`. What no step changes is computed once, before the first.
+
+        For inference: the numbers are those of `forward` in every step, up to rounding.
+        """
+        past = None if self.context is None else self._read(self._context(tokens))
+        state = self.state(z)
+
+        def velocity(x: Tensor, level: Tensor) -> Tensor:
+            own = self._own(level.expand(len(x), -1), state, x)
+            return self._head(self.layers(own) if past is None else self._continue(own, past)).float()
+
+        return euler(velocity, noise, levels)
+
+    def _own(
+        self, level: Float[Tensor, "B D"], state: Float[Tensor, "B D"], noisy: Float[Tensor, "B K 6"]
+    ) -> Float[Tensor, "B N D"]:
+        """[σ, z, K noisy actions]."""
+        return torch.cat([level.unsqueeze(1), state.unsqueeze(1), self.action(noisy)], dim=1) + self.position
+
+    def _context(self, tokens: Float[Tensor, "B N D"] | None) -> Float[Tensor, "B N D"]:
+        if self.context is None or tokens is None:
+            raise ValueError("policy_context z+tokens needs the encoder's tokens, got None")
+        context: Tensor = self.context(tokens.to(dtype_of(self.context)))
+        return context.to(self.position.dtype)
+
+    def _read(self, context: Float[Tensor, "B N D"]) -> list[MambaState]:
+        """What each Mamba block remembers of the context tokens."""
+        states: list[MambaState] = []
+        for layer in self.layers:
+            if isinstance(layer, MambaBlock):
+                context, state = layer.extend(context, None)
+                states.append(state)
+            else:
+                context = layer(context)
+        return states
+
+    def _continue(self, own: Float[Tensor, "B N D"], past: list[MambaState]) -> Float[Tensor, "B N D"]:
+        """All layers over the tokens after the context."""
+        states = iter(past)
+        for layer in self.layers:
+            own = layer.extend(own, next(states))[0] if isinstance(layer, MambaBlock) else layer(own)
+        return own
+
+    def _head(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B K 6"]:
+        out: Tensor = self.head(self.final_norm(x[:, -self.chunk :]))
         return out

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from statevla.batch import Batch, ObservationBatch
 from statevla.config import Config
 from statevla.models.encoder import Encoded, StateEncoder
-from statevla.models.flow import FlowPolicy, euler, interpolate, velocity_target
+from statevla.models.flow import FlowPolicy, interpolate, velocity_target
 from statevla.models.gripper import GripperClassifier, command, is_closing
 from statevla.models.losses import LossParts, masked_bce, masked_mse
 from statevla.models.standardize import Standardize
@@ -25,6 +25,14 @@ class FlowNoise(NamedTuple):
 
     sigma: Float[Tensor, " B"]
     epsilon: Float[Tensor, "B K 6"]
+
+
+class Acted(NamedTuple):
+    """What a policy wants to do. chunk: action units, pose not clipped, gripper -1 or +1.
+    closing: probability to close the gripper, where the policy tells one."""
+
+    chunk: Float[Tensor, "B K 7"]
+    closing: Float[Tensor, "B K"] | None
 
 
 def draw_noise(rows: int, chunk: int, generator: torch.Generator, device: torch.device) -> FlowNoise:
@@ -55,10 +63,14 @@ class PolicyModel(nn.Module):
     @torch.no_grad()
     def encode(self, obs: ObservationBatch) -> Encoded:
         """The frozen state; tokens are empty [B 0 D] where the policy does not look at them."""
+        return self.encode_tokens(self.encoder.tokenizer(obs))
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: Float[Tensor, "B N D"]) -> Encoded:
+        """`encode` from the tokenizer's tokens on."""
         if self.config.policy_context == "z+tokens":
-            encoded: Encoded = self.encoder(obs)
-            return encoded
-        z = self.encoder.state(obs)
+            return self.encoder.encode(tokens)
+        z = self.encoder.encode_state(tokens)
         return Encoded(z, z.new_empty(len(z), 0, z.shape[1]))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> LossParts:
@@ -93,15 +105,15 @@ class PolicyModel(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K 7"]:
-        """One action chunk an observation, in action units: pose denormalized and not clipped, gripper -1 or +1."""
-        return self.act_on_state(self.encode(obs), generator)
+        """One action chunk an observation, with nothing prepared; `acting.Actor` is the quick way to the same."""
+        noise = draw_noise(len(obs.robot_state), self.config.chunk, generator, obs.robot_state.device).epsilon
+        return self.sample(self.encode(obs), noise, self.flow.level_tokens(self.config.euler_steps)).chunk
 
     @torch.no_grad()
-    def act_on_state(self, encoded: Encoded, generator: torch.Generator) -> Float[Tensor, "B K 7"]:
-        """`act` from states already made."""
+    def sample(self, encoded: Encoded, noise: Float[Tensor, "B K 6"], levels: Float[Tensor, "S D"]) -> Acted:
+        """Chunks from states, starting noise and `FlowPolicy.level_tokens`."""
         z, tokens = encoded
-        noise = draw_noise(len(z), self.config.chunk, generator, z.device).epsilon
-        pose = euler(lambda x, sigma: self.flow(x, sigma, z, tokens).float(), noise, self.config.euler_steps)
-        gripper = command(self.gripper(z, tokens).float()).unsqueeze(-1)
-        actions: Tensor = self.standardize_action.inverse(torch.cat([pose, gripper], dim=-1))
-        return actions
+        pose = self.flow.sample(noise, z, tokens, levels)
+        logits = self.gripper(z, tokens).float()
+        standardized = torch.cat([pose, command(logits).unsqueeze(-1)], dim=-1)
+        return Acted(self.standardize_action.inverse(standardized), torch.sigmoid(logits))

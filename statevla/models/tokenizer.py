@@ -41,12 +41,22 @@ def embedding(*shape: int) -> nn.Parameter:
     return nn.Parameter(values)
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What a module of matrices computes in: float32, or bfloat16 in a policy that was converted for acting."""
+    return next(module.parameters()).dtype
+
+
 def prepare_pixels(images: UInt8[Tensor, "B H W 3"], size: int) -> Float[Tensor, "B 3 S S"]:
-    """RGB in [0, 255] -> [-1, 1], bilinear with antialiasing to `size` where it differs."""
-    pixels = images.permute(0, 3, 1, 2).float()
+    """RGB in [0, 255] -> [-1, 1], bilinear with antialiasing to `size` where it differs.
+
+    The two commute; scaling comes first because pictures are mostly made larger, and planes are resized faster than
+    interleaved colours.
+    """
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    pixels = (pixels / 255 - PIXEL_MEAN) / PIXEL_STD
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return (pixels / 255 - PIXEL_MEAN) / PIXEL_STD
+    return pixels
 
 
 class ConvVision(nn.Module):
@@ -60,9 +70,10 @@ class ConvVision(nn.Module):
         )
 
     def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P D"]:
+        pixels = prepare_pixels(images.flatten(0, 1), self.image_size).to(dtype_of(self.cameras))
+        pixels = pixels.reshape(*images.shape[:2], *pixels.shape[1:])
         patches = [
-            convolution(prepare_pixels(images[:, camera], self.image_size)).flatten(2).transpose(1, 2)
-            for camera, convolution in enumerate(self.cameras)
+            convolution(pixels[:, camera]).flatten(2).transpose(1, 2) for camera, convolution in enumerate(self.cameras)
         ]
         return torch.stack(patches, dim=1)
 
@@ -97,7 +108,7 @@ class SiglipVision(nn.Module):
 
     def project(self, features: Float[Tensor, "B C P V"]) -> Float[Tensor, "B C P D"]:
         """Features (float16 caches too) -> patch tokens."""
-        values = features.float()
+        values = features.to(dtype_of(self.cameras))
         return torch.stack([linear(values[:, camera]) for camera, linear in enumerate(self.cameras)], dim=1)
 
     def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P D"]:
@@ -127,12 +138,25 @@ class Tokenizer(nn.Module):
 
     def forward(self, obs: ObservationBatch) -> Float[Tensor, "B N D"]:
         """Tokens, N = 2 P + 3."""
-        if obs.images.shape[1] != len(CAMERAS):
-            raise ObsSpecMismatch(f"images: expected {len(CAMERAS)} cameras {CAMERAS}, got {obs.images.shape[1]}")
-        text = F.normalize(obs.language, dim=-1) * LANGUAGE_DIM**0.5  # entries of about 1, whatever encoder made it
-        language = self.language(text).unsqueeze(1) + self.position_language + self.modality[0]
-        state = self.robot(self.standardize_robot_state(obs.robot_state)).unsqueeze(1)
+        return self.assemble(self.language_token(obs.language), obs.images, obs.robot_state)
+
+    def language_token(self, language: Float[Tensor, "B 512"]) -> Float[Tensor, "B D"]:
+        """The token of an instruction's embedding; it needs to be made once only."""
+        text = F.normalize(language, dim=-1) * LANGUAGE_DIM**0.5  # entries of about 1, whatever encoder made it
+        out: Tensor = self.language(text) + self.position_language + self.modality[0]
+        return out
+
+    def assemble(
+        self,
+        language_token: Float[Tensor, "B D"],
+        images: UInt8[Tensor, "B C H W 3"],
+        robot_state: Float[Tensor, "B 9"],
+    ) -> Float[Tensor, "B N D"]:
+        """All tokens, from the instruction's and the rest of the observation."""
+        if images.shape[1] != len(CAMERAS):
+            raise ObsSpecMismatch(f"images: expected {len(CAMERAS)} cameras {CAMERAS}, got {images.shape[1]}")
+        state = self.robot(self.standardize_robot_state(robot_state)).unsqueeze(1)
         robot = state + self.position_robot + self.modality[1]
-        cameras = self.vision(obs.images) + self.position_cameras + self.modality[2:, None]
-        cls = self.cls.expand(len(obs.language), 1, -1)
-        return torch.cat([language, robot, cameras.flatten(1, 2), cls], dim=1)
+        cameras = self.vision(images) + self.position_cameras + self.modality[2:, None]
+        cls = self.cls.expand(len(images), 1, -1)
+        return torch.cat([language_token.unsqueeze(1), robot, cameras.flatten(1, 2), cls], dim=1)

@@ -5,17 +5,16 @@ Legend: S steps of an episode, K chunk.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from statevla.batch import ObservationBatch
 from statevla.bundle import Policy
 from statevla.config import Config, load_config
 from statevla.evaluators.offline import evaluate_offline
+from statevla.models.policy import Acted
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec
 from stores.errors import ObsSpecMismatch, StaleKey, StateVLAError
@@ -25,7 +24,7 @@ from stores.schema import ACTION_NAMES
 from tests.stores.make_store import MadeEpisode, make_tiny_store
 
 K = 10
-CONFIG, CPU = load_config("tiny"), torch.device("cpu")
+CONFIG = load_config("tiny")
 
 
 class LinearModel:
@@ -35,19 +34,25 @@ class LinearModel:
         self.standardize_action = Standardize("action", store.stats())
         self.weights = weights
 
-    def act(self, obs: ObservationBatch, generator: torch.Generator) -> Tensor:
+    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
         chunk = (obs.robot_state @ torch.from_numpy(self.weights)).reshape(-1, K, 7)
         chunk[..., 6] = torch.where(chunk[..., 6] > 0, 1.0, -1.0)
-        return chunk
+        return Acted(chunk, None)
 
 
 @dataclass(frozen=True)
 class FakePolicy:
-    model: Any
+    model: LinearModel
     obs_spec: ObsSpec
     manifest_hash: str
     config: Config = CONFIG
-    device: torch.device = CPU
+
+    @property
+    def standardize_action(self) -> Standardize:
+        return self.model.standardize_action
+
+    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
+        return self.model.act_batch(obs, generator)
 
 
 @dataclass(frozen=True)
@@ -140,8 +145,8 @@ def test_the_demonstrator_itself_has_no_error(made: Made) -> None:
     class Oracle(LinearModel):
         """Knows each state's chunk by its robot state."""
 
-        def act(self, obs: ObservationBatch, generator: torch.Generator) -> Tensor:
-            return torch.stack([table[row.tobytes()] for row in obs.robot_state.numpy()])
+        def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
+            return Acted(torch.stack([table[row.tobytes()] for row in obs.robot_state.numpy()]), None)
 
     table = {}
     for episode in made.val:

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from statevla.models.flow import FlowPolicy, GatedMlp, euler, interpolate, sinusoid, velocity_target
+from statevla.models.flow import (
+    FlowPolicy,
+    GatedMlp,
+    euler,
+    interpolate,
+    sampling_times,
+    sinusoid,
+    velocity_target,
+)
 from tests.models.build import micro
 
 
@@ -34,11 +42,11 @@ def test_velocity_is_the_paths_derivative() -> None:
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_euler_on_fields_with_known_solutions(steps: int) -> None:
     noise, point = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
-    constant = euler(lambda x, sigma: torch.full_like(x, 0.5), noise, steps)
+    constant = euler(lambda x, sigma: torch.full_like(x, 0.5), noise, sampling_times(steps))
     torch.testing.assert_close(constant, noise - 0.5)
-    linear = euler(lambda x, sigma: x, noise, steps)  # dx/dσ = x: Euler's own closed form
+    linear = euler(lambda x, sigma: x, noise, sampling_times(steps))  # dx/dσ = x: Euler's own closed form
     torch.testing.assert_close(linear, noise * (1 - 1 / steps) ** steps)
-    to_a_point = euler(lambda x, sigma: (x - point) / sigma[:, None, None], noise, steps)  # straight lines: exact
+    to_a_point = euler(lambda x, sigma: (x - point) / sigma, noise, sampling_times(steps))  # straight lines: exact
     torch.testing.assert_close(to_a_point, point, rtol=1e-5, atol=1e-5)
 
 
@@ -46,10 +54,10 @@ def test_euler_visits_the_designs_times() -> None:
     seen: list[float] = []
 
     def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        seen.append(float(sigma[0]))
+        seen.append(float(sigma))
         return torch.zeros_like(x)
 
-    euler(velocity, torch.zeros(1, 10, 6), 4)
+    euler(velocity, torch.zeros(1, 10, 6), sampling_times(4))
     assert seen == [1.0, 0.75, 0.5, 0.25]
 
 

@@ -146,7 +146,9 @@ def test_a_policy_learns_a_state_dependent_action() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    actions = model.act_on_state(encoded, seeded(9))
+    noise = draw_noise(rows, 10, seeded(9), torch.device("cpu")).epsilon
+    with torch.no_grad():
+        actions = model.sample(encoded, noise, model.flow.level_tokens(4)).chunk
     assert (actions[..., :6] - chunk[..., :6]).abs().mean() < 0.3
     assert torch.equal(actions[..., 6], chunk[..., 6])
 

@@ -130,7 +130,7 @@ def test_whatever_a_file_system_raises_names_the_object(made, monkeypatch) -> No
             def refuse(*args: object, **options: object) -> bytes:
                 raise RuntimeError("Unable to locate credentials")
 
-            monkeypatch.setattr(type(remote._fs), "cat_file", refuse)
+            monkeypatch.setattr(type(remote.files), "cat_file", refuse)
         for read in (lambda s=storage, n=shard: s.read(n), lambda s=storage, n=shard: s.read_range(n, 0, 5)):
             with pytest.raises(StoreError, match=f"{shard} cannot be read: (IsADirectory|Runtime)Error"):
                 read()

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Collect, ingest, train and evaluate in the LIBERO simulator: everything behind docs/results-libero.md.
+#
+#   benchmarks/libero/run.sh [FOLDER]      (default runs/libero-object; the simulator comes from `make libero`)
+#
+# Demonstrations start from initial states 0-29, trials from 30-49. Every step goes on where an interrupted call
+# stopped, so the script can be called again.
+#
+# TASKS     tasks of libero_object (default 0-9)
+# EPISODES  demonstrations a task (default 20)
+# STEPS1, STEPS2  optimizer steps of the two phases (default 8000 and 4000)
+# TRIALS    trials a task, at most 20 (default 20)
+# WORKERS   simulator processes, 1.8 GiB each (default 2)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+folder=${1:-runs/libero-object}
+tasks=${TASKS:-0-9} workers=${WORKERS:-2}
+steps=(0 "${STEPS1:-8000}" "${STEPS2:-4000}")
+statevla=statevla
+[[ -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
+
+"$statevla" collect libero_object --tasks "$tasks" --episodes "${EPISODES:-20}" --workers "$workers" --out "$folder/raw"
+"$statevla" ingest libero_object --source "$folder/raw" --out "$folder/store" --language hashed --train-split 0.95 \
+  --workers "$workers"
+"$statevla" stats --store "$folder/store"
+
+for phase in 1 2; do
+  resume=()
+  [[ -d $(echo "$folder/run/checkpoints/phase${phase}_"*/checkpoint_latest) ]] && resume=(--resume)
+  "$statevla" train --phase "$phase" --store "$folder/store" --run "$folder/run" --preset tiny \
+    --config benchmarks/libero/config.yaml --set "training.max_steps=${steps[$phase]}" "${resume[@]}"
+done
+
+for checkpoint in "$folder"/run/checkpoints/phase2_flow_matching/checkpoint_*; do
+  trials=5
+  [[ $checkpoint == *_best ]] && continue # chosen by a loss over few episodes: the last one is the result
+  [[ $checkpoint == *_latest ]] && trials=${TRIALS:-20}
+  "$statevla" eval libero --checkpoint "$checkpoint" --tasks "$tasks" --num-trials "$trials" --first-init 30 \
+    --workers "$workers" --videos 1 --out "$folder/eval/$(basename "$checkpoint")"
+done
