@@ -1,13 +1,17 @@
 """How near ingest is to its floor: reading the HDF5 and encoding the images, and nothing else.
 
-All are measured in one run, alternating, on files rewritten without compression (as LIBERO's official ones are), in
-the page cache, with this process and its children held to as many cores as there are workers:
+All are measured in one run, alternating, on files rewritten without compression (as LIBERO's official ones are), each
+demonstration several times, so that a run lasts seconds; in the page cache, with this process and its children held to
+as many cores as there are workers:
 
-- floor: read 16 rows, flip, encode, throw away;
-- ours: a whole `ingest` into a fresh folder, from listing the source to the committed manifest: source hashes,
-  checks, shards, fsync, object hashes, tables. The Dask cluster of two or more workers is started before the clock;
-- plain tar: the floor with ``tarfile`` writing the same members, without index, hash or fsync;
+- floor: read the same rows with plain h5py, 16 at a time into memory that is used again, flip, encode, throw away;
+- ours: a whole `ingest` into a fresh folder, from listing the source to the committed manifest: fingerprints, checks,
+  shards, fsync, object hashes, tables, and the process that reads the sources;
+- plain tar: the floor with ``tarfile`` writing the same images, without index, hash or fsync;
 - without fsync: ours with durability switched off.
+
+With two or more workers, all run on Dask clusters that are started before the clock, over the same units of work.
+Before every run the disk is left to finish what was written before.
 """
 
 import contextlib
@@ -21,15 +25,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import h5py
+import numpy as np
 
 from pipelines.ingest import ingest
 from pipelines.ingest_plan import IngestConfig, plan_ingest
-from pipelines.libero import image_datasets
 from pipelines.run import local_cluster, run_units
 from pipelines.units import READ_FRAMES
+from statevla.observation import HDF5_IMAGE_KEYS
 from stores import durable
 from stores.errors import UsageError
 from stores.images import JPEG_QUALITY, encode_image
@@ -44,7 +49,11 @@ class FloorTask:
     tar: str | None
 
 
-def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int = 1) -> dict[str, Any]:
+COPIES: Final = 6
+"""Times that each demonstration is repeated, so that a run lasts seconds and not its start."""
+
+
+def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int = COPIES) -> dict[str, Any]:
     """Frames/s of ingest of `source`, and what fraction of the floor that is (`ratio`, 1.0: at the floor).
 
     copies: how often each demonstration is repeated in the rewritten source, for a longer measurement.
@@ -65,7 +74,7 @@ def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int =
                 tasks = [
                     (unit.name, FloorTask(
                         str(folder / "source" / unit.file), unit.demos,
-                        str(folder / f"{unit.name}-{number}.tar") if tar else None,
+                        str(folder / "out" / f"{unit.name}-{number}.tar") if tar else None,
                     ))
                     for unit in plan.units
                 ]  # fmt: skip
@@ -73,7 +82,7 @@ def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int =
                     pass
 
             def ours(number: int, fsync: bool) -> None:
-                config = configuration(folder / "source", folder / f"store-{number}-{fsync}")
+                config = configuration(folder / "source", folder / "out" / f"store-{number}-{fsync}")
                 with contextlib.nullcontext() if fsync else durable.unsafe_without_fsync():
                     ingest(config, scheduler=durable_cluster if fsync else loose_cluster)
 
@@ -83,7 +92,7 @@ def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int =
                 "plain_tar": lambda number: floor(number, tar=True),
                 "without_fsync": lambda number: ours(number, fsync=False),
             }
-            rates = measure(runs, plan.frames, repeats)
+            rates = measure(runs, plan.frames, repeats, folder / "out")
     return {
         "name": "ingest",
         "unit": "frames/s",
@@ -93,17 +102,24 @@ def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int =
         "peers": {"plain_tar": rates["plain_tar"], "without_fsync": rates["without_fsync"]},
         "workers": workers,
         "frames": plan.frames,
+        "copies": copies,
         "repeats": repeats,
         "durability_cost": 1 - rates["ours"] / rates["without_fsync"],
         "machine": f"{platform.processor() or platform.machine()}, {len(cores)} of {os.cpu_count()} cores",
     }
 
 
-def measure(runs: dict[str, Callable[[int], None]], frames: int, repeats: int) -> dict[str, float]:
-    """Frames/s of each run: the median over `repeats` rounds that alternate all of them, after one to warm up."""
+def measure(runs: dict[str, Callable[[int], None]], frames: int, repeats: int, out: Path) -> dict[str, float]:
+    """Frames/s of each run: the median over `repeats` rounds that alternate all of them, after one to warm up.
+
+    out: the folder in which they write; it is empty, and the disk at rest, when a run begins.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(repeats + 1):
         for name, run in runs.items():
+            durable.remove(out)
+            out.mkdir()
+            os.sync()
             started = time.perf_counter()
             run(number)
             seconds[name].append(time.perf_counter() - started)
@@ -137,7 +153,7 @@ def rewrite(source: Path, target: Path, copies: int) -> None:
     for path in plan.paths:
         if path.name not in plan.files:
             continue
-        with h5py.File(path, "r") as old, h5py.File(target / path.name, "w") as new:
+        with h5py.File(path, "r") as old, durable.staging_file(target / path.name) as temp, h5py.File(temp, "w") as new:
             data = new.create_group("data")
             for name, value in old["data"].attrs.items():
                 if name not in ("num_demos", "total"):
@@ -166,11 +182,14 @@ def read_and_encode(task: FloorTask) -> int:
         file = stack.enter_context(h5py.File(task.file, "r"))
         tar = stack.enter_context(tarfile.open(task.tar, "w", format=tarfile.USTAR_FORMAT)) if task.tar else None
         for number, demo in enumerate(task.demos):
-            cameras = image_datasets(file["data"][demo])
-            rows = next(iter(cameras.values())).shape[0]
+            cameras = {camera: file[f"data/{demo}/obs/{key}"] for camera, key in HDF5_IMAGE_KEYS.items()}
+            rows, *shape = next(iter(cameras.values())).shape
+            buffer = np.empty((READ_FRAMES, *shape), np.uint8)
             for start in range(0, rows, READ_FRAMES):
+                count = min(READ_FRAMES, rows - start)
                 for camera, images in cameras.items():
-                    for offset, image in enumerate(images[start : start + READ_FRAMES]):
+                    images.read_direct(buffer, np.s_[start : start + count], np.s_[:count])
+                    for offset, image in enumerate(buffer[:count]):
                         data = encode_image(image[::-1], "jpeg", JPEG_QUALITY)
                         if tar is not None:
                             member = tarfile.TarInfo(f"{number}-{start:06d}.{camera}.{offset:02d}.jpg")

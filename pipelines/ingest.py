@@ -39,9 +39,12 @@ from stores.frames import FRAMES, frame_objects, write_frames
 from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects
 from stores.progress import Progress, ProgressEvent
 from stores.schema import EPISODES, SEGMENTS
+from stores.sync import Together
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table
 
 QUARANTINE: Final = "quarantine.jsonl"
+SYNC_UNITS: Final = 16
+"""Units whose records are made durable together: as many, at most, does a power loss cost."""
 OWN_FOLDERS: Final = ("shards", "units", FRAMES)
 """Folders in which a file that the manifest does not name is a leftover of an earlier ingest, and is removed."""
 
@@ -183,6 +186,7 @@ class Ingest:
         self.progress = progress
         self.before = self._stat()
         self.made_frames = 0
+        self.together = Together()
 
     def run(self, workers: int, scheduler: str | None, started: float) -> IngestSummary:
         """Make what is missing or stale, merge, commit."""
@@ -253,10 +257,15 @@ class Ingest:
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here
         with contextlib.closing(run_units(make, tasks, workers, scheduler)) as results:
-            for name, result in results:
+            for number, (name, result) in enumerate(results, 1):
                 require_same_code(name, result["code_version"])
                 record = {**result, "key": self._key(units[name], result["fingerprints"])}
-                write_record(self.root, record)
+                with self.together:  # a record that a power loss spoilt is not believed: its unit is made again
+                    write_record(self.root, record)
+                    if record["shard"]:
+                        durable.fsync_dir((self.root / record["shard"]["path"]).parent)
+                if number % SYNC_UNITS == 0:
+                    self.together.sync()
                 self.made_frames += sum(row["frames"] for row in record["episodes"])
                 done += self.plan.unit_frames(units[name])
                 self._report(done, name)
@@ -304,12 +313,14 @@ class Ingest:
             if standing is not None:
                 return standing, False
             durable.remove(self.root / MANIFEST)
-        write_table(self.root / EPISODES_FILE, episodes, EPISODES)
-        write_table(self.root / SEGMENTS_FILE, segments, SEGMENTS)
-        write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
-        lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine]
-        durable.write_text(self.root / QUARANTINE, "".join(lines))
-        write_frames(self.root, frame_arrays(self.root, episodes, segments))
+        with self.together:  # no manifest names them yet
+            write_table(self.root / EPISODES_FILE, episodes, EPISODES)
+            write_table(self.root / SEGMENTS_FILE, segments, SEGMENTS)
+            write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
+            lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine]
+            durable.write_text(self.root / QUARANTINE, "".join(lines))
+            write_frames(self.root, frame_arrays(self.root, episodes, segments))
+        self.together.sync()
         known = {rec["shard"]["path"]: StoreObject(**rec["shard"]) for rec in records if rec["shard"]}
         objects = known | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in known])}
         manifest = with_objects(wanted, tuple(objects[path] for path in sorted(paths)))

@@ -18,59 +18,37 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from stores import sync
 from stores.errors import StoreLocked
 from stores.exchange import exchange
 from stores.seam import Operation as Operation
 from stores.seam import announce
 from stores.seam import set_hook as set_hook
+from stores.sync import NO_FSYNC as NO_FSYNC
+from stores.sync import unsafe_without_fsync as unsafe_without_fsync
 
 TEMP_PREFIX: Final = ".tmp-"
 OLD_PREFIX: Final = ".old-"
 LOCK_NAME: Final = ".lock"
-NO_FSYNC: Final = "STATEVLA_UNSAFE_NO_FSYNC"
-
-
-@contextlib.contextmanager
-def unsafe_without_fsync() -> Iterator[None]:
-    """Skip fsync inside, also in processes started inside. For the ingest benchmark only."""
-    before = os.environ.get(NO_FSYNC)
-    os.environ[NO_FSYNC] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[NO_FSYNC]
-        else:
-            os.environ[NO_FSYNC] = before
-
-
-def _fsync(descriptor: int) -> None:
-    if os.environ.get(NO_FSYNC) != "1":
-        os.fsync(descriptor)
-
-
-def _fsync_file(path: Path) -> None:
-    announce("fsync", path)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        _fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_dir(path: Path | str) -> None:
     """Make the names in folder `path` (creations, renames, removals) survive a power loss."""
-    path = Path(path)
-    announce("fsync_dir", path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_dirs([path])
+
+
+def fsync_dirs(paths: Iterable[Path | str]) -> None:
+    """`fsync_dir` of many folders at once; inside `Together`, at its end."""
+    group = sync.current()
+    if group is None:
+        sync.sync_all(map(Path, paths), "fsync_dir")
+    else:
+        for path in paths:
+            group.add_folder(Path(path))
 
 
 def make_dir(path: Path | str) -> None:
@@ -95,6 +73,7 @@ class Writer:
     def __init__(self, path: Path, handle: BinaryIO) -> None:
         self.path = path
         self.bytes = 0
+        self._started = 0
         self._handle = handle
 
     def write(self, data: bytes | memoryview) -> int:
@@ -104,6 +83,9 @@ class Writer:
         while rest:
             rest = rest[self._handle.write(rest) :]
         self.bytes += len(data)
+        if self.bytes - self._started >= sync.EARLY:
+            sync.start_writing_out(self._handle.fileno(), self._started, self.bytes - self._started)
+            self._started = self.bytes
         return len(data)
 
     def tell(self) -> int:
@@ -115,27 +97,33 @@ class Writer:
 
 
 @contextlib.contextmanager
-def atomic(path: Path | str) -> Iterator[Writer]:
+def atomic(path: Path | str, durable_name: bool = True) -> Iterator[Writer]:
     """Write `path` whole or not at all: yields a `Writer`; on a clean exit the file is durable under its name.
 
-    Parents are created. On an exception the temporary is removed and `path` is what it was.
+    Parents are created. On an exception the temporary is removed and `path` is what it was. durable_name: False leaves
+    it to the caller to make the name durable (`fsync_dir`); the content is. Inside `sync.Together`: both, at its sync.
     """
     path = Path(path)
+    group = sync.current()
     make_dir(path.parent)
     temp = temp_name(path)
     try:
         announce("create", temp)
         with temp.open("xb", buffering=0) as handle:
             yield Writer(temp, handle)
-            announce("fsync", temp)
-            _fsync(handle.fileno())
+            if group is None:
+                announce("fsync", temp)
+                sync.sync_handle(handle.fileno())
         announce("rename", temp, path)
         temp.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
         raise
-    fsync_dir(path.parent)
+    if group is not None:
+        group.add_file(path)
+    elif durable_name:
+        fsync_dir(path.parent)
 
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
@@ -183,7 +171,7 @@ def staging_file(final: Path | str) -> Iterator[Path]:
     temp = temp_name(final)
     try:
         yield temp
-        _fsync_file(temp)
+        sync.sync_all([temp], "fsync")
         announce("rename", temp, final)
         temp.replace(final)
     except BaseException:
@@ -219,10 +207,13 @@ def replace_dir(temp: Path | str, final: Path | str) -> None:
     back if the writer dies in that moment.
     """
     temp, final = Path(temp), Path(final)
+    group = sync.current()
     for folder, _, names in os.walk(temp, topdown=False):
-        for name in sorted(names):
-            _fsync_file(Path(folder, name))
+        for path in (Path(folder, name) for name in sorted(names)):
+            sync.sync_all([path], "fsync") if group is None else group.add_file(path)
         fsync_dir(folder)
+    if group is not None:
+        group.moved(temp, final)
     if not final.exists():
         announce("rename", temp, final)
         temp.rename(final)
@@ -345,7 +336,7 @@ class LineLog:
         """Make the log durable."""
         if not self._handle.closed:
             announce("fsync", self.path)
-            _fsync(self._handle.fileno())
+            sync.sync_handle(self._handle.fileno())
             self._handle.close()
             fsync_dir(self.path.parent)
 

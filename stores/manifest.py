@@ -59,8 +59,7 @@ class Manifest:
         folders = {
             folder for item in self.objects for folder in (root / item.path).parents if folder.is_relative_to(root)
         }
-        for folder in sorted(folders, reverse=True):
-            durable.fsync_dir(folder)  # a killed earlier run may have renamed an object without reaching this
+        durable.fsync_dirs(sorted(folders, reverse=True))  # an interrupted run may have renamed an object without this
         durable.write_bytes(root / MANIFEST, self.to_bytes())
 
     def to_bytes(self) -> bytes:

@@ -49,14 +49,15 @@ class ShardIndex:
 
 
 def write_shard(path: Path | str, segments: Iterable[SegmentMembers]) -> ShardIndex:
-    """Write `segments` as one tar, atomically and durably, in one pass; it is hashed on the way.
+    """Write `segments` as one tar, atomically, in one pass; it is hashed on the way. Its content is durable afterwards,
+    its name when the manifest is (`stores.manifest.Manifest.save`).
 
     Raises UsageError when a key or member name does not fit USTAR or WebDataset, or a key comes twice.
     """
     index: list[SegmentIndex] = []
     seen: set[str] = set()
     digest = hashlib.sha256()
-    with durable.atomic(path) as writer:
+    with durable.atomic(path, durable_name=False) as writer:
         for segment in segments:
             if segment.key in seen:
                 raise UsageError(f"{path}: key {segment.key!r} comes twice")
