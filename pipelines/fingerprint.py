@@ -52,7 +52,7 @@ class Seen:
         if start == 0:
             self._digests[key], self._bytes[key] = Digest(), 0
         if start == self._bytes.get(key):
-            self._digests[key].update(rows)
+            self._digests[key].update(rows.data)
             self._bytes[key] += rows.nbytes
 
     def digest(self, key: str, size: int) -> bytes | None:

@@ -25,7 +25,7 @@ import stores.tables
 from pipelines.ingest_plan import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
 from pipelines.isolation import end_thread_reader
 from pipelines.language import write_instructions
-from pipelines.merge import frame_arrays, merge_records
+from pipelines.merge import compact, frame_arrays, merge_records
 from pipelines.plan import Unit, natural_key
 from pipelines.run import run_units
 from pipelines.sources import fingerprint_source, make_here, make_isolated
@@ -196,7 +196,7 @@ class Ingest:
         if todo:
             durable.remove(self.root / MANIFEST)
         for record in self._make(todo, workers, scheduler):
-            records[record["unit"]] = record
+            records[record["unit"]] = compact(record)
         if self.strict:
             refuse_quarantine(self._quarantine(records.values()))
         sources = self._sources(records)
@@ -242,7 +242,7 @@ class Ingest:
                 continue  # of other settings or code, whatever the source is
             path = self.plan.folder / unit.file
             if record["fingerprints"] == fingerprint_source(path, unit.demos, self.isolated):
-                found[unit.name] = record
+                found[unit.name] = compact(record)
         shards = {record["shard"]["path"]: record["shard"] for record in found.values() if record["shard"]}
         there = [path for path in shards if (self.root / path).is_file()]
         sound = {asdict(item)["path"] for item in hash_objects(self.root, there) if asdict(item) == shards[item.path]}
@@ -307,7 +307,7 @@ class Ingest:
             *(EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, QUARANTINE),
             *frame_objects(frames),
         ]
-        wanted = self._manifest(episodes, segments, len(quarantine), sources)
+        wanted = self._manifest(episodes, len(segments), len(quarantine), sources)
         if not made:
             standing = self._standing(wanted, paths)
             if standing is not None:
@@ -328,7 +328,7 @@ class Ingest:
         return manifest, True
 
     def _manifest(
-        self, episodes: list[dict[str, Any]], segments: list[dict[str, Any]], quarantined: int,
+        self, episodes: list[dict[str, Any]], segments: int, quarantined: int,
         sources: dict[str, dict[str, Any]],
     ) -> Manifest:  # fmt: skip
         """The manifest, but for its objects and their bytes."""
@@ -356,7 +356,7 @@ class Ingest:
                 "episodes": len(episodes),
                 "frames": sum(row["frames"] for row in episodes),
                 "steps": sum(row["steps"] for row in episodes),
-                "segments": len(segments),
+                "segments": segments,
                 "bytes": 0,
                 "quarantined": quarantined,
             },

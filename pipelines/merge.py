@@ -10,76 +10,99 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.plan import split_episodes
+from stores.errors import StoreError
 from stores.npy import decode_npy
-from stores.schema import ACTION_DIM
+from stores.schema import ACTION_DIM, ROBOT_STATE_DIM, SEGMENTS
 from stores.storage import LocalStorage
 
-SEGMENT_INDEX: Final = ("key", "offset", "size", "crc32", "member_offset", "member_size", "member_name")
-SPAN: Final = ("first_step", "steps", "observations")
+CUTS: Final = pa.schema([field for field in SEGMENTS if field.name not in ("segment", "episode", "shard")])
+"""What a unit knows of its segments."""
+MEMBERS: Final = ((1, "robot_state.npy"), (2, "action.npy"))
+"""Places of the two arrays among a segment's members (`stores.segments.segment_members`)."""
 
 Rows = list[dict[str, Any]]
 
 
-def merge_records(records: Sequence[dict[str, Any]], seed: int, train_split: float) -> tuple[Rows, Rows]:
-    """Unit records in the plan's order -> rows of episodes.parquet and of segments.parquet."""
+def compact(record: dict[str, Any]) -> dict[str, Any]:
+    """A unit's record with its segments as an Arrow table (``cuts``), and their number in each episode.
+
+    The driver keeps the records of all units; as Python objects the segments would take ten times the memory.
+    """
+    cuts = [cut for row in record["episodes"] for cut in row["segments"]]
+    episodes = [{**row, "segments": len(row["segments"])} for row in record["episodes"]]
+    return {**record, "episodes": episodes, "cuts": pa.Table.from_pylist(cuts, schema=CUTS)}
+
+
+def merge_records(records: Sequence[dict[str, Any]], seed: int, train_split: float) -> tuple[Rows, pa.Table]:
+    """Compact unit records in the plan's order -> rows of episodes.parquet and the table of segments.parquet."""
     ids_by_task: dict[str, list[str]] = {}
     for record in records:
         for row in record["episodes"]:
             ids_by_task.setdefault(row["task"], []).append(row["id"])
     split = split_episodes(ids_by_task, seed, train_split)
     episodes: Rows = []
-    segments: Rows = []
-    first_frame = 0
+    tables: list[pa.Table] = []
+    first_frame = first_segment = 0
     for record in records:
+        numbers: list[int] = []
         for row in record["episodes"]:
-            number, cuts = len(episodes), row["segments"]
-            episodes.append(
-                {
-                    **{name: value for name, value in row.items() if name != "segments"},
-                    "episode": number,
-                    "split": split[row["id"]],
-                    "first_frame": first_frame,
-                    "first_segment": len(segments),
-                    "segments": len(cuts),
-                    "unit": record["unit"],
-                }
-            )
+            numbers += [len(episodes)] * row["segments"]
+            place = {"first_frame": first_frame, "first_segment": first_segment, "unit": record["unit"]}
+            episodes.append({**row, "episode": len(episodes), "split": split[row["id"]], **place})
             first_frame += row["frames"]
-            for cut in cuts:
-                fields = {name: cut[name] for name in (*SPAN, *SEGMENT_INDEX)}
-                shard = record["shard"]["path"]
-                segments.append({"segment": len(segments), "episode": number, "shard": shard, **fields})
-    return episodes, segments
+            first_segment += row["segments"]
+        if numbers:
+            cuts: pa.Table = record["cuts"]
+            for name, values in (
+                ("episode", pa.array(numbers)),
+                ("shard", pa.repeat(record["shard"]["path"], len(cuts))),
+            ):
+                cuts = cuts.append_column(name, values)
+            tables.append(cuts)
+    if not tables:
+        return episodes, SEGMENTS.empty_table()
+    merged = pa.concat_tables(tables).append_column("segment", pa.array(np.arange(first_segment)))
+    return episodes, merged.select(SEGMENTS.names).combine_chunks()
 
 
-def frame_arrays(root: Path, episodes: Rows, segments: Rows) -> dict[str, NDArray[Any]]:
+def frame_arrays(root: Path, episodes: Rows, segments: pa.Table) -> dict[str, NDArray[Any]]:
     """The arrays of ``frames.zarr``, from the shards themselves: robot_state, action (NaN: none), episode, index."""
     storage = LocalStorage(root)
     lengths = np.array([row["frames"] for row in episodes], np.int64)
     firsts = np.array([row["first_frame"] for row in episodes], np.int64)
     total = int(lengths.sum())
-    states: list[NDArray[Any]] = []
-    action = np.full((total, ACTION_DIM), np.nan, np.float32)
-    for row in segments:
-        episode, n = episodes[row["episode"]], row["steps"]
-        last = row["first_step"] + n == episode["steps"]
-        # An observation that two segments share is taken from the later one.
-        state = _member(storage, row, "robot_state.npy")
-        states.append(state if last else state[:n])
-        start = episode["first_frame"] + row["first_step"]
-        action[start : start + n] = _member(storage, row, "action.npy")[:n]
+    states = np.empty((total, ROBOT_STATE_DIM), np.float32)
+    actions = np.full((total, ACTION_DIM), np.nan, np.float32)
+    state_at, action_at = (_places(segments, *member) for member in MEMBERS)
+    keys = zip(segments["episode"].to_pylist(), segments["first_step"].to_pylist(), segments["steps"].to_pylist(),
+               segments["shard"].to_pylist(), segments["key"].to_pylist(), strict=True)  # fmt: skip
+    for number, (episode, first, n, shard, key) in enumerate(keys):
+        start = int(firsts[episode]) + first
+        # An observation that two segments share is in both.
+        state = _member(storage, shard, f"{key}.robot_state.npy", *state_at[number])
+        states[start : start + len(state)] = state
+        actions[start : start + n] = _member(storage, shard, f"{key}.action.npy", *action_at[number])[:n]
     return {
-        "robot_state": np.concatenate(states),
-        "action": action,
+        "robot_state": states,
+        "action": actions,
         "episode": np.repeat(np.arange(len(episodes)), lengths),
         "index": np.arange(total) - np.repeat(firsts, lengths),
     }
 
 
-def _member(storage: LocalStorage, row: dict[str, Any], name: str) -> NDArray[Any]:
-    at = row["member_name"].index(name)
-    data = storage.read_range(row["shard"], row["member_offset"][at], row["member_size"][at])
-    return decode_npy(data, f"{row['shard']}, {row['key']}.{name}")
+def _places(segments: pa.Table, at: int, name: str) -> list[tuple[int, int]]:
+    """(offset, size) in its shard of member `name`, the `at`-th, of every segment."""
+    names = pc.unique(pc.list_element(segments["member_name"], at)).to_pylist()
+    if names != [name]:
+        raise StoreError(f"segments: expected {name} as member {at}, got {names}")
+    columns = (pc.list_element(segments[column], at).to_pylist() for column in ("member_offset", "member_size"))
+    return list(zip(*columns, strict=True))
+
+
+def _member(storage: LocalStorage, shard: str, name: str, offset: int, size: int) -> NDArray[Any]:
+    return decode_npy(storage.read_range(shard, offset, size), f"{shard}, {name}")
