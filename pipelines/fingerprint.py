@@ -38,9 +38,12 @@ Digest = xxhash.xxh3_128
 
 
 class Seen:
-    """Hashes of the unchunked datasets of one demonstration, taken while they are read from beginning to end."""
+    """One demonstration as it is read: what of it is open, and hashes of the unchunked datasets that were read from
+    beginning to end.
+    """
 
     def __init__(self) -> None:
+        self.group: hdf5.Once | None = None
         self._digests: dict[str, xxhash.xxh3_128] = {}
         self._bytes: dict[str, int] = {}
 
@@ -108,20 +111,23 @@ def fingerprint_demo(file: h5py.File, demo: str, stored: Stored, seen: Seen | No
     """Of one demonstration of the file whose bytes are `stored`, or why there is none. seen: what was hashed before."""
     try:
         with hdf5.reporting(demo):
-            return _digest(hdf5.group(hdf5.group(file, "data"), demo), stored, seen or Seen())
+            seen = seen or Seen()
+            group = seen.group or hdf5.Once(hdf5.group(hdf5.group(file, "data"), demo))
+            return _digest(group, stored, seen)
     except SourceError as error:
         return f"unreadable: {error}"
 
 
-def _digest(group: h5py.Group, stored: Stored, seen: Seen) -> str:
+def _digest(group: hdf5.Once, stored: Stored, seen: Seen) -> str:
     digest = Digest()
     for name in ATTRIBUTES:
-        value = group.attrs.get(name)
+        value = hdf5.attribute(group, name)
         digest.update(f"{name}\0{type(value).__name__}\0{value}\0".encode("utf-8", "surrogateescape"))
     for path in DATASETS:
         digest.update(f"{path}\0".encode())
         try:
-            found = _open(group.id, path)
+            known = group.opened.get(f"/{path}".encode())
+            found = known if isinstance(known, h5py.h5d.DatasetID) else _open(group.id, path)
         except SourceError as error:
             digest.update(str(error).encode())
         else:

@@ -61,17 +61,34 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
+class Once(h5py.Group):  # type: ignore[misc]
+    """A group below which every object is opened, and of which every attribute is read, once: both cost more than the
+    hashing of a small dataset.
+    """
+
+    def __init__(self, found: h5py.Group) -> None:
+        super().__init__(found.id)
+        self.opened: dict[bytes, Any] = {}
+        self.values: dict[str, Any] = {}
+
+
 def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     """The object at relative `path`, by hard links only. Raises SourceError naming the key."""
+    opened = parent.opened if isinstance(parent, Once) else {}
     current: Any = parent.id
+    place = b""
     for name in path.encode().split(b"/"):
+        place += b"/" + name
+        if place in opened:
+            current = opened[place]
+            continue
         links = current.links if isinstance(current, h5py.h5g.GroupID) else None
         if links is None or not links.exists(name):
             have = "a dataset" if links is None else sorted(h5py.Group(current))[:12]
             raise SourceError(f"key {path!r} is missing; {h5py.h5i.get_name(current).decode()} has {have}")
         if links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
-        current = h5py.h5o.open(current, name)
+        current = opened[place] = h5py.h5o.open(current, name)
     # h5py's own way to its objects costs several times as much, for links that are not followed here.
     if isinstance(current, h5py.h5g.GroupID):
         return h5py.Group(current)
@@ -232,11 +249,20 @@ def _require_found(data: h5py.Dataset, start: int, stop: int) -> None:
             raise SourceError(f"{data.name}: the chunk at {place} is not found")
 
 
+def attribute(owner: h5py.Group, name: str) -> Any:
+    """The value of attribute `name`, None when absent."""
+    if not isinstance(owner, Once):
+        return owner.attrs.get(name)
+    if name not in owner.values:
+        owner.values[name] = owner.attrs.get(name)
+    return owner.values[name]
+
+
 def text(owner: h5py.Group, name: str) -> str | None:
     """Text attribute `name`, None when absent. Raises SourceError when it is not text or is absurdly long."""
-    if name not in owner.attrs:
+    value = attribute(owner, name)
+    if value is None:
         return None
-    value = owner.attrs[name]
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -249,9 +275,9 @@ def text(owner: h5py.Group, name: str) -> str | None:
 
 def integer(owner: h5py.Group, name: str) -> int | None:
     """Integer attribute `name`, None when absent. Raises SourceError when it is something else."""
-    if name not in owner.attrs:
+    value = attribute(owner, name)
+    if value is None:
         return None
-    value = owner.attrs[name]
     if not isinstance(value, int | np.integer):
         raise SourceError(f"attribute {name!r}: expected an integer, got {type(value).__name__} {value!r:.60}")
     return int(value)

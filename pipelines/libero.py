@@ -178,7 +178,7 @@ def read_demo(
     """Demonstration `name` of an open file -> canonical episode.
 
     alignment: "detect", or what the user knows ("after", "before") for files that do not tell. A file that tells
-    otherwise than the user is refused. seen: notes what is read, for the fingerprint.
+    otherwise than the user is refused. seen: notes what is opened and read, for the fingerprint.
 
     Raises SourceError naming file, demonstration, key, what was expected and what came.
     """
@@ -186,7 +186,7 @@ def read_demo(
     seen = seen or Seen()
     hooks = {camera: seen.hook(image_key(camera)) for camera in CAMERAS}
     with hdf5.reporting(where):
-        demo = hdf5.group(hdf5.group(file, "data"), name)
+        demo = seen.group = hdf5.Once(hdf5.group(hdf5.group(file, "data"), name))
         cameras = image_datasets(demo)
         parts = {image_key(camera): data for camera, data in cameras.items()}
         rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
