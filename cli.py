@@ -350,7 +350,7 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, verify, mamba or libero.")],
+    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, mamba or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Checkpoint = None,

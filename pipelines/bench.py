@@ -43,6 +43,14 @@ def _ingest(options: BenchOptions) -> dict[str, Any]:
     return bench_ingest(options.source, workers=max(options.workers, 1))
 
 
+def _ingest_large(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench_large import bench_large
+
+    if options.source is None:
+        raise UsageError("bench ingest-large: name a folder of HDF5 demonstrations with --source")
+    return bench_large(options.source, workers=max(options.workers, 1))
+
+
 def _verify(options: BenchOptions) -> dict[str, Any]:
     from pipelines.bench_verify import bench_verify
 
@@ -64,6 +72,7 @@ def _libero(options: BenchOptions) -> dict[str, Any]:
 BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "stream": _stream,
     "ingest": _ingest,
+    "ingest-large": _ingest_large,
     "verify": _verify,
     "mamba": _mamba,
     "libero": _libero,

@@ -4,7 +4,8 @@ The source is made of few demonstrations: they are rewritten without compression
 symbolic links, so that every link is a task of its own. What is watched from outside, in ``/proc``, ten times a second:
 resident memory and open files of this process, of the Dask workers and of the processes that read sources.
 
-Throughput is told by the gigabyte: frames/s while the first, second, ... gigabyte of the store was made.
+Throughput is told by the gigabyte: frames/s while the first, second, ... gigabyte of the store was made, and frames for
+each second of processor time, which other work on the machine disturbs less.
 """
 
 import itertools
@@ -34,7 +35,7 @@ INTERVAL: Final = 0.1
 class Watch(threading.Thread):
     """Peaks of memory and open files of this process and all below it, while it runs.
 
-    anonymous: bytes by role that belong to the process alone; what it maps of files can be dropped at any time. The
+    cpu: (moment, processor seconds of all so far). anonymous: bytes by role that belong to the process alone; what it maps of files can be dropped at any time. The
     pages that a forked process still shares with its parent count in both.
     """
 
@@ -42,20 +43,24 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.anonymous: dict[str, int] = {}
         self.files: dict[str, int] = {}
-        self.series: list[tuple[float, int]] = []
+        self.memory: list[tuple[float, int]] = []
+        self.cpu: list[tuple[float, float]] = []
         self._end = threading.Event()
 
     def run(self) -> None:
         while not self._end.wait(INTERVAL):
+            cpu = 0.0
             for pid, role in family(os.getpid()).items():
                 try:
                     memory, files = anonymous_bytes(pid), len(os.listdir(f"/proc/{pid}/fd"))
+                    cpu += cpu_seconds(pid)
                 except (OSError, ValueError):
                     continue  # it ended meanwhile
                 self.anonymous[role] = max(self.anonymous.get(role, 0), memory)
                 self.files[role] = max(self.files.get(role, 0), files)
                 if role == "driver":
-                    self.series.append((time.monotonic(), memory))
+                    self.memory.append((time.monotonic(), memory))
+            self.cpu.append((time.monotonic(), cpu))
 
     def stop(self) -> None:
         """End it."""
@@ -87,6 +92,12 @@ def anonymous_bytes(pid: int) -> int:
     raise ValueError(f"process {pid} has no memory")
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5)
+
+
 def bench_large(source: Path, workers: int = 2, gigabytes: float = 4.0) -> dict[str, Any]:
     """Ingest a store of at least `gigabytes` GB with `workers` worker processes and report peaks and throughput.
 
@@ -115,7 +126,9 @@ def bench_large(source: Path, workers: int = 2, gigabytes: float = 4.0) -> dict[
             summary = ingest(configuration(folder / "source", folder / "store"), workers, progress=progress)
         finally:
             watch.stop()
-    rates = by_gigabyte(marks, summary.frames, summary.bytes)
+    spans = by_gigabyte(marks, summary.frames, summary.bytes)
+    rates = [frames / (end - begin) for begin, end, frames in spans]
+    used = [last_before(watch.cpu, end) - last_before(watch.cpu, begin) for begin, end, _ in spans]
     return {
         "name": "ingest-large",
         "unit": "frames/s",
@@ -127,23 +140,29 @@ def bench_large(source: Path, workers: int = 2, gigabytes: float = 4.0) -> dict[
         "frames": summary.frames,
         "bytes": summary.bytes,
         "seconds": summary.seconds,
+        "frames_per_processor_second": [frames / cpu for (_, _, frames), cpu in zip(spans, used, strict=True)],
         "units": summary.units,
         "anonymous_bytes_peak": watch.anonymous,
-        "driver_bytes_by_quarter": quarters(watch.series),
+        "driver_bytes_by_quarter": quarters(watch.memory),
         "open_files_peak": watch.files,
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
     }
 
 
-def by_gigabyte(marks: list[tuple[float, int]], frames: int, size: int) -> list[float]:
-    """Frames/s in each whole gigabyte of a store of `size` bytes; marks: (seconds, frames finished) in order."""
-    rates = []
+def by_gigabyte(marks: list[tuple[float, int]], frames: int, size: int) -> list[tuple[float, float, int]]:
+    """(begin, end, frames) of each whole gigabyte of a store of `size` bytes; marks: (moment, frames finished)."""
+    spans = []
     for number in range(max(1, size // GIGABYTE)):
         low, high = (min(1.0, (number + more) * GIGABYTE / size) * frames for more in (0, 1))
         first = max((mark for mark in marks if mark[1] <= low), key=lambda mark: mark[1])
         last = min((mark for mark in marks if mark[1] >= high), key=lambda mark: mark[1], default=marks[-1])
-        rates.append((last[1] - first[1]) / (last[0] - first[0]))
-    return rates
+        spans.append((first[0], last[0], last[1] - first[1]))
+    return spans
+
+
+def last_before(series: list[tuple[float, float]], moment: float) -> float:
+    """The last value of a series at `moment`; the first, where it begins later."""
+    return max((item for item in series if item[0] <= moment), default=series[0])[1]
 
 
 def quarters(series: list[tuple[float, int]]) -> list[int]:
