@@ -35,8 +35,9 @@ INTERVAL: Final = 0.1
 class Watch(threading.Thread):
     """Peaks of memory and open files of this process and all below it, while it runs.
 
-    cpu: (moment, processor seconds of all so far). anonymous: bytes by role that belong to the process alone; what it maps of files can be dropped at any time. The
-    pages that a forked process still shares with its parent count in both.
+    anonymous: bytes by role that belong to the process alone; what it maps of files can be dropped at any time. The
+    pages that a forked process still shares with its parent count in both. memory: (moment, bytes) of this process.
+    cpu: (moment, processor seconds of all so far).
     """
 
     def __init__(self) -> None:
