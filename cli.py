@@ -295,8 +295,9 @@ def eval_libero(
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
     first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
-    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
+    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: all.")] = None,
     ensemble: Annotated[float | None, typer.Option(help="Temporal ensembling weight; default: off.")] = None,
+    euler_steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")] = None,
     videos: Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")] = 0,
     seed: int = 0,
@@ -308,7 +309,9 @@ def eval_libero(
     from statevla.console import show_progress
     from statevla.evaluators.libero import evaluate_libero
 
-    chosen = choose_policy(policy, checkpoint=checkpoint, suite=suite, tasks=tasks, source=source, seed=seed)
+    chosen = choose_policy(
+        policy, checkpoint=checkpoint, euler_steps=euler_steps, suite=suite, tasks=tasks, source=source, seed=seed
+    )
     with show_progress() as progress:
         results = evaluate_libero(
             chosen.policy,
