@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,15 @@ from pipelines.merge import frame_arrays, merge_records
 from pipelines.plan import Unit, natural_key
 from pipelines.run import run_units
 from pipelines.sources import fingerprint_source, make_here, make_isolated
-from pipelines.units import UnitTask, read_record, record_path, unit_code_version, unit_key, write_record
+from pipelines.units import (
+    UnitTask,
+    read_record,
+    record_path,
+    staged_path,
+    unit_code_version,
+    unit_key,
+    write_record,
+)
 from statevla.encoders.text import TextEncoder, load_text_encoder
 from statevla.observation import ObsSpec
 from stores import durable
@@ -181,6 +190,7 @@ class Ingest:
         self.strict, self.isolated = strict, isolated
         self.root = config.out
         self.progress = progress
+        self.name = os.urandom(6).hex()
         self.before = self._stat()
         self.made_frames = 0
 
@@ -193,6 +203,8 @@ class Ingest:
             durable.remove(self.root / MANIFEST)
         for record in self._make(todo, workers, scheduler):
             records[record["unit"]] = record
+            if record["shard"]:
+                durable.rename(self.root / staged_path(record["unit"], self.name), self.root / record["shard"]["path"])
         if self.strict:
             refuse_quarantine(self._quarantine(records.values()))
         sources = self._sources(records)
@@ -248,7 +260,7 @@ class Ingest:
         units = {unit.name: unit for unit in todo}
         # Workers may have another working directory.
         source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
-        tasks = [(u.name, UnitTask(u, source, out, self.plan.settings(u, self.config))) for u in todo]
+        tasks = [(u.name, UnitTask(u, source, out, self.plan.settings(u, self.config), self.name)) for u in todo]
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here
