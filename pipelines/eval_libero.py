@@ -11,11 +11,15 @@ POLICIES = ("checkpoint", "replay-demos", "expert", "zero")
 
 @dataclass(frozen=True)
 class ChosenPolicy:
-    """policy: what `evaluate_libero` takes. name: guards resuming. out: default folder of the results."""
+    """policy: what `evaluate_libero` takes. name: guards resuming. out: default folder of the results.
+
+    replan: default replanning horizon, half of a trained policy's chunk, as in the tabletop world; None: whole chunks.
+    """
 
     policy: Any
     name: str
     out: Path
+    replan: int | None = None
 
 
 def choose_policy(
@@ -42,7 +46,8 @@ def choose_policy(
 
         path = find_policy(checkpoint)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
-        return ChosenPolicy(Policy.load(path, euler_steps=euler_steps), name, path.parents[2] / "eval")
+        trained = Policy.load(path, euler_steps=euler_steps)
+        return ChosenPolicy(trained, name, path.parents[2] / "eval", (trained.config.model.chunk + 1) // 2)
     out = Path("runs") / f"libero-{kind}"
     if kind == "replay-demos":
         from pipelines.replay_demos import replay_of_files
