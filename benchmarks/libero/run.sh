@@ -44,5 +44,5 @@ for checkpoint in "$folder"/run/checkpoints/phase2_flow_matching/checkpoint_*; d
   [[ $checkpoint == *_best ]] && continue # chosen by a loss over few episodes: the last one is the result
   [[ $checkpoint == *_latest ]] && trials=${TRIALS:-20}
   "$statevla" eval libero --checkpoint "$checkpoint" --tasks "$tasks" --num-trials "$trials" --first-init 30 \
-    --workers "$workers" --replan 5 --videos 1 --out "$folder/eval/$(basename "$checkpoint")"
+    --workers "$workers" --videos 1 --out "$folder/eval/$(basename "$checkpoint")"
 done
