@@ -297,6 +297,7 @@ def eval_libero(
     first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
     replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
     ensemble: Annotated[float | None, typer.Option(help="Temporal ensembling weight; default: off.")] = None,
+    euler_steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")] = None,
     videos: Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")] = 0,
     seed: int = 0,
@@ -308,7 +309,9 @@ def eval_libero(
     from statevla.console import show_progress
     from statevla.evaluators.libero import evaluate_libero
 
-    chosen = choose_policy(policy, checkpoint=checkpoint, suite=suite, tasks=tasks, source=source, seed=seed)
+    chosen = choose_policy(
+        policy, checkpoint=checkpoint, euler_steps=euler_steps, suite=suite, tasks=tasks, source=source, seed=seed
+    )
     with show_progress() as progress:
         results = evaluate_libero(
             chosen.policy,
@@ -319,7 +322,7 @@ def eval_libero(
             num_trials=num_trials,
             workers=workers,
             first_init=first_init,
-            replan=replan,
+            replan=replan if replan is not None else chosen.replan,
             ensemble=ensemble,
             max_steps=max_steps,
             videos=videos,

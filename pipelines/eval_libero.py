@@ -11,28 +11,43 @@ POLICIES = ("checkpoint", "replay-demos", "expert", "zero")
 
 @dataclass(frozen=True)
 class ChosenPolicy:
-    """policy: what `evaluate_libero` takes. name: guards resuming. out: default folder of the results."""
+    """policy: what `evaluate_libero` takes. name: guards resuming. out: default folder of the results.
+
+    replan: default replanning horizon, half of a trained policy's chunk, as in the tabletop world; None: whole chunks.
+    """
 
     policy: Any
     name: str
     out: Path
+    replan: int | None = None
 
 
 def choose_policy(
-    kind: str, *, checkpoint: Path | None, suite: str, tasks: str | None, source: Path | None, seed: int
+    kind: str,
+    *,
+    checkpoint: Path | None,
+    euler_steps: int | None = None,
+    suite: str,
+    tasks: str | None,
+    source: Path | None,
+    seed: int,
 ) -> ChosenPolicy:
     """Load the checkpoint or build the control.
 
-    Raises UsageError for an unknown kind, and what loading raises.
+    Raises UsageError for an unknown kind or Euler steps of a control, and what loading raises.
     """
     if kind not in POLICIES:
         raise UsageError(f"policy {kind!r}: expected one of {', '.join(POLICIES)}")
+    if kind != "checkpoint" and euler_steps is not None:
+        raise UsageError(f"euler_steps: {euler_steps} makes sense for a checkpoint only; {kind} samples nothing")
     if kind == "checkpoint":
         from statevla.bundle import Policy
         from statevla.runs import find_policy
 
         path = find_policy(checkpoint)
-        return ChosenPolicy(Policy.load(path), str(path), path.parents[2] / "eval")
+        name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
+        trained = Policy.load(path, euler_steps=euler_steps)
+        return ChosenPolicy(trained, name, path.parents[2] / "eval", (trained.config.model.chunk + 1) // 2)
     out = Path("runs") / f"libero-{kind}"
     if kind == "replay-demos":
         from pipelines.replay_demos import replay_of_files

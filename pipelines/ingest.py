@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,15 @@ from pipelines.merge import compact, frame_arrays, merge_records
 from pipelines.plan import Unit, natural_key
 from pipelines.run import run_units
 from pipelines.sources import fingerprint_source, make_here, make_isolated
-from pipelines.units import UnitTask, read_record, record_path, unit_code_version, unit_key, write_record
+from pipelines.units import (
+    UnitTask,
+    read_record,
+    record_path,
+    staged_path,
+    unit_code_version,
+    unit_key,
+    write_record,
+)
 from statevla.encoders.text import TextEncoder, load_text_encoder
 from statevla.observation import ObsSpec
 from stores import durable
@@ -184,6 +193,7 @@ class Ingest:
         self.strict, self.isolated = strict, isolated
         self.root = config.out
         self.progress = progress
+        self.name = os.urandom(6).hex()
         self.before = self._stat()
         self.made_frames = 0
         self.together = Together()
@@ -252,7 +262,7 @@ class Ingest:
         units = {unit.name: unit for unit in todo}
         # Workers may have another working directory.
         source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
-        tasks = [(u.name, UnitTask(u, source, out, self.plan.settings(u, self.config))) for u in todo]
+        tasks = [(u.name, UnitTask(u, source, out, self.plan.settings(u, self.config), self.name)) for u in todo]
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here
@@ -260,10 +270,10 @@ class Ingest:
             for number, (name, result) in enumerate(results, 1):
                 require_same_code(name, result["code_version"])
                 record = {**result, "key": self._key(units[name], result["fingerprints"])}
-                with self.together:  # a record that a power loss spoilt is not believed: its unit is made again
-                    write_record(self.root, record)
+                with self.together:  # what a power loss spoils of these is not believed: the unit is made again
                     if record["shard"]:
-                        durable.fsync_dir((self.root / record["shard"]["path"]).parent)
+                        durable.rename(self.root / staged_path(name, self.name), self.root / record["shard"]["path"])
+                    write_record(self.root, record)
                 if number % SYNC_UNITS == 0:
                     self.together.sync()
                 self.made_frames += sum(row["frames"] for row in record["episodes"])

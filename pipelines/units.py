@@ -80,6 +80,7 @@ class UnitSettings:
 class UnitTask:
     """One call of `make_unit`: the unit, the folder of its source, the store's folder, the settings.
 
+    run: names the run of the driver, see `staged_path`.
     poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.isolation`.
     """
 
@@ -87,6 +88,7 @@ class UnitTask:
     source: str
     out: str
     settings: UnitSettings
+    run: str
     poison: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -119,6 +121,15 @@ def shard_path(unit: str) -> str:
     return f"shards/{unit}.tar"
 
 
+def staged_path(unit: str, run: str) -> str:
+    """Where a worker leaves the unit's shard below the store; the driver gives it its name.
+
+    A worker that outlives its driver so never replaces a shard of a later run: nobody takes what it leaves, and the
+    name is that of a temporary, which no reader sees and the next writer removes.
+    """
+    return f"shards/{durable.TEMP_PREFIX}{run}-{unit}.tar"
+
+
 def record_path(unit: str) -> str:
     """Path of the unit's record below the store."""
     return f"units/{unit}.json"
@@ -147,7 +158,7 @@ def _compact(value: Any) -> bytes:
 
 
 def make_unit(task: UnitTask) -> dict[str, Any]:
-    """Read, canonicalize, cut and encode the unit's demonstrations; write its shard durably.
+    """Read, canonicalize, cut and encode the unit's demonstrations; write its shard durably, at its `staged_path`.
 
     Returns its record, JSON-ready: ``shard`` (path, bytes, sha256; None when no demonstration was usable),
     ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), ``quarantined``
@@ -186,7 +197,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
 
     path = shard_path(unit.name)
     try:
-        index = write_shard(Path(task.out, path), segments())
+        index = write_shard(Path(task.out, staged_path(unit.name, task.run)), segments())
     except SourceError as error:
         return refused_unit(unit, str(error))
     entries = iter(index.segments)

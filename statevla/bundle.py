@@ -13,7 +13,7 @@ from torch import Tensor
 
 from statevla.batch import ObservationBatch
 from statevla.checkpoint_files import LANGUAGE, MODEL, load_strict, read_state, read_tensors, require_phase
-from statevla.config import Config, from_dict
+from statevla.config import Config, from_dict, replace
 from statevla.encoders.siglip import SiglipBackbone
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.acting import Actor, Scene, convert, torch_dtype
@@ -47,16 +47,20 @@ class Policy:
     tokens: dict[str, Tensor]
 
     @classmethod
-    def load(cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32") -> "Policy":
+    def load(
+        cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None
+    ) -> "Policy":
         """Read a phase-2 checkpoint folder, with every weight checked by name, shape and dtype.
 
-        dtype: what the large matrix products are computed in, float32 or bfloat16.
-        Raises StoreMissing, StoreCorrupt, or UsageError for a phase-1 checkpoint.
+        dtype: what the large matrix products are computed in, float32 or bfloat16. euler_steps: of sampling, when not
+        as configured in training. Raises StoreMissing, StoreCorrupt, or UsageError for a phase-1 checkpoint.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
         require_phase(state, 2, folder)
         config = from_dict(state.config)
+        if euler_steps is not None:
+            config = replace(config, {"model.euler_steps": euler_steps})
         precision = torch_dtype(dtype)
         backbone = load_backbone(config.model, device)
         if backbone is not None:

@@ -181,6 +181,14 @@ def staging_file(final: Path | str) -> Iterator[Path]:
     fsync_dir(final.parent)
 
 
+def rename(path: Path | str, final: Path | str) -> None:
+    """Give the durable file `path` the name `final` in the same folder, atomically and durably."""
+    path, final = Path(path), Path(final)
+    announce("rename", path, final)
+    path.replace(final)
+    fsync_dir(final.parent)
+
+
 @contextlib.contextmanager
 def staging_dir(final: Path | str) -> Iterator[Path]:
     """Build folder `final` under a temporary name; on a clean exit it replaces `final` whole and durably.

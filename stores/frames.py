@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores import durable
-from stores.arrays import ArraySpec, ReadObject, create_group, open_checked, write_array
+from stores.arrays import METADATA, ArraySpec, ReadObject, create_group, open_checked, write_array
 from stores.errors import StoreCorrupt, UsageError
 from stores.schema import ACTION_DIM, ROBOT_STATE_DIM
 from stores.storage import Storage
@@ -68,6 +68,7 @@ def read_frames(
 
     Raises StoreCorrupt naming what is missing, altered or contradicts the episodes.
     """
+    read(f"{FRAMES}/{METADATA}")  # nothing in it is needed, but it must be there and sound
     specs = frame_specs(int(frames.sum()))
     found = {name: open_checked(storage, f"{FRAMES}/{name}", specs[name], read).read() for name in FIELDS}
     episode = np.repeat(np.arange(len(frames)), frames)

@@ -1,8 +1,9 @@
 """Opening a store, and reading its segments and frames from a folder or a URL.
 
-Nothing here returns zeros, skips or substitutes: an object that is missing, short or altered raises, by name.
-Opening checks manifest, index tables and language cache by sha256; a segment is checked by size, crc32 and member table
-when it is read, frames by sha256 and crc32c. `stores.verify` checks everything.
+Nothing here returns zeros, skips or substitutes: an object that is missing, short, altered or extra raises, by name.
+Opening checks manifest and index tables by sha256 and all objects by name and size (`stores.presence`); a segment is
+checked by size, crc32 and member table when it is read, a shard's end when it is first touched, frames and language
+cache by sha256. `stores.verify` checks everything.
 
 Legend: n steps of a segment, O its observations (n or n + 1), K chunk, C cameras, H height, W width, N frames.
 """
@@ -26,6 +27,7 @@ from stores.images import decode_image
 from stores.manifest import MANIFEST, Manifest, StoreObject, read_manifest
 from stores.norm import Normalization, load_stats
 from stores.npy import decode_npy
+from stores.presence import check_end, check_presence, check_tiling
 from stores.schema import ACTION_DIM, CAMERAS, EPISODES, ROBOT_STATE_DIM, SEGMENTS
 from stores.segments import image_name
 from stores.shards import read_segment
@@ -117,11 +119,8 @@ class Store:
             content = _read_object(storage, _named(manifest, storage, name))
             tables[name] = parse_table(content, schema, f"{storage.root}: {name}")
         check_tables(tables[EPISODES_FILE], tables[SEGMENTS_FILE], manifest.counts, storage.root)
-        strangers = set(tables[SEGMENTS_FILE]["shard"].unique().to_pylist()) - {item.path for item in manifest.objects}
-        if strangers:
-            raise StoreCorrupt(
-                f"{storage.root}: {SEGMENTS_FILE} names shards that {MANIFEST} does not: {sorted(strangers)}"
-            )
+        check_tiling(tables[SEGMENTS_FILE], manifest, storage.root)
+        check_presence(storage, manifest)
         return cls(storage, manifest, hashlib.sha256(data).hexdigest(), tables[EPISODES_FILE], tables[SEGMENTS_FILE])
 
     @property
@@ -179,6 +178,9 @@ class Store:
         index, seg = self._index, self.segment_columns
         low, high = int(index.start[i]), int(index.start[i + 1])
         key, shard = str(index.key[i]), str(index.shard[i])
+        if shard not in self._ends:
+            check_end(self.storage, shard, self._objects[shard].bytes)
+            self._ends.add(shard)
         members = read_segment(
             self.storage,
             shard,
@@ -222,6 +224,11 @@ class Store:
             codec,
             (int(height), int(width)),
         )
+
+    @functools.cached_property
+    def _ends(self) -> set[str]:
+        """Shards whose end was found sound. Two threads may both look; that costs one read."""
+        return set()
 
     @functools.cached_property
     def _objects(self) -> dict[str, StoreObject]:

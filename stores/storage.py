@@ -5,7 +5,7 @@ A name is a path below the root with ``/``. No handle is kept open between calls
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -17,9 +17,10 @@ PIECE: Final = 1 << 18
 
 @runtime_checkable
 class Storage(Protocol):
-    """What readers need. `root` is for messages and equality."""
+    """What readers need. `root` is for messages and equality; `lists` tells whether `sizes` can be asked."""
 
     root: str
+    lists: bool
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises StoreMissing."""
@@ -30,15 +31,15 @@ class Storage(Protocol):
     def pieces(self, name: str) -> Iterator[bytes]:
         """The whole object in pieces of bounded size, for hashing. Raises StoreMissing."""
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every object below the root."""
+    def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
+        """Bytes of every object below the root, but for those in the top-level folders `skip`."""
 
 
 class LocalStorage:
     """A folder on a local (or mounted) file system; `pread` on a handle opened per call."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = str(root)
+        self.root, self.lists = str(root), True
 
     def read(self, name: str) -> bytes:
         with named_errors(self.root, name):
@@ -60,12 +61,17 @@ class LocalStorage:
             while piece := handle.read(PIECE):
                 yield piece
 
-    def sizes(self) -> dict[str, int]:
-        found = {}
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                path = Path(folder, name)
-                found[path.relative_to(self.root).as_posix()] = path.lstat().st_size
+    def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
+        found: dict[str, int] = {}
+        folders = [""]
+        while folders:
+            prefix = folders.pop()
+            with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(self.root, prefix)) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        found[prefix + entry.name] = entry.stat(follow_symlinks=False).st_size
+                    elif prefix or entry.name not in skip:
+                        folders.append(f"{prefix}{entry.name}/")
         return found
 
 
@@ -79,6 +85,7 @@ class RemoteStorage:
         import fsspec
 
         self.root = url.rstrip("/")
+        self.lists = not self.root.startswith(("http://", "https://"))
         with named_errors(self.root, "the file system of this URL"):
             self.files, self.path = fsspec.core.url_to_fs(self.root, **options)
 
@@ -99,12 +106,23 @@ class RemoteStorage:
             while piece := handle.read(PIECE):
                 yield piece
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
         base = self.path.rstrip("/") + "/"
         with named_errors(self.root, "the list of objects"):
             self.files.invalidate_cache()
-            found = self.files.find(self.path, detail=True)
+            found = self._find_but(skip, base) if skip else self.files.find(self.path, detail=True)
         return {path.removeprefix(base): int(info["size"]) for path, info in found.items()}
+
+    def _find_but(self, skip: Collection[str], base: str) -> dict[str, Any]:
+        """`find`, one folder at a time, without going into those of `skip`: they may hold a thousand times as much."""
+        found: dict[str, Any] = {}
+        for info in self.files.ls(self.path, detail=True):
+            name = info["name"].rstrip("/").removeprefix(base)
+            if info["type"] != "directory":
+                found[info["name"]] = info
+            elif name not in skip:
+                found |= self.files.find(base + name, detail=True)
+        return found
 
 
 HINTS: Final = {

@@ -79,6 +79,16 @@ def test_acting_is_a_pure_function_of_observations_and_seed(run: Path) -> None:
     np.testing.assert_allclose(chunk, direct.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_the_number_of_sampling_steps_can_be_chosen(run: Path) -> None:
+    trained, one, again = (Policy.load(checkpoint(run), euler_steps=steps) for steps in (None, 1, 4))
+    seen = observations(trained, 2)
+    np.testing.assert_array_equal(trained.act(seen), again.act(seen))
+    np.testing.assert_array_equal(trained.act(seen)[..., 6], one.act(seen)[..., 6])
+    assert not np.allclose(trained.act(seen)[..., :6], one.act(seen)[..., :6])
+    with pytest.raises(UsageError, match="euler_steps"):
+        Policy.load(checkpoint(run), euler_steps=0)
+
+
 def test_other_observations_are_refused(run: Path) -> None:
     policy = Policy.load(checkpoint(run))
     good = observations(policy, 1)[0]

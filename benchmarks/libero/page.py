@@ -17,11 +17,13 @@ from PIL import Image
 
 from statevla.checkpoint_files import read_state
 from statevla.evaluators.results import markdown_table, percent
+from statevla.sims.libero import suites
 from stores.durable import write_bytes
 
 STRIDE: Final = 3
 """Every third frame of a film is kept."""
 COLOURS: Final = 48
+ROBOT_JOINTS, FREE_POSITIONS, FREE_VELOCITIES = 9, 7, 6
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -37,6 +39,18 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def interval_text(interval: list[float]) -> str:
     """``[0.4, 0.89]`` -> ``40 % to 89 %``."""
     return " to ".join(percent(bound) for bound in interval)
+
+
+def spread(task_index: int) -> list[int]:
+    """How far each movable thing's place varies over a task's initial states: larger side, mm, sorted.
+
+    A state is time, positions, velocities; positions are 7 joints and 2 fingers, then 7 numbers for each free object.
+    """
+    states = suites.init_states(suites.select("libero_object", [task_index])[0])
+    objects = (states.shape[1] - 1 - 2 * ROBOT_JOINTS) // (FREE_POSITIONS + FREE_VELOCITIES)
+    first = 1 + ROBOT_JOINTS
+    places = states[:, first : first + FREE_POSITIONS * objects].reshape(len(states), objects, FREE_POSITIONS)[..., :2]
+    return sorted(round(1000 * float(side)) for side in (places.max(0) - places.min(0)).max(1))
 
 
 def curve(rows: list[dict[str, Any]]) -> bytes:
@@ -79,6 +93,7 @@ def main() -> None:
     if not rows:
         raise SystemExit(f"{arguments.folder}: no eval/checkpoint_*/results.json; run benchmarks/libero/run.sh first")
     last = rows[-1]
+    numbers = {record["task"]: int(record["task_index"]) for record in last["records"]}
     print(
         markdown_table(
             ("optimizer steps of phase 2", "success", "95 % interval", "successes / trials", "errors"),
@@ -91,10 +106,10 @@ def main() -> None:
     )  # fmt: skip
     print(
         markdown_table(
-            ("task", "success", "95 % interval", "successes / trials", "errors"),
+            ("task", "success", "95 % interval", "successes / trials", "errors", "things' places vary within, mm"),
             [
                 [last["instructions"][task], percent(r["success"]), interval_text(r["interval"]),
-                 f"{r['successes']} / {r['trials']}", str(r["errors"])]
+                 f"{r['successes']} / {r['trials']}", str(r["errors"]), " ".join(map(str, spread(numbers[task])))]
                 for task, r in last["per_task"].items()
             ],
         )

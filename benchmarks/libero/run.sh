@@ -6,21 +6,28 @@
 # Demonstrations start from initial states 0-29, trials from 30-49. Every step goes on where an interrupted call
 # stopped, so the script can be called again.
 #
-# TASKS     tasks of libero_object (default 0-9)
-# EPISODES  demonstrations a task (default 20)
-# STEPS1, STEPS2  optimizer steps of the two phases (default 8000 and 4000)
-# TRIALS    trials a task, at most 20 (default 20)
-# WORKERS   simulator processes, 1.8 GiB each (default 2)
+# TASKS, EPISODES   tasks of libero_object, demonstrations of each. Default: 30 of tasks 0-2 and 20 of tasks 3-9
+# STEPS1, STEPS2    optimizer steps of the two phases (default 6000 and 3000)
+# TRIALS            trials a task, at most 20 (default 20)
+# WORKERS           simulator processes, 1.8 GiB each (default 2)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 folder=${1:-runs/libero-object}
 tasks=${TASKS:-0-9} workers=${WORKERS:-2}
-steps=(0 "${STEPS1:-8000}" "${STEPS2:-4000}")
+steps=(0 "${STEPS1:-6000}" "${STEPS2:-3000}")
 statevla=statevla
 [[ -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
 
-"$statevla" collect libero_object --tasks "$tasks" --episodes "${EPISODES:-20}" --workers "$workers" --out "$folder/raw"
+collect() { # TASKS EPISODES
+  "$statevla" collect libero_object --tasks "$1" --episodes "$2" --workers "$workers" --out "$folder/raw"
+}
+if [[ -n ${TASKS:-}${EPISODES:-} ]]; then
+  collect "$tasks" "${EPISODES:-20}"
+else
+  collect 0-2 30
+  collect 3-9 20
+fi
 "$statevla" ingest libero_object --source "$folder/raw" --out "$folder/store" --language hashed --train-split 0.95 \
   --workers "$workers"
 "$statevla" stats --store "$folder/store"

@@ -39,36 +39,43 @@ class SiglipBackbone:
         self.preprocessing = preprocessing
         self.name = name
         self.revision = revision
+        self._mean, self._std = affine(preprocessing)
 
     @torch.no_grad()
     def patch_features(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P V"]:
         """Upright RGB frames in [0, 255] -> the last hidden state of every patch, in the tower's dtype and device."""
         weight = next(self.tower.parameters())
-        pixels = prepare(images.to(weight.device), self.preprocessing).to(weight.dtype)
-        features: Tensor = self.tower(pixel_values=pixels).last_hidden_state
+        pixels = (resize(images.to(weight.device), self.preprocessing) - self._mean) / self._std
+        features: Tensor = self.tower(pixel_values=pixels.to(weight.dtype)).last_hidden_state
         return features
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "SiglipBackbone":
         """Move the tower; returns itself."""
         self.tower.to(device=device, dtype=dtype)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
 
-def prepare(images: UInt8[Tensor, "B H W 3"], how: Preprocessing) -> Float[Tensor, "B 3 S S"]:
-    """Resize with antialiasing (as PIL does), scale to [0, 1], subtract the mean, divide by the std."""
-    pixels = images.permute(0, 3, 1, 2).float()
+def affine(how: Preprocessing) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """Mean and std of pixels in [0, 255]."""
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (how.mean, how.std))
+    return mean, std
+
+
+def resize(images: UInt8[Tensor, "B H W 3"], how: Preprocessing) -> Float[Tensor, "B 3 S S"]:
+    """Pixels in [0, 255] at the tower's size, antialiased as PIL does."""
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     if pixels.shape[-2:] != (how.size, how.size):
         pixels = F.interpolate(pixels, (how.size, how.size), mode=how.resample, antialias=True, align_corners=False)
         pixels = pixels.clamp(0, 255)  # bicubic overshoots; PIL's uint8 cannot
-    mean = pixels.new_tensor(how.mean)[:, None, None]
-    std = pixels.new_tensor(how.std)[:, None, None]
-    return (pixels / 255 - mean) / std
+    return pixels
 
 
 def load_siglip(model: str = DEFAULT_MODEL) -> SiglipBackbone:
     """Load the tower and its preprocessing by `from_pretrained` of a hub name or a local folder, frozen, float32.
 
-    Only safetensors weights are read. Raises UsageError when they cannot be had or are incomplete.
+    The tower's pooling head, whose output is not used, is left out: in bfloat16 on a CPU it would take most of the
+    time. Only safetensors weights are read. Raises UsageError when they cannot be had or are incomplete.
     """
     from transformers import SiglipVisionModel
     from transformers.utils import cached_file
@@ -76,7 +83,7 @@ def load_siglip(model: str = DEFAULT_MODEL) -> SiglipBackbone:
     try:
         settings = cached_file(model, "preprocessor_config.json")
         tower, info = SiglipVisionModel.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True, vision_use_head=False
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

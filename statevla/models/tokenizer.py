@@ -53,7 +53,7 @@ def prepare_pixels(images: UInt8[Tensor, "B H W 3"], size: int) -> Float[Tensor,
     interleaved colours.
     """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    pixels = (pixels / 255 - PIXEL_MEAN) / PIXEL_STD
+    pixels.mul_(1 / (255 * PIXEL_STD)).sub_(PIXEL_MEAN / PIXEL_STD)  # in place: it is a copy already
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return pixels

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from statevla.encoders.siglip import Preprocessing, load_siglip, prepare
+from statevla.encoders.siglip import Preprocessing, load_siglip, resize
 from stores.errors import UsageError
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
@@ -53,7 +53,7 @@ def test_resizing_agrees_with_pil() -> None:
     # Away from 0 and 255, where PIL also clips between its two passes.
     frames = (images(2, 40) // 4 + 96).to(torch.uint8)
     how = Preprocessing(size=56, resample="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    got = prepare(frames, how).permute(0, 2, 3, 1).numpy() * 255
+    got = resize(frames, how).permute(0, 2, 3, 1).numpy()
     for frame, mine in zip(frames.numpy(), got, strict=True):
         wanted = np.asarray(Image.fromarray(frame).resize((56, 56), Image.Resampling.BICUBIC), dtype=np.float32)
         assert np.abs(mine - wanted).max() <= 1.2  # PIL rounds after each of its two passes: 0.5 x 1.25 + 0.5

@@ -3,17 +3,21 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stores.durable import json_bytes
 from stores.errors import StoreError
-from stores.manifest import Manifest, hash_object, seal
+from stores.manifest import Manifest, hash_object, hash_objects, manifest_hash, seal
+from stores.norm import save_stats
 from stores.progress import ProgressEvent
 from stores.reader import Store
+from stores.schema import SEGMENTS
+from stores.tables import SEGMENTS_FILE, write_table
 from stores.verify import count_objects, verify_store
 from tests.stores.faults import read_tree
-from tests.stores.make_store import make_tiny_store
+from tests.stores.make_store import make_tiny_store, train_statistics
 
 
 def _flip(path: Path, at: float) -> None:
@@ -44,15 +48,27 @@ OBJECTS = (
     "frames.zarr/action/zarr.json",
     "frames.zarr/action/c/0/0",
     "frames.zarr/index/c/0",
+    "frames.zarr/index/zarr.json",
+    "quarantine.jsonl",
+    "units/put_the_red_block_in_the_bin_demo-000.json",
     "features/siglip/agentview/c/0",
 )
+UNREAD = ("quarantine.jsonl", "units/put_the_red_block_in_the_bin_demo-000.json")
+"""Objects of a store that no reader reads."""
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
     """A store with statistics and a derived folder."""
     root = tmp_path_factory.mktemp("sound") / "store"
-    make_tiny_store(root)
+    made = make_tiny_store(root, stats=False)
+    for name in UNREAD:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"what was refused, and how a shard was made")
+    manifest = Manifest.load(root)
+    objects = (*manifest.objects, *hash_objects(root, UNREAD))
+    Manifest(**{**vars(manifest), "objects": objects}).save(root)
+    save_stats(root, manifest_hash(root), train_statistics(made))
     folder = root / "features/siglip"
     (folder / "agentview/c").mkdir(parents=True)
     (folder / "agentview/c/0").write_bytes(b"features")
@@ -93,11 +109,14 @@ def test_damage_is_named_and_refused(root: Path, name: str, damage: str) -> None
     problems = verify_store(root)
     assert [problem.object for problem in problems] == [name]
     assert problems[0].problem.startswith(kind)
-    harmless = name.startswith("features/") or name == "frames.zarr/zarr.json"
-    in_tar_tail = name.endswith(".tar") and damage in ("flipped last", "truncated", "appended")  # the two end blocks
-    if not (harmless or in_tar_tail):
+    if name.startswith("features/") or (name in UNREAD and damage.startswith("flipped")):
+        _read_everything(root)  # what nothing is read from is compared by name and size only
+        return
+    with pytest.raises(StoreError, match=_pattern(name)):
+        _read_everything(root)
+    if not damage.startswith("flipped"):
         with pytest.raises(StoreError, match=_pattern(name)):
-            _read_everything(root)
+            Store.open(root)
 
 
 def _pattern(name: str) -> str:
@@ -131,6 +150,9 @@ def test_an_extra_object_is_named(root: Path, name: str) -> None:
     (root / name).write_bytes(b"")
     problems = verify_store(root)
     assert [(p.object, p.problem) for p in problems] == [(name, "extra: no manifest names it")]
+    if not name.startswith(("stats/", "features/")):  # derived folders are not the manifest's
+        with pytest.raises(StoreError, match=f"{_pattern(name)} is extra: manifest.json does not name it"):
+            Store.open(root)
 
 
 def test_leftovers_of_a_writer_are_named_as_such(root: Path) -> None:
@@ -139,6 +161,7 @@ def test_leftovers_of_a_writer_are_named_as_such(root: Path) -> None:
     problems = verify_store(root)
     assert [p.object for p in problems] == ["shards/.tmp-0011-a.tar"]
     assert "interrupted writer" in problems[0].problem
+    _read_everything(root)  # none of a reader's business
 
 
 def test_all_problems_are_named_at_once_for_any_threads(root: Path) -> None:
@@ -150,11 +173,33 @@ def test_all_problems_are_named_at_once_for_any_threads(root: Path) -> None:
     assert verify_store(root, threads=1) == verify_store(root, threads=5)
 
 
+@pytest.mark.parametrize("change", [("offset", 512), ("size", -512), ("shard", "shards/none.tar")], ids=str)
+def test_segments_that_do_not_fill_their_shards_are_refused_on_opening(root: Path, change: tuple[str, object]) -> None:
+    """Tables written by a mistaken writer: all hashes hold."""
+    rows = read_segments(root)
+    name, value = change
+    rows[1][name] = value if isinstance(value, str) else rows[1][name] + value
+    write_table(root / SEGMENTS_FILE, rows, SEGMENTS)
+    _renew(root, SEGMENTS_FILE)
+    with pytest.raises(StoreError, match=r"do not fill .*shards/"):
+        Store.open(root)
+    assert "contradict" in verify_store(root)[0].problem
+
+
+def read_segments(root: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = Store.open(root).segments.to_pylist()
+    return rows
+
+
+def _renew(root: Path, name: str) -> None:
+    """Let the manifest say what is there."""
+    manifest, fresh = Manifest.load(root), hash_object(root, name)
+    objects = tuple(fresh if item.path == fresh.path else item for item in manifest.objects)
+    (root / "manifest.json").write_bytes(Manifest(**{**vars(manifest), "objects": objects}).to_bytes())
+
+
 def test_objects_that_contradict_each_other_are_a_problem_though_all_hashes_hold(root: Path, tmp_path: Path) -> None:
     make_tiny_store(tmp_path / "other", seed=5, episodes=6)
     shutil.copy(tmp_path / "other/episodes.parquet", root / "episodes.parquet")
-    manifest = Manifest.load(root)
-    fresh = hash_object(root, "episodes.parquet")
-    objects = tuple(fresh if item.path == fresh.path else item for item in manifest.objects)
-    (root / "manifest.json").write_bytes(Manifest(**{**vars(manifest), "objects": objects}).to_bytes())
+    _renew(root, "episodes.parquet")
     assert "contradict" in verify_store(root)[0].problem

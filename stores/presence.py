@@ -1,0 +1,66 @@
+"""What can be known of a store's objects without reading them: every one is there at its size, and no other is.
+
+One listing when a store is opened; the two blocks that end a tar when a shard is first read. With these, and a checksum
+on each segment read, no byte of what a reader uses is taken on trust.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from stores.errors import StoreCorrupt, StoreMissing
+from stores.manifest import MANIFEST, Manifest
+from stores.shards import END
+from stores.storage import Storage
+
+DERIVED: frozenset[str] = frozenset({"features", "latents", "stats"})
+"""Folders that come and go after the commit; they have manifests of their own, or seals."""
+
+
+def check_presence(storage: Storage, manifest: Manifest) -> None:
+    """Raise StoreMissing or StoreCorrupt naming the first object that is missing, of another size, or extra.
+
+    Names with a leading dot belong to writers and file managers. Nothing is checked where there are no listings (http).
+    """
+    if not storage.lists:
+        return
+    there = storage.sizes(skip=DERIVED)
+    hint = f"run `statevla verify {storage.root}`, then ingest again"
+    for item in manifest.objects:
+        size = there.pop(item.path, None)
+        if size is None:
+            raise StoreMissing(f"{storage.root}: {item.path} is missing; {hint}")
+        if size != item.bytes:
+            raise StoreCorrupt(f"{storage.root}: {item.path}: expected {item.bytes} bytes, got {size}; {hint}")
+    there.pop(MANIFEST, None)
+    extra = sorted(name for name in there if not any(part.startswith(".") for part in name.split("/")))
+    if extra:
+        raise StoreCorrupt(
+            f"{storage.root}: {extra[0]} is extra: {MANIFEST} does not name it ({len(extra)} such objects); remove it"
+        )
+
+
+def check_tiling(segments: pa.Table, manifest: Manifest, where: str) -> None:
+    """Raise StoreCorrupt unless the segments of segments.parquet fill the shards that the manifest names."""
+    shard = segments["shard"].combine_chunks().dictionary_encode()
+    codes, names = shard.indices.to_numpy(), shard.dictionary.to_pylist()
+    offset, size = segments["offset"].to_numpy(), segments["size"].to_numpy()
+    order = np.lexsort((offset, codes))
+    codes, offset, end = codes[order], offset[order], (offset + size)[order]
+    turns = codes[1:] != codes[:-1]  # where the next row is of another shard
+    before = np.concatenate([[0], np.where(turns, 0, end[:-1])])[: len(codes)]
+    broken = {names[code] for code in codes[offset != before]}
+    last = np.flatnonzero(np.concatenate([turns, [True]])[: len(codes)])
+    ends = dict(zip((names[code] for code in codes[last]), end[last].tolist(), strict=True))
+    shards = {item.path: item.bytes for item in manifest.objects if item.path.startswith("shards/")}
+    broken |= {name for name in shards.keys() | ends.keys() if shards.get(name) != ends.get(name, 0) + len(END)}
+    if broken:
+        raise StoreCorrupt(f"{where}: the segments do not fill {sorted(broken)} as {MANIFEST} names them")
+
+
+def check_end(storage: Storage, shard: str, size: int) -> None:
+    """Raise StoreCorrupt unless the `size` bytes of `shard` end in the two empty blocks that end a tar."""
+    if storage.read_range(shard, size - len(END), len(END)) != END:
+        raise StoreCorrupt(
+            f"{storage.root}: {shard}: expected {len(END)} zeros at its end, got other bytes; "
+            f"run `statevla verify {storage.root}`, then ingest again"
+        )
