@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, overload
@@ -23,6 +23,7 @@ import stores.arrays
 import stores.embeddings
 import stores.frames
 import stores.tables
+from pipelines.ingest_checks import OWN_FOLDERS, refuse_quarantine, require_own_folder, require_same_code
 from pipelines.ingest_plan import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
 from pipelines.isolation import end_thread_reader
 from pipelines.language import write_instructions
@@ -43,8 +44,8 @@ from statevla.encoders.text import TextEncoder, load_text_encoder
 from statevla.observation import ObsSpec
 from stores import durable
 from stores.embeddings import LANGUAGE_FILE
-from stores.errors import SourceError, StateVLAError, StoreError, UsageError
-from stores.frames import FRAMES, frame_objects, write_frames
+from stores.errors import SourceError, StateVLAError, StoreError
+from stores.frames import frame_objects, write_frames
 from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects
 from stores.progress import Progress, ProgressEvent
 from stores.schema import EPISODES, SEGMENTS
@@ -54,8 +55,6 @@ from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table
 QUARANTINE: Final = "quarantine.jsonl"
 SYNC_UNITS: Final = 16
 """Units whose records are made durable together: as many, at most, does a power loss cost."""
-OWN_FOLDERS: Final = ("shards", "units", FRAMES)
-"""Folders in which a file that the manifest does not name is a leftover of an earlier ingest, and is removed."""
 
 
 @dataclass(frozen=True)
@@ -144,26 +143,6 @@ def _ingest(
         return Ingest(config, plan, encoder, progress, strict, isolated).run(workers, scheduler, started)
 
 
-def refuse_quarantine(quarantine: Sequence[dict[str, str]]) -> None:
-    """Raise SourceError when anything is in quarantine."""
-    if quarantine:
-        raise SourceError(
-            f"--strict: {len(quarantine)} demonstrations cannot be used: {reasons(quarantine)}. Without --strict they "
-            "are quarantined and the others ingested"
-        )
-
-
-def require_own_folder(out: Path) -> None:
-    """Refuse a folder that holds something else: ingest removes files that it does not know from its own folders."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"{out}: expected a folder for the store, got a file")
-    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if names and not names & {MANIFEST, *OWN_FOLDERS}:
-        raise UsageError(f"{out}: expected a store or an empty folder, got {sorted(names)[:5]}; choose another --out")
-
-
 def store_code_version() -> str:
     """Hash of the code and the library that decide the bytes of tables, next to that of the units."""
     digest = hashlib.sha256()
@@ -171,15 +150,6 @@ def store_code_version() -> str:
         digest.update(Path(str(module.__file__)).read_bytes())
     digest.update(Path(__file__).read_bytes())
     return f"{unit_code_version()} store-{digest.hexdigest()[:16]} pyarrow-{importlib.metadata.version('pyarrow')}"
-
-
-def require_same_code(unit: str, version: str) -> None:
-    """Raise StateVLAError when a worker made `unit` with other code than this process has."""
-    if version != unit_code_version():
-        raise StateVLAError(
-            f"unit {unit}: made by {version}, expected {unit_code_version()}: a worker runs another version of "
-            "statevla; install the same on all machines"
-        )
 
 
 class Ingest:
