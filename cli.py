@@ -353,17 +353,23 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, mamba or libero.")],
+    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, mamba, latency or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Policy for 'latency'; default: the base preset with random weights.")
+    ] = None,
+    vision: Annotated[str | None, typer.Option(help="conv or siglip, for 'latency'; default: both.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, for 'latency'; default: both.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for 'latency'.")] = "cpu",
     workers: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
     from pipelines.bench import BenchOptions, run_bench
 
-    result = run_bench(name, BenchOptions(store=store, source=source, checkpoint=checkpoint, workers=workers))
+    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device)
+    result = run_bench(name, options)
     _report(f"bench {name}", result, as_json)
 
 

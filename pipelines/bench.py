@@ -10,12 +10,17 @@ from stores.errors import UsageError
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder."""
+    """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder.
+    checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
+    """
 
     store: Path | str | None
     source: Path | None
     checkpoint: Path | None
     workers: int
+    vision: str | None = None
+    dtype: str | None = None
+    device: str = "cpu"
 
 
 def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
@@ -69,6 +74,14 @@ def _libero(options: BenchOptions) -> dict[str, Any]:
     return bench_libero(workers=max(options.workers, 1))
 
 
+def _latency(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.latency import bench_latency
+
+    return bench_latency(
+        checkpoint=options.checkpoint, vision=options.vision, dtype=options.dtype, device=options.device
+    )
+
+
 BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "stream": _stream,
     "ingest": _ingest,
@@ -76,4 +89,5 @@ BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "verify": _verify,
     "mamba": _mamba,
     "libero": _libero,
+    "latency": _latency,
 }
