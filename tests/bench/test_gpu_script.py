@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_dry_run_on_the_cpu(tmp_path: Path) -> None:
     report = tmp_path / "gpu.json"
     command = [sys.executable, "benchmarks/gpu/run.py", "--device", "cpu", "--quick", "--report", str(report)]
