@@ -7,10 +7,11 @@ exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from statevla.console import print_json, print_table, report, show_progress
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
@@ -66,7 +67,6 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
-    from statevla.console import show_progress
 
     folder = out if out is not None else Path("data/raw") / suite
     with show_progress() as progress:
@@ -81,7 +81,7 @@ def collect(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 align=align, progress=progress,
             )  # fmt: skip
-    _report("Collected", summary.to_dict(), as_json)
+    report("Collected", summary.to_dict(), as_json)
 
 
 @app.command()
@@ -112,7 +112,6 @@ def ingest(
     from pipelines.ingest import ingest as run_ingest
     from pipelines.ingest_plan import IngestConfig
     from pipelines.ingest_remote import ingest_to_url, work_folder
-    from statevla.console import show_progress
 
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
@@ -123,7 +122,7 @@ def ingest(
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
     with show_progress() as progress:
         summary = run(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict)
-    _report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
+    report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED)
 
@@ -133,13 +132,12 @@ def inspect(store: StoreArgument, as_json: Json = False) -> None:
     """Show what a store holds."""
     from pipelines.inspect import inspect_store
 
-    _report(f"Store {store}", inspect_store(store), as_json)
+    report(f"Store {store}", inspect_store(store), as_json)
 
 
 @app.command()
 def verify(store: StoreArgument, as_json: Json = False) -> None:
     """Rehash every object of a store; exit 1 and name what differs."""
-    from statevla.console import print_json, print_table, show_progress
     from stores.verify import count_objects, verify_store
 
     with show_progress() as progress:
@@ -163,19 +161,17 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Copy a store to object storage: every object conditionally, the manifest last; of two writers one wins."""
-    from statevla.console import show_progress
     from stores.publish import publish_store
 
     with show_progress() as progress:
         published = publish_store(store, url, progress=progress, replace=replace)
-    _report(f"Published to {url}", {"store": str(store), "url": url, "manifest": published}, as_json)
+    report(f"Published to {url}", {"store": str(store), "url": url, "manifest": published}, as_json)
 
 
 @app.command()
 def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
     """Compute the train split's action and robot-state statistics and keep them in the store."""
     from pipelines.stats import compute_statistics
-    from statevla.console import print_json, print_table
     from statevla.runs import find_store
     from stores.schema import ACTION_NAMES
 
@@ -193,7 +189,6 @@ def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None
 def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Print the parameter count of every part of the model."""
     from statevla.config import load_config
-    from statevla.console import print_json, print_table
     from statevla.models.describe import describe as describe_model
 
     result = describe_model(load_config(preset, config, tuple(set_ or ())))
@@ -218,7 +213,6 @@ def train(
 ) -> None:
     """Train one phase from a store."""
     from statevla.config import load_config
-    from statevla.console import show_progress
     from statevla.runs import plan_training
     from statevla.trainers.loop import train as run_training
 
@@ -229,7 +223,7 @@ def train(
         summary = run_training(
             phase, job.config, job.store, job.run, resume=resume, encoder_checkpoint=job.encoder, progress=progress
         )
-    _report(f"Trained phase {phase}", summary.to_dict(), as_json)
+    report(f"Trained phase {phase}", summary.to_dict(), as_json)
 
 
 @eval_app.command("offline")
@@ -245,7 +239,6 @@ def eval_offline(
 ) -> None:
     """Compare predicted chunks with the demonstrations'."""
     from statevla.bundle import Policy
-    from statevla.console import show_progress
     from statevla.evaluators.offline import evaluate_offline
     from statevla.runs import find_policy, find_store
     from stores.reader import Store as OpenStore
@@ -257,7 +250,7 @@ def eval_offline(
             progress=progress,
         )  # fmt: skip
     results.save(out if out is not None else path.parents[2] / "eval" / "offline")
-    _report("Offline evaluation", results.to_dict(), as_json)
+    report("Offline evaluation", results.to_dict(), as_json)
 
 
 @eval_app.command("tabletop")
@@ -272,7 +265,6 @@ def eval_tabletop(
 ) -> None:
     """Close the loop in the tabletop world."""
     from statevla.bundle import Policy
-    from statevla.console import show_progress
     from statevla.evaluators.rollout import evaluate_tabletop
     from statevla.runs import find_policy
 
@@ -282,7 +274,7 @@ def eval_tabletop(
             Policy.load(path), episodes=episodes, seed=seed, replan=replan, videos=videos, progress=progress
         )
     results.save(out if out is not None else path.parents[2] / "eval" / "tabletop")
-    _report("Tabletop", results.to_dict(), as_json)
+    report("Tabletop", results.to_dict(), as_json)
 
 
 @eval_app.command("libero")
@@ -306,7 +298,6 @@ def eval_libero(
 ) -> None:
     """Success in the LIBERO simulator (`make libero` installs it)."""
     from pipelines.eval_libero import choose_policy
-    from statevla.console import show_progress
     from statevla.evaluators.libero import evaluate_libero
 
     chosen = choose_policy(
@@ -329,7 +320,7 @@ def eval_libero(
             seed=seed,
             progress=progress,
         )
-    _report(f"LIBERO {suite}", results.to_dict(), as_json)
+    report(f"LIBERO {suite}", results.to_dict(), as_json, results.to_markdown())
 
 
 @app.command()
@@ -337,7 +328,6 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
     """Check this machine: packages, device, Mamba kernels, codec, simulator, rendering, disk, memory, a store."""
     from dataclasses import asdict
 
-    from statevla.console import print_json, print_table
     from statevla.doctor import doctor as examine
     from statevla.doctor import healthy
 
@@ -370,7 +360,7 @@ def bench(
 
     options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device)
     result = run_bench(name, options)
-    _report(f"bench {name}", result, as_json)
+    report(f"bench {name}", result, as_json)
 
 
 @app.command()
@@ -382,25 +372,13 @@ def demo(
 ) -> None:
     """The whole way on the tabletop suite: collect, ingest, train both phases, evaluate, report."""
     from pipelines.demo import run_demo
-    from statevla.console import show_progress
 
     with show_progress() as progress:
         summary = run_demo(out, workers=workers, seed=seed, progress=progress)
-    _report("Demo", summary.to_dict(), as_json)
+    report("Demo", summary.to_dict(), as_json)
     if not summary.learned:
         print(f"error: the policy did not learn: {summary.verdict}", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def _report(title: str, result: dict[str, Any], as_json: bool) -> None:
-    """One JSON object, or one table of the flattened result."""
-    from statevla.config import flatten
-    from statevla.console import print_json, print_table
-
-    if as_json:
-        print_json(result)
-    else:
-        print_table(title, ("", ""), list(flatten(result).items()))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ SILENCE_SECONDS: Final = 60.0
 """Without a sign of life for so long, the child is killed. It shows one every 16 frames, which take milliseconds."""
 MEMORY_LIMIT: Final = 4 * 2**30
 """Bytes of address space that the child may add to what it inherits."""
+MEMORY_NEEDED: Final = 2**30
+"""Bytes of address space that sound demonstrations never exceed (`pipelines.hdf5.READ_LIMIT` bounds a read)."""
 OWN_DEATHS: Final = 2
 """Times that a demonstration must kill the process that reads it to be quarantined."""
 OUTSIDE_DEATHS: Final = 3
@@ -130,6 +132,7 @@ class Reader:
         return ReaderDied(f"the process reading it ended with status {status}", item, outside=False)
 
     def _start(self) -> tuple[int, int, int]:
+        _require_memory()
         child_in, requests = os.pipe()
         answers, child_out = os.pipe()
         parent = os.getpid()
@@ -178,10 +181,28 @@ class _Silent(Exception):
 
 def _limit_memory(extra: int) -> None:
     """Let this process add at most `extra` bytes of address space to what it has; more is a MemoryError."""
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as handle:
-        now = int(handle.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        now = _address_space()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (now + extra if hard == -1 else min(now + extra, hard), hard))
+
+
+def _address_space() -> int:
+    """Bytes of address space that this process has. Raises OSError where the system does not tell."""
+    with open("/proc/self/statm") as handle:
+        return int(handle.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _require_memory() -> None:
+    """Raise StateVLAError under a limit (``ulimit -v``) so low that sound demonstrations would fail for it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(OSError):
+        left = hard - _address_space()
+        if hard != resource.RLIM_INFINITY and left < MEMORY_NEEDED:
+            raise StateVLAError(
+                f"the limit of address space (ulimit -v {hard // 1024}) leaves {max(left, 0) // 2**20} MB for reading "
+                f"sources, expected {MEMORY_NEEDED // 2**20} or more: raise it (ulimit -v unlimited), and run again"
+            )
 
 
 def _send(descriptor: int, data: bytes) -> None:

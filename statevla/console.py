@@ -106,3 +106,15 @@ def size_text(count: int) -> str:
             break
         size /= 1024
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def report(title: str, result: Mapping[str, Any], as_json: bool, text: str | None = None) -> None:
+    """What a command prints last: one JSON object, or `text`, or a table of the flattened result."""
+    from statevla.config import flatten
+
+    if as_json:
+        print_json(result)
+    elif text is not None:
+        print(text)
+    else:
+        print_table(title, ("", ""), list(flatten(result).items()))

@@ -1,4 +1,4 @@
-"""Mamba backends on an NVIDIA GPU: correctness first, then speed and memory. `run.sh` beside this file starts it.
+"""Mamba backends as layers on an NVIDIA GPU: correctness first, then speed and memory. `run.py` beside this calls it.
 
 Letters: B batch, L time steps, D width.
 
@@ -8,26 +8,20 @@ observation, and the bare scan against the memory traffic that nobody can avoid.
 or comes after the time budget says so in its place.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from statevla.bench.machine import describe_machine
 from statevla.models.kernels import backends, ops, triton_kernels
 from statevla.models.mamba import Mamba
-from stores import durable
 
 WIDTH, LENGTH, DEPTH, STATES = 256, 395, 12, 16
 BATCHES = (64, 128, 256)
 CHANNELS = (8, 16, 32)
-BUDGET_S = 480.0
 LIMITS = {torch.float32: 2e-4, torch.bfloat16: 4e-2}  # of the largest entry; matrix products in TF32 are off
 
 
@@ -183,51 +177,16 @@ def bare_scan(channels: int, batch: int) -> dict[str, float]:
     }
 
 
-def measure(deadline: float) -> dict[str, Any]:
-    """All measurements, in the order of their worth, until the deadline."""
-    results: dict[str, Any] = {}
+def contenders() -> list[str]:
+    """Backends that can run here, and mamba-ssm's own module where that package is."""
+    names = [name for name, obstacle in runnable().items() if obstacle is None]
+    return [*names, "mamba_ssm"] if "cuda" in names else names
 
-    def put(name: str, run: Callable[[], object]) -> None:
-        results[name] = run() if time.monotonic() < deadline else {"failed": "not started: time budget spent"}
-        print(f"{name}: {results[name]}", flush=True)
 
-    for channels in CHANNELS:
-        put(f"scan, batch 64, {channels} channels a program", partial(bare_scan, channels, 64))
-    done = {c: results[f"scan, batch 64, {c} channels a program"] for c in CHANNELS}
+def choose_channels(put: Callable[[str, Callable[[], Any]], Any]) -> int:
+    """Time the bare scan with each number of channels a program, keep the fastest for all that follows."""
+    done = {c: put(f"scan, batch 64, {c} channels a program", partial(bare_scan, c, 64)) for c in CHANNELS}
     timed = {c: value["forward_backward_ms"] for c, value in done.items() if "failed" not in value}
     if timed:
         triton_kernels.CHANNELS = min(timed, key=lambda c: timed[c])
-    results["channels_used"] = triton_kernels.CHANNELS
-    names = [name for name, obstacle in runnable().items() if obstacle is None]
-    contenders = [*names, "mamba_ssm"] if "cuda" in names else names
-    for batch in BATCHES:
-        for name in contenders:
-            put(f"training {name}, batch {batch}", partial(training, name, batch))
-    for name in contenders:
-        put(f"latency {name}, batch 1", partial(latency, name))
-    return results
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Check and measure the Mamba backends on a GPU.")
-    parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
-    path = parser.parse_args().report
-    if not torch.cuda.is_available():
-        raise SystemExit("no GPU: torch.cuda.is_available() is False")
-    deadline = time.monotonic() + BUDGET_S
-    report: dict[str, Any] = {
-        "machine": describe_machine(),
-        "cuda": torch.version.cuda,
-        "shape": {"length": LENGTH, "width": WIDTH, "states": STATES, "depth": DEPTH},
-        "backends": {name: obstacle or "runs" for name, obstacle in runnable().items()},
-        "largest_relative_error": correctness(),
-    }
-    print("correct:", report["largest_relative_error"], flush=True)
-    report["measurements"] = measure(deadline)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_json(path, report)
-    print(f"report: {path}")
-
-
-if __name__ == "__main__":
-    main()
+    return triton_kernels.CHANNELS

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check the Mamba backends on an NVIDIA GPU, then measure them. One JSON report, within ten minutes.
+# Check backends and acting on an NVIDIA GPU, then measure acting and training. One JSON report, within ten minutes.
 #
 #   benchmarks/gpu/run.sh [report.json]
 #
@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-report=${1:-runs/gpu-mamba.json}
+report=${1:-runs/gpu.json}
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python3
   [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
@@ -32,4 +32,4 @@ if [[ ${WITH_PEER:-0} == 1 ]] && ! "$PYTHON" -c 'import mamba_ssm, causal_conv1d
     echo "mamba-ssm not installed in time: measured without it"
 fi
 
-PYTHONPATH=. timeout 560 "$PYTHON" benchmarks/gpu/mamba.py --report "$report"
+PYTHONPATH=. timeout 560 "$PYTHON" benchmarks/gpu/run.py --report "$report"

@@ -112,10 +112,10 @@ def test_every_backend_is_the_reference(
         assert error.item() <= limit
 
 
-@needs_native
-def test_gradcheck_of_the_whole_layer() -> None:
+@pytest.mark.parametrize("backend", CPU)
+def test_gradcheck_of_the_whole_layer(backend: str) -> None:
     torch.manual_seed(0)
-    layer = Mamba(6, d_state=3, backend="cpu").double()
+    layer = Mamba(6, d_state=3, backend=backend).double()
     x = torch.randn(2, 18, 6, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in layer.named_parameters()]
 
@@ -152,6 +152,42 @@ def test_steps_give_what_forward_gives(backend: str, taps: int) -> None:
     torch.testing.assert_close(torch.stack(rows, 1), layer(x), rtol=1e-5, atol=1e-6)
     assert state.conv.shape == (3, taps - 1, 24)
     assert state.ssm.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_no_sequence_and_no_step(backend: str) -> None:
+    torch.manual_seed(0)
+    layer = Mamba(6, d_state=3)
+    for shape in ((0, 5, 6), (2, 0, 6)):
+        y, dx, *gradients = outputs(layer, torch.randn(shape), backend)
+        assert y.shape == dx.shape == shape
+        assert all(not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", ["loop", pytest.param("cpu", marks=needs_native)])
+def test_one_step_and_inputs_apart_in_memory(backend: str) -> None:
+    torch.manual_seed(0)
+    layer = Mamba(6, d_state=3)
+    x = torch.randn(6, 4, 2).permute(2, 1, 0)
+    for part in (x[:, :1], x[:, ::2], x):
+        exact = outputs(layer, part.contiguous(), "reference")
+        for got, want in zip(outputs(layer, part, backend), exact, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["loop", pytest.param("cpu", marks=needs_native)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_none_reaches_what_it_reaches_in_the_reference(backend: str, value: float) -> None:
+    torch.manual_seed(0)
+    layer = Mamba(6, d_state=3)
+    x = torch.randn(2, 40, 6)
+    x[1, 20, 4] = value
+    ours, exact = outputs(layer, x, backend), outputs(layer, x, "reference")
+    assert exact[0][0].isfinite().all()
+    assert exact[0][1, :20].isfinite().all()
+    assert not exact[0][1, 20:].isfinite().any()
+    assert torch.equal(ours[0].isfinite(), exact[0].isfinite())
+    assert torch.equal(ours[1].isfinite(), exact[1].isfinite())
 
 
 @needs_native

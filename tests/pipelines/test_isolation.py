@@ -1,7 +1,10 @@
 """A child that crashes, hangs, eats memory or is killed from outside is an exception here, and poison is found."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,9 @@ import pytest
 from pipelines import pulse
 from pipelines.isolation import Reader, ReaderDied, survive
 from stores.errors import SourceError, StateVLAError
+from tests.pipelines.make_hdf5 import write_suite
+
+ROOT = Path(__file__).parents[2]
 
 
 def die(argument: dict[str, Any]) -> Any:
@@ -30,7 +36,7 @@ def hang(argument: dict[str, Any]) -> Any:
 
 def slow(_: Any) -> str:
     """Takes longer than the silence allowed, but shows that it lives."""
-    until = time.monotonic() + 0.5
+    until = time.monotonic() + 1.0
     while time.monotonic() < until:
         pulse.beat()
     return "done"
@@ -61,7 +67,7 @@ CALLS = {f.__name__: f for f in (die, hang, slow, eat, refuse, full_disk, mistak
 
 @pytest.fixture
 def reader() -> Iterator[Reader]:
-    with Reader(CALLS, silence=0.2, memory=1 << 30) as reader:
+    with Reader(CALLS, memory=1 << 30) as reader:
         yield reader
 
 
@@ -96,10 +102,17 @@ def test_a_death_is_named_and_the_next_call_gets_a_new_child(reader: Reader, nam
 def test_an_exit_and_a_hang_are_deaths_too(reader: Reader) -> None:
     with pytest.raises(ReaderDied, match="status 5"):
         reader.call("leave", None)
-    with pytest.raises(ReaderDied, match=r"no progress for 0\.2 seconds") as caught:
-        reader.call("hang", None)
+    with (
+        Reader(CALLS, silence=0.2) as impatient,
+        pytest.raises(ReaderDied, match=r"no progress for 0\.2 seconds") as caught,
+    ):
+        impatient.call("hang", None)
     assert caught.value.item == 3
-    assert reader.call("slow", None) == "done"
+
+
+def test_who_shows_signs_of_life_may_take_longer() -> None:
+    with Reader(CALLS, silence=0.4) as patient:
+        assert patient.call("slow", None) == "done"
 
 
 def test_poison_is_what_kills_twice(reader: Reader) -> None:
@@ -113,6 +126,26 @@ def test_poison_is_what_kills_twice(reader: Reader) -> None:
 def test_a_file_is_not_blamed_for_a_kill_from_outside(reader: Reader) -> None:
     with pytest.raises(StateVLAError, match=r"unit 7: .*SIGKILL, 3 times.*run the same command again"):
         survive(reader, "die", {"count": 2, "fatal": [1], "signal": signal.SIGKILL}, "unit 7")
+
+
+UNDER_A_LIMIT = """
+import resource, sys
+from pathlib import Path
+from pipelines import isolation
+from pipelines.ingest import ingest
+from pipelines.ingest_plan import IngestConfig
+limit = isolation._address_space() + 100 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+ingest(IngestConfig("toy", Path(sys.argv[1]), Path(sys.argv[2]), language="hashed"))
+"""
+
+
+def test_a_low_limit_of_memory_is_said_and_no_demonstration_is_blamed(tmp_path: Path) -> None:
+    source = write_suite(tmp_path / "source", tasks=1)
+    command = [sys.executable, "-c", UNDER_A_LIMIT, str(source), str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert re.search(r"StateVLAError: .*ulimit -v \d+\) leaves \d+ MB .*raise it", done.stderr), done.stderr
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:

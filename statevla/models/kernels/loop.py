@@ -20,6 +20,8 @@ def conv_silu(
     bias: Float[Tensor, " E"],
 ) -> Float[Tensor, "B L E"]:
     """Causal depthwise convolution through `conv1d`, then SiLU."""
+    if x.shape[1] == 0:
+        return x  # `conv1d` refuses it
     taps = weight.shape[1]
     out = F.conv1d(x.mT, weight[:, None].to(x.dtype), bias.to(x.dtype), padding=taps - 1, groups=weight.shape[0])
     return F.silu(out[..., : x.shape[1]]).mT

@@ -1,7 +1,8 @@
 // The kernels of one instruction set. Compiled once for each, with -DISA=name and that set's flags.
 
 #include "conv.h"
-#include "scan.h"
+#include "scan_backward.h"
+#include "scan_forward.h"
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)

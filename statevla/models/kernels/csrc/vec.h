@@ -43,6 +43,7 @@ template <class T> struct Acc { using type = float; };
 template <> struct Acc<double> { using type = double; };
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))  // one loop a function: the compiler's registers suffice
 
 template <class S> INLINE Vec<S> splat(S x) { return x - Vec<S>{}; }
 
@@ -167,6 +168,8 @@ INLINE vf reciprocal(vf x) {
 #if defined(__AVX512F__)
 INLINE vf scale(vf x, vf k, vf) { return (vf)_mm512_scalef_ps((__m512)x, (__m512)k); }
 INLINE vf tame(vf x) { return or_least(x, -1.0f); }  // the NaN of inf - inf becomes a number; a NaN of x stays in k
+INLINE vf from_nearest(vf x) { return (vf)_mm512_reduce_ps((__m512)x, 0); }  // x - round(x), 0 for an infinity
+GANG_FUNCTION(from_nearest)
 INLINE vf in_range(vf x, float) { return x; }
 #else
 INLINE vf scale(vf x, vf, vf shifted) { return (vf)((vi)x + ((vi)shifted << 23)); }
@@ -194,8 +197,7 @@ template <class V> INLINE Gang<V> where_negative(const Gang<V> &x, const Gang<V>
 constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
 
 // 2^(k + f) for whole k and f in [-1/2, 1/2]: polynomial 1 + f q(f) fitted for least relative error (9e-8)
-template <class X> INLINE X exp2_parts(const X &k, const X &shifted, const X &fraction) {
-    const X f = tame(fraction);
+template <class X> INLINE X exp2_near(const X &k, const X &shifted, const X &f) {
     X q = f * 0.0013264727065334314f + 0.00967151264891081f;
     q = f * q + 0.05550733743690989f;
     q = f * q + 0.2402224208517325f;
@@ -203,12 +205,15 @@ template <class X> INLINE X exp2_parts(const X &k, const X &shifted, const X &fr
     return scale(f * q + 1.0f, k, shifted);
 }
 
+template <class X> INLINE X exp2_parts(const X &k, const X &shifted, const X &fraction) {
+    return exp2_near(k, shifted, tame(fraction));
+}
+
 // 2^(x y)
 template <class X> INLINE X exp2_of_product_f(const X &y, const vf &x) {
 #if defined(__AVX512F__)
-    const X shifted = y * x + ROUNDER;
-    const X k = shifted - ROUNDER;
-    return exp2_parts(k, shifted, y * x - k);
+    const X p = y * x, f = from_nearest(p);
+    return exp2_near(p - f, p, f);
 #else
     const X p = in_range(y * x, -126.0f);
     const X shifted = p + ROUNDER;
@@ -281,6 +286,25 @@ INLINE Gang<vd> exp2_of_products(vd x, const vd *y) {
 template <class V> INLINE Gang<V> gang(const V *p) { return {p[0], p[1], p[2], p[3]}; }
 template <class V> INLINE void put(V *p, const Gang<V> &x) { p[0] = x.a; p[1] = x.b; p[2] = x.c; p[3] = x.d; }
 template <class V> INLINE Gang<V> broadcast(const Scalar<V> *p) { return {splat(p[0]), splat(p[1]), splat(p[2]), splat(p[3])}; }
+
+// Four neighbouring tiles of a row, of which `left` channels are there; WHOLE: all.
+template <bool WHOLE, class T> INLINE Gang<Vec<typename Acc<T>::type>> load_band(const T *p, int64_t left) {
+    constexpr int W = Lanes<typename Acc<T>::type>::W;
+    if constexpr (WHOLE) return {load_all(p), load_all(p + W), load_all(p + 2 * W), load_all(p + 3 * W)};
+    const auto part = [&](int i) { return load(p + i * W, int(left < i * W ? 0 : left > (i + 1) * W ? W : left - i * W)); };
+    return {part(0), part(1), part(2), part(3)};
+}
+template <bool WHOLE, class T> INLINE void store_band(T *p, const Gang<Vec<typename Acc<T>::type>> &x, int64_t left) {
+    constexpr int W = Lanes<typename Acc<T>::type>::W;
+    const auto part = [&](int i, Vec<typename Acc<T>::type> v) {
+        if (WHOLE) store_all(p + i * W, v);
+        else store(p + i * W, v, int(left < i * W ? 0 : left > (i + 1) * W ? W : left - i * W));
+    };
+    part(0, x.a);
+    part(1, x.b);
+    part(2, x.c);
+    part(3, x.d);
+}
 
 // ---- across lanes ----
 
