@@ -161,7 +161,7 @@ def hash_object(root: Path | str, path: str) -> StoreObject:
     return StoreObject(path, size, digest)
 
 
-def hash_stream(pieces: Iterable[bytes]) -> tuple[int, str]:
+def hash_stream(pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
     """(bytes, sha256 in hex) of the pieces of an object."""
     digest, size = hashlib.sha256(), 0
     for piece in pieces:
