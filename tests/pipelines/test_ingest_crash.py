@@ -69,7 +69,8 @@ def test_ingest(tmp_path: Path, source: Path, over: str, fault: str, stride: int
         run(source, disk / "store")
 
     found = Counter[str]()
-    for crash, disk in every_crash(tmp_path / "crash", prepare, work, [fault], f"ingest over {over}", stride):
+    name = f"ingest over {over}" + ("" if stride == 1 else f", every {stride}rd operation")
+    for crash, disk in every_crash(tmp_path / "crash", prepare, work, [fault], name, stride):
         try:
             assert without_leftovers(disk / "store") == [], crash
             found["complete"] += 1
