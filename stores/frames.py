@@ -3,7 +3,8 @@
 Legend: N frames of the store.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores import durable
-from stores.arrays import METADATA, ArraySpec, ReadObject, create_group, open_checked, write_array
+from stores.arrays import METADATA, ArraySpec, ReadObject, create, create_group, open_checked, write_region
 from stores.errors import StoreCorrupt, UsageError
 from stores.schema import ACTION_DIM, ROBOT_STATE_DIM
 from stores.storage import Storage
@@ -31,24 +32,71 @@ def frame_specs(frames: int) -> dict[str, ArraySpec]:
     return {name: ArraySpec((frames, *row), dtype, CHUNK_ROWS) for name, (row, dtype) in FIELDS.items()}
 
 
-def write_frames(root: Path | str, fields: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Write ``frames.zarr`` below `root`, replacing an older one whole; returns its objects' paths below `root`.
+class FramesWriter:
+    """Frames that come in pieces -> the chunks of ``frames.zarr``; holds one chunk of each array."""
 
-    fields: robot_state float32 [N, 9], action float32 [N, 7], episode int64 [N], index int64 [N].
-    Raises UsageError on other names, shapes or dtypes.
-    """
-    if set(fields) != set(FIELDS):
-        raise UsageError(f"frames: expected {sorted(FIELDS)}, got {sorted(fields)}")
-    for name, spec in frame_specs(len(fields["index"])).items():
-        if fields[name].shape != spec.shape or fields[name].dtype.name != spec.dtype:
-            raise UsageError(
-                f"frames, {name}: expected {spec.dtype} {list(spec.shape)}, "
-                f"got {fields[name].dtype} {list(fields[name].shape)}"
-            )
+    def __init__(self, root: Path, frames: int) -> None:
+        self._root, self._specs = root, frame_specs(frames)
+        self._frames, self._done, self._held = frames, 0, 0
+        self._rows = {name: np.empty((CHUNK_ROWS, *row), dtype) for name, (row, dtype) in FIELDS.items()}
+        create_group(root)
+        for name, spec in self._specs.items():
+            create(root, name, spec.shape, spec.dtype, spec.chunk)
+
+    def add(self, fields: Mapping[str, NDArray[Any]]) -> None:
+        """Append n frames: robot_state float32 [n, 9], action float32 [n, 7], episode int64 [n], index int64 [n].
+
+        Raises UsageError on other names, shapes or dtypes, and on more frames than were announced.
+        """
+        if set(fields) != set(FIELDS):
+            raise UsageError(f"frames: expected {sorted(FIELDS)}, got {sorted(fields)}")
+        count = len(fields["index"])
+        for name, (row, dtype) in FIELDS.items():
+            if fields[name].shape != (count, *row) or fields[name].dtype.name != dtype:
+                raise UsageError(
+                    f"frames, {name}: expected {dtype} {[count, *row]}, "
+                    f"got {fields[name].dtype} {list(fields[name].shape)}"
+                )
+        if self._done + self._held + count > self._frames:
+            raise UsageError(f"frames: expected {self._frames}, got more")
+        start = 0
+        while start < count:
+            taken = min(count - start, CHUNK_ROWS - self._held)
+            for name, rows in self._rows.items():
+                rows[self._held : self._held + taken] = fields[name][start : start + taken]
+            start += taken
+            self._held += taken
+            if self._held == CHUNK_ROWS:
+                self._write()
+
+    def close(self) -> None:
+        """Write what is left. Raises UsageError when there are fewer frames than were announced."""
+        if self._held:
+            self._write()
+        if self._done != self._frames:
+            raise UsageError(f"frames: expected {self._frames}, got {self._done}")
+
+    def _write(self) -> None:
+        for name, spec in self._specs.items():
+            write_region(self._root, name, spec, self._done, self._rows[name][: self._held])
+        self._done, self._held = self._done + self._held, 0
+
+
+@contextlib.contextmanager
+def frames_writer(root: Path | str, frames: int) -> Iterator[FramesWriter]:
+    """``frames.zarr`` of `frames` frames below `root`, written as they come; replaces an older one whole at the end."""
     with durable.staging_dir(Path(root, FRAMES)) as staging:
-        create_group(staging)
-        for name in FIELDS:
-            write_array(staging, name, fields[name], CHUNK_ROWS)
+        writer = FramesWriter(staging, frames)
+        yield writer
+        writer.close()
+
+
+def write_frames(root: Path | str, fields: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Write all frames (`FramesWriter.add`) at once; returns the paths below `root` of the objects written."""
+    if "index" not in fields:
+        raise UsageError(f"frames: expected {sorted(FIELDS)}, got {sorted(fields)}")
+    with frames_writer(root, len(fields["index"])) as writer:
+        writer.add(fields)
     return frame_objects(len(fields["index"]))
 
 

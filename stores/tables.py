@@ -3,6 +3,8 @@
 The same rows give the same bytes under the same pyarrow: fixed writer options, no pandas metadata, no timestamps.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,29 +18,102 @@ from stores.errors import StoreCorrupt, UsageError
 
 EPISODES_FILE: Final = "episodes.parquet"
 SEGMENTS_FILE: Final = "segments.parquet"
-ROW_GROUP: Final = 65536
+ROW_GROUP: Final = 4096
+"""Rows of a row group, which a writer holds in memory: of segments, some MB."""
+PIECE: Final = 1 << 20
+"""Bytes of a table that are written at once."""
+
+
+class TableWriter:
+    """Rows that come in pieces -> a Parquet file in row groups of `ROW_GROUP`, however the pieces are cut.
+
+    Holds the rows of one row group, and the file's bytes until `PIECE` of them go to `sink` at once.
+    """
+
+    def __init__(self, sink: Callable[[bytes], object], schema: pa.Schema) -> None:
+        self._sink, self._schema = _Pieces(sink), schema
+        self._held: list[pa.Table] = []
+        self._rows = 0
+        self._writer = pq.ParquetWriter(
+            pa.PythonFile(self._sink, mode="w"),
+            schema.remove_metadata(),
+            version="2.6",
+            data_page_version="1.0",
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=True,
+            write_statistics=True,
+            store_schema=False,
+            write_page_checksum=True,
+        )
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows. Raises UsageError when the columns are not those of the schema."""
+        if table.schema.names != self._schema.names:
+            raise UsageError(f"table: expected columns {self._schema.names}, got {table.schema.names}")
+        self._held.append(table.cast(self._schema).replace_schema_metadata(None))
+        self._rows += len(table)
+        while self._rows >= ROW_GROUP:
+            self._write(ROW_GROUP)
+
+    def close(self) -> None:
+        """Write what is left and the footer."""
+        if self._rows:
+            self._write(self._rows)
+        self._writer.close()
+        self._sink.flush_all()
+
+    def _write(self, rows: int) -> None:
+        held = pa.concat_tables(self._held)
+        # One chunk a column: where pages end depends on the rows alone.
+        self._writer.write_table(held.slice(0, rows).combine_chunks(), row_group_size=ROW_GROUP)
+        self._rows -= rows
+        self._held = [held.slice(rows)] if self._rows else []
+
+
+class _Pieces:
+    """A file for pyarrow, which hands over many small pieces; passes large ones on."""
+
+    closed = False
+
+    def __init__(self, sink: Callable[[bytes], object]) -> None:
+        self._sink, self._pending = sink, bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._pending += data
+        if len(self._pending) >= PIECE:
+            self.flush_all()
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing before there is enough."""
+
+    def close(self) -> None:
+        """The sink is its owner's to close."""
+
+    def flush_all(self) -> None:
+        """Hand over what is left."""
+        if self._pending:
+            self._sink(bytes(self._pending))
+            self._pending.clear()
+
+
+@contextlib.contextmanager
+def table_writer(path: Path | str, schema: pa.Schema) -> Iterator[TableWriter]:
+    """A table at `path` that is written as its rows come: whole after a clean exit, what it was before otherwise."""
+    with durable.atomic(path) as file:
+        writer = TableWriter(file.write, schema)
+        yield writer
+        writer.close()
 
 
 def table_bytes(table: pa.Table, schema: pa.Schema) -> bytes:
     """`table` as a Parquet file. Raises UsageError when its columns are not those of `schema`."""
-    if table.schema.names != schema.names:
-        raise UsageError(f"table: expected columns {schema.names}, got {table.schema.names}")
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.cast(schema).replace_schema_metadata(None),
-        sink,
-        row_group_size=ROW_GROUP,
-        version="2.6",
-        data_page_version="1.0",
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=True,
-        write_statistics=True,
-        store_schema=False,
-        write_page_checksum=True,
-    )
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    pieces: list[bytes] = []
+    writer = TableWriter(pieces.append, schema)
+    writer.add(table)
+    writer.close()
+    return b"".join(pieces)
 
 
 def write_table(path: Path | str, rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema) -> None:

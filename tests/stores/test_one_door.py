@@ -19,13 +19,13 @@ WRITING_FUNCTIONS = {
     "os": {"replace", "rename", "remove", "unlink", "mkdir", "makedirs", "rmdir", "truncate", "link", "symlink"},
     "shutil": {"copy", "copy2", "copyfile", "copytree", "move", "rmtree"},
     "np": {"save", "savez", "savez_compressed", "savetxt", "memmap"},
-    "pq": {"write_table"},
+    "pq": {"write_table", "ParquetWriter"},
     "torch": {"save"},
     "zarr": {"save", "create_array", "create_group", "open_group"},
     "json": {"dump"},
 }
 ALLOWED = {
-    "stores/tables.py": {"pq.write_table"},  # into memory
+    "stores/tables.py": {"pq.ParquetWriter"},  # into `durable`'s writer
     "pipelines/bench_ingest.py": {".mkdir", "h5py.File", "tarfile.open"},  # scratch files of a measurement
     "pipelines/bench_large.py": {".mkdir", ".symlink_to"},
     "pipelines/collect_libero.py": {"np.savez"},  # into memory
