@@ -27,7 +27,7 @@ from pipelines.ingest_checks import OWN_FOLDERS, refuse_quarantine, require_own_
 from pipelines.ingest_plan import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
 from pipelines.isolation import end_thread_reader
 from pipelines.language import write_instructions
-from pipelines.merge import compact, frame_arrays, merge_records
+from pipelines.merge import UnitFacts, split_units, unit_facts, write_merged
 from pipelines.plan import Unit, natural_key
 from pipelines.run import run_units
 from pipelines.sources import fingerprint_source, make_here, make_isolated
@@ -45,12 +45,11 @@ from statevla.observation import ObsSpec
 from stores import durable
 from stores.embeddings import LANGUAGE_FILE
 from stores.errors import SourceError, StateVLAError, StoreError
-from stores.frames import frame_objects, write_frames
+from stores.frames import frame_objects
 from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects
 from stores.progress import Progress, ProgressEvent
-from stores.schema import EPISODES, SEGMENTS
 from stores.sync import Together
-from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table
+from stores.tables import EPISODES_FILE, SEGMENTS_FILE
 
 QUARANTINE: Final = "quarantine.jsonl"
 SYNC_UNITS: Final = 16
@@ -170,21 +169,22 @@ class Ingest:
 
     def run(self, workers: int, scheduler: str | None, started: float) -> IngestSummary:
         """Make what is missing or stale, merge, commit."""
-        records = self._reusable()
-        reused = len(records)
-        todo = [unit for unit in self.plan.units if unit.name not in records]
+        facts = self._reusable()
+        reused = len(facts)
+        todo = [unit for unit in self.plan.units if unit.name not in facts]
         if todo:
             durable.remove(self.root / MANIFEST)
-        for record in self._make(todo, workers, scheduler):
-            records[record["unit"]] = compact(record)
+        for made in self._make(todo, workers, scheduler):
+            facts[made.name] = made
+        units = [facts[unit.name] for unit in self.plan.units]
         if self.strict:
-            refuse_quarantine(self._quarantine(records.values()))
-        sources = self._sources(records)
+            refuse_quarantine(self._quarantine(units))
+        sources = self._sources(units)
         if self._stat() != self.before:
             raise StateVLAError(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
-        manifest, changed = self._commit([records[unit.name] for unit in self.plan.units], sources, bool(todo))
+        manifest, changed = self._commit(units, sources, bool(todo))
         self._remove_strangers(manifest)
         seconds = time.monotonic() - started
         return IngestSummary(
@@ -198,7 +198,7 @@ class Ingest:
             units_reused=reused,
             frames_per_second=self.made_frames / seconds,
             changed=changed,
-            quarantine=tuple(self._quarantine(records.values())),
+            quarantine=tuple(self._quarantine(units)),
             notes=self.plan.notes,
         )
 
@@ -213,22 +213,22 @@ class Ingest:
     def _key(self, unit: Unit, fingerprints: dict[str, str]) -> str:
         return unit_key(unit, self.plan.settings(unit, self.config), fingerprints)
 
-    def _reusable(self) -> dict[str, dict[str, Any]]:
-        """Records by unit whose key holds and whose shard has the recorded size and hash."""
-        found: dict[str, dict[str, Any]] = {}
+    def _reusable(self) -> dict[str, UnitFacts]:
+        """Facts by unit, of records whose key holds and whose shard has the recorded size and hash."""
+        found: dict[str, UnitFacts] = {}
         for unit in self.plan.units:
             record = read_record(self.root, unit.name)
             if record is None or record["key"] != self._key(unit, record["fingerprints"]):
                 continue  # of other settings or code, whatever the source is
             path = self.plan.folder / unit.file
             if record["fingerprints"] == fingerprint_source(path, unit.demos, self.isolated):
-                found[unit.name] = compact(record)
-        shards = {record["shard"]["path"]: record["shard"] for record in found.values() if record["shard"]}
+                found[unit.name] = unit_facts(record, unit.file)
+        shards = {facts.shard.path: facts.shard for facts in found.values() if facts.shard}
         there = [path for path in shards if (self.root / path).is_file()]
-        sound = {asdict(item)["path"] for item in hash_objects(self.root, there) if asdict(item) == shards[item.path]}
-        return {name: rec for name, rec in found.items() if rec["shard"] is None or rec["shard"]["path"] in sound}
+        sound = {item.path for item in hash_objects(self.root, there) if item == shards[item.path]}
+        return {name: facts for name, facts in found.items() if facts.shard is None or facts.shard.path in sound}
 
-    def _make(self, todo: list[Unit], workers: int, scheduler: str | None) -> Iterator[dict[str, Any]]:
+    def _make(self, todo: list[Unit], workers: int, scheduler: str | None) -> Iterator[UnitFacts]:
         units = {unit.name: unit for unit in todo}
         # Workers may have another working directory.
         source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
@@ -246,82 +246,79 @@ class Ingest:
                     write_record(self.root, record)
                 if number % SYNC_UNITS == 0:
                     self.together.sync()
-                self.made_frames += sum(row["frames"] for row in record["episodes"])
+                facts = unit_facts(record, units[name].file)
+                self.made_frames += facts.frames
                 done += self.plan.unit_frames(units[name])
                 self._report(done, name)
-                yield record
+                yield facts
 
-    def _sources(self, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _sources(self, units: list[UnitFacts]) -> dict[str, dict[str, Any]]:
         """What identifies each source file: size, fingerprint of what was read of it, sha256 where asked for."""
+        demos_by_file: dict[str, dict[str, str]] = {}
+        for unit in units:
+            demos_by_file.setdefault(unit.file, {}).update(unit.fingerprints)
         found = {}
         for path in self.plan.paths:
-            demos = {
-                demo: fingerprint
-                for unit in self.plan.units
-                if unit.file == path.name
-                for demo, fingerprint in records[unit.name]["fingerprints"].items()
-            }
+            demos = demos_by_file.get(path.name)
             sha256 = hash_object(self.plan.folder, path.name).sha256 if self.config.hash_sources else None
             digest = hashlib.sha256(durable.json_bytes(demos)).hexdigest() if demos else None
             found[path.name] = {"bytes": path.stat().st_size, "fingerprint": digest, "sha256": sha256}
         return found
 
-    def _quarantine(self, records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-        files = {unit.name: unit.file for unit in self.plan.units}
-        rows = [{"file": files[rec["unit"]], **row} for rec in records for row in rec["quarantined"]]
+    def _quarantine(self, units: Iterable[UnitFacts]) -> list[dict[str, str]]:
+        rows = [{"file": unit.file, **row} for unit in units for row in unit.quarantined]
         rows += self.plan.refused
         return sorted(rows, key=lambda row: (natural_key(row["file"]), natural_key(row["demo"]), row["reason"]))
 
     def _commit(
-        self, records: list[dict[str, Any]], sources: dict[str, dict[str, Any]], made: bool
-    ) -> tuple[Manifest, bool]:
+        self, units: list[UnitFacts], sources: dict[str, dict[str, Any]], made: bool
+    ) -> tuple[Manifest, bool]:  # fmt: skip
         """Write tables, frames, language, quarantine and, last, the manifest; nothing when all of it stands."""
-        episodes, segments = merge_records(records, self.config.split_seed, self.config.train_split)
-        quarantine = self._quarantine(records)
-        if not episodes:
+        split = split_units(units, self.config.split_seed, self.config.train_split)
+        quarantine = self._quarantine(units)
+        if not split:
             raise SourceError(f"{self.config.source}: no usable demonstration: {reasons(quarantine)}")
-        frames = sum(row["frames"] for row in episodes)
+        shards = {unit.shard.path: unit.shard for unit in units if unit.shard}
         paths = [
-            *(rec["shard"]["path"] for rec in records if rec["shard"]),
-            *(record_path(rec["unit"]) for rec in records),
+            *shards,
+            *(record_path(unit.name) for unit in units),
             *(EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, QUARANTINE),
-            *frame_objects(frames),
+            *frame_objects(sum(unit.frames for unit in units)),
         ]
-        wanted = self._manifest(episodes, len(segments), len(quarantine), sources)
+        wanted = self._manifest(units, split, len(quarantine), sources)
         if not made:
             standing = self._standing(wanted, paths)
             if standing is not None:
                 return standing, False
             durable.remove(self.root / MANIFEST)
         with self.together:  # no manifest names them yet
-            write_table(self.root / EPISODES_FILE, episodes, EPISODES)
-            write_table(self.root / SEGMENTS_FILE, segments, SEGMENTS)
+            write_merged(self.root, units, split)
             write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
             lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine]
             durable.write_text(self.root / QUARANTINE, "".join(lines))
-            write_frames(self.root, frame_arrays(self.root, episodes, segments))
         self.together.sync()
-        known = {rec["shard"]["path"]: StoreObject(**rec["shard"]) for rec in records if rec["shard"]}
-        objects = known | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in known])}
+        objects = shards | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in shards])}
         manifest = with_objects(wanted, tuple(objects[path] for path in sorted(paths)))
         manifest.save(self.root)
         return manifest, True
 
     def _manifest(
-        self, episodes: list[dict[str, Any]], segments: int, quarantined: int,
-        sources: dict[str, dict[str, Any]],
-    ) -> Manifest:  # fmt: skip
+        self, units: list[UnitFacts], split: dict[str, str], quarantined: int, sources: dict[str, dict[str, Any]]
+    ) -> Manifest:
         """The manifest, but for its objects and their bytes."""
+        units_by_file: dict[str, list[UnitFacts]] = {}
+        for unit in units:
+            units_by_file.setdefault(unit.file, []).append(unit)
         entries = []
         for path in self.plan.paths:
-            rows = [row for row in episodes if row["source"] == path.name]
+            of_file = units_by_file.get(path.name, [])
             header = self.plan.files.get(path.name)
             entries.append(
                 {
                     "file": path.name,
                     **sources[path.name],
-                    "alignment": sorted({row["alignment"] for row in rows}),
-                    "episodes": len(rows),
+                    "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
+                    "episodes": sum(len(unit.ids) for unit in of_file),
                     "image_convention": None if header is None else header.convention,
                     "notes": [] if header is None else list(header.notes),
                 }
@@ -333,15 +330,15 @@ class Ingest:
             code_version=store_code_version(),
             sources=tuple(entries),
             counts={
-                "episodes": len(episodes),
-                "frames": sum(row["frames"] for row in episodes),
-                "steps": sum(row["steps"] for row in episodes),
-                "segments": segments,
+                "episodes": len(split),
+                "frames": sum(unit.frames for unit in units),
+                "steps": sum(unit.steps for unit in units),
+                "segments": sum(unit.segments for unit in units),
                 "bytes": 0,
                 "quarantined": quarantined,
             },
-            instructions=tuple(sorted({row["instruction"] for row in episodes})),
-            splits={name: sum(row["split"] == name for row in episodes) for name in ("train", "val")},
+            instructions=tuple(sorted({text for unit in units for text in unit.instructions})),
+            splits={name: sum(part == name for part in split.values()) for name in ("train", "val")},
             objects=(),
         )
 

@@ -1,108 +1,149 @@
-"""From the records of all units to the tables of a store: pure, but for reading small arrays back from the shards.
+"""From the records of all units to the tables of a store: in the plan's order, one unit at a time.
 
-Row numbers, first frames and splits depend on all units, so they are made here, in the plan's order, by the one writer.
-
-Legend: N frames of the store.
+Row numbers, first frames and splits depend on all units, so they are made here, by the one writer. The records stay on
+disk: of each, the driver keeps `UnitFacts` (some kilobytes), and here the rows of one unit, of one row group of each
+table and of one chunk of each array.
 """
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.plan import split_episodes
-from stores.errors import StoreError
+from pipelines.plan import split_episodes, task_of
+from pipelines.units import read_record
+from stores.errors import StateVLAError, StoreError
+from stores.frames import FramesWriter, frames_writer
+from stores.manifest import StoreObject
 from stores.npy import decode_npy
-from stores.schema import ACTION_DIM, ROBOT_STATE_DIM, SEGMENTS
+from stores.schema import ACTION_DIM, EPISODES, ROBOT_STATE_DIM, SEGMENTS
 from stores.storage import LocalStorage
+from stores.tables import EPISODES_FILE, SEGMENTS_FILE, table_writer
 
-CUTS: Final = pa.schema([field for field in SEGMENTS if field.name not in ("segment", "episode", "shard")])
+CUTS: Final = [field for field in SEGMENTS if field.name not in ("segment", "episode", "shard")]
 """What a unit knows of its segments."""
-MEMBERS: Final = ((1, "robot_state.npy"), (2, "action.npy"))
+STATE, ACTION = 1, 2
 """Places of the two arrays among a segment's members (`stores.segments.segment_members`)."""
-
-Rows = list[dict[str, Any]]
-
-
-def compact(record: dict[str, Any]) -> dict[str, Any]:
-    """A unit's record with its segments as an Arrow table (``cuts``), and their number in each episode.
-
-    The driver keeps the records of all units; as Python objects the segments would take ten times the memory.
-    """
-    cuts = [cut for row in record["episodes"] for cut in row["segments"]]
-    episodes = [{**row, "segments": len(row["segments"])} for row in record["episodes"]]
-    return {**record, "episodes": episodes, "cuts": pa.Table.from_pylist(cuts, schema=CUTS)}
+MEMBERS: Final = {STATE: "robot_state.npy", ACTION: "action.npy"}
 
 
-def merge_records(records: Sequence[dict[str, Any]], seed: int, train_split: float) -> tuple[Rows, pa.Table]:
-    """Compact unit records in the plan's order -> rows of episodes.parquet and the table of segments.parquet."""
+@dataclass(frozen=True)
+class UnitFacts:
+    """What the driver keeps of a unit's record: all that the manifest needs, and nothing that grows with segments."""
+
+    name: str
+    file: str
+    shard: StoreObject | None
+    ids: tuple[str, ...]
+    frames: int
+    steps: int
+    segments: int
+    alignments: tuple[str, ...]
+    instructions: tuple[str, ...]
+    fingerprints: dict[str, str]
+    quarantined: tuple[dict[str, str], ...]
+
+
+def unit_facts(record: Mapping[str, Any], file: str) -> UnitFacts:
+    """Facts of a unit's record; file: the source file that the unit is of."""
+    rows = record["episodes"]
+    return UnitFacts(
+        name=record["unit"],
+        file=file,
+        shard=None if record["shard"] is None else StoreObject(**record["shard"]),
+        ids=tuple(row["id"] for row in rows),
+        frames=sum(row["frames"] for row in rows),
+        steps=sum(row["steps"] for row in rows),
+        segments=sum(len(row["segments"]) for row in rows),
+        alignments=tuple(sorted({sys.intern(row["alignment"]) for row in rows})),
+        instructions=tuple(sorted({sys.intern(row["instruction"]) for row in rows})),
+        fingerprints=record["fingerprints"],
+        quarantined=tuple(record["quarantined"]),
+    )
+
+
+def split_units(units: Sequence[UnitFacts], seed: int, train_split: float) -> dict[str, str]:
+    """Episode id -> train or val (`pipelines.plan.split_episodes`)."""
     ids_by_task: dict[str, list[str]] = {}
-    for record in records:
-        for row in record["episodes"]:
-            ids_by_task.setdefault(row["task"], []).append(row["id"])
-    split = split_episodes(ids_by_task, seed, train_split)
-    episodes: Rows = []
-    tables: list[pa.Table] = []
-    first_frame = first_segment = 0
-    for record in records:
-        numbers: list[int] = []
-        for row in record["episodes"]:
-            numbers += [len(episodes)] * row["segments"]
-            place = {"first_frame": first_frame, "first_segment": first_segment, "unit": record["unit"]}
-            episodes.append({**row, "episode": len(episodes), "split": split[row["id"]], **place})
-            first_frame += row["frames"]
-            first_segment += row["segments"]
-        if numbers:
-            cuts: pa.Table = record["cuts"]
-            for name, values in (
-                ("episode", pa.array(numbers)),
-                ("shard", pa.repeat(record["shard"]["path"], len(cuts))),
-            ):
-                cuts = cuts.append_column(name, values)
-            tables.append(cuts)
-    if not tables:
-        return episodes, SEGMENTS.empty_table()
-    merged = pa.concat_tables(tables).append_column("segment", pa.array(np.arange(first_segment)))
-    return episodes, merged.select(SEGMENTS.names).combine_chunks()
+    for unit in units:
+        ids_by_task.setdefault(task_of(unit.file), []).extend(unit.ids)
+    return split_episodes(ids_by_task, seed, train_split)
 
 
-def frame_arrays(root: Path, episodes: Rows, segments: pa.Table) -> dict[str, NDArray[Any]]:
-    """The arrays of ``frames.zarr``, from the shards themselves: robot_state, action (NaN: none), episode, index."""
+def write_merged(root: Path, units: Sequence[UnitFacts], split: Mapping[str, str]) -> None:
+    """Write episodes.parquet, segments.parquet and frames.zarr below `root` from the units' records and shards there.
+
+    units: in the plan's order. Raises StateVLAError when a record is not what it was when its facts were taken.
+    """
+    with contextlib.ExitStack() as stack:
+        episodes = stack.enter_context(table_writer(root / EPISODES_FILE, EPISODES))
+        segments = stack.enter_context(table_writer(root / SEGMENTS_FILE, SEGMENTS))
+        frames = stack.enter_context(frames_writer(root, sum(unit.frames for unit in units)))
+        episode = first_frame = first_segment = 0
+        for unit in units:
+            record = read_record(root, unit.name)
+            if record is None or unit_facts(record, unit.file) != unit:
+                raise StateVLAError(
+                    f"{root}: the record of unit {unit.name} changed while it was in use; run the same command again"
+                )
+            if not record["episodes"]:
+                continue
+            rows: list[dict[str, Any]] = []
+            for row in record["episodes"]:
+                place = {"first_frame": first_frame, "first_segment": first_segment, "unit": unit.name}
+                number = {"episode": episode + len(rows), "split": split[row["id"]], "segments": len(row["segments"])}
+                rows.append({**row, **number, **place})
+                first_frame += row["frames"]
+                first_segment += len(row["segments"])
+            episodes.add(pa.Table.from_pylist(rows, schema=EPISODES))
+            segments.add(segment_table(record, episode, first_segment - unit.segments))
+            add_frames(frames, root, record, episode)
+            episode += len(rows)
+
+
+def segment_table(record: Mapping[str, Any], episode: int, segment: int) -> pa.Table:
+    """Rows of segments.parquet of a unit whose first episode and segment have these numbers."""
+    cuts = [cut for row in record["episodes"] for cut in row["segments"]]
+    counts = [len(row["segments"]) for row in record["episodes"]]
+    columns = {field.name: pa.array([cut[field.name] for cut in cuts], field.type) for field in CUTS}
+    columns["segment"] = pa.array(np.arange(segment, segment + len(cuts)))
+    columns["episode"] = pa.array(np.repeat(np.arange(episode, episode + len(counts)), counts))
+    columns["shard"] = pa.repeat(record["shard"]["path"], len(cuts))
+    return pa.table([columns[name] for name in SEGMENTS.names], schema=SEGMENTS)
+
+
+def add_frames(writer: FramesWriter, root: Path, record: Mapping[str, Any], episode: int) -> None:
+    """Append the frames of a unit, one episode at a time, from its shard: robot_state, action (NaN: none)."""
     storage = LocalStorage(root)
-    lengths = np.array([row["frames"] for row in episodes], np.int64)
-    firsts = np.array([row["first_frame"] for row in episodes], np.int64)
-    total = int(lengths.sum())
-    states = np.empty((total, ROBOT_STATE_DIM), np.float32)
-    actions = np.full((total, ACTION_DIM), np.nan, np.float32)
-    state_at, action_at = (_places(segments, *member) for member in MEMBERS)
-    keys = zip(segments["episode"].to_pylist(), segments["first_step"].to_pylist(), segments["steps"].to_pylist(),
-               segments["shard"].to_pylist(), segments["key"].to_pylist(), strict=True)  # fmt: skip
-    for number, (episode, first, n, shard, key) in enumerate(keys):
-        start = int(firsts[episode]) + first
-        # An observation that two segments share is in both.
-        state = _member(storage, shard, f"{key}.robot_state.npy", *state_at[number])
-        states[start : start + len(state)] = state
-        actions[start : start + n] = _member(storage, shard, f"{key}.action.npy", *action_at[number])[:n]
-    return {
-        "robot_state": states,
-        "action": actions,
-        "episode": np.repeat(np.arange(len(episodes)), lengths),
-        "index": np.arange(total) - np.repeat(firsts, lengths),
-    }
+    shard = record["shard"]["path"]
+    for number, row in enumerate(record["episodes"], episode):
+        states = np.empty((row["frames"], ROBOT_STATE_DIM), np.float32)
+        actions = np.full((row["frames"], ACTION_DIM), np.nan, np.float32)
+        for cut in row["segments"]:
+            state, action = _members(storage, shard, cut)
+            first, steps = cut["first_step"], cut["steps"]
+            states[first : first + len(state)] = state  # an observation that two segments share is in both
+            actions[first : first + steps] = action[:steps]
+        index = np.arange(len(states))
+        writer.add({"robot_state": states, "action": actions, "episode": np.full(len(states), number), "index": index})
 
 
-def _places(segments: pa.Table, at: int, name: str) -> list[tuple[int, int]]:
-    """(offset, size) in its shard of member `name`, the `at`-th, of every segment."""
-    names = pc.unique(pc.list_element(segments["member_name"], at)).to_pylist()
-    if names != [name]:
-        raise StoreError(f"segments: expected {name} as member {at}, got {names}")
-    columns = (pc.list_element(segments[column], at).to_pylist() for column in ("member_offset", "member_size"))
-    return list(zip(*columns, strict=True))
-
-
-def _member(storage: LocalStorage, shard: str, name: str, offset: int, size: int) -> NDArray[Any]:
-    return decode_npy(storage.read_range(shard, offset, size), f"{shard}, {name}")
+def _members(storage: LocalStorage, shard: str, cut: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """robot_state and action of a segment; they lie next to one another, so in one read."""
+    found = {at: cut["member_name"][at] for at in MEMBERS}
+    if found != MEMBERS:
+        raise StoreError(f"{shard}, {cut['key']}: expected members {MEMBERS}, got {found}")
+    offsets, sizes = cut["member_offset"], cut["member_size"]
+    start = offsets[STATE]
+    data = storage.read_range(shard, start, offsets[ACTION] + sizes[ACTION] - start)
+    parts = (data[offsets[at] - start :][: sizes[at]] for at in MEMBERS)
+    state, action = (
+        decode_npy(part, f"{shard}, {cut['key']}.{name}") for part, name in zip(parts, MEMBERS.values(), strict=True)
+    )
+    return state, action

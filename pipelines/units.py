@@ -135,22 +135,31 @@ def record_path(unit: str) -> str:
     return f"units/{unit}.json"
 
 
+_HEAD: Final = b'{"record":'
+
+
 def write_record(root: Path, record: dict[str, Any]) -> None:
     """Write a unit's record durably, with a hash of itself. Compact: it lists every member of every segment."""
     data = _compact(record)
-    digest = hashlib.sha256(data).hexdigest().encode()
-    durable.write_bytes(root / record_path(record["unit"]), b'{"record":' + data + b',"sha256":"' + digest + b'"}\n')
+    durable.write_bytes(root / record_path(record["unit"]), _HEAD + data + _seal(data))
 
 
 def read_record(root: Path, unit: str) -> dict[str, Any] | None:
     """The unit's record, or None when there is none or it is not what was written: then the unit is made again."""
     try:
-        fields = json.loads((root / record_path(unit)).read_bytes())
-        record: dict[str, Any] = fields["record"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        content = (root / record_path(unit)).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    sound = hashlib.sha256(_compact(record)).hexdigest() == fields.get("sha256")
-    return record if sound else None
+    data = content[len(_HEAD) : -len(_seal(b""))]
+    if content != _HEAD + data + _seal(data):
+        return None
+    record: dict[str, Any] = json.loads(data)
+    return record
+
+
+def _seal(data: bytes) -> bytes:
+    """What follows a record's JSON in its file."""
+    return b',"sha256":"' + hashlib.sha256(data).hexdigest().encode() + b'"}\n'
 
 
 def _compact(value: Any) -> bytes:
