@@ -18,8 +18,8 @@ from stores.errors import StoreCorrupt, UsageError
 
 EPISODES_FILE: Final = "episodes.parquet"
 SEGMENTS_FILE: Final = "segments.parquet"
-ROW_GROUP: Final = 4096
-"""Rows of a row group, which a writer holds in memory: of segments, some MB."""
+ROW_GROUP: Final = 1024
+"""Rows of a row group, which a writer holds in memory: of segments, two MB."""
 PIECE: Final = 1 << 20
 """Bytes of a table that are written at once."""
 
