@@ -205,6 +205,19 @@ def overlapping(ranges: Mapping[str, list[tuple[int, int]]], size: int) -> set[s
     return found
 
 
+class Rows(h5py.Dataset):  # type: ignore[misc]
+    """A checked dataset whose rows are read again and again: what reading asks of it is asked once, since each answer
+    costs microseconds.
+    """
+
+    def __init__(self, found: h5py.Dataset) -> None:
+        super().__init__(found.id, readonly=True)
+        self.whole, self.type = found.shape, found.dtype
+        self.row_bytes = math.prod(self.whole[1:]) * self.type.itemsize
+        self.unchunked = found.chunks is None
+        self.place = found.id.get_space()
+
+
 def read_rows(
     data: h5py.Dataset,
     start: int = 0,
@@ -214,27 +227,21 @@ def read_rows(
 ) -> NDArray[Any]:
     """Rows start ... stop of a checked dataset, in native byte order. Raises SourceError when that is too much.
 
-    seen: told (first byte, rows) as they are stored, where they are stored unchunked. into: an array of the dataset's
-    type and row shape, with room; the result is then a view of it, and no fresh memory is touched.
+    data: best a `Rows`. seen: told (first byte, rows) as they are stored, where they are
+    stored unchunked. into: an array of the dataset's type and row shape, with room; the result is then a view of it,
+    and no fresh memory is touched.
     """
-    shape = data.shape
-    rows = (shape[0] if stop is None else stop) - start
-    row_bytes = math.prod(shape[1:]) * data.dtype.itemsize
-    if rows * row_bytes > READ_LIMIT:
-        raise SourceError(f"{data.name}: {rows * row_bytes:,} bytes at once, more than {READ_LIMIT:,}")
-    unchunked = data.chunks is None
-    if not unchunked:
+    data = data if isinstance(data, Rows) else Rows(data)
+    rows = (data.whole[0] if stop is None else stop) - start
+    if rows * data.row_bytes > READ_LIMIT:
+        raise SourceError(f"{data.name}: {rows * data.row_bytes:,} bytes at once, more than {READ_LIMIT:,}")
+    if not data.unchunked:
         _require_found(data, start, start + rows)
-    array: NDArray[Any]
-    if into is None:
-        array = data[start:stop]
-    else:
-        array = into[:rows]
-        place = data.id.get_space()
-        place.select_hyperslab((start, *(0 for _ in shape[1:])), array.shape)
-        data.id.read(h5py.h5s.create_simple(array.shape), place, array)
-    if seen is not None and unchunked:
-        seen(start * row_bytes, array)
+    array = np.empty((rows, *data.whole[1:]), data.type) if into is None else into[:rows]
+    data.place.select_hyperslab((start, *(0 for _ in data.whole[1:])), array.shape)
+    data.id.read(h5py.h5s.create_simple(array.shape), data.place, array)
+    if seen is not None and data.unchunked:
+        seen(start * data.row_bytes, array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -188,6 +188,7 @@ def read_demo(
     with hdf5.reporting(where):
         demo = seen.group = hdf5.Once(hdf5.group(hdf5.group(file, "data"), name))
         cameras = image_datasets(demo)
+        readers = {camera: hdf5.Rows(data) for camera, data in cameras.items()}
         parts = {image_key(camera): data for camera, data in cameras.items()}
         rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
         if rows < 2:
@@ -214,7 +215,7 @@ def read_demo(
 
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
-            return upright(hdf5.read_rows(cameras[camera], start, stop, hooks[camera], into), convention)
+            return upright(hdf5.read_rows(readers[camera], start, stop, hooks[camera], into), convention)
 
     return Episode(
         demo=name,
