@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,20 @@ MICRO = (
 )
 
 
-def statevla(folder, *arguments, status=0):
+def statevla(folder, *arguments, status=0, env=None):
     """Run one command in `folder`; returns (stdout, stderr) after checking the exit status."""
     done = subprocess.run(
         [sys.executable, "-m", "cli", *map(str, arguments)],
-        cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     return done.stdout, done.stderr
 
 
-def one_object(folder, *arguments, status=0):
+def one_object(folder, *arguments, status=0, env=None):
     """The command's JSON; fails unless stdout is exactly one object."""
-    out, _ = statevla(folder, *arguments, "--json", status=status)
+    out, _ = statevla(folder, *arguments, "--json", status=status, env=env)
     assert out.count("\n") == 1
     return json.loads(out)
 
@@ -176,3 +177,27 @@ def test_importing_stores_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ingest_into_object_storage_and_everything_else_from_there(project, s3):
+    folder, results = project
+    url = f"s3://robots/{uuid.uuid4().hex}"
+    env = {
+        "AWS_ENDPOINT_URL": s3["endpoint_url"],
+        "AWS_ACCESS_KEY_ID": s3["key"],
+        "AWS_SECRET_ACCESS_KEY": s3["secret"],
+    }
+    into = ("ingest", "tabletop", "--language", "hashed", "--store", url)
+    ingested = one_object(folder, *into, env=env)
+    assert ingested["store"] == url
+    assert ingested["episodes"] == 12
+    assert one_object(folder, *into, env=env)["units_reused"] == ingested["units"] > 0
+    local = one_object(folder, "inspect", STORE)
+    assert one_object(folder, "inspect", url, env=env)["frames"] == local["frames"]
+    assert one_object(folder, "verify", url, env=env)["ok"] is True
+    assert one_object(folder, "stats", "--store", url, env=env) == results["stats"]
+    run = folder / "runs" / "from_url"
+    trained = one_object(folder, "train", "--phase", 1, *MICRO, "--store", url, "--run", run, env=env)
+    assert trained["steps"] == 3
+    _, error = statevla(folder, *into, env={**env, "AWS_SECRET_ACCESS_KEY": ""}, status=1)
+    assert "credentials" in error
