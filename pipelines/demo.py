@@ -5,8 +5,10 @@ whose phase 2 saw every episode with another task's instruction. The demo learns
 does not, and the third is clearly worse: then it was training, and the instruction, that did it.
 """
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -123,21 +125,35 @@ def _make_policies(
         _describe_training,
     )
 
-    def train_policy(run: str, shuffled: bool) -> Policy:
-        def work() -> TrainSummary:
-            settings = config.training(2, seed, shuffled)
-            checkpoint = Path(encoder.checkpoint)
-            return train(2, settings, out / STORE, out / run, encoder_checkpoint=checkpoint, progress=progress)
+    checkpoint = Path(encoder.checkpoint)
+    trained, shuffled = stages.run(
+        "phase 2, flow policy and control",
+        lambda: _train_policies(out, checkpoint, seed, config, progress),
+        lambda both: f"{_describe_training(both[0])}; with shuffled instructions {_describe_training(both[1])}",
+    )
 
-        name = "phase 2, shuffled instructions" if shuffled else "phase 2, flow policy"
-        latest = Path(stages.run(name, work, _describe_training).checkpoint)
-        return Policy.load(latest.with_name(f"checkpoint_{config.checkpoint}"))
+    def load(summary: TrainSummary) -> Policy:
+        return Policy.load(Path(summary.checkpoint).with_name(f"checkpoint_{config.checkpoint}"))
 
     return {
-        "trained": train_policy(TRAIN, shuffled=False),
+        "trained": load(trained),
         "untrained": Policy.untrained(config.training(2, seed), Store.open(out / STORE), seed=seed),
-        "shuffled": train_policy(TRAIN_SHUFFLED, shuffled=True),
+        "shuffled": load(shuffled),
     }
+
+
+def _train_policies(
+    out: Path, encoder: Path, seed: int, config: DemoConfig, progress: Progress | None
+) -> tuple[TrainSummary, TrainSummary]:
+    """Phase 2 and, in a second process beside it, the control with shuffled instructions.
+
+    One thread each: a model this small gains little from a second one.
+    """
+    trained, shuffled = (config.training(2, seed, shuffled=control, threads=1) for control in (False, True))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        control = pool.submit(train, 2, shuffled, out / STORE, out / TRAIN_SHUFFLED, encoder_checkpoint=encoder)
+        summary = train(2, trained, out / STORE, out / TRAIN, encoder_checkpoint=encoder, progress=progress)
+        return summary, control.result()
 
 
 def _close_loop(

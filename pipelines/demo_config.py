@@ -41,7 +41,7 @@ class DemoConfig:
     )
     phase1: tuple[str, ...] = (
         "training.max_steps=4500",
-        "training.phase1.lr=5e-3",
+        "training.phase1.lr=3e-3",
         "training.phase1.inverse_dynamics_weight=10",
         "training.phase1.inverse_dynamics_horizon=10",
     )
@@ -54,11 +54,11 @@ class DemoConfig:
     min_trained: float = 0.8
     max_untrained: float = 0.1
 
-    def training(self, phase: int, seed: int, shuffled: bool = False) -> Config:
-        """The configuration of one training run."""
+    def training(self, phase: int, seed: int, shuffled: bool = False, threads: int = THREADS) -> Config:
+        """The configuration of one training run, on at most `threads` threads."""
         own = self.phase1 if phase == 1 else self.phase2
         control = ("data.shuffle_instructions=true",) if shuffled else ()
-        common = (f"training.seed={seed}", f"training.torch_threads={min(THREADS, usable_cores())}")
+        common = (f"training.seed={seed}", f"training.torch_threads={min(threads, usable_cores())}")
         return load_config(self.preset, None, (*common, *self.settings, *own, *control))
 
 

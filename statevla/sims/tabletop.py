@@ -2,7 +2,7 @@
 
 Legend: O objects = blocks then bowls, S image side [px].
 
-A red and a blue block, a green and a yellow bowl lie at random places on a table of 0.5 x 0.5 m, all of them in every
+A red and a green block, a blue and a yellow bowl lie at random places on a table of 0.5 x 0.5 m, all of them in every
 episode; the instruction names one block and one bowl, and without it the task cannot be solved. Observation keys, image
 convention (upside-down, as OpenGL reads pixels back), actions and the flat state follow robosuite and LIBERO.
 
@@ -11,9 +11,10 @@ close on a block, a closed gripper centres and carries the block, an opened one 
 about x and y is accepted and has no effect: the tool axis stays vertical.
 
 The world is made to be learnt by a small policy in minutes. Table, floor and arm are grey, so that saturated colour
-means a block or a bowl and nothing else. A block is taken from 6 cm off its centre and counts as placed within 7 cm of
-the bowl's, which forgives errors of aim. Blocks lie nearly straight, the gripper starts straight and no task needs a
-turn: position and fingers are all there is to imitate.
+means a block or a bowl and nothing else. The blocks' colours are opposites, and so are the bowls', at right angles to
+them: what tells the blocks apart does not see the bowls, which are five times as large. A block is taken from 6 cm off
+its centre and counts as placed within 7 cm of the bowl's, which forgives errors of aim. Blocks lie nearly straight, the
+gripper starts straight and no task needs a turn: position and fingers are all there is to imitate.
 """
 
 from typing import Any, Final
@@ -25,8 +26,8 @@ from statevla.sims import tabletop_arm as arm
 from statevla.sims.tabletop_render import BLOCK_HALF, Image, Renderer, Scene
 from stores.errors import UsageError
 
-BLOCKS: Final = {"red": (228, 40, 36), "blue": (40, 76, 236)}
-BOWLS: Final = {"green": (44, 188, 84), "yellow": (240, 208, 48)}
+BLOCKS: Final = {"red": (232, 36, 84), "green": (24, 212, 156)}
+BOWLS: Final = {"blue": (72, 44, 228), "yellow": (212, 228, 44)}
 TASKS: Final[tuple[str, ...]] = tuple(f"put the {block} block in the {bowl} bowl" for block in BLOCKS for bowl in BOWLS)
 """Instructions; the index is the task id, ``block * len(BOWLS) + bowl``."""
 

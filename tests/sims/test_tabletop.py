@@ -80,11 +80,19 @@ def test_expert_moves_without_turning() -> None:
 
 def test_the_suite_is_every_block_in_every_bowl() -> None:
     assert TASKS == (
-        "put the red block in the green bowl",
+        "put the red block in the blue bowl",
         "put the red block in the yellow bowl",
-        "put the blue block in the green bowl",
-        "put the blue block in the yellow bowl",
+        "put the green block in the blue bowl",
+        "put the green block in the yellow bowl",
     )
+
+
+def test_what_tells_the_blocks_apart_does_not_see_the_bowls() -> None:
+    colours = np.array([*BLOCKS.values(), *BOWLS.values()], float)
+    hues = colours - colours.mean(1, keepdims=True)  # without grey
+    hues /= np.linalg.norm(hues, axis=1, keepdims=True)
+    wanted = [[1, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, -1], [0, 0, -1, 1]]
+    np.testing.assert_allclose(hues @ hues.T, wanted, atol=0.25)
 
 
 def test_instruction_names_the_targets() -> None:
