@@ -29,7 +29,7 @@ from pipelines.isolation import end_thread_reader
 from pipelines.language import write_instructions
 from pipelines.merge import UnitFacts, split_units, unit_facts, write_merged
 from pipelines.plan import Unit, natural_key
-from pipelines.run import run_units
+from pipelines.run import on_this_machine, run_units
 from pipelines.sources import fingerprint_source, make_here, make_isolated
 from pipelines.units import (
     UnitTask,
@@ -232,7 +232,11 @@ class Ingest:
         units = {unit.name: unit for unit in todo}
         # Workers may have another working directory.
         source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
-        tasks = [(u.name, UnitTask(u, source, out, self.plan.settings(u, self.config), self.name)) for u in todo]
+        durable_there = scheduler is not None and not on_this_machine(scheduler)
+        tasks = [
+            (u.name, UnitTask(u, source, out, self.plan.settings(u, self.config), self.name, durable_there))
+            for u in todo
+        ]
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here

@@ -7,6 +7,7 @@ lost an answer), so tasks must be idempotent.
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import logging
 import tempfile
@@ -148,6 +149,14 @@ def local_cluster(workers: int) -> Iterator[str]:
             raise StateVLAError(f"--workers {workers}: the worker processes did not start: {error}") from error
         with cluster:
             yield str(cluster.scheduler_address)
+
+
+def on_this_machine(scheduler: str) -> bool:
+    """Whether the workers of the scheduler at this address surely are: nobody else reaches a loopback address."""
+    host = scheduler.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _silence() -> None:

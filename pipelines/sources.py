@@ -27,9 +27,8 @@ def _fingerprint(argument: dict[str, Any]) -> dict[str, str]:
 def _make(argument: dict[str, Any]) -> dict[str, Any]:
     unit, settings = dict(argument["unit"]), dict(argument["settings"])
     unit["demos"], settings["image_size"] = tuple(unit["demos"]), tuple(settings["image_size"])
-    poison = _positions(argument["poison"])
-    places = argument["source"], argument["out"]
-    return make_unit(UnitTask(Unit(**unit), *places, UnitSettings(**settings), argument["run"], poison))
+    made = {"unit": Unit(**unit), "settings": UnitSettings(**settings), "poison": _positions(argument["poison"])}
+    return make_unit(UnitTask(**{**argument, **made}))
 
 
 def _positions(poison: Mapping[str, str]) -> dict[int, str]:
@@ -71,7 +70,7 @@ def make_isolated(task: UnitTask) -> dict[str, Any]:
     A demonstration whose reading kills the child still has the fingerprint that a rerun will find: by a second call.
     """
     settings = asdict(task.settings)
-    places = {"source": task.source, "out": task.out, "run": task.run}
+    places = {"source": task.source, "out": task.out, "run": task.run, "durable": task.durable}
     argument = {"unit": asdict(task.unit), **places, "settings": settings}
     try:
         record: dict[str, Any] = survive(thread_reader(CALLS), "make", argument, f"unit {task.unit.name}")

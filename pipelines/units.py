@@ -7,6 +7,7 @@ writes it.
 Legend: T observations of an episode, C cameras, H, W rows and columns, K chunk.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -41,6 +42,7 @@ from stores.images import encode_image
 from stores.schema import CAMERAS
 from stores.segments import SegmentMembers, Span, segment_key, segment_members, segment_spans
 from stores.shards import write_shard
+from stores.sync import Together
 
 READ_FRAMES: Final = 16
 """Frames read at once; LIBERO's compressed files have chunks of as many."""
@@ -81,6 +83,7 @@ class UnitTask:
     """One call of `make_unit`: the unit, the folder of its source, the store's folder, the settings.
 
     run: names the run of the driver, see `staged_path`.
+    durable: the shard is, when the call returns; else the driver sees to it, many at once (`stores.sync.Together`).
     poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.isolation`.
     """
 
@@ -89,6 +92,7 @@ class UnitTask:
     out: str
     settings: UnitSettings
     run: str
+    durable: bool = True
     poison: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -167,7 +171,7 @@ def _compact(value: Any) -> bytes:
 
 
 def make_unit(task: UnitTask) -> dict[str, Any]:
-    """Read, canonicalize, cut and encode the unit's demonstrations; write its shard durably, at its `staged_path`.
+    """Read, canonicalize, cut and encode the unit's demonstrations; write its shard at its `staged_path`.
 
     Returns its record, JSON-ready: ``shard`` (path, bytes, sha256; None when no demonstration was usable),
     ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), ``quarantined``
@@ -206,7 +210,8 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
 
     path = shard_path(unit.name)
     try:
-        index = write_shard(Path(task.out, staged_path(unit.name, task.run)), segments())
+        with contextlib.nullcontext() if task.durable else Together():
+            index = write_shard(Path(task.out, staged_path(unit.name, task.run)), segments())
     except SourceError as error:
         return refused_unit(unit, str(error))
     entries = iter(index.segments)
