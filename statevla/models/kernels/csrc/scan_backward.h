@@ -35,6 +35,15 @@ template <class T> struct Backward : Scan<T> {
         if (t + 3 < steps) store(to + 3 * st, x.d, count);
     }
 
+    // Sums over channels (dL/dB, dL/dC) of NB_BACK states, folded as far as the states fill a vector: what is kept between
+    // tiles then is small enough to stay in the nearest cache beside a tile's states.
+    static constexpr int FOLD = NB_BACK < W ? NB_BACK : W;  // states in one vector
+    INLINE void add_sums(V *to, V *parts) {
+        fold<S, NB_BACK>(parts);
+#pragma GCC unroll 8
+        for (int i = 0; i < NB_BACK / FOLD; i++) to[i] += parts[i];
+    }
+
     // Where the tile after this one begins. Rows are kilobytes apart, which the processor's own prefetcher does not follow:
     // while one tile is worked on, a step at a time, the lines of the next one are asked for.
     static Place after(int64_t b, int64_t t0, int64_t tile, int64_t first, int64_t last) {
@@ -53,7 +62,7 @@ template <class T> struct Backward : Scan<T> {
     };
 
     int64_t backward_bytes() const {
-        return int64_t(sizeof(Chunk)) + int64_t(sizeof(V)) * (group_tiles * padded + 2 * CHUNK * padded) +
+        return int64_t(sizeof(Chunk)) + int64_t(sizeof(V)) * (group_tiles * padded + 2 * CHUNK * (padded / FOLD)) +
                int64_t(sizeof(S)) * 2 * CHUNK * padded + 512;
     }
 
@@ -65,7 +74,7 @@ template <class T> struct Backward : Scan<T> {
         if (!arena.at) return;
         Chunk *k = arena.take<Chunk>(1);
         V *carried = arena.take<V>(group_tiles * padded);
-        V *db_lanes = arena.take<V>(CHUNK * padded), *dc_lanes = arena.take<V>(CHUNK * padded);
+        V *db_sums = arena.take<V>(CHUNK * (padded / FOLD)), *dc_sums = arena.take<V>(CHUNK * (padded / FOLD));
         S *b_copy = arena.take<S>(CHUNK * padded), *c_copy = arena.take<S>(CHUNK * padded);
         V *da_sum = da + slab * tiles * padded, *dbias_sum = dbias + slab * tiles, *dd_sum = dd + slab * tiles;
         for (int64_t i = first * padded; i < last * padded; i++) da_sum[i] = V{};
@@ -76,21 +85,21 @@ template <class T> struct Backward : Scan<T> {
             for (int64_t chunk = ceil_div(p.L, CHUNK) - 1; chunk >= 0; chunk--) {
                 const int64_t t0 = chunk * CHUNK, steps = smaller(CHUNK, p.L - t0);
                 const Numbers bs = numbers(p.b, p.b_b, p.b_t, b, t0, steps, b_copy), cs = numbers(p.c, p.c_b, p.c_t, b, t0, steps, c_copy);
-                for (int64_t i = 0; i < steps * padded; i++) db_lanes[i] = dc_lanes[i] = V{};
+                for (int64_t i = 0; i < steps * (padded / FOLD); i++) db_sums[i] = dc_sums[i] = V{};
                 for (int64_t tile = first; tile < last && lanes(tile) > 0; tile++) {
                     const Place next = after(b, t0, tile, first, last);
                     const Place here{b, t0, tile * W};
                     chunk_in(here, steps, tile, *k);
                     for (int64_t n = 0; n < p.N; n += NB_BACK) {
                         const Numbers bn{bs.at + n, bs.step}, cn{cs.at + n, cs.step};
-                        recompute(b, chunk, steps, tile, n, bn, cn, *k, dc_lanes + n, next);
-                        reverse(steps, bn, cn, a2 + tile * padded + n, *k, db_lanes + n,
+                        recompute(b, chunk, steps, tile, n, bn, cn, *k, dc_sums + n / FOLD, next);
+                        reverse(steps, bn, cn, a2 + tile * padded + n, *k, db_sums + n / FOLD,
                                 da_sum + tile * padded + n, carried + (tile - first) * padded + n, n ? nullptr : &next);
                     }
                     chunk_out(here, steps, tile, *k, dbias_sum[tile], dd_sum[tile]);
                 }
-                lanes_out(db_lanes, group, b, t0, steps, p.db, p.db_b, p.db_t, db);
-                lanes_out(dc_lanes, group, b, t0, steps, p.dc, p.dc_b, p.dc_t, dc);
+                sums_out(db_sums, group, b, t0, steps, p.db, p.db_b, p.db_t, db);
+                sums_out(dc_sums, group, b, t0, steps, p.dc, p.dc_b, p.dc_t, dc);
             }
             for (int64_t tile = first; tile < last; tile++) state_out(p.dh0, b, tile, carried + (tile - first) * padded);
         }
@@ -119,7 +128,7 @@ template <class T> struct Backward : Scan<T> {
     }
 
     // States and decays of a chunk, once more; also y, and dL/dC.
-    void recompute(int64_t b, int64_t chunk, int64_t steps, int64_t tile, int64_t n0, const Numbers &bs, const Numbers &cs, Chunk &k, V *dc_lanes, const Place &next) const {
+    void recompute(int64_t b, int64_t chunk, int64_t steps, int64_t tile, int64_t n0, const Numbers &bs, const Numbers &cs, Chunk &k, V *dc_sums, const Place &next) const {
         const int count = lanes(tile);
         const S *from = kept(b, chunk, tile) + n0 * count;
         for (int n = 0; n < NB_BACK; n++) {
@@ -137,23 +146,25 @@ template <class T> struct Backward : Scan<T> {
             }
             const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
             const S *bt = bs.at + t * bs.step, *ct = cs.at + t * cs.step;
-            V *dct = dc_lanes + t * padded, *ht = k.h + (t + 1) * NB_BACK, *at = k.decay + t * NB_BACK;
+            V *ht = k.h + (t + 1) * NB_BACK, *at = k.decay + t * NB_BACK;
             Gang<V> sum = {k.y[t], V{}, V{}, V{}};
+            V by_c[NB_BACK];
 #pragma GCC unroll 4
             for (int i = 0; i < NB_BACK / GANG; i++) {
                 const Gang<V> a = exp2_of_products(dt, decay + i * GANG);
                 h[i] = a * h[i] + du * broadcast<V>(bt + i * GANG);
                 put(at + i * GANG, a);
                 put(ht + i * GANG, h[i]);
-                put(dct + i * GANG, gang(dct + i * GANG) + dy * h[i]);
+                put(by_c + i * GANG, dy * h[i]);
                 sum = sum + h[i] * broadcast<V>(ct + i * GANG);
             }
             k.y[t] = (sum.a + sum.b) + (sum.c + sum.d);
+            add_sums(dc_sums + t * (padded / FOLD), by_c);
         }
     }
 
     // g[t] = dL/dh[t] = dy[t] C[t] + a[t+1] g[t+1]; `carried` is a[t+1] g[t+1] across chunks.
-    void reverse(int64_t steps, const Numbers &bs, const Numbers &cs, const V *decay, Chunk &k, V *db_lanes, V *da_sum, V *carried, const Place *next) const {
+    void reverse(int64_t steps, const Numbers &bs, const Numbers &cs, const V *decay, Chunk &k, V *db_sums, V *da_sum, V *carried, const Place *next) const {
         V flow[NB_BACK], da_here[NB_BACK];
         for (int n = 0; n < NB_BACK; n++) {
             flow[n] = carried[n];
@@ -167,19 +178,19 @@ template <class T> struct Backward : Scan<T> {
             }
             const V dt = k.delta[t], du = k.drive[t], dy = k.dy[t];
             const S *bt = bs.at + t * bs.step, *ct = cs.at + t * cs.step;
-            V *dbt = db_lanes + t * padded;
             const V *at = k.decay + t * NB_BACK, *before = k.h + t * NB_BACK;
-            V by_b[2] = {k.by_b[t], V{}}, by_a[2] = {k.by_a[t], V{}};
+            V dbt[NB_BACK], by_b[2] = {k.by_b[t], V{}}, by_a[2] = {k.by_a[t], V{}};
 #pragma GCC unroll 16
             for (int n = 0; n < NB_BACK; n++) {
                 const V g = dy * ct[n] + flow[n];
-                dbt[n] = dbt[n] + g * du;
+                dbt[n] = g * du;
                 by_b[n % 2] += g * bt[n];
                 flow[n] = at[n] * g;
                 const V w = flow[n] * before[n];  // dL/d(dt A)
                 by_a[n % 2] += w * decay[n];
                 da_here[n] += w * dt;
             }
+            add_sums(db_sums + t * (padded / FOLD), dbt);
             k.by_b[t] = by_b[0] + by_b[1];
             k.by_a[t] = by_a[0] + by_a[1];
         }
@@ -209,16 +220,16 @@ template <class T> struct Backward : Scan<T> {
         dd_sum += skip_part;
     }
 
-    // Sum over the lanes; straight to the gradient when one group has all channels, else to the group's part.
-    void lanes_out(V *lanes_of, int64_t group, int64_t b, int64_t t0, int64_t steps, void *out, int64_t sb, int64_t st, S *parts) const {
+    // The rest of the fold; straight to the gradient when one group has all channels, else to the group's part.
+    void sums_out(const V *sums, int64_t group, int64_t b, int64_t t0, int64_t steps, void *out, int64_t sb, int64_t st, S *parts) const {
         for (int64_t t = 0; t < steps; t++)
             for (int64_t n = 0; n < args->N; n += W) {
-                V v[W];
-                for (int i = 0; i < W; i++) v[i] = n + i < padded ? lanes_of[t * padded + n + i] : V{};
-                const V sums = sums_of<S>(v);
+                V v[W / FOLD];
+                for (int i = 0; i < W / FOLD; i++) v[i] = n + i * FOLD < padded ? sums[t * (padded / FOLD) + n / FOLD + i] : V{};
+                fold<S, W / FOLD, FOLD>(v);
                 const int count = int(smaller(W, args->N - n));
-                if (groups == 1) store(row(out, sb, st, b, t0 + t) + n, sums, count);
-                else store(parts + ((group * args->B + b) * args->L + t0 + t) * padded + n, sums, count);
+                if (groups == 1) store(row(out, sb, st, b, t0 + t) + n, v[0], count);
+                else store(parts + ((group * args->B + b) * args->L + t0 + t) * padded + n, v[0], count);
             }
     }
 

@@ -312,26 +312,33 @@ template <class V> struct IndexOf;
 template <> struct IndexOf<vf> { typedef Lanes<float>::I type; };
 template <> struct IndexOf<vd> { typedef Lanes<double>::I type; };
 
-// One level of the tree below: of each pair `step` apart, lanes without bit `step` from the first vector, lanes with
-// it from the second, each added to its partner.
-template <class S, int step> INLINE void halve(Vec<S> *v) {
-    constexpr int W = Lanes<S>::W;
-    typename IndexOf<Vec<S>>::type even = {}, odd = {};
+// Lane sums of two vectors at once. Lanes come in units that belong together; of x and of y, neighbouring units (of a
+// 16-byte block while it has several, else blocks) are added, which leaves half as many of each: x's and y's side by side.
+template <class S, int unit> INLINE Vec<S> pair_sums(Vec<S> x, Vec<S> y) {
+    constexpr int W = Lanes<S>::W, block = 16 / int(sizeof(S));
+    typename IndexOf<Vec<S>>::type one = {}, other = {};
 #pragma GCC unroll 16
     for (int i = 0; i < W; i++) {
-        even[i] = (i & ~step) + ((i & step) ? W : 0);
-        odd[i] = (i | step) + ((i & step) ? W : 0);
+        if (unit < block) {  // x y x y …, from the first and from the second half of every block
+            one[i] = i / block * block + i % block / (2 * unit) * unit + i % unit + (i / unit % 2 ? W : 0);
+            other[i] = one[i] + block / 2;
+        } else {  // x x … y y …, from even and from odd blocks
+            one[i] = i / block * 2 * block + i % block;
+            other[i] = one[i] + block;
+        }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i += 2 * step)
-        v[i] = __builtin_shuffle(v[i], v[i + step], even) + __builtin_shuffle(v[i], v[i + step], odd);
-    if constexpr (2 * step < W) halve<S, 2 * step>(v);
+    return __builtin_shuffle(x, y, one) + __builtin_shuffle(x, y, other);
 }
 
-// Sums of W vectors: lane i of the result is the sum of v[i]'s lanes. Overwrites v.
-template <class S> INLINE Vec<S> sums_of(Vec<S> *v) {
-    if constexpr (Lanes<S>::W > 1) halve<S, 1>(v);
-    return v[0];
+// Sums over lanes of COUNT vectors (a power of two), as a tree that begins with units of `unit` lanes: the first
+// COUNT / (W / unit), at least one, become sums; lane i % W of vector i / W that of v[i]. With fewer vectors than lanes
+// several lanes, to be added, have parts of each sum; a tree over such vectors with `unit` = COUNT goes on from there.
+template <class S, int COUNT, int unit = 1> INLINE void fold(Vec<S> *v) {
+    if constexpr (COUNT > 1 && unit < Lanes<S>::W) {
+#pragma GCC unroll 16
+        for (int i = 0; i < COUNT / 2; i++) v[i] = pair_sums<S, unit>(v[2 * i], v[2 * i + 1]);
+        fold<S, COUNT / 2, 2 * unit>(v);
+    }
 }
 
 // Decayed states would end in denormal numbers, which are a hundred times slower: flush them while a task runs.
