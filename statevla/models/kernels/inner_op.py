@@ -90,7 +90,8 @@ def backward(
     kernels.scan_backward(x, kept, dout, None, rows, (dbias, da, dd), None)
     flat, flat_dt = dprojected.view(-1, rank + 2 * states), ddt.view(-1, inner)
     flat[:, :rank] = torch.mm(flat_dt, dt_weight.to(dtype))
-    ddt_weight = torch.mm(flat_dt.t(), projected.view(flat.shape)[:, :rank])
+    # As the transpose, because the other way round the product is as narrow as the rank, which takes twice as long.
+    ddt_weight = torch.mm(projected.view(flat.shape)[:, :rank].t(), flat_dt).t().contiguous()
     dx_weight = torch.mm(flat.t(), u.view(-1, inner))
     du.view(-1, inner).addmm_(flat, x_weight.to(dtype))
     conv = conv_inputs(xz[..., :inner], conv_weight[:, 0], conv_bias)
