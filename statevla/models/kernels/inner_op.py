@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 """Everything of a Mamba layer between its two outer projections, as one PyTorch operator.
 
 Letters: B batch, L time steps, E inner channels, N states a channel, R rank of dt, K taps, P = R + 2N.
@@ -7,10 +8,12 @@ the three parts of the projection are written where they belong: nothing is spli
 dtypes and limits are those of `ops`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from statevla.models.kernels.inputs import Kernels, activation, conv_inputs, kept_size, scan_inputs
 from statevla.models.kernels.ops import kernels_for, wants_gradient
@@ -109,7 +112,6 @@ def backward(
     )
 
 
-@torch.library.custom_op("statevla::mamba_inner", mutates_args=())
 def _inner(
     xz: Tensor,
     conv_weight: Tensor,
@@ -124,8 +126,7 @@ def _inner(
     return forward(kernels_for(xz), xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d, keep)
 
 
-@_inner.register_fake
-def _(
+def _inner_fake(
     xz: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
@@ -152,7 +153,6 @@ def _(
     )
 
 
-@torch.library.custom_op("statevla::mamba_inner_backward", mutates_args=())
 def _inner_backward(
     dout: Tensor,
     u: Tensor,
@@ -172,8 +172,7 @@ def _inner_backward(
     return backward(kernels_for(xz), dout, *saved)
 
 
-@_inner_backward.register_fake
-def _(
+def _inner_backward_fake(
     dout: Tensor,
     u: Tensor,
     projected: Tensor,
@@ -193,22 +192,53 @@ def _(
     return g0, g1, g2, g3, g4, g5, g6, g7
 
 
-def _inner_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, keep = inputs
-    if not keep:
-        raise UsageError("mamba_inner was called with keep=False on inputs that need a gradient")
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], *tensors)
+# Registered by hand: `torch.library.custom_op` wraps a call in checks that take 50 µs forward and backward, which one
+# sequence notices.
+_LIBRARY = torch.library.Library("statevla", "FRAGMENT")
 
 
-def _inner_gradient(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if dout is None:
-        return (None,) * 9
-    return (*_inner_backward(dout, *ctx.saved_tensors), None)
+def _define(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"statevla::{name}", fake, lib=_LIBRARY)
+    operator: Callable[..., Any] = getattr(torch.ops.statevla, name).default
+    return operator
 
 
-_inner.register_autograd(_inner_gradient, setup_context=_inner_context)
+_OPERATOR = _define("mamba_inner", _inner, _inner_fake)
+_BACKWARD = _define("mamba_inner_backward", _inner_backward, _inner_backward_fake)
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Five:
+        *tensors, keep = inputs
+        if not keep:
+            raise UsageError("mamba_inner was called with keep=False on inputs that need a gradient")
+        output: Five = _without_gradient(*inputs)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:], *tensors)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradients[0] is None:
+            return (None,) * 9
+        return (*_BACKWARD(gradients[0], *ctx.saved_tensors), None)
+
+
+def _without_gradient(*inputs: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _OPERATOR(*inputs)
+
+
+def _with_gradient(*inputs: Any) -> Any:
+    return _Differentiable.apply(*inputs) if wants_gradient(*inputs[:-1]) else _without_gradient(*inputs)
+
+
+_LIBRARY.impl("mamba_inner", _with_gradient, "Autograd")
 
 
 def inner(
@@ -227,5 +257,5 @@ def inner(
         UsageError: shapes or dtypes do not fit.
     """
     inputs = (xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d)
-    out: Tensor = _inner(*inputs, wants_gradient(*inputs))[0]
+    out: Tensor = _OPERATOR(*inputs, wants_gradient(*inputs))[0]
     return out
