@@ -54,7 +54,7 @@ def forward(
     b, c = projected[..., rank : rank + states], projected[..., rank + states :]
     a = torch.exp(a_log.to(acc)).neg_()
     x = scan_inputs(u, dt, dt_bias, a, b, c, d, xz[..., inner:])
-    out = torch.empty_like(u)
+    out = torch.empty_like(u) if keep else dt  # a step of dt is read before its output is written
     kept = a.new_empty(kept_size(batch, length, inner, states) if keep else 0)
     kernels.scan_forward(x, out, None, None, kept if keep else None)
     if keep:
@@ -92,7 +92,7 @@ def backward(
     rows = (du, ddt, dxz[..., inner:], dprojected[..., rank : rank + states], dprojected[..., rank + states :])
     kernels.scan_backward(x, kept, dout, None, rows, (dbias, da, dd), None)
     flat, flat_dt = dprojected.view(-1, rank + 2 * states), ddt.view(-1, inner)
-    flat[:, :rank] = torch.mm(flat_dt, dt_weight.to(dtype))
+    torch.mm(flat_dt, dt_weight.to(dtype), out=flat[:, :rank])
     # As the transpose, because the other way round the product is as narrow as the rank, which takes twice as long.
     ddt_weight = torch.mm(projected.view(flat.shape)[:, :rank].t(), flat_dt).t().contiguous()
     dx_weight = torch.mm(flat.t(), u.view(-1, inner))
