@@ -138,7 +138,7 @@ template <class T> struct Backward : Scan<T> {
         for (int i = 0; i < NB_BACK / GANG; i++) h[i] = gang(k.h + i * GANG);
         const V *decay = a2 + tile * padded + n0;
         for (int64_t t = 0; t < steps; t++) {
-            if (n0 == 0) {
+            if (n0 + NB_BACK >= args->N) {  // the last states: asked for earlier, the lines would be pushed out again
                 fetch(args->u, args->u_b, args->u_t, next, t);
                 fetch(args->dt, args->dt_b, args->dt_t, next, t);
                 fetch(args->z, args->z_b, args->z_t, next, t);
