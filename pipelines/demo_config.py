@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from statevla.bench.machine import usable_cores
 from statevla.config import Config, load_config
 from statevla.evaluators.intervals import disjoint
 from statevla.evaluators.results import OfflineResults, RolloutResults, percent
 
-THREADS: Final = 2
-"""More do not help a model this small."""
-
 RAW, STORE, TRAIN, TRAIN_SHUFFLED, EVAL = "raw", "store", "train", "train_shuffled", "eval"
+PHASE1: Final = ("phase1", "phase1_second_seed")
 REPORT, SUMMARY = "report.html", "summary.json"
-OUTPUTS: Final = (RAW, STORE, TRAIN, TRAIN_SHUFFLED, EVAL, REPORT, SUMMARY)
+OUTPUTS: Final = (RAW, STORE, *PHASE1, TRAIN, TRAIN_SHUFFLED, EVAL, REPORT, SUMMARY)
 """Everything below the demo's folder that the demo writes, and removes before it starts."""
 
 
@@ -40,7 +37,7 @@ class DemoConfig:
         "data.block_segments=256",
     )
     phase1: tuple[str, ...] = (
-        "training.max_steps=4500",
+        "training.max_steps=4200",
         "training.phase1.lr=3e-3",
         "training.phase1.inverse_dynamics_weight=10",
         "training.phase1.inverse_dynamics_horizon=10",
@@ -54,11 +51,11 @@ class DemoConfig:
     min_trained: float = 0.8
     max_untrained: float = 0.1
 
-    def training(self, phase: int, seed: int, shuffled: bool = False, threads: int = THREADS) -> Config:
-        """The configuration of one training run, on at most `threads` threads."""
+    def training(self, phase: int, seed: int, shuffled: bool = False) -> Config:
+        """The configuration of one training run."""
         own = self.phase1 if phase == 1 else self.phase2
         control = ("data.shuffle_instructions=true",) if shuffled else ()
-        common = (f"training.seed={seed}", f"training.torch_threads={min(threads, usable_cores())}")
+        common = (f"training.seed={seed}", "training.torch_threads=1")
         return load_config(self.preset, None, (*common, *self.settings, *own, *control))
 
 

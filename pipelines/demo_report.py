@@ -9,7 +9,7 @@ from typing import Final
 import torch
 import yaml
 
-from pipelines.demo_config import TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
+from pipelines.demo_config import PHASE1, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
 from statevla import __version__
 from statevla.evaluators.charts import Series
 from statevla.evaluators.report import Curves, Picture, PolicyRollouts, Report, ReportStep, Video
@@ -46,7 +46,10 @@ def build_report(
         pictures=_pictures(store),
         store=_store_facts(store),
         curves=(
-            _curves("Phase 1: temporal JEPA", out / TRAIN / "metrics_phase1.jsonl", "loss", ("mse", "variance")),
+            *(
+                _curves(title, out / run / "metrics_phase1.jsonl", "loss", ("mse", "inverse"))
+                for title, run in zip(("Phase 1: temporal JEPA", "Phase 1, another seed"), PHASE1, strict=True)
+            ),
             _curves("Phase 2: flow policy", out / TRAIN / "metrics_phase2.jsonl", "loss", ("flow", "gripper")),
             _curves(
                 "Phase 2 with shuffled instructions", out / TRAIN_SHUFFLED / "metrics_phase2.jsonl", "loss", ("flow",)
