@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import itertools
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final, TypeVar
@@ -131,7 +132,7 @@ def local_cluster(workers: int) -> Iterator[str]:
     from distributed import LocalCluster
 
     _silence()
-    with tempfile.TemporaryDirectory(prefix="statevla-dask-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="statevla-dask-") as scratch, _same_environment():
         try:
             cluster = LocalCluster(
                 n_workers=workers,
@@ -149,6 +150,19 @@ def local_cluster(workers: int) -> Iterator[str]:
             raise StateVLAError(f"--workers {workers}: the worker processes did not start: {error}") from error
         with cluster:
             yield str(cluster.scheduler_address)
+
+
+@contextlib.contextmanager
+def _same_environment() -> Iterator[None]:
+    """Put the environment back. Dask sets its workers' variables in this process to start them, and of two workers that
+    start at once leaves some: a later child trains at half the speed with its MALLOC_TRIM_THRESHOLD_.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def on_this_machine(scheduler: str) -> bool:

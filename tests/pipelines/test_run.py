@@ -35,6 +35,12 @@ def test_workers_give_the_same_results_from_other_processes() -> None:
     assert sorted(run_units(square, TASKS, workers=2)) == sorted(run_units(square, TASKS))
 
 
+def test_workers_leave_the_environment_as_it_was() -> None:
+    before = dict(os.environ)
+    list(run_units(square, TASKS, workers=2))
+    assert dict(os.environ) == before
+
+
 def test_what_a_task_raises_is_raised_here() -> None:
     with pytest.raises(SourceError, match="number 3"):
         list(run_units(refuse, [("unit", 3)], workers=1))
