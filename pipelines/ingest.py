@@ -29,7 +29,7 @@ from pipelines.isolation import end_thread_reader
 from pipelines.language import write_instructions
 from pipelines.merge import UnitFacts, split_units, unit_facts, write_merged
 from pipelines.plan import Unit, natural_key
-from pipelines.run import on_this_machine, run_units
+from pipelines.run import run_units
 from pipelines.sources import fingerprint_source, make_here, make_isolated
 from pipelines.units import (
     UnitTask,
@@ -48,7 +48,7 @@ from stores.errors import SourceError, StateVLAError, StoreError
 from stores.frames import frame_objects
 from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects
 from stores.progress import Progress, ProgressEvent
-from stores.sync import Together
+from stores.sync import Together, kernel
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE
 
 QUARANTINE: Final = "quarantine.jsonl"
@@ -232,11 +232,8 @@ class Ingest:
         units = {unit.name: unit for unit in todo}
         # Workers may have another working directory.
         source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
-        durable_there = scheduler is not None and not on_this_machine(scheduler)
-        tasks = [
-            (u.name, UnitTask(u, source, out, self.plan.settings(u, self.config), self.name, durable_there))
-            for u in todo
-        ]
+        settings = {unit.name: self.plan.settings(unit, self.config) for unit in todo}
+        tasks = [(u.name, UnitTask(u, source, out, settings[u.name], self.name, kernel())) for u in todo]
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here

@@ -7,7 +7,6 @@ lost an answer), so tasks must be idempotent.
 
 import asyncio
 import contextlib
-import ipaddress
 import itertools
 import logging
 import os
@@ -163,14 +162,6 @@ def _same_environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def on_this_machine(scheduler: str) -> bool:
-    """Whether the workers of the scheduler at this address surely are: nobody else reaches a loopback address."""
-    host = scheduler.rpartition("://")[2].rpartition(":")[0].strip("[]")
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _silence() -> None:

@@ -70,7 +70,7 @@ def make_isolated(task: UnitTask) -> dict[str, Any]:
     A demonstration whose reading kills the child still has the fingerprint that a rerun will find: by a second call.
     """
     settings = asdict(task.settings)
-    places = {"source": task.source, "out": task.out, "run": task.run, "durable": task.durable}
+    places = {"source": task.source, "out": task.out, "run": task.run, "kernel": task.kernel}
     argument = {"unit": asdict(task.unit), **places, "settings": settings}
     try:
         record: dict[str, Any] = survive(thread_reader(CALLS), "make", argument, f"unit {task.unit.name}")

@@ -42,7 +42,7 @@ from stores.images import encode_image
 from stores.schema import CAMERAS
 from stores.segments import SegmentMembers, Span, segment_key, segment_members, segment_spans
 from stores.shards import write_shard
-from stores.sync import Together
+from stores.sync import Together, kernel
 
 READ_FRAMES: Final = 16
 """Frames read at once; LIBERO's compressed files have chunks of as many."""
@@ -83,7 +83,8 @@ class UnitTask:
     """One call of `make_unit`: the unit, the folder of its source, the store's folder, the settings.
 
     run: names the run of the driver, see `staged_path`.
-    durable: the shard is, when the call returns; else the driver sees to it, many at once (`stores.sync.Together`).
+    kernel: the driver's (`stores.sync.kernel`). Under the same one the driver makes shards durable, many at once; under
+    another the shard's content is durable when the call returns.
     poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.isolation`.
     """
 
@@ -92,7 +93,7 @@ class UnitTask:
     out: str
     settings: UnitSettings
     run: str
-    durable: bool = True
+    kernel: str
     poison: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -210,7 +211,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
 
     path = shard_path(unit.name)
     try:
-        with contextlib.nullcontext() if task.durable else Together():
+        with Together() if task.kernel == kernel() else contextlib.nullcontext():
             index = write_shard(Path(task.out, staged_path(unit.name, task.run)), segments())
     except SourceError as error:
         return refused_unit(unit, str(error))

@@ -8,6 +8,7 @@ writes them inside `Together` and syncs once.
 import contextlib
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,16 @@ def unsafe_without_fsync() -> Iterator[None]:
 def switched_off() -> bool:
     """Whether fsync is skipped."""
     return os.environ.get(NO_FSYNC) == "1"
+
+
+def kernel() -> str:
+    """Names the running kernel. Processes of one kernel, containers too, share what is written and not yet on the disk:
+    the fsync of one covers what another wrote.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return platform.node()
 
 
 def sync_handle(descriptor: int) -> None:

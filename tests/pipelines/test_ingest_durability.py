@@ -33,10 +33,9 @@ def test_a_worker_elsewhere_makes_its_own_shard_durable(config: IngestConfig, mo
 
     monkeypatch.setattr(pipelines.ingest, "make_here", note)
     ingest(config, isolated=False)
-    assert not any(task.durable for task in tasks)
-    for durable in (True, False):
-        task = replace(tasks[0], durable=durable)
-        assert len(fsyncs(operations(lambda _, task=task: make_here(task), config.out))) == durable
+    for kernel, made_durable in ((tasks[0].kernel, 0), ("of another machine", 1)):
+        task = replace(tasks[0], kernel=kernel)
+        assert len(fsyncs(operations(lambda _, task=task: make_here(task), config.out))) == made_durable
 
 
 def test_every_shard_is_durable_before_the_manifest_is_there(config: IngestConfig) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipelines.run import on_this_machine, run_units
+from pipelines.run import run_units
 from stores.errors import SourceError, StateVLAError, UsageError
 
 TASKS = [(f"unit-{number}", number) for number in range(5)]
@@ -62,19 +62,3 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("pipelines.run.CONNECT_SECONDS", 0.5)
     with pytest.raises(UsageError, match="no Dask scheduler answers"):
         list(run_units(square, TASKS, scheduler="tcp://127.0.0.1:1"))
-
-
-@pytest.mark.parametrize(
-    ("address", "here"),
-    [
-        ("tcp://127.0.0.1:8786", True),
-        ("127.0.0.1:8786", True),
-        ("tcp://localhost:8786", True),
-        ("tls://[::1]:8786", True),
-        ("tcp://10.0.0.7:8786", False),
-        ("tcp://head-node:8786", False),
-        ("head-node:8786", False),
-    ],
-)
-def test_workers_are_surely_here_where_nobody_else_can_connect(address: str, here: bool) -> None:
-    assert on_this_machine(address) is here
