@@ -11,7 +11,8 @@ as many cores as there are workers:
 - without fsync: ours with durability switched off.
 
 With two or more workers, all run on Dask clusters that are started before the clock, over the same units of work.
-Before every run the disk is left to finish what was written before.
+Before every run the disk is left to finish what was written before. Machines change their speed from one second to the
+next, so what is compared is compared within a round, and the median over the rounds is what counts.
 """
 
 import contextlib
@@ -53,9 +54,14 @@ COPIES: Final = 6
 """Times that each demonstration is repeated, so that a run lasts seconds and not its start."""
 
 
-def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int = COPIES) -> dict[str, Any]:
+REPEATS: Final = 9
+"""Rounds; each measures everything once."""
+
+
+def bench_ingest(source: Path, workers: int = 1, repeats: int = REPEATS, copies: int = COPIES) -> dict[str, Any]:
     """Frames/s of ingest of `source`, and what fraction of the floor that is (`ratio`, 1.0: at the floor).
 
+    quartiles: of the rounds' ratios, whose median `ratio` is.
     copies: how often each demonstration is repeated in the rewritten source, for a longer measurement.
     Raises UsageError on impossible counts, and as `plan_ingest` does.
     """
@@ -76,7 +82,7 @@ def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int =
                         str(folder / "source" / unit.file), unit.demos,
                         str(folder / "out" / f"{unit.name}-{number}.tar") if tar else None,
                     ))
-                    for unit in plan.units
+                    for unit in sorted(plan.units, key=plan.unit_frames, reverse=True)  # as ingest does
                 ]  # fmt: skip
                 for _ in run_units(read_and_encode, tasks, scheduler=durable_cluster):
                     pass
@@ -92,25 +98,29 @@ def bench_ingest(source: Path, workers: int = 1, repeats: int = 3, copies: int =
                 "plain_tar": lambda number: floor(number, tar=True),
                 "without_fsync": lambda number: ours(number, fsync=False),
             }
-            rates = measure(runs, plan.frames, repeats, folder / "out")
+            seconds = measure(runs, repeats, folder / "out")
+    rates = {name: plan.frames / statistics.median(taken) for name, taken in seconds.items()}
+    ratios = [floor / ours for floor, ours in zip(seconds["floor"], seconds["ours"], strict=True)]
+    costs = [1 - loose / ours for loose, ours in zip(seconds["without_fsync"], seconds["ours"], strict=True)]
     return {
         "name": "ingest",
         "unit": "frames/s",
         "ours": rates["ours"],
         "limit": rates["floor"],
-        "ratio": rates["ours"] / rates["floor"],
+        "ratio": statistics.median(ratios),
+        "quartiles": [float(np.quantile(ratios, part)) for part in (0.25, 0.75)],
         "peers": {"plain_tar": rates["plain_tar"], "without_fsync": rates["without_fsync"]},
         "workers": workers,
         "frames": plan.frames,
         "copies": copies,
         "repeats": repeats,
-        "durability_cost": 1 - rates["ours"] / rates["without_fsync"],
+        "durability_cost": statistics.median(costs),
         "machine": f"{platform.processor() or platform.machine()}, {len(cores)} of {os.cpu_count()} cores",
     }
 
 
-def measure(runs: dict[str, Callable[[int], None]], frames: int, repeats: int, out: Path) -> dict[str, float]:
-    """Frames/s of each run: the median over `repeats` rounds that alternate all of them, after one to warm up.
+def measure(runs: dict[str, Callable[[int], None]], repeats: int, out: Path) -> dict[str, list[float]]:
+    """Seconds of each run in each of `repeats` rounds that alternate all of them, after one round to warm up.
 
     out: the folder in which they write; it is empty, and the disk at rest, when a run begins.
     """
@@ -123,7 +133,7 @@ def measure(runs: dict[str, Callable[[int], None]], frames: int, repeats: int, o
             started = time.perf_counter()
             run(number)
             seconds[name].append(time.perf_counter() - started)
-    return {name: frames / statistics.median(taken[1:]) for name, taken in seconds.items()}
+    return {name: taken[1:] for name, taken in seconds.items()}
 
 
 def configuration(source: Path, out: Path) -> IngestConfig:

@@ -127,7 +127,7 @@ def _digest(group: hdf5.Once, stored: Stored, seen: Seen) -> str:
         digest.update(f"{path}\0".encode())
         try:
             known = group.opened.get(f"/{path}".encode())
-            found = known if isinstance(known, h5py.h5d.DatasetID) else _open(group.id, path)
+            found = known if isinstance(known, hdf5.Rows) else _open(group.id, path)
         except SourceError as error:
             digest.update(str(error).encode())
         else:
@@ -135,7 +135,7 @@ def _digest(group: hdf5.Once, stored: Stored, seen: Seen) -> str:
     return digest.hexdigest()
 
 
-def _open(group: h5py.h5g.GroupID, path: str) -> h5py.h5d.DatasetID:
+def _open(group: h5py.h5g.GroupID, path: str) -> hdf5.Rows:
     """Like `pipelines.hdf5.child`, where a link or a hole is part of the answer."""
     *folders, last = path.encode().split(b"/")
     for name in (*folders, last):
@@ -145,32 +145,31 @@ def _open(group: h5py.h5g.GroupID, path: str) -> h5py.h5d.DatasetID:
             raise SourceError("a link")
         if name is not last:
             group = h5py.h5g.open(group, name)
-    return h5py.h5d.open(group, last)
+    return hdf5.Rows(h5py.h5d.open(group, last))
 
 
-def _add_dataset(digest: "xxhash.xxh3_128", path: str, found: h5py.h5d.DatasetID, stored: Stored, seen: Seen) -> None:
+def _add_dataset(digest: "xxhash.xxh3_128", path: str, found: hdf5.Rows, stored: Stored, seen: Seen) -> None:
     """How `found` is stored, and the hash of what is; storage in other files is named, and not read."""
-    plist = found.get_create_plist()
-    layout, outside = plist.get_layout(), plist.get_external_count()
-    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
-    digest.update(f"{found.dtype.str}\0{found.shape}\0{layout}\0{outside}\0{filters}\0".encode())
-    if outside or layout == h5py.h5d.VIRTUAL or found.shape is None:
+    layout, outside = found.layout, found.properties.get_external_count()
+    shape = None if found.empty else found.shape
+    digest.update(f"{found.dtype.str}\0{shape}\0{layout}\0{outside}\0{found.filters}\0".encode())
+    if outside or layout == h5py.h5d.VIRTUAL or shape is None:
         return
     if layout == h5py.h5d.CHUNKED:
         chunks: list[Any] = []
-        found.chunk_iter(chunks.append)
-        digest.update(f"{plist.get_chunk()}\0".encode())
+        found.id.chunk_iter(chunks.append)
+        digest.update(f"{found.chunks}\0".encode())
         for chunk in sorted(chunks, key=lambda chunk: tuple(chunk.chunk_offset)):
             digest.update(f"{chunk.chunk_offset}\0{chunk.filter_mask}\0{chunk.size}\0".encode())
             stored.add(digest, chunk.byte_offset, chunk.size)
         return
-    known = seen.digest(path, found.get_storage_size())
+    known = seen.digest(path, found.id.get_storage_size())
     if known is not None:
         digest.update(known)
         return
     content = Digest()
     if layout == h5py.h5d.COMPACT:
-        content.update(h5py.Dataset(found)[()].tobytes())  # at most 64 KB, in the dataset's header
-    elif (offset := found.get_offset()) is not None:
-        stored.add(content, offset, found.get_storage_size())
+        content.update(h5py.Dataset(found.id)[()].tobytes())  # at most 64 KB, in the dataset's header
+    elif (offset := found.id.get_offset()) is not None:
+        stored.add(content, offset, found.id.get_storage_size())
     digest.update(content.digest())

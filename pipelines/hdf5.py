@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,7 +73,76 @@ class Once(h5py.Group):  # type: ignore[misc]
         self.values: dict[str, Any] = {}
 
 
-def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+class Rows:
+    """A dataset, and what HDF5 says of it, asked once: every answer costs microseconds, h5py's own object several."""
+
+    def __init__(self, found: h5py.h5d.DatasetID) -> None:
+        self.id = found
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Also () when it is `empty`."""
+        return tuple(self.id.shape or ())
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no dataspace, and so not even a shape."""
+        return self.id.shape is None
+
+    @cached_property
+    def stored_type(self) -> h5py.h5t.TypeID:
+        """The type as the file has it."""
+        return self.id.get_type()
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's type nearest to it."""
+        dtype: np.dtype[Any] = self.stored_type.dtype
+        return dtype
+
+    @cached_property
+    def properties(self) -> h5py.h5p.PropDCID:
+        """How it was created: layout, filters, external files."""
+        return self.id.get_create_plist()
+
+    @cached_property
+    def layout(self) -> int:
+        """``h5py.h5d.CONTIGUOUS``, ``CHUNKED``, ``COMPACT`` or ``VIRTUAL``."""
+        layout: int = self.properties.get_layout()
+        return layout
+
+    @cached_property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Shape of a chunk, None where it is unchunked."""
+        return self.properties.get_chunk() if self.layout == h5py.h5d.CHUNKED else None
+
+    @cached_property
+    def filters(self) -> list[Any]:
+        """What its chunks went through, as HDF5 describes it; the code comes first."""
+        return [self.properties.get_filter(number) for number in range(self.properties.get_nfilters())]
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Of one row in memory."""
+        return math.prod(self.shape[1:]) * int(self.dtype.itemsize)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of all rows in memory."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+    @cached_property
+    def place(self) -> h5py.h5s.SpaceID:
+        """The dataspace in the file; a read selects its rows in it."""
+        return self.id.get_space()
+
+    @property
+    def name(self) -> str:
+        """Its path in the file."""
+        return str(h5py.h5i.get_name(self.id).decode())
+
+
+def child(parent: h5py.Group, path: str) -> h5py.Group | Rows:
     """The object at relative `path`, by hard links only. Raises SourceError naming the key."""
     opened = parent.opened if isinstance(parent, Once) else {}
     current: Any = parent.id
@@ -85,15 +155,17 @@ def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
         links = current.links if isinstance(current, h5py.h5g.GroupID) else None
         if links is None or not links.exists(name):
             have = "a dataset" if links is None else sorted(h5py.Group(current))[:12]
-            raise SourceError(f"key {path!r} is missing; {h5py.h5i.get_name(current).decode()} has {have}")
+            owner = current.id if isinstance(current, Rows) else current
+            raise SourceError(f"key {path!r} is missing; {h5py.h5i.get_name(owner).decode()} has {have}")
         if links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
-        current = opened[place] = h5py.h5o.open(current, name)
-    # h5py's own way to its objects costs several times as much, for links that are not followed here.
+        # h5py's own way to its objects costs several times as much, for links that are not followed here.
+        current = h5py.h5o.open(current, name)
+        current = opened[place] = Rows(current) if isinstance(current, h5py.h5d.DatasetID) else current
+    if isinstance(current, Rows):
+        return current
     if isinstance(current, h5py.h5g.GroupID):
         return h5py.Group(current)
-    if isinstance(current, h5py.h5d.DatasetID):
-        return h5py.Dataset(current, readonly=True)
     raise SourceError(f"key {path!r}: expected a group or a dataset, got a {type(current).__name__}")
 
 
@@ -105,7 +177,7 @@ def group(parent: h5py.Group, path: str) -> h5py.Group:
     return found
 
 
-def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, ...], limit: int) -> h5py.Dataset:
+def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, ...], limit: int) -> Rows:
     """The dataset at `path`, checked before any of it is read.
 
     kind: "float" (float32 or float64, little-endian) or "uint8". shape: None where any length will do.
@@ -114,17 +186,15 @@ def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, .
     Raises SourceError naming the key, what was expected and what came.
     """
     found = child(parent, path)
-    if not isinstance(found, h5py.Dataset):
+    if not isinstance(found, Rows):
         raise SourceError(f"key {path!r}: expected a dataset, got a group")
     have = found.shape
-    fits = have is not None and len(have) == len(shape)
-    fits = fits and all(size in (None, got) for size, got in zip(shape, have, strict=True))
+    fits = len(have) == len(shape) and all(size in (None, got) for size, got in zip(shape, have, strict=True))
     # Exactly: h5py gives the nearest NumPy type to a damaged one, and converts.
-    stored = found.id.get_type()
-    if not any(stored.equal(allowed) for allowed in TYPES[kind]) or not fits:
+    if not any(found.stored_type.equal(allowed) for allowed in TYPES[kind]) or not fits:
         wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
         raise SourceError(
-            f"key {path!r}: expected {kind} {wanted}, got {found.dtype} {'empty' if have is None else list(have)}"
+            f"key {path!r}: expected {kind} {wanted}, got {found.dtype} {'empty' if found.empty else list(have)}"
         )
     if found.nbytes > limit:
         raise SourceError(f"key {path!r}: declares {found.nbytes:,} bytes, more than {limit:,}")
@@ -132,12 +202,11 @@ def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, .
     return found
 
 
-def _require_written(found: h5py.Dataset, path: str) -> None:
+def _require_written(found: Rows, path: str) -> None:
     """Refuse storage outside the file, filters that no demonstration needs, and storage that was never written (HDF5
     reads it as zeros) or is not where it belongs.
     """
-    plist = found.id.get_create_plist()
-    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
+    if found.layout == h5py.h5d.VIRTUAL or found.properties.get_external_count():
         raise SourceError(f"key {path!r}: its data lies in other files, which are not read")
     if found.chunks is None:
         stored = found.id.get_storage_size()
@@ -147,7 +216,7 @@ def _require_written(found: h5py.Dataset, path: str) -> None:
     chunk_bytes = math.prod(found.chunks) * found.dtype.itemsize
     if chunk_bytes > CHUNK_LIMIT:
         raise SourceError(f"key {path!r}: chunks of {chunk_bytes:,} bytes, more than {CHUNK_LIMIT:,}")
-    filters = stored_filters(found)
+    filters = [described[0] for described in found.filters]
     if not set(filters) <= FILTERS:
         raise SourceError(f"key {path!r}: expected filters of {sorted(FILTERS)}, got {filters}")
     grid = [range(0, size, step) for size, step in zip(found.shape, found.chunks, strict=True)]
@@ -165,20 +234,14 @@ def _require_written(found: h5py.Dataset, path: str) -> None:
         raise SourceError(f"key {path!r}: its index of chunks is damaged")
 
 
-def stored_filters(found: h5py.Dataset) -> list[int]:
-    """Codes of the filters that a dataset's chunks went through."""
-    plist = found.id.get_create_plist()
-    return [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
-
-
-def stored_chunks(found: h5py.Dataset) -> list[Any]:
+def stored_chunks(found: Rows) -> list[Any]:
     """Place, size and offset of every chunk that was written (h5py's StoreInfo), as they lie in the file."""
     chunks: list[Any] = []
     found.id.chunk_iter(chunks.append)
     return sorted(chunks, key=lambda chunk: int(chunk.byte_offset))
 
 
-def stored_ranges(found: h5py.Dataset) -> list[tuple[int, int]]:
+def stored_ranges(found: Rows) -> list[tuple[int, int]]:
     """(begin, end) of a dataset's bytes in the file. Empty where they lie in its header."""
     if found.chunks is not None:
         return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in stored_chunks(found)]
@@ -186,7 +249,7 @@ def stored_ranges(found: h5py.Dataset) -> list[tuple[int, int]]:
     return [] if offset is None else [(offset, offset + found.id.get_storage_size())]
 
 
-def header_range(item: h5py.Group | h5py.Dataset) -> list[tuple[int, int]]:
+def header_range(item: h5py.Group | Rows) -> list[tuple[int, int]]:
     """(begin, end) of the first bytes of an object's header in the file: no data can be there."""
     address = h5py.h5o.get_info(item.id).addr
     return [(address, address + HEADER_BYTES)]
@@ -205,21 +268,8 @@ def overlapping(ranges: Mapping[str, list[tuple[int, int]]], size: int) -> set[s
     return found
 
 
-class Rows(h5py.Dataset):  # type: ignore[misc]
-    """A checked dataset whose rows are read again and again: what reading asks of it is asked once, since each answer
-    costs microseconds.
-    """
-
-    def __init__(self, found: h5py.Dataset) -> None:
-        super().__init__(found.id, readonly=True)
-        self.whole, self.type = found.shape, found.dtype
-        self.row_bytes = math.prod(self.whole[1:]) * self.type.itemsize
-        self.unchunked = found.chunks is None
-        self.place = found.id.get_space()
-
-
 def read_rows(
-    data: h5py.Dataset,
+    data: Rows,
     start: int = 0,
     stop: int | None = None,
     seen: Callable[[int, NDArray[Any]], None] | None = None,
@@ -227,29 +277,27 @@ def read_rows(
 ) -> NDArray[Any]:
     """Rows start ... stop of a checked dataset, in native byte order. Raises SourceError when that is too much.
 
-    data: best a `Rows`. seen: told (first byte, rows) as they are stored, where they are
-    stored unchunked. into: an array of the dataset's type and row shape, with room; the result is then a view of it,
-    and no fresh memory is touched.
+    seen: told (first byte, rows) as they are stored, where they are stored unchunked. into: an array of the dataset's
+    type and row shape, with room; the result is then a view of it, and no fresh memory is touched.
     """
-    data = data if isinstance(data, Rows) else Rows(data)
-    rows = (data.whole[0] if stop is None else stop) - start
+    rows = (data.shape[0] if stop is None else stop) - start
     if rows * data.row_bytes > READ_LIMIT:
         raise SourceError(f"{data.name}: {rows * data.row_bytes:,} bytes at once, more than {READ_LIMIT:,}")
-    if not data.unchunked:
-        _require_found(data, start, start + rows)
-    array = np.empty((rows, *data.whole[1:]), data.type) if into is None else into[:rows]
-    data.place.select_hyperslab((start, *(0 for _ in data.whole[1:])), array.shape)
+    if data.chunks is not None:
+        _require_found(data, data.chunks, start, start + rows)
+    array = np.empty((rows, *data.shape[1:]), data.dtype) if into is None else into[:rows]
+    data.place.select_hyperslab((start, *(0 for _ in data.shape[1:])), array.shape)
     data.id.read(h5py.h5s.create_simple(array.shape), data.place, array)
-    if seen is not None and data.unchunked:
+    if seen is not None and data.chunks is None:
         seen(start * data.row_bytes, array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _require_found(data: h5py.Dataset, start: int, stop: int) -> None:
+def _require_found(data: Rows, chunk: tuple[int, ...], start: int, stop: int) -> None:
     """Look every chunk of these rows up as reading will: a damaged index can list a chunk and not find it, and what is
     not found reads as zeros. Raises SourceError, or what h5py raises.
     """
-    step, *steps = data.chunks
+    step, *steps = chunk
     others = [range(0, size, width) for size, width in zip(data.shape[1:], steps, strict=True)]
     for place in itertools.product(range(start // step * step, stop, step), *others):
         if not data.id.read_direct_chunk(place)[1]:

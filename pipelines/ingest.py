@@ -29,17 +29,10 @@ from pipelines.isolation import end_thread_reader
 from pipelines.language import write_instructions
 from pipelines.merge import UnitFacts, split_units, unit_facts, write_merged
 from pipelines.plan import Unit, natural_key
+from pipelines.records import decode_record, read_record, record_path, write_record
 from pipelines.run import run_units
 from pipelines.sources import fingerprint_source, make_here, make_isolated
-from pipelines.units import (
-    UnitTask,
-    read_record,
-    record_path,
-    staged_path,
-    unit_code_version,
-    unit_key,
-    write_record,
-)
+from pipelines.units import UnitTask, staged_path, unit_code_version, unit_key
 from statevla.encoders.text import TextEncoder, load_text_encoder
 from statevla.observation import ObsSpec
 from stores import durable
@@ -230,6 +223,7 @@ class Ingest:
 
     def _make(self, todo: list[Unit], workers: int, scheduler: str | None) -> Iterator[UnitFacts]:
         units = {unit.name: unit for unit in todo}
+        todo = sorted(todo, key=self.plan.unit_frames, reverse=True)  # at the end, no worker waits long for another
         # Workers may have another working directory.
         source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
         settings = {unit.name: self.plan.settings(unit, self.config) for unit in todo}
@@ -238,13 +232,14 @@ class Ingest:
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here
         with contextlib.closing(run_units(make, tasks, workers, scheduler)) as results:
-            for number, (name, result) in enumerate(results, 1):
-                require_same_code(name, result["code_version"])
-                record = {**result, "key": self._key(units[name], result["fingerprints"])}
+            for number, (name, data) in enumerate(results, 1):
+                record = decode_record(data)
+                require_same_code(name, record["code_version"])
+                key = self._key(units[name], record["fingerprints"])
                 with self.together:  # what a power loss spoils of these is not believed: the unit is made again
                     if record["shard"]:
                         durable.rename(self.root / staged_path(name, self.name), self.root / record["shard"]["path"])
-                    write_record(self.root, record)
+                    write_record(self.root, name, key, data)
                 if number % SYNC_UNITS == 0:
                     self.together.sync()
                 facts = unit_facts(record, units[name].file)

@@ -153,9 +153,9 @@ def image_key(camera: str) -> str:
     return f"obs/{HDF5_IMAGE_KEYS[camera]}"
 
 
-def image_datasets(demo: h5py.Group) -> dict[str, h5py.Dataset]:
+def image_datasets(demo: h5py.Group) -> dict[str, hdf5.Rows]:
     """Camera name -> checked dataset uint8 [T, H, W, 3]; all the same shape."""
-    found: dict[str, h5py.Dataset] = {}
+    found: dict[str, hdf5.Rows] = {}
     limit = MAX_ROWS * IMAGE_SIDE[1] ** 2 * 3
     for camera, key in HDF5_IMAGE_KEYS.items():
         images = hdf5.dataset(demo, image_key(camera), "uint8", (None, None, None, 3), limit)
@@ -188,7 +188,6 @@ def read_demo(
     with hdf5.reporting(where):
         demo = seen.group = hdf5.Once(hdf5.group(hdf5.group(file, "data"), name))
         cameras = image_datasets(demo)
-        readers = {camera: hdf5.Rows(data) for camera, data in cameras.items()}
         parts = {image_key(camera): data for camera, data in cameras.items()}
         rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
         if rows < 2:
@@ -215,7 +214,7 @@ def read_demo(
 
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
-            return upright(hdf5.read_rows(readers[camera], start, stop, hooks[camera], into), convention)
+            return upright(hdf5.read_rows(cameras[camera], start, stop, hooks[camera], into), convention)
 
     return Episode(
         demo=name,
@@ -227,7 +226,7 @@ def read_demo(
     )
 
 
-def number_dataset(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> h5py.Dataset:
+def number_dataset(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> hdf5.Rows:
     """The checked dataset of a small float table. Raises SourceError naming the key."""
     data = hdf5.dataset(demo, key, "float", shape, MAX_ROWS * MAX_STATE * 8)
     if data.shape[1] > MAX_STATE:
@@ -235,7 +234,7 @@ def number_dataset(demo: h5py.Group, key: str, shape: tuple[int, int | None]) ->
     return data
 
 
-def read_numbers(data: h5py.Dataset, key: str, seen: Seen) -> NDArray[np.float64]:
+def read_numbers(data: hdf5.Rows, key: str, seen: Seen) -> NDArray[np.float64]:
     """A small float table, all finite, as float64. Raises SourceError naming key and row."""
     values = hdf5.read_rows(data, 0, None, seen.hook(key)).astype(np.float64, copy=False)
     bad = ~np.isfinite(values).all(axis=1)

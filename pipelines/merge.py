@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.plan import split_episodes, task_of
-from pipelines.units import read_record
+from pipelines.records import read_record
 from stores.errors import StateVLAError, StoreError
 from stores.frames import FramesWriter, frames_writer
 from stores.manifest import StoreObject

@@ -128,10 +128,13 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 @contextlib.contextmanager
 def local_cluster(workers: int) -> Iterator[str]:
     """The scheduler address of `workers` single-threaded processes on this machine, which end with the block."""
+    import dask
     from distributed import LocalCluster
 
     _silence()
-    with tempfile.TemporaryDirectory(prefix="statevla-dask-") as scratch, _same_environment():
+    # Nobody looks at the samples of its profiler, for which a worker stops a hundred times a second.
+    quiet = dask.config.set({"distributed.worker.profile.enabled": False})
+    with tempfile.TemporaryDirectory(prefix="statevla-dask-") as scratch, _same_environment(), quiet:
         try:
             cluster = LocalCluster(
                 n_workers=workers,

@@ -12,6 +12,7 @@ from pipelines.fingerprint import fingerprint_demos
 from pipelines.isolation import survive, thread_reader
 from pipelines.libero import SourceFile, inspect_file
 from pipelines.plan import Unit
+from pipelines.records import decode_record, encode_record
 from pipelines.units import UnitSettings, UnitTask, make_unit, refused_unit
 from stores.errors import SourceError
 
@@ -24,11 +25,13 @@ def _fingerprint(argument: dict[str, Any]) -> dict[str, str]:
     return fingerprint_demos(Path(argument["path"]), tuple(argument["demos"]), _positions(argument["poison"]))
 
 
-def _make(argument: dict[str, Any]) -> dict[str, Any]:
+def _make(argument: dict[str, Any]) -> tuple[str, bool]:
     unit, settings = dict(argument["unit"]), dict(argument["settings"])
     unit["demos"], settings["image_size"] = tuple(unit["demos"]), tuple(settings["image_size"])
     made = {"unit": Unit(**unit), "settings": UnitSettings(**settings), "poison": _positions(argument["poison"])}
-    return make_unit(UnitTask(**{**argument, **made}))
+    task = UnitTask(**{**argument, **made})
+    record = make_unit(task)
+    return encode_record(record).decode(), not _without_fingerprint(record, task.unit)
 
 
 def _positions(poison: Mapping[str, str]) -> dict[int, str]:
@@ -64,8 +67,9 @@ def fingerprint_source(path: Path, demos: tuple[str, ...], isolated: bool = True
     return found
 
 
-def make_isolated(task: UnitTask) -> dict[str, Any]:
-    """The unit's record with the ``fingerprints`` of its demonstrations; sources are read in this thread's child.
+def make_isolated(task: UnitTask) -> bytes:
+    """The unit's record (`pipelines.records`) with the ``fingerprints`` of all its demonstrations; sources are read in
+    this thread's child.
 
     A demonstration whose reading kills the child still has the fingerprint that a rerun will find: by a second call.
     """
@@ -73,18 +77,25 @@ def make_isolated(task: UnitTask) -> dict[str, Any]:
     places = {"source": task.source, "out": task.out, "run": task.run, "kernel": task.kernel}
     argument = {"unit": asdict(task.unit), **places, "settings": settings}
     try:
-        record: dict[str, Any] = survive(thread_reader(CALLS), "make", argument, f"unit {task.unit.name}")
+        text, complete = survive(thread_reader(CALLS), "make", argument, f"unit {task.unit.name}")
+        if complete:
+            return str(text).encode()
+        record = decode_record(text)
     except SourceError as error:
         record = refused_unit(task.unit, str(error))
     return _with_all_fingerprints(record, task)
 
 
-def make_here(task: UnitTask) -> dict[str, Any]:
+def make_here(task: UnitTask) -> bytes:
     """`make_isolated` without the child, for tests that crash the writer itself."""
     return _with_all_fingerprints(make_unit(task), task, isolated=False)
 
 
-def _with_all_fingerprints(record: dict[str, Any], task: UnitTask, isolated: bool = True) -> dict[str, Any]:
-    missing = tuple(demo for demo in task.unit.demos if demo not in record["fingerprints"])
+def _without_fingerprint(record: dict[str, Any], unit: Unit) -> tuple[str, ...]:
+    return tuple(demo for demo in unit.demos if demo not in record["fingerprints"])
+
+
+def _with_all_fingerprints(record: dict[str, Any], task: UnitTask, isolated: bool = True) -> bytes:
+    missing = _without_fingerprint(record, task.unit)
     more = fingerprint_source(task.file, missing, isolated) if missing else {}
-    return {**record, "fingerprints": {**record["fingerprints"], **more}}
+    return encode_record({**record, "fingerprints": {**record["fingerprints"], **more}})

@@ -10,7 +10,6 @@ Legend: T observations of an episode, C cameras, H, W rows and columns, K chunk.
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -133,42 +132,6 @@ def staged_path(unit: str, run: str) -> str:
     name is that of a temporary, which no reader sees and the next writer removes.
     """
     return f"shards/{durable.TEMP_PREFIX}{run}-{unit}.tar"
-
-
-def record_path(unit: str) -> str:
-    """Path of the unit's record below the store."""
-    return f"units/{unit}.json"
-
-
-_HEAD: Final = b'{"record":'
-
-
-def write_record(root: Path, record: dict[str, Any]) -> None:
-    """Write a unit's record durably, with a hash of itself. Compact: it lists every member of every segment."""
-    data = _compact(record)
-    durable.write_bytes(root / record_path(record["unit"]), _HEAD + data + _seal(data))
-
-
-def read_record(root: Path, unit: str) -> dict[str, Any] | None:
-    """The unit's record, or None when there is none or it is not what was written: then the unit is made again."""
-    try:
-        content = (root / record_path(unit)).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    data = content[len(_HEAD) : -len(_seal(b""))]
-    if content != _HEAD + data + _seal(data):
-        return None
-    record: dict[str, Any] = json.loads(data)
-    return record
-
-
-def _seal(data: bytes) -> bytes:
-    """What follows a record's JSON in its file."""
-    return b',"sha256":"' + hashlib.sha256(data).hexdigest().encode() + b'"}\n'
-
-
-def _compact(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def make_unit(task: UnitTask) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Legend: F frames (observations) and S steps (actions) of an episode, S is F or F
 n steps of one segment; K chunk length.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ def image_name(camera: str, index: int, codec: str) -> str:
     return f"{camera}.{index:02d}.{IMAGE_SUFFIX[codec]}"
 
 
+@functools.lru_cache(maxsize=1024)
+def image_names(camera: str, count: int, codec: str) -> tuple[str, ...]:
+    """`image_name` of observations 0 … count - 1. The same few come again with every segment."""
+    return tuple(image_name(camera, index, codec) for index in range(count))
+
+
 def segment_members(
     key: str,
     span: Span,
@@ -101,5 +108,5 @@ def segment_members(
     for camera in CAMERAS:
         if len(images[camera]) != span.observations:
             raise SourceError(f"{key}: expected {span.observations} {camera} images, got {len(images[camera])}")
-        members += [(image_name(camera, i, codec), data) for i, data in enumerate(images[camera])]
+        members += zip(image_names(camera, span.observations, codec), images[camera], strict=True)
     return SegmentMembers(key, tuple(members))

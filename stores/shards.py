@@ -7,11 +7,12 @@ them with ``tarfile``'s byte for byte.
 
 import functools
 import hashlib
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from isal import isal_zlib
 
 from stores import durable
 from stores.errors import StoreCorrupt, UsageError
@@ -91,7 +92,7 @@ def pack_segment(segment: SegmentMembers, offset: int) -> tuple[bytes, SegmentIn
     names = tuple(name for name, _ in segment.members)
     if len(set(names)) != len(names) or not names:
         raise UsageError(f"segment {segment.key!r}: expected distinct member names, got {names}")
-    entry = SegmentIndex(segment.key, offset, len(packed), zlib.crc32(packed), names, tuple(offsets), tuple(sizes))
+    entry = SegmentIndex(segment.key, offset, len(packed), isal_zlib.crc32(packed), names, tuple(offsets), tuple(sizes))
     return packed, entry
 
 
@@ -116,7 +117,7 @@ def read_segment(
         packed = storage.read_range(shard, offset, size)
     except StoreCorrupt as error:
         raise StoreCorrupt(f"{where}: {error}") from error
-    found = zlib.crc32(packed)
+    found = isal_zlib.crc32(packed)
     if found != crc32:
         raise StoreCorrupt(
             f"{where}: expected crc32 {crc32:08x}, got {found:08x}; run `statevla verify {storage.root}`"

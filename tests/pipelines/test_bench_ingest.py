@@ -14,7 +14,7 @@ from tests.pipelines.make_hdf5 import write_suite
 def test_result_has_the_fixed_keys_and_positive_rates(tmp_path: Path) -> None:
     cores = os.sched_getaffinity(0)
     result = bench_ingest(write_suite(tmp_path / "source", tasks=1, demos=1), workers=1, repeats=1, copies=2)
-    assert {"name", "unit", "ours", "limit", "ratio", "peers", "machine"} <= set(result)
+    assert {"name", "unit", "ours", "limit", "ratio", "quartiles", "peers", "machine"} <= set(result)
     assert (result["name"], result["unit"], result["frames"]) == ("ingest", "frames/s", 40)
     assert min(result["ours"], result["limit"], *result["peers"].values()) > 0
     assert result["ratio"] == pytest.approx(result["ours"] / result["limit"])

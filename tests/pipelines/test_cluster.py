@@ -26,11 +26,12 @@ KILLS = 20
 
 POISON = """
 import os, signal
+import h5py
 from pipelines import hdf5
 if not hasattr(hdf5, "sound"):  # Dask runs a preload more than once
     hdf5.sound = hdf5.read_rows
 def read_rows(data, *arguments):
-    if "task_3" in data.file.filename and "demo_1/obs/eye" in data.name:
+    if "task_3" in h5py.h5f.get_name(data.id).decode() and "demo_1/obs/eye" in data.name:
         os.kill(os.getpid(), signal.SIGSEGV)
     return hdf5.sound(data, *arguments)
 hdf5.read_rows = read_rows

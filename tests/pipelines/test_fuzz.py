@@ -73,7 +73,7 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with h5py.File(path) as file:
         for demo in file["data"].values():
             for key in DATASETS:
-                for begin, end in hdf5.stored_ranges(demo[key]):
+                for begin, end in hdf5.stored_ranges(hdf5.Rows(demo[key].id)):
                     content[begin:end] = True
                     place = (begin.to_bytes(8, "little") + (end - begin).to_bytes(8, "little"), 8)
                     _mark(content, data, *place)

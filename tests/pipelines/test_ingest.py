@@ -174,7 +174,7 @@ def test_an_interrupted_ingest_is_no_store_and_resumes(
 
     real, calls = pipelines.ingest.make_isolated, []
 
-    def stop_at_second(task: Any) -> dict[str, Any]:
+    def stop_at_second(task: Any) -> bytes:
         calls.append(task)
         if len(calls) == 2:
             raise KeyboardInterrupt

@@ -83,7 +83,7 @@ def test_killed_while_making_and_while_sending_it_goes_on(
     made: list[str] = []
     sent: list[str] = []
 
-    def make_one(task: Any) -> dict[str, Any]:
+    def make_one(task: Any) -> bytes:
         if made:
             raise KeyboardInterrupt
         made.append(task.unit.name)

@@ -9,6 +9,7 @@ import pytest
 import pipelines.ingest
 from pipelines.ingest import ingest
 from pipelines.ingest_plan import IngestConfig
+from pipelines.records import decode_record
 from pipelines.sources import make_here
 from pipelines.units import UnitTask
 from stores.reader import Store
@@ -38,7 +39,7 @@ def test_what_a_late_worker_leaves_is_nobodys(tmp_path: Path, monkeypatch: pytes
     ingest(config, isolated=False)
     before = read_tree(root)
     (source / late[0].unit.file).write_bytes(old)
-    record = make_here(late[0])
+    record = decode_record(make_here(late[0]))
     (source / late[0].unit.file).write_bytes(new)
     after = read_tree(root)
     assert {name: data for name, data in after.items() if name in before} == before

@@ -13,7 +13,8 @@ import zarr
 import stores.frames
 import stores.tables
 from pipelines.merge import UnitFacts, split_units, unit_facts, write_merged
-from pipelines.units import shard_path, write_record
+from pipelines.records import encode_record, write_record
+from pipelines.units import shard_path
 from stores.errors import StateVLAError
 from stores.segments import segment_key, segment_members, segment_spans
 from stores.shards import write_shard
@@ -52,7 +53,7 @@ def write_units(root: Path, count: int) -> tuple[list[UnitFacts], list[np.ndarra
                 row["segments"] = [{**vars(span), **vars(next(entries))} for span in row.pop("spans")]
             shard = {"path": shard_path(name), "bytes": index.bytes, "sha256": index.sha256}
             record = {"unit": name, "shard": shard, "episodes": episodes, "quarantined": [], "fingerprints": {}}
-            write_record(root, record)
+            write_record(root, name, "0" * 64, encode_record(record))
             facts.append(unit_facts(record, "task.hdf5"))
     return facts, states
 

@@ -23,15 +23,15 @@ from tests.stores.faults import read_tree
 READ_ROWS = hdf5.read_rows
 
 
-def _crash(data: h5py.Dataset, *args: Any) -> Any:
+def _crash(data: hdf5.Rows, *args: Any) -> Any:
     """`read_rows`, but the second demonstration of task 1 crashes."""
-    if "cup_1" in data.file.filename and "demo_1/obs/agentview" in data.name:
+    if "cup_1" in h5py.h5f.get_name(data.id).decode() and "demo_1/obs/agentview" in data.name:
         os.kill(os.getpid(), signal.SIGSEGV)
     return READ_ROWS(data, *args)
 
 
-def _hang(data: h5py.Dataset, *args: Any) -> Any:
-    if "cup_1" in data.file.filename and "demo_1/obs/agentview" in data.name:
+def _hang(data: hdf5.Rows, *args: Any) -> Any:
+    if "cup_1" in h5py.h5f.get_name(data.id).decode() and "demo_1/obs/agentview" in data.name:
         signal.pause()
     return READ_ROWS(data, *args)
 
