@@ -98,13 +98,16 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
             notes = (*notes, f"{path.name}: no macros_image_convention; images taken as {DEFAULT_CONVENTION!r}")
         if convention not in IMAGE_CONVENTIONS:
             raise SourceError(f"macros_image_convention: expected one of {IMAGE_CONVENTIONS}, got {convention!r}")
-        names = sorted(data, key=natural_key)
-        if not names:
+        found = list(data)
+        if not found:
             raise SourceError("/data holds no demonstrations")
         refused: list[tuple[str, str]] = []
         declared = hdf5.integer(data, "num_demos")
-        if declared is not None and declared != len(names):
-            refused.append(("", f"{path.name}: num_demos declares {declared}, the file holds {len(names)}"))
+        if declared is not None and declared != len(found):
+            refused.append(("", f"{path.name}: num_demos declares {declared}, the file holds {len(found)}"))
+        names = sorted((name for name in found if isinstance(name, str)), key=natural_key)
+        for odd in (name.decode(errors="backslashreplace") for name in found if isinstance(name, bytes)):
+            refused.append((odd, f"{path.name}/{odd}: expected a name in UTF-8"))
         rows, sizes, ranges = {}, {}, {}
         for position, name in enumerate(names, 1):
             pulse.at(position)
@@ -112,7 +115,7 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
                 with hdf5.reporting(f"{path.name}/{name}"):
                     if poison and position in poison:
                         raise SourceError(poison[position])
-                    cameras = image_datasets(hdf5.group(data, name))
+                    cameras = image_datasets(hdf5.Once(hdf5.group(data, name)))
                     rows[name], height, width = next(iter(cameras.values())).shape[:3]
                     sizes[name] = (int(height), int(width))
                     ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
@@ -145,6 +148,7 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]
         instruction = " ".join(instruction)
     if not isinstance(instruction, str) or not 0 < len(instruction.strip()) <= INSTRUCTION_LIMIT:
         raise SourceError(f"problem_info.language_instruction: expected text, got {instruction!r:.80}")
+    hdf5.require_unicode(instruction, "problem_info.language_instruction")
     return instruction.strip(), ()
 
 

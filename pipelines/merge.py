@@ -6,6 +6,7 @@ table and of one chunk of each array.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from stores.frames import FramesWriter, frames_writer
 from stores.manifest import StoreObject
 from stores.npy import decode_npy
 from stores.schema import ACTION_DIM, EPISODES, ROBOT_STATE_DIM, SEGMENTS
-from stores.storage import LocalStorage
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, table_writer
 
 CUTS: Final = [field for field in SEGMENTS if field.name not in ("segment", "episode", "shard")]
@@ -120,28 +120,29 @@ def segment_table(record: Mapping[str, Any], episode: int, segment: int) -> pa.T
 
 def add_frames(writer: FramesWriter, root: Path, record: Mapping[str, Any], episode: int) -> None:
     """Append the frames of a unit, one episode at a time, from its shard: robot_state, action (NaN: none)."""
-    storage = LocalStorage(root)
     shard = record["shard"]["path"]
-    for number, row in enumerate(record["episodes"], episode):
-        states = np.empty((row["frames"], ROBOT_STATE_DIM), np.float32)
-        actions = np.full((row["frames"], ACTION_DIM), np.nan, np.float32)
-        for cut in row["segments"]:
-            state, action = _members(storage, shard, cut)
-            first, steps = cut["first_step"], cut["steps"]
-            states[first : first + len(state)] = state  # an observation that two segments share is in both
-            actions[first : first + steps] = action[:steps]
-        index = np.arange(len(states))
-        writer.add({"robot_state": states, "action": actions, "episode": np.full(len(states), number), "index": index})
+    with (root / shard).open("rb", buffering=0) as file:
+        for number, row in enumerate(record["episodes"], episode):
+            states = np.empty((row["frames"], ROBOT_STATE_DIM), np.float32)
+            actions = np.full((row["frames"], ACTION_DIM), np.nan, np.float32)
+            for cut in row["segments"]:
+                state, action = _members(file.fileno(), shard, cut)
+                first, steps = cut["first_step"], cut["steps"]
+                states[first : first + len(state)] = state  # an observation that two segments share is in both
+                actions[first : first + steps] = action[:steps]
+            count = len(states)
+            place = {"episode": np.full(count, number), "index": np.arange(count)}
+            writer.add({"robot_state": states, "action": actions, **place})
 
 
-def _members(storage: LocalStorage, shard: str, cut: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """robot_state and action of a segment; they lie next to one another, so in one read."""
+def _members(descriptor: int, shard: str, cut: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """robot_state and action of a segment; they lie next to one another, so in one read of the open shard."""
     found = {at: cut["member_name"][at] for at in MEMBERS}
     if found != MEMBERS:
         raise StoreError(f"{shard}, {cut['key']}: expected members {MEMBERS}, got {found}")
     offsets, sizes = cut["member_offset"], cut["member_size"]
     start = offsets[STATE]
-    data = storage.read_range(shard, start, offsets[ACTION] + sizes[ACTION] - start)
+    data = os.pread(descriptor, offsets[ACTION] + sizes[ACTION] - start, start)
     parts = (data[offsets[at] - start :][: sizes[at]] for at in MEMBERS)
     state, action = (
         decode_npy(part, f"{shard}, {cut['key']}.{name}") for part, name in zip(parts, MEMBERS.values(), strict=True)

@@ -5,6 +5,7 @@ alone, so that another file coming or going changes no other unit's name or byte
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,9 +54,11 @@ def safe_name(text: str) -> str:
 def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
     """The ``*.hdf5`` files of folder `source` (or `source` itself, when it is such a file), naturally sorted.
 
-    Hidden files are ignored. Raises UsageError when there is nothing to read, saying where it looked.
+    Hidden files are ignored. Raises UsageError when there is nothing to read, saying where it looked, and for a file
+    whose name is not UTF-8.
     """
     if source.is_file():
+        _require_utf8(source)
         return (source,)
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
@@ -65,7 +68,17 @@ def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
         names = sorted(path.name for path in source.iterdir())
         got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"
         raise UsageError(f"suite {suite!r}: expected *{SUFFIX} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
+    for path in files:
+        _require_utf8(path)
     return tuple(files)
+
+
+def _require_utf8(path: Path) -> None:
+    """A store names its sources in JSON and Parquet."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{os.fsencode(path.name)!r}: the file's name is not UTF-8; rename it") from error
 
 
 def plan_units(demos: Mapping[str, Sequence[str]]) -> tuple[Unit, ...]:

@@ -24,6 +24,7 @@ import pipelines.fingerprint
 import pipelines.hdf5
 import pipelines.libero
 import pipelines.plan
+import pipelines.rows
 import statevla.observation
 import stores.images
 import stores.npy
@@ -52,6 +53,7 @@ DECIDING_MODULES: Final = (
     pipelines.hdf5,
     pipelines.libero,
     pipelines.plan,
+    pipelines.rows,
     statevla.observation,
     stores.images,
     stores.npy,

@@ -236,6 +236,20 @@ def test_fewer_demos_than_declared_is_reported(tmp_path: Path) -> None:
     assert "declares 3, the file holds 1" in header.refused[0][1]
 
 
+def test_names_and_texts_that_are_not_utf8_are_refused_where_they_are(tmp_path: Path) -> None:
+    demos = {name: demo_arrays(make_world(0, steps=30)) for name in ("demo_0", "demo_1")}
+    path = write_file(tmp_path / "x_demo.hdf5", demos)
+    with h5py.File(path, "r+") as file:
+        data = file["data"]
+        data.id.links.move(b"demo_1", data.id, b"demo_\xff")
+    header = inspect_file(path)
+    assert header.demos == ("demo_0",)
+    assert header.refused == (("demo_\\xff", "x_demo.hdf5/demo_\\xff: expected a name in UTF-8"),)
+    for half in ("\ud83d", "pick \udcff"):
+        with pytest.raises(SourceError, match="language_instruction: expected UTF-8 text"):
+            inspect_file(write_file(tmp_path / "y_demo.hdf5", demos, instruction=half))
+
+
 def test_model_with_entities_is_refused(tmp_path: Path) -> None:
     bomb = '<!DOCTYPE m [<!ENTITY a "x">]>' + MODEL_XML
     with pytest.raises(SourceError, match="model_file"):

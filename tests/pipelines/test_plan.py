@@ -1,5 +1,6 @@
 """Plans are pure, sorted and independent of directory order; splits are deterministic and stratified."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_sources_are_sorted_and_hidden_ones_ignored(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "folder.hdf5").mkdir()
     assert [path.name for path in list_sources(tmp_path, "s")] == ["b9.hdf5", "b10.hdf5"]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"b\xff.hdf5")
+    path.touch()
+    for source in (tmp_path, path):
+        with pytest.raises(UsageError, match=r"b'b\\xff.hdf5': the file's name is not UTF-8"):
+            list_sources(source, "s")
 
 
 def test_missing_folder_says_where_it_looked_and_how_to_get_data(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""A dataset of an HDF5 file, for who asks it the same things again and again."""
+
+import math
+from functools import cached_property
+from typing import Any
+
+import h5py
+import numpy as np
+
+
+class Rows:
+    """A dataset, and what HDF5 says of it, asked once: every answer costs microseconds, h5py's own object several."""
+
+    def __init__(self, found: h5py.h5d.DatasetID) -> None:
+        self.id = found
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Also () when it is `empty`."""
+        return tuple(self.id.shape or ())
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no dataspace, and so not even a shape."""
+        return self.id.shape is None
+
+    @cached_property
+    def stored_type(self) -> h5py.h5t.TypeID:
+        """The type as the file has it."""
+        return self.id.get_type()
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's type nearest to it."""
+        dtype: np.dtype[Any] = self.stored_type.dtype
+        return dtype
+
+    @cached_property
+    def properties(self) -> h5py.h5p.PropDCID:
+        """How it was created: layout, filters, external files."""
+        return self.id.get_create_plist()
+
+    @cached_property
+    def layout(self) -> int:
+        """``h5py.h5d.CONTIGUOUS``, ``CHUNKED``, ``COMPACT`` or ``VIRTUAL``."""
+        layout: int = self.properties.get_layout()
+        return layout
+
+    @cached_property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Shape of a chunk, None where it is unchunked."""
+        return self.properties.get_chunk() if self.layout == h5py.h5d.CHUNKED else None
+
+    @cached_property
+    def filters(self) -> list[Any]:
+        """What its chunks went through, as HDF5 describes it; the code comes first."""
+        return [self.properties.get_filter(number) for number in range(self.properties.get_nfilters())]
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Of one row in memory."""
+        return math.prod(self.shape[1:]) * int(self.dtype.itemsize)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of all rows in memory."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+    @cached_property
+    def place(self) -> h5py.h5s.SpaceID:
+        """The dataspace in the file; a read selects its rows in it."""
+        return self.id.get_space()
+
+    @property
+    def name(self) -> str:
+        """Its path in the file."""
+        return str(h5py.h5i.get_name(self.id).decode())
