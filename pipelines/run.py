@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import os
+import queue
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final, TypeVar
@@ -55,37 +56,38 @@ def run_units(
 def _run_dask(
     function: Callable[[T], R], tasks: Sequence[tuple[str, T]], workers: int, scheduler: str | None
 ) -> Generator[tuple[str, R], None, None]:
-    from distributed import Future, wait
+    from distributed import Future
 
     with _client(workers, scheduler) as client:
         waiting = iter(enumerate(tasks))
         futures: dict[Future, str] = {}
+        # Dask's own wait() for the first of many leaves something behind for each of the others, every time.
+        finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
         alone = 0
         while True:
             for number, (name, task) in itertools.islice(waiting, IN_FLIGHT - len(futures)):
                 future = client.submit(function, task, key=f"{name}-{number}", pure=False, retries=RETRIES)
                 futures[future] = name
+                future.add_done_callback(finished.put)
             if not futures:
                 return
-            name = next(iter(futures.values()))
-            with _lost(client, name), client.as_current():
-                try:
-                    done = wait(list(futures), timeout=PATIENCE_SECONDS, return_when="FIRST_COMPLETED").done
-                except TimeoutError:
+            try:
+                future = finished.get(timeout=PATIENCE_SECONDS)
+            except queue.Empty:
+                with _lost(client, next(iter(futures.values()))):
                     alone = 0 if client.scheduler_info()["workers"] else alone + 1
-                    if alone >= MAX_ALONE:
-                        raise StateVLAError(
-                            f"no worker has been there for {alone * PATIENCE_SECONDS:g} seconds: killed, out of "
-                            "memory, or never started. What is finished stays; run the same command again"
-                        ) from None
-                    continue
+                if alone >= MAX_ALONE:
+                    raise StateVLAError(
+                        f"no worker has been there for {alone * PATIENCE_SECONDS:g} seconds: killed, out of "
+                        "memory, or never started. What is finished stays; run the same command again"
+                    ) from None
+                continue
             alone = 0
-            for future in done:
-                name = futures.pop(future)
-                with _lost(client, name):
-                    result = future.result()
-                yield name, result
-                future.release()  # results are kept by the caller, not by the cluster
+            name = futures.pop(future)
+            with _lost(client, name):
+                result = future.result()
+            yield name, result
+            future.release()  # results are kept by the caller, not by the cluster
 
 
 @contextlib.contextmanager
