@@ -61,9 +61,10 @@ def _run_dask(
     with _client(workers, scheduler) as client:
         waiting = iter(enumerate(tasks))
         futures: dict[Future, str] = {}
-        # Dask's own wait() for the first of many leaves something behind for each of the others, every time.
+        # Dask's wait() for the first of many asks after all of them, every time: with results coming in between, that
+        # left the driver's memory full of holes (150 MB for the 256 units in flight).
         finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        alone = 0
+        patience = _Patience(client)
         while True:
             for number, (name, task) in itertools.islice(waiting, IN_FLIGHT - len(futures)):
                 future = client.submit(function, task, key=f"{name}-{number}", pure=False, retries=RETRIES)
@@ -75,19 +76,50 @@ def _run_dask(
                 future = finished.get(timeout=PATIENCE_SECONDS)
             except queue.Empty:
                 with _lost(client, next(iter(futures.values()))):
-                    alone = 0 if client.scheduler_info()["workers"] else alone + 1
-                if alone >= MAX_ALONE:
-                    raise StateVLAError(
-                        f"no worker has been there for {alone * PATIENCE_SECONDS:g} seconds: killed, out of "
-                        "memory, or never started. What is finished stays; run the same command again"
-                    ) from None
+                    patience.waited()
                 continue
-            alone = 0
             name = futures.pop(future)
             with _lost(client, name):
-                result = future.result()
+                result = _result(future, patience)
             yield name, result
             future.release()  # results are kept by the caller, not by the cluster
+
+
+class _Patience:
+    """Counts waits for nothing, as long as no worker is there."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._alone = 0
+
+    def waited(self) -> None:
+        """`PATIENCE_SECONDS` have passed. Raises StateVLAError when that was once too often without a worker."""
+        self._alone = 0 if self._client.scheduler_info()["workers"] else self._alone + 1
+        if self._alone >= MAX_ALONE:
+            raise StateVLAError(
+                f"no worker has been there for {self._alone * PATIENCE_SECONDS:g} seconds: killed, out of memory, or "
+                "never started. What is finished stays; run the same command again"
+            )
+
+    def rewarded(self) -> None:
+        """Something came."""
+        self._alone = 0
+
+
+def _result(future: Any, patience: _Patience) -> Any:
+    """The result of a finished future. It may have died with the worker that held it: then it is made again, if there
+    is another worker.
+    """
+    while True:
+        try:
+            result = future.result(timeout=PATIENCE_SECONDS)
+        except TimeoutError:
+            if future.status == "error":
+                raise
+            patience.waited()
+        else:
+            patience.rewarded()
+            return result
 
 
 @contextlib.contextmanager

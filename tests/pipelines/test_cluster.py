@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.ingest import IngestSummary, ingest
 from pipelines.ingest_plan import IngestConfig
+from pipelines.run import run_units
 from stores.errors import StateVLAError
 from stores.progress import ProgressEvent
 from stores.verify import verify_store
@@ -41,6 +42,7 @@ import sys
 from pathlib import Path
 from pipelines.ingest import ingest
 from pipelines.ingest_plan import IngestConfig
+from pipelines.run import run_units
 if __name__ == "__main__":
     ingest(IngestConfig("toy", Path(sys.argv[1]), Path(sys.argv[2]), language="hashed"), workers=2)
 """
@@ -110,6 +112,25 @@ def test_workers_that_are_all_gone_are_said(
         run(source, tmp_path / "store", dask.address, after_first=kill_all)
     run(source, tmp_path / "store")
     assert read_tree(tmp_path / "store") == wanted
+
+
+def leave_mark(path: str) -> str:
+    Path(path).touch()
+    return path
+
+
+def test_results_that_died_with_their_workers_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.run.PATIENCE_SECONDS", 0.5)
+    marks = [tmp_path / str(number) for number in range(6)]
+    with cluster(tmp_path / "dask") as dask:
+        results = run_units(leave_mark, [(mark.name, str(mark)) for mark in marks], scheduler=dask.address)
+        next(results)
+        while not all(mark.exists() for mark in marks):
+            os.sched_yield()
+        dask.kill("worker-0")
+        dask.kill("worker-1")
+        with pytest.raises(StateVLAError, match=r"no worker has been there for 3 seconds"):
+            list(results)
 
 
 def test_a_worker_without_memory_is_said_and_a_rerun_resumes(

@@ -1,9 +1,11 @@
 """The runners: same results here and on worker processes, clear errors."""
 
+import hashlib
 import os
 
 import pytest
 
+from pipelines.bench_large import anonymous_bytes
 from pipelines.run import run_units
 from stores.errors import SourceError, StateVLAError, UsageError
 
@@ -12,6 +14,11 @@ TASKS = [(f"unit-{number}", number) for number in range(5)]
 
 def square(number: int) -> int:
     return number * number
+
+
+def work(_: int) -> bytes:
+    """Some milliseconds of it, so that results come one by one; each is as large as a unit's record."""
+    return hashlib.pbkdf2_hmac("sha256", b"", b"", 50_000) + os.urandom(120_000)
 
 
 def process_id(_: int) -> int:
@@ -62,3 +69,11 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("pipelines.run.CONNECT_SECONDS", 0.5)
     with pytest.raises(UsageError, match="no Dask scheduler answers"):
         list(run_units(square, TASKS, scheduler="tcp://127.0.0.1:1"))
+
+
+@pytest.mark.slow
+def test_the_driver_does_not_grow_with_the_number_of_tasks() -> None:
+    """Results that come and go, of which hundreds are to come: Dask's own wait() left 90 MB of holes among them."""
+    tasks = [(f"unit-{number}", number) for number in range(420)]
+    grown = [anonymous_bytes(os.getpid()) for _ in run_units(work, tasks, workers=2)]
+    assert grown[-1] - grown[0] < 40 * 2**20
