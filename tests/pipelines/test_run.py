@@ -73,7 +73,7 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.slow
 def test_the_driver_does_not_grow_with_the_number_of_tasks() -> None:
-    """Results that come and go, of which hundreds are to come: Dask's own wait() left tens of MB of holes among them."""
+    """Results that come and go, of which hundreds are to come: Dask's own wait() left tens of MB of holes."""
     tasks = [(f"unit-{number}", number) for number in range(420)]
     grown = [anonymous_bytes(os.getpid()) for _ in run_units(work, tasks, workers=2)]
     assert grown[-1] - grown[0] < 12 * 2**20
