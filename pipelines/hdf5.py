@@ -40,10 +40,15 @@ def reporting(where: str) -> Iterator[None]:
     try:
         yield
     except SourceError as error:
-        raise SourceError(f"{where}: {error}") from error
+        raise SourceError(_writable(f"{where}: {error}")) from error
     except HDF5_FAILURES as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SourceError(f"{where}: HDF5 cannot read this: {reason}") from error
+        raise SourceError(_writable(f"{where}: HDF5 cannot read this: {reason}")) from error
+
+
+def _writable(reason: str) -> str:
+    """A reason is written to the quarantine; what of it is no Unicode, because a damaged file said so, is escaped."""
+    return reason.encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipelines.hdf5 import open_hdf5
+from pipelines.hdf5 import open_hdf5, reporting
 from pipelines.libero import Episode, inspect_file, read_demo
 from stores.errors import SourceError
 from stores.schema import CAMERAS
@@ -248,6 +248,12 @@ def test_names_and_texts_that_are_not_utf8_are_refused_where_they_are(tmp_path: 
     for half in ("\ud83d", "pick \udcff"):
         with pytest.raises(SourceError, match="language_instruction: expected UTF-8 text"):
             inspect_file(write_file(tmp_path / "y_demo.hdf5", demos, instruction=half))
+
+
+def test_a_reason_can_be_written() -> None:
+    for error in (ValueError("odd \udcff"), SourceError("odd \udcff")):
+        with pytest.raises(SourceError, match=r"x/demo_0: .*odd \\udcff"), reporting("x/demo_0"):
+            raise error
 
 
 def test_model_with_entities_is_refused(tmp_path: Path) -> None:
