@@ -46,7 +46,9 @@ from stores.tables import EPISODES_FILE, SEGMENTS_FILE
 
 QUARANTINE: Final = "quarantine.jsonl"
 SYNC_UNITS: Final = 16
-"""Units whose records are made durable together: as many, at most, does a power loss cost."""
+"""Units that are made durable together: as many, at most, does a power loss cost."""
+SYNC_UNITS_AWAY: Final = 4
+"""The same when workers make them: they go on while this process waits for the disk."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ class Ingest:
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here
+        together = SYNC_UNITS_AWAY if workers or scheduler else SYNC_UNITS
         with contextlib.closing(run_units(make, tasks, workers, scheduler)) as results:
             for number, (name, data) in enumerate(results, 1):
                 record = decode_record(data)
@@ -240,7 +243,7 @@ class Ingest:
                     if record["shard"]:
                         durable.rename(self.root / staged_path(name, self.name), self.root / record["shard"]["path"])
                     write_record(self.root, name, key, data)
-                if number % SYNC_UNITS == 0:
+                if number % together == 0:
                     self.together.sync()
                 facts = unit_facts(record, units[name].file)
                 self.made_frames += facts.frames
