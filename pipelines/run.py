@@ -127,6 +127,7 @@ def _lost(client: Any, name: str) -> Iterator[None]:
     """Say in our words what it means when a worker or the cluster died while `name` was being made."""
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
 
     try:
         yield
@@ -136,7 +137,8 @@ def _lost(client: Any, name: str) -> Iterator[None]:
             "out of memory, or crashed by the file. What is finished stays; run the same command again"
         ) from error
     except (FutureCancelledError, asyncio.CancelledError, TimeoutError, OSError) as error:
-        if isinstance(error, OSError) and client.status == "running":
+        # A task's own OSError; that of a connection comes before the client knows that the cluster is gone.
+        if isinstance(error, OSError) and not isinstance(error, CommClosedError) and client.status == "running":
             raise
         raise StateVLAError(
             f"unit {name}: the cluster was lost ({error}). What is finished stays; run the same command again"
