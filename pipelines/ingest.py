@@ -233,7 +233,7 @@ class Ingest:
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
         self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
         make = make_isolated if self.isolated else make_here
-        together = SYNC_UNITS_AWAY if workers or scheduler else SYNC_UNITS
+        at_once = SYNC_UNITS_AWAY if workers or scheduler else SYNC_UNITS
         with contextlib.closing(run_units(make, tasks, workers, scheduler)) as results:
             for number, (name, data) in enumerate(results, 1):
                 record = decode_record(data)
@@ -243,7 +243,7 @@ class Ingest:
                     if record["shard"]:
                         durable.rename(self.root / staged_path(name, self.name), self.root / record["shard"]["path"])
                     write_record(self.root, name, key, data)
-                if number % together == 0:
+                if number % at_once == 0:
                     self.together.sync()
                 facts = unit_facts(record, units[name].file)
                 self.made_frames += facts.frames
