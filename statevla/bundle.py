@@ -5,6 +5,7 @@ Legend: B batch, K chunk.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from statevla.models.standardize import Standardize
 from statevla.observation import Observation, ObsSpec, spec_of
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.norm import Normalization
-from stores.reader import Store
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+
+if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
+    from stores.reader import Store
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Policy:
         return ready(model, config, spec, state.manifest_hash, language, device, str(folder), precision)
 
     @classmethod
-    def untrained(cls, config: Config, store: Store, device: str = "cpu", seed: int = 0) -> "Policy":
+    def untrained(cls, config: Config, store: "Store", device: str = "cpu", seed: int = 0) -> "Policy":
         """The same interface with random weights: the control that a trained policy must beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
