@@ -21,7 +21,7 @@ from stores.schema import CHUNK
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to stream and how. `lanes` and `block_segments` fix the sample order (see `statevla/order.py`)."""
+    """What to stream and how. `lanes` and `block_segments` fix the sample order (see `statevla/data/order.py`)."""
 
     store: str | None = None
     lanes: int = 8

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.bundle import Policy
-from statevla.checkpoint_files import PHASE_FOLDERS
 from statevla.observation import Observation, ObsSpec
-from statevla.trainers.loop import train
+from statevla.policies.policy import Policy
+from statevla.runs.files import PHASE_FOLDERS
+from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
 from tests.trainers.micro import micro_config, micro_store

@@ -171,7 +171,7 @@ def test_help_loads_nothing_heavy():
 def test_importing_stores_loads_no_torch():
     code = (
         "import sys, pkgutil, importlib, stores\n"
-        "for module in pkgutil.iter_modules(stores.__path__): importlib.import_module('stores.' + module.name)\n"
+        "for module in pkgutil.walk_packages(stores.__path__, 'stores.'): importlib.import_module(module.name)\n"
         "heavy = {'torch', 'transformers', 'dask', 'h5py'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

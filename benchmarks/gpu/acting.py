@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statevla.batch import Batch, ObservationBatch
 from statevla.bench.latency import Case, bench_latency, make_policy, scenes
-from statevla.bundle import Policy
 from statevla.config import Config, load_config
-from statevla.models.acting import Actor, Scene
-from statevla.models.jepa import JepaModel
+from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.mamba import Mamba
-from statevla.models.policy import draw_noise
+from statevla.policies.policy import Policy
+from statevla.policies.prepare import Actor, Scene
+from statevla.systems.flow_matching import draw_noise
+from statevla.systems.temporal_jepa import JepaModel
 
 PICTURE = 128
 ACTING_CASES = (("conv", "bfloat16"), ("conv", "float32"), ("siglip", "bfloat16"))

@@ -20,7 +20,7 @@ import acting
 import mamba
 
 from statevla.bench.machine import describe_machine
-from stores import durable
+from stores.disk import durable
 
 BUDGET_S = 480.0
 GOALS: dict[str, Any] = {

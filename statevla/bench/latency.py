@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from statevla.bench.machine import describe_machine
-from statevla.bundle import Policy, build_policy, ready
 from statevla.config import Config, load_config
 from statevla.encoders.siglip import Preprocessing, SiglipBackbone
-from statevla.models.acting import torch_dtype
 from statevla.models.flow import euler, sampling_times
 from statevla.models.mamba import Mamba
-from statevla.models.policy import PolicyModel, draw_noise
 from statevla.observation import Observation, ObsSpec
+from statevla.policies.policy import Policy, build_policy, ready
+from statevla.policies.prepare import torch_dtype
+from statevla.systems.flow_matching import PolicyModel, draw_noise
 from stores.errors import UsageError
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from statevla.batch import ObservationBatch
 from statevla.config import ModelConfig
+from statevla.data.batch import ObservationBatch
 from statevla.models.mamba import Mamba, MambaState
 from statevla.models.streaming import extend
 from statevla.models.tokenizer import Backbone, Tokenizer
-from stores.norm import Normalization
+from stores.statistics import Normalization
 
 NORM_EPS = 1e-5
 

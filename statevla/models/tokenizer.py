@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from statevla.batch import ObservationBatch
 from statevla.config import ModelConfig
+from statevla.data.batch import ObservationBatch
 from statevla.models.standardize import Standardize
 from stores.errors import ObsSpecMismatch, UsageError
-from stores.norm import Normalization
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+from stores.statistics import Normalization
 
 MODALITIES: Final = ("language", "robot_state", *CAMERAS)
 EMBEDDING_STD: Final = 0.02

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import torch
 
-from statevla.checkpoint_files import MODEL, CheckpointState, read_state
 from statevla.config import Config, flatten
+from statevla.runs.files import MODEL, CheckpointState, read_state
 from stores.errors import UsageError
 
 MAY_CHANGE: Final = (

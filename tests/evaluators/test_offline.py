@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.batch import ObservationBatch
-from statevla.bundle import Policy
 from statevla.config import Config, load_config
+from statevla.data.batch import ObservationBatch
 from statevla.evaluators.offline import evaluate_offline
-from statevla.models.policy import Acted
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec
+from statevla.policies.policy import Policy
+from statevla.systems.flow_matching import Acted
 from stores.errors import ObsSpecMismatch, StaleKey, StateVLAError
 from stores.progress import ProgressEvent
 from stores.reader import Store

@@ -2,9 +2,9 @@
 
 import torch
 
-from statevla.batch import Batch, ObservationBatch
 from statevla.config import Config, load_config
-from stores.norm import Normalization, Statistics
+from statevla.data.batch import Batch, ObservationBatch
+from stores.statistics import Normalization, Statistics
 
 MICRO = (
     "model.image_size=32",

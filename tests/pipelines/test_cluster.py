@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ingest import IngestSummary, ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.run import run_units
 from stores.errors import StateVLAError
 from stores.progress import ProgressEvent

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo import run_demo
-from pipelines.demo_config import OUTPUTS, DemoConfig, judge
+from pipelines.showcase.config import OUTPUTS, DemoConfig, judge
+from pipelines.showcase.run import run_demo
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import RolloutResults
 from statevla.sims.tabletop import TASKS

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-import pipelines.ingest
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
-from pipelines.sources import make_here
-from pipelines.units import UnitTask
+import pipelines.ingest.driver
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.unit import UnitTask
+from pipelines.sources.reading import make_here
 from tests.pipelines.make_hdf5 import write_suite
 from tests.stores.faults import operations
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import pulse
-from pipelines.isolation import Reader, ReaderDied, survive
+from pipelines.sources import pulse
+from pipelines.sources.sandbox import Reader, ReaderDied, survive
 from stores.errors import SourceError, StateVLAError
 from tests.pipelines.make_hdf5 import write_suite
 

@@ -6,12 +6,12 @@ from typing import Any
 import h5py
 import pytest
 
-import pipelines.ingest
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
-from pipelines.records import decode_record
-from pipelines.sources import make_here
-from pipelines.units import UnitTask
+import pipelines.ingest.driver
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.record import decode_record
+from pipelines.ingest.unit import UnitTask
+from pipelines.sources.reading import make_here
 from stores.reader import Store
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import write_suite

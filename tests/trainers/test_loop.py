@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from statevla.checkpoint_files import PHASE_FOLDERS, read_state
-from statevla.trainers import loop
-from statevla.trainers.loop import NonFiniteLoss, TrainSummary, train
+from statevla.runs.files import PHASE_FOLDERS, read_state
+from statevla.trainers import trainer as loop
+from statevla.trainers.trainer import NonFiniteLoss, TrainSummary, train
 from stores.errors import StaleKey, StoreMissing, UsageError
 from tests.trainers.micro import at_step, micro_config, micro_store
 
@@ -134,7 +134,7 @@ def test_checkpoints_of_another_store_are_stale(trained: Trained, tmp_path: Path
 
 
 def test_statistics_are_needed_and_must_be_of_this_store(tmp_path: Path) -> None:
-    from stores.norm import save_stats
+    from stores.statistics import save_stats
     from tests.stores.make_store import make_episodes, train_statistics
 
     path = micro_store(tmp_path / "store", stats=False)
