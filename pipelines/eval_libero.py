@@ -47,7 +47,7 @@ def choose_policy(
         path = find_policy(checkpoint)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
         trained = Policy.load(path, euler_steps=euler_steps)
-        return ChosenPolicy(trained, name, path.parents[2] / "eval", (trained.config.model.chunk + 1) // 2)
+        return ChosenPolicy(trained, name, path.parents[2] / "eval", (trained.config.model.action_seq_len + 1) // 2)
     out = Path("runs") / f"libero-{kind}"
     if kind == "replay-demos":
         from pipelines.replay import replay_of_files

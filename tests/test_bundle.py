@@ -70,7 +70,7 @@ def test_acting_is_a_pure_function_of_observations_and_seed(run: Path) -> None:
     seen = observations(policy, 3)
     chunk = policy.act(seen, seed=4)
     assert chunk.dtype == np.float32
-    assert chunk.shape == (3, policy.config.model.chunk, 7)
+    assert chunk.shape == (3, policy.config.model.action_seq_len, 7)
     assert set(np.unique(chunk[..., 6])) <= {-1.0, 1.0}
     np.testing.assert_array_equal(chunk, policy.act(seen, seed=4))
     np.testing.assert_array_equal(chunk, Policy.load(checkpoint(run)).act(seen, seed=4))

@@ -32,17 +32,17 @@ class DemoConfig:
         "training.schedule=cosine",
         "training.warmup_steps=100",
         "training.weight_decay=0.01",
-        "training.log_every_steps=25",
+        "training.log_interval=25",
         "training.validate_every_steps=500",
         "data.block_segments=256",
     )
     phase1: tuple[str, ...] = (
         "training.max_steps=4200",
-        "training.phase1.lr=3e-3",
+        "training.phase1.learning_rate=3e-3",
         "training.phase1.inverse_dynamics_weight=10",
         "training.phase1.inverse_dynamics_horizon=10",
     )
-    phase2: tuple[str, ...] = ("training.max_steps=2500", "training.phase2.lr=2e-3")
+    phase2: tuple[str, ...] = ("training.max_steps=2500", "training.phase2.learning_rate=2e-3")
     checkpoint: str = "latest"
     trials: int = 50
     replan: int | None = None

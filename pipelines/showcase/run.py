@@ -115,7 +115,7 @@ def _make_policies(
         suite="tabletop",
         source=out / RAW,
         out=out / STORE,
-        chunk=config.training(2, seed).model.chunk,
+        chunk=config.training(2, seed).model.action_seq_len,
         language="hashed",
         train_split=config.train_split,
         split_seed=seed,

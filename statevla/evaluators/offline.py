@@ -108,7 +108,7 @@ def predict(
     rows: list[tuple[Tensor, ...]] = []
     probabilities: list[Tensor] = []
     done = 0
-    for batch in iterate_once(store, split, batch_size, policy.config.model.chunk):
+    for batch in iterate_once(store, split, batch_size, policy.config.model.action_seq_len):
         chunk, probability = policy.act_batch(batch.obs, generator)
         if not torch.isfinite(chunk).all():
             raise StateVLAError("policy: predicts NaN or infinite actions; its training diverged")

@@ -92,7 +92,9 @@ class Policy:
         observation is not what the policy was trained on, StoreMissing for an unknown instruction.
         """
         batch = self.observe(observations)
-        noise = draw_noise(len(observations), self.config.model.chunk, torch.Generator().manual_seed(seed), self.device)
+        noise = draw_noise(
+            len(observations), self.config.model.action_seq_len, torch.Generator().manual_seed(seed), self.device
+        )
         language = torch.stack([self.tokens[observation.instruction] for observation in observations])
         acted = self.actor.act(
             Scene(batch.images.to(self.device), batch.robot_state.to(self.device), language, noise.epsilon)
@@ -101,7 +103,7 @@ class Policy:
 
     def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
         """`act` for a loader's batch, unchecked; the generator gives the noise."""
-        noise = draw_noise(len(obs.robot_state), self.config.model.chunk, generator, self.device)
+        noise = draw_noise(len(obs.robot_state), self.config.model.action_seq_len, generator, self.device)
         obs = obs.to(self.device)
         language = self.actor.language_tokens(obs.language)
         return self.actor.act(Scene(obs.images, obs.robot_state, language, noise.epsilon))

@@ -106,7 +106,7 @@ class PolicyModel(nn.Module):
     @torch.no_grad()
     def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K 7"]:
         """One action chunk an observation, with nothing prepared; `acting.Actor` is the quick way to the same."""
-        noise = draw_noise(len(obs.robot_state), self.config.chunk, generator, obs.robot_state.device).epsilon
+        noise = draw_noise(len(obs.robot_state), self.config.action_seq_len, generator, obs.robot_state.device).epsilon
         return self.sample(self.encode(obs), noise, self.flow.level_tokens(self.config.euler_steps)).chunk
 
     @torch.no_grad()

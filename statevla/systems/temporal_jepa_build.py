@@ -27,4 +27,4 @@ def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> LossPart
 
 def after_step(model: JepaModel, config: Config, step: int, total_steps: int) -> None:
     """Move the target after optimizer step number `step` (0-based) of `total_steps`."""
-    model.update_target(ema_momentum(step, total_steps, config.training.phase1.ema_start))
+    model.update_target(ema_momentum(step, total_steps, config.training.phase1.ema_momentum))

@@ -150,15 +150,15 @@ class Run:
         self.encoder = None if encoder_checkpoint is None else encoder_origin(encoder_checkpoint)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay),
-            lr=phase.options(config).lr,
+            lr=phase.options(config).learning_rate,
             betas=ADAM_BETAS,
             fused=True,
         )
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.loader = SegmentLoader(
-            store, "train", training.batch_size, training.seed, config.data, config.model.chunk, phase.number
+            store, "train", training.batch_size, training.seed, config.data, config.model.action_seq_len, phase.number
         )
-        self.total = total_steps(phase.options(config).epochs, self.loader.batches_per_epoch, training.max_steps)
+        self.total = total_steps(phase.options(config).num_epochs, self.loader.batches_per_epoch, training.max_steps)
         self.validation = self._validation_reader()
         self.step = 0
         self.last_loss = math.nan
@@ -171,7 +171,7 @@ class Run:
             return None
         training = self.config.training
         return SplitReader(
-            self.store, "val", training.batch_size, self.config.model.chunk, self.config.data,
+            self.store, "val", training.batch_size, self.config.model.action_seq_len, self.config.data,
             phase=self.phase.number, seed=training.seed, mixed=True,
         )  # fmt: skip
 
@@ -207,7 +207,7 @@ class Run:
                 position, batch = next(batches)
                 parts, norm, lr = self.train_step(batch.to(self.device))
                 training, epoch_done = self.config.training, position.batch == 0
-                if self.step % training.log_every_steps == 0 or self.step == self.total:
+                if self.step % training.log_interval == 0 or self.step == self.total:
                     now = time.monotonic()
                     rate = (self.step - logged_step) * training.batch_size / max(now - logged_at, 1e-9)
                     logged_at, logged_step = now, self.step
@@ -217,7 +217,7 @@ class Run:
                     pause = time.monotonic()
                     self.validate(log, position)
                     logged_at += time.monotonic() - pause
-                if epoch_done and position.epoch % training.save_every_epochs == 0:
+                if epoch_done and position.epoch % training.save_interval == 0:
                     self.save(position, checkpoint.epoch_name(position.epoch))
                     self.save(position, checkpoint.LATEST)
                     saved_at = time.monotonic()
@@ -238,7 +238,7 @@ class Run:
         Raises NonFiniteLoss before any weight changes.
         """
         training = self.config.training
-        lr = learning_rate(self.step, self.total, self.phase.options(self.config).lr, training)
+        lr = learning_rate(self.step, self.total, self.phase.options(self.config).learning_rate, training)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
@@ -246,7 +246,7 @@ class Run:
             loss = self.phase.loss(self.model, batch, step_generator(training.seed, self.step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, training.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, training.gradient_clip)
         self.last_loss, size = torch.stack([loss.total.detach().float(), norm.float()]).tolist()  # one wait for the GPU
         if not (math.isfinite(self.last_loss) and math.isfinite(size)):
             values = {name: float(value) for name, value in loss.parts.items()}
@@ -316,7 +316,7 @@ class Run:
             best=self.best,
             scheduler={
                 "name": training.schedule,
-                "base": self.phase.options(self.config).lr,
+                "base": self.phase.options(self.config).learning_rate,
                 "warmup_steps": training.warmup_steps,
                 "total_steps": self.total,
             },

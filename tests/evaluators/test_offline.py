@@ -163,7 +163,7 @@ def test_the_demonstrator_itself_has_no_error(made: Made) -> None:
 
 
 def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
-    overrides = ("model.depth=1", "model.policy_depth=1", "model.image_size=16", "model.width=32")
+    overrides = ("model.encoder_depth=1", "model.policy_layers=1", "model.image_size=16", "model.embed_dim=32")
     config = load_config("tiny", None, overrides)
     policy = Policy.untrained(config, made.store)
     first, again = (evaluate_offline(policy, made.store, seed=3) for _ in range(2))
