@@ -71,11 +71,11 @@ def collect(
     folder = out if out is not None else Path("data/raw") / suite
     with show_progress() as progress:
         if suite == "tabletop":
-            from pipelines.collect import collect_tabletop
+            from pipelines.collect.tabletop import collect_tabletop
 
             summary = collect_tabletop(folder, episodes, seed=seed, align=align, workers=workers, progress=progress)
         else:
-            from pipelines.collect_libero import collect_libero
+            from pipelines.collect.libero import collect_libero
 
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
@@ -109,9 +109,9 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
-    from pipelines.ingest import ingest as run_ingest
-    from pipelines.ingest_plan import IngestConfig
-    from pipelines.ingest_remote import ingest_to_url, work_folder
+    from pipelines.ingest.config import IngestConfig
+    from pipelines.ingest.driver import ingest as run_ingest
+    from pipelines.ingest.remote import ingest_to_url, work_folder
 
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
@@ -130,7 +130,7 @@ def ingest(
 @app.command()
 def inspect(store: StoreArgument, as_json: Json = False) -> None:
     """Show what a store holds."""
-    from pipelines.inspect import inspect_store
+    from stores.summary import inspect_store
 
     report(f"Store {store}", inspect_store(store), as_json)
 
@@ -161,7 +161,7 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Copy a store to object storage: every object conditionally, the manifest last; of two writers one wins."""
-    from stores.publish import publish_store
+    from stores.cloud.publish import publish_store
 
     with show_progress() as progress:
         published = publish_store(store, url, progress=progress, replace=replace)
@@ -171,8 +171,8 @@ def publish(
 @app.command()
 def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
     """Compute the train split's action and robot-state statistics and keep them in the store."""
-    from pipelines.stats import compute_statistics
-    from statevla.runs import find_store
+    from pipelines.derive.stats import compute_statistics
+    from statevla.runs.folder import find_store
     from stores.schema import ACTION_NAMES
 
     result = compute_statistics(find_store(store), workers=workers, scheduler=scheduler)
@@ -213,8 +213,8 @@ def train(
 ) -> None:
     """Train one phase from a store."""
     from statevla.config import load_config
-    from statevla.runs import plan_training
-    from statevla.trainers.loop import train as run_training
+    from statevla.runs.folder import plan_training
+    from statevla.trainers.trainer import train as run_training
 
     settings = load_config(preset, config, tuple(set_ or ()))
     job = plan_training(phase, settings, store=store, run=run, encoder=encoder)
@@ -238,9 +238,9 @@ def eval_offline(
     as_json: Json = False,
 ) -> None:
     """Compare predicted chunks with the demonstrations'."""
-    from statevla.bundle import Policy
     from statevla.evaluators.offline import evaluate_offline
-    from statevla.runs import find_policy, find_store
+    from statevla.policies.policy import Policy
+    from statevla.runs.folder import find_policy, find_store
     from stores.reader import Store as OpenStore
 
     path = find_policy(checkpoint)
@@ -264,9 +264,9 @@ def eval_tabletop(
     as_json: Json = False,
 ) -> None:
     """Close the loop in the tabletop world."""
-    from statevla.bundle import Policy
     from statevla.evaluators.rollout import evaluate_tabletop
-    from statevla.runs import find_policy
+    from statevla.policies.policy import Policy
+    from statevla.runs.folder import find_policy
 
     path = find_policy(checkpoint)
     with show_progress() as progress:
@@ -356,7 +356,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
-    from pipelines.bench import BenchOptions, run_bench
+    from pipelines.bench.table import BenchOptions, run_bench
 
     options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device)
     result = run_bench(name, options)
@@ -371,7 +371,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole way on the tabletop suite: collect, ingest, train both phases, evaluate, report."""
-    from pipelines.demo import run_demo
+    from pipelines.showcase.run import run_demo
 
     with show_progress() as progress:
         summary = run_demo(out, workers=workers, seed=seed, progress=progress)

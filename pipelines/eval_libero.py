@@ -41,16 +41,16 @@ def choose_policy(
     if kind != "checkpoint" and euler_steps is not None:
         raise UsageError(f"euler_steps: {euler_steps} makes sense for a checkpoint only; {kind} samples nothing")
     if kind == "checkpoint":
-        from statevla.bundle import Policy
-        from statevla.runs import find_policy
+        from statevla.policies.policy import Policy
+        from statevla.runs.folder import find_policy
 
         path = find_policy(checkpoint)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
         trained = Policy.load(path, euler_steps=euler_steps)
-        return ChosenPolicy(trained, name, path.parents[2] / "eval", (trained.config.model.chunk + 1) // 2)
+        return ChosenPolicy(trained, name, path.parents[2] / "eval", (trained.config.model.action_seq_len + 1) // 2)
     out = Path("runs") / f"libero-{kind}"
     if kind == "replay-demos":
-        from pipelines.replay_demos import replay_of_files
+        from pipelines.replay import replay_of_files
 
         folder = source if source is not None else Path("data/raw") / suite
         return ChosenPolicy(replay_of_files(folder, suite, tasks), f"{kind} {folder}", out)

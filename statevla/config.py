@@ -21,7 +21,7 @@ from stores.schema import CHUNK
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to stream and how. `lanes` and `block_segments` fix the sample order (see `statevla/order.py`)."""
+    """What to stream and how. `lanes` and `block_segments` fix the sample order (see `statevla/data/order.py`)."""
 
     store: str | None = None
     lanes: int = 8
@@ -43,14 +43,14 @@ class ModelConfig:
     """Feature width of `vision_model`."""
     image_size: int = 224
     patch_size: int = 16
-    width: int = 256
-    depth: int = 12
+    embed_dim: int = 256
+    encoder_depth: int = 12
     d_state: int = 16
     d_conv: int = 4
     expand: int = 2
     predictor_width: int = 512
-    chunk: int = CHUNK
-    policy_depth: int = 3
+    action_seq_len: int = CHUNK
+    policy_layers: int = 3
     policy_d_state: int = 64
     policy_mlp: int = 0
     """Hidden width of a gated MLP in each policy block; 0 for none."""
@@ -70,23 +70,23 @@ class ModelConfig:
 class Phase1Config:
     """Temporal JEPA."""
 
-    epochs: int = 1000
-    lr: float = 1e-4
+    num_epochs: int = 1000
+    learning_rate: float = 1e-4
     variance_weight: float = 1.0
     covariance_weight: float = 0.04
-    ema_start: float = 0.996
+    ema_momentum: float = 0.996
     inverse_dynamics_weight: float = 0.0
     """Of an option: foretell actions from this state and the target's next one. 0 leaves it out."""
     inverse_dynamics_horizon: int = 1
-    """How many actions: 1 for the one between the two states, up to ``model.chunk``."""
+    """How many actions: 1 for the one between the two states, up to ``model.action_seq_len``."""
 
 
 @dataclass(frozen=True)
 class Phase2Config:
     """Flow-matching policy on the frozen state."""
 
-    epochs: int = 1000
-    lr: float = 5e-5
+    num_epochs: int = 1000
+    learning_rate: float = 5e-5
     gripper_weight: float = 1.0
 
 
@@ -97,12 +97,12 @@ class TrainingConfig:
     seed: int = 0
     batch_size: int = 64
     weight_decay: float = 0.05
-    grad_clip: float = 1.0
+    gradient_clip: float = 1.0
     schedule: str = "constant"
     warmup_steps: int = 0
     max_steps: int | None = None
-    save_every_epochs: int = 100
-    log_every_steps: int = 10
+    save_interval: int = 100
+    log_interval: int = 10
     validate_every_steps: int | None = None
     """None: at the end of every epoch."""
     device: str = "auto"
@@ -146,7 +146,7 @@ ZERO_IS_FINE: Final = {
     "training.phase1.variance_weight",
     "training.phase1.covariance_weight",
     "training.phase1.inverse_dynamics_weight",
-    "training.phase1.ema_start",
+    "training.phase1.ema_momentum",
     "training.phase2.gripper_weight",
 }
 
@@ -170,10 +170,13 @@ def check(config: Config) -> None:
             f"model.image_size: {model.image_size} is not a multiple of model.patch_size {model.patch_size}"
         )
     horizon = config.training.phase1.inverse_dynamics_horizon
-    if horizon > model.chunk:
-        raise UsageError(f"training.phase1.inverse_dynamics_horizon: {horizon} is more than model.chunk {model.chunk}")
-    if model.width % 4:
-        raise UsageError(f"model.width: {model.width} is not a multiple of 4")
+    if horizon > model.action_seq_len:
+        raise UsageError(
+            f"training.phase1.inverse_dynamics_horizon: {horizon} is more than "
+            f"model.action_seq_len {model.action_seq_len}"
+        )
+    if model.embed_dim % 4:
+        raise UsageError(f"model.width: {model.embed_dim} is not a multiple of 4")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -191,16 +194,18 @@ PRESETS: Final[dict[str, Config]] = {
     "base": Config(),
     "original": Config(model=ModelConfig(policy_mlp=256)),
     "small": Config(
-        model=ModelConfig(image_size=128, width=192, depth=6, predictor_width=384, policy_d_state=32, gripper_width=192)
+        model=ModelConfig(
+            image_size=128, embed_dim=192, encoder_depth=6, predictor_width=384, policy_d_state=32, gripper_width=192
+        )
     ),
     "tiny": Config(
         model=ModelConfig(
             image_size=32,
             patch_size=8,
-            width=64,
-            depth=2,
+            embed_dim=64,
+            encoder_depth=2,
             predictor_width=256,
-            policy_depth=2,
+            policy_layers=2,
             policy_d_state=16,
             gripper_width=64,
         )

@@ -21,9 +21,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from stores import durable
+from stores.cloud.storage import Storage, open_storage
+from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
-from stores.storage import Storage, open_storage
 
 METADATA: Final = "zarr.json"
 _TYPES: Final = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stores import durable
+from stores.cloud.storage import Storage, open_storage
+from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreError, StoreMissing
 from stores.schema import SCHEMA_VERSION
-from stores.storage import Storage, open_storage
 
 MANIFEST: Final = "manifest.json"
 SEAL: Final = "sha256"
 CLAIM: Final = "publishing"
-"""The only field of what stands in the manifest's place while a store is being published (`stores.publish`)."""
+"""The only field of what stands in the manifest's place while a store is being published (`stores.cloud.publish`)."""
 _COUNTS: Final = ("episodes", "frames", "steps", "segments", "bytes", "quarantined")
 
 

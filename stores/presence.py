@@ -7,10 +7,10 @@ on each segment read, no byte of what a reader uses is taken on trust.
 import numpy as np
 import pyarrow as pa
 
+from stores.cloud.storage import Storage
 from stores.errors import StoreCorrupt, StoreMissing
 from stores.manifest import MANIFEST, Manifest
 from stores.shards import END
-from stores.storage import Storage
 
 DERIVED: frozenset[str] = frozenset({"features", "latents", "stats"})
 """Folders that come and go after the commit; they have manifests of their own, or seals."""

@@ -20,18 +20,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stores.embeddings import LANGUAGE_FILE, LanguageCache
+from stores.cloud.storage import Storage, open_storage
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
-from stores.frames import read_frames
 from stores.images import decode_image
+from stores.language import LANGUAGE_FILE, LanguageCache
 from stores.manifest import MANIFEST, Manifest, StoreObject, read_manifest
-from stores.norm import Normalization, load_stats
 from stores.npy import decode_npy
+from stores.numbers import read_frames
 from stores.presence import check_end, check_presence, check_tiling
 from stores.schema import ACTION_DIM, CAMERAS, EPISODES, ROBOT_STATE_DIM, SEGMENTS
 from stores.segments import image_name
 from stores.shards import read_segment
-from stores.storage import Storage, open_storage
+from stores.statistics import Normalization, load_stats
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, columns, parse_table
 
 

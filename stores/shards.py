@@ -14,10 +14,10 @@ from typing import Final
 
 from isal import isal_zlib
 
-from stores import durable
+from stores.cloud.storage import Storage
+from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 from stores.segments import SegmentMembers
-from stores.storage import Storage
 
 BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)

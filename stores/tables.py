@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stores import durable
+from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 
 EPISODES_FILE: Final = "episodes.parquet"

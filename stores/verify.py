@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stores.durable import LOCK_NAME, OLD_PREFIX, TEMP_PREFIX
+from stores.cloud.publish import PUBLISHED
+from stores.cloud.storage import Storage, open_storage
+from stores.disk.durable import LOCK_NAME, OLD_PREFIX, TEMP_PREFIX
 from stores.errors import StoreCorrupt, StoreError
 from stores.manifest import MANIFEST, Manifest, StoreObject, hash_stream, is_inside, read_sealed
 from stores.progress import Progress, ProgressEvent
-from stores.publish import PUBLISHED
 from stores.reader import Store
-from stores.storage import Storage, open_storage
 
 DERIVED: Final = ("features", "latents")
 STATS: Final = "stats"

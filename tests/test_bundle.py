@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.bundle import Policy
-from statevla.checkpoint_files import PHASE_FOLDERS
 from statevla.observation import Observation, ObsSpec
-from statevla.trainers.loop import train
+from statevla.policies.policy import Policy
+from statevla.runs.files import PHASE_FOLDERS
+from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
 from tests.trainers.micro import micro_config, micro_store
@@ -70,7 +70,7 @@ def test_acting_is_a_pure_function_of_observations_and_seed(run: Path) -> None:
     seen = observations(policy, 3)
     chunk = policy.act(seen, seed=4)
     assert chunk.dtype == np.float32
-    assert chunk.shape == (3, policy.config.model.chunk, 7)
+    assert chunk.shape == (3, policy.config.model.action_seq_len, 7)
     assert set(np.unique(chunk[..., 6])) <= {-1.0, 1.0}
     np.testing.assert_array_equal(chunk, policy.act(seen, seed=4))
     np.testing.assert_array_equal(chunk, Policy.load(checkpoint(run)).act(seen, seed=4))

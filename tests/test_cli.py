@@ -10,9 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MICRO = (
-    *("--preset", "tiny", "--set", "model.width=32", "--set", "model.depth=1", "--set", "model.image_size=32"),
-    *("--set", "model.policy_depth=1", "--set", "model.predictor_width=32", "--set", "model.gripper_width=32"),
-    *("--set", "training.max_steps=3", "--set", "training.batch_size=8", "--set", "training.log_every_steps=1"),
+    *(
+        "--preset",
+        "tiny",
+        "--set",
+        "model.embed_dim=32",
+        "--set",
+        "model.encoder_depth=1",
+        "--set",
+        "model.image_size=32",
+    ),
+    *("--set", "model.policy_layers=1", "--set", "model.predictor_width=32", "--set", "model.gripper_width=32"),
+    *("--set", "training.max_steps=3", "--set", "training.batch_size=8", "--set", "training.log_interval=1"),
 )
 
 
@@ -134,7 +143,7 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("ingest", "nowhere", "--language", "hashed"), 2, "data/raw/nowhere"),
         (("train", "--phase", "1"), 1, "statevla ingest"),
         (("train", "--phase", "3"), 2, "--phase"),
-        (("describe", "--set", "model.widht=3"), 2, "did you mean 'model.width'"),
+        (("describe", "--set", "model.embed_dmi=3"), 2, "did you mean 'model.embed_dim'"),
         (("describe", "--preset", "huge"), 2, "base, original, small, tiny"),
         (("verify", "nothing"), 1, "nothing"),
         (("eval", "offline"), 2, "statevla train --phase 2"),
@@ -171,7 +180,7 @@ def test_help_loads_nothing_heavy():
 def test_importing_stores_loads_no_torch():
     code = (
         "import sys, pkgutil, importlib, stores\n"
-        "for module in pkgutil.iter_modules(stores.__path__): importlib.import_module('stores.' + module.name)\n"
+        "for module in pkgutil.walk_packages(stores.__path__, 'stores.'): importlib.import_module(module.name)\n"
         "heavy = {'torch', 'transformers', 'dask', 'h5py'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

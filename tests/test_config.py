@@ -15,15 +15,15 @@ def test_defaults_are_the_documented_ones():
     flat = flatten(Config().to_dict())
     documented = {
         "training.batch_size": 64,
-        "training.phase1.lr": 1e-4,
-        "training.phase2.lr": 5e-5,
+        "training.phase1.learning_rate": 1e-4,
+        "training.phase2.learning_rate": 5e-5,
         "training.weight_decay": 0.05,
-        "training.grad_clip": 1.0,
-        "training.phase1.epochs": 1000,
-        "training.phase2.epochs": 1000,
-        "training.save_every_epochs": 100,
-        "training.log_every_steps": 10,
-        "training.phase1.ema_start": 0.996,
+        "training.gradient_clip": 1.0,
+        "training.phase1.num_epochs": 1000,
+        "training.phase2.num_epochs": 1000,
+        "training.save_interval": 100,
+        "training.log_interval": 10,
+        "training.phase1.ema_momentum": 0.996,
         "training.phase1.covariance_weight": 0.04,
     }
     assert {key: flat[key] for key in documented} == documented
@@ -31,10 +31,10 @@ def test_defaults_are_the_documented_ones():
 
 def test_file_then_overrides(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("training:\n  batch_size: 8\n  phase1: {lr: 1e-3}\n")
+    file.write_text("training:\n  batch_size: 8\n  phase1: {learning_rate: 1e-3}\n")
     config = load_config("tiny", file, ("training.batch_size=16", "training.max_steps=7", "data.store=some/where"))
     assert (config.training.batch_size, config.training.max_steps) == (16, 7)
-    assert config.training.phase1.lr == 1e-3
+    assert config.training.phase1.learning_rate == 1e-3
     assert config.data.store == "some/where"
     assert config.model == PRESETS["tiny"].model
 
@@ -42,14 +42,14 @@ def test_file_then_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("training.phase1.lrr=1", "did you mean 'training.phase1.lr'"),
+        ("training.phase1.learning_rat=1", "did you mean 'training.phase1.learning_rate'"),
         ("training.batch_size=many", "expected int, got 'many'"),
         ("training.batch_size=0", "positive"),
         ("training.batch_size", "KEY=VALUE"),
         ("training.batch_size=true", "expected int"),
         ("model.vision=vit", "expected one of conv, siglip"),
         ("model.image_size=100", "not a multiple of model.patch_size"),
-        ("training.phase2.lr=-1", "positive"),
+        ("training.phase2.learning_rate=-1", "positive"),
     ],
 )
 def test_bad_overrides_name_the_key(override, complaint):

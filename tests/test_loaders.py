@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.batch import Batch, ObservationBatch
 from statevla.config import DataConfig
-from statevla.frames import derange
-from statevla.loaders import SegmentLoader, SplitReader, iterate_once
-from statevla.prefetch import Position
+from statevla.data.batch import Batch, ObservationBatch
+from statevla.data.frames import derange
+from statevla.data.loaders import SegmentLoader, SplitReader, iterate_once
+from statevla.data.prefetch import Position
 from stores.errors import StoreCorrupt, UsageError
 from stores.reader import Store
 from tests.stores.make_store import MadeEpisode, make_tiny_store

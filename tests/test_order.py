@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statevla.order import (
+from statevla.data.order import (
     Order,
     batch_transitions,
     block_transitions,

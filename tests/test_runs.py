@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from statevla.checkpoint_files import PHASE_FOLDERS
-from statevla.runs import find_policy, find_store, plan_training
+from statevla.runs.files import PHASE_FOLDERS
+from statevla.runs.folder import find_policy, find_store, plan_training
 from stores.errors import StoreMissing, UsageError
 from stores.manifest import manifest_hash
 from tests.trainers.micro import micro_config, micro_store

@@ -15,10 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from statevla.checkpoint_files import read_state
 from statevla.evaluators.results import markdown_table, percent
+from statevla.runs.files import read_state
 from statevla.sims.libero import suites
-from stores.durable import write_bytes
+from stores.disk.durable import write_bytes
 
 STRIDE: Final = 3
 """Every third frame of a film is kept."""

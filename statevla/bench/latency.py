@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from statevla.bench.machine import describe_machine
-from statevla.bundle import Policy, build_policy, ready
 from statevla.config import Config, load_config
 from statevla.encoders.siglip import Preprocessing, SiglipBackbone
-from statevla.models.acting import torch_dtype
 from statevla.models.flow import euler, sampling_times
 from statevla.models.mamba import Mamba
-from statevla.models.policy import PolicyModel, draw_noise
 from statevla.observation import Observation, ObsSpec
+from statevla.policies.policy import Policy, build_policy, ready
+from statevla.policies.prepare import torch_dtype
+from statevla.systems.flow_matching import PolicyModel, draw_noise
 from stores.errors import UsageError
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
 
@@ -130,7 +130,7 @@ def measure(case: Case, device: str, calls: int | None) -> dict[str, Any]:
         "calls": len(times),
         "ms": distribution(times),
         "chunks_per_s": rate,
-        "actions_per_s": rate * policy.config.model.chunk,
+        "actions_per_s": rate * policy.config.model.action_seq_len,
         "in_turns_ms": in_turns({"ours": ours, **contenders(policy, case, seen)}, min(TURNS[vision], len(times))),
     }
 
@@ -236,7 +236,9 @@ def without_gradients(run: Callable[[int], object]) -> Callable[[int], None]:
 def plain(policy: Policy, observation: Observation, seed: int) -> Tensor:
     """Actions [1, K, 7] with the whole velocity network run anew in every step, nothing prepared."""
     model, obs = policy.model, policy.observe([observation]).to(policy.device)
-    noise = draw_noise(1, policy.config.model.chunk, torch.Generator().manual_seed(seed), policy.device).epsilon
+    noise = draw_noise(
+        1, policy.config.model.action_seq_len, torch.Generator().manual_seed(seed), policy.device
+    ).epsilon
     z, tokens = model.encode(obs)
     times = sampling_times(policy.config.model.euler_steps).to(policy.device)
     pose = euler(lambda x, sigma: model.flow(x, sigma.expand(len(x)), z, tokens).float(), noise, times)
@@ -257,7 +259,7 @@ def tower_alone(tower: nn.Module, pictures: Tensor) -> Callable[[int], object]:
 def matrix_products(model: PolicyModel) -> Callable[[int], object]:
     """Patch embedding and every Mamba layer's four products at the shapes of one call, and nothing between them."""
     config = model.config
-    tokens, own = len(CAMERAS) * config.patches + 3, config.chunk + 2
+    tokens, own = len(CAMERAS) * config.patches + 3, config.action_seq_len + 2
     cameras = model.encoder.tokenizer.vision.cameras.parameters()
     once = [(config.patches, kernel.flatten(1)) for kernel in cameras if kernel.ndim > 1]
     once += [(tokens, weight) for weight in mamba_matrices(model.encoder)]

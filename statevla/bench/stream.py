@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from statevla.bench.machine import describe_machine, usable_cores
 from statevla.config import DataConfig
-from statevla.loaders import SegmentLoader
-from statevla.prefetch import Position
+from statevla.data.loaders import SegmentLoader
+from statevla.data.prefetch import Position
 from stores.errors import UsageError
 from stores.reader import Segment, Store
 from stores.schema import CAMERAS

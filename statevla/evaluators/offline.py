@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from statevla.batch import ObservationBatch
 from statevla.config import Config
+from statevla.data.batch import ObservationBatch
+from statevla.data.loaders import iterate_once
 from statevla.evaluators import metrics
 from statevla.evaluators.results import OfflineResults, Smoothness
-from statevla.loaders import iterate_once
-from statevla.models.policy import Acted
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec
+from statevla.systems.flow_matching import Acted
 from stores.errors import StaleKey, StateVLAError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
@@ -108,7 +108,7 @@ def predict(
     rows: list[tuple[Tensor, ...]] = []
     probabilities: list[Tensor] = []
     done = 0
-    for batch in iterate_once(store, split, batch_size, policy.config.model.chunk):
+    for batch in iterate_once(store, split, batch_size, policy.config.model.action_seq_len):
         chunk, probability = policy.act_batch(batch.obs, generator)
         if not torch.isfinite(chunk).all():
             raise StateVLAError("policy: predicts NaN or infinite actions; its training diverged")

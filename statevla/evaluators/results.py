@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from statevla.evaluators.videos import Clip, write_gif
-from stores import durable
+from statevla.reports.films import Clip, write_gif
+from stores.disk import durable
 from stores.schema import ACTION_NAMES
 
 

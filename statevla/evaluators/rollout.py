@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import EpisodeOutcome, Latency, RolloutResults, TaskResult
-from statevla.evaluators.videos import Clip
 from statevla.observation import Observation, ObsSpec, from_simulator, spec_of
+from statevla.reports.films import Clip
 from statevla.sims.tabletop import TASKS, TabletopEnv
 from statevla.sims.tabletop_expert import TabletopExpert
 from stores.errors import ObsSpecMismatch, StateVLAError, UsageError

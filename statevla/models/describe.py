@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from statevla.config import Config
-from statevla.models.jepa import JepaModel
-from statevla.models.policy import PolicyModel
+from statevla.systems.flow_matching import PolicyModel
+from statevla.systems.temporal_jepa import JepaModel
 
 
 class Description(TypedDict):

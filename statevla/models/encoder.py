@@ -8,12 +8,12 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from statevla.batch import ObservationBatch
 from statevla.config import ModelConfig
+from statevla.data.batch import ObservationBatch
 from statevla.models.mamba import Mamba, MambaState
 from statevla.models.streaming import extend
 from statevla.models.tokenizer import Backbone, Tokenizer
-from stores.norm import Normalization
+from stores.statistics import Normalization
 
 NORM_EPS = 1e-5
 
@@ -30,9 +30,9 @@ class MambaBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, d_state: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=NORM_EPS)
         self.mamba = Mamba(
-            config.width,
+            config.embed_dim,
             d_state=d_state,
             d_conv=config.d_conv,
             expand=config.expand,
@@ -58,9 +58,9 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(MambaBlock(config, config.d_state) for _ in range(config.depth))
-        self.final_norm = nn.RMSNorm(config.width, eps=NORM_EPS)
-        self.output_norm = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(MambaBlock(config, config.d_state) for _ in range(config.encoder_depth))
+        self.final_norm = nn.RMSNorm(config.embed_dim, eps=NORM_EPS)
+        self.output_norm = nn.LayerNorm(config.embed_dim)
 
     def blocks_only(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """The residual stream before the two final norms."""
@@ -89,7 +89,9 @@ class StateEncoder(nn.Module):
         super().__init__()
         self.tokenizer = Tokenizer(config, statistics, backbone)
         self.context_encoder = ContextEncoder(config)
-        self.state_projection = nn.Sequential(nn.Linear(config.width, config.width), nn.LayerNorm(config.width))
+        self.state_projection = nn.Sequential(
+            nn.Linear(config.embed_dim, config.embed_dim), nn.LayerNorm(config.embed_dim)
+        )
 
     def forward(self, obs: ObservationBatch) -> Encoded:
         """State and token outputs."""

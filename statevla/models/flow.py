@@ -90,15 +90,15 @@ class FlowPolicy(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.width
-        self.width, self.chunk = width, config.chunk
+        width = config.embed_dim
+        self.width, self.chunk = width, config.action_seq_len
         self.sigma = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.state = nn.Linear(width, width)
         self.action = nn.Linear(POSE_DIMS, width)
         self.context = nn.Linear(width, width) if config.policy_context == "z+tokens" else None
-        self.position = embedding(2 + config.chunk, width)
+        self.position = embedding(2 + config.action_seq_len, width)
         layers: list[nn.Module] = []
-        for _ in range(config.policy_depth):
+        for _ in range(config.policy_layers):
             layers.append(MambaBlock(config, config.policy_d_state))
             if config.policy_mlp:
                 layers.append(GatedMlp(width, config.policy_mlp))

@@ -33,16 +33,16 @@ class GripperClassifier(nn.Module):
         super().__init__()
         hidden = config.gripper_width
         self.pool = (
-            nn.MultiheadAttention(config.width, POOL_HEADS, batch_first=True)
+            nn.MultiheadAttention(config.embed_dim, POOL_HEADS, batch_first=True)
             if config.policy_context == "z+tokens"
             else None
         )
         self.layers = nn.Sequential(
-            nn.Linear(config.width, hidden),
+            nn.Linear(config.embed_dim, hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, config.chunk),
+            nn.Linear(hidden, config.action_seq_len),
         )
 
     def forward(self, z: Float[Tensor, "B D"], tokens: Float[Tensor, "B N D"] | None = None) -> Float[Tensor, "B K"]:

@@ -19,7 +19,7 @@ class TemporalPredictor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden = config.predictor_width
-        self.state = nn.Linear(config.width, hidden)
+        self.state = nn.Linear(config.embed_dim, hidden)
         self.action = nn.Linear(ACTION_DIM, hidden)
         self.hidden = nn.Sequential(
             nn.Linear(2 * hidden, hidden),
@@ -29,7 +29,7 @@ class TemporalPredictor(nn.Module):
             nn.LayerNorm(hidden),
             nn.SiLU(),
         )
-        self.delta = nn.Linear(hidden, config.width)
+        self.delta = nn.Linear(hidden, config.embed_dim)
         nn.init.zeros_(self.delta.weight)
         nn.init.zeros_(self.delta.bias)
 
@@ -53,7 +53,7 @@ class InverseDynamics(nn.Module):
         hidden = config.predictor_width
         self.horizon = horizon
         self.layers = nn.Sequential(
-            nn.Linear(2 * config.width, hidden),
+            nn.Linear(2 * config.embed_dim, hidden),
             nn.LayerNorm(hidden),
             nn.SiLU(),
             nn.Linear(hidden, horizon * ACTION_DIM),

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stores.norm import Normalization
 from stores.schema import ACTION_DIM, ROBOT_STATE_DIM
+from stores.statistics import Normalization
 
 SIZES = {"action": ACTION_DIM, "robot_state": ROBOT_STATE_DIM}
 
 
 class Standardize(nn.Module):
-    """``(x - shift) / scale`` and back, in float32: `stores.norm.Normalization` on tensors.
+    """``(x - shift) / scale`` and back, in float32: `stores.statistics.Normalization` on tensors.
 
     Of an action's 7 dimensions the gripper passes unchanged; without statistics everything does.
     """

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from statevla.batch import ObservationBatch
 from statevla.config import ModelConfig
+from statevla.data.batch import ObservationBatch
 from statevla.models.standardize import Standardize
 from stores.errors import ObsSpecMismatch, UsageError
-from stores.norm import Normalization
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+from stores.statistics import Normalization
 
 MODALITIES: Final = ("language", "robot_state", *CAMERAS)
 EMBEDDING_STD: Final = 0.02
@@ -66,7 +66,7 @@ class ConvVision(nn.Module):
         super().__init__()
         self.image_size = config.image_size
         self.cameras = nn.ModuleList(
-            nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size) for _ in CAMERAS
+            nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size) for _ in CAMERAS
         )
 
     def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P D"]:
@@ -90,7 +90,7 @@ class SiglipVision(nn.Module):
         self.expected = (config.patches, config.vision_width)
         self.model = config.vision_model
         self._outside = (backbone,)
-        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.width) for _ in CAMERAS)
+        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.embed_dim) for _ in CAMERAS)
 
     def features(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P V"]:
         """Frozen features of every camera image. Raises UsageError where the backbone is absent or another one."""
@@ -125,7 +125,7 @@ class Tokenizer(nn.Module):
         backbone: Backbone | None = None,
     ) -> None:
         super().__init__()
-        width, patches = config.width, config.patches
+        width, patches = config.embed_dim, config.patches
         self.vision = ConvVision(config) if config.vision == "conv" else SiglipVision(config, backbone)
         self.language = nn.Linear(LANGUAGE_DIM, width)
         self.standardize_robot_state = Standardize("robot_state", statistics)

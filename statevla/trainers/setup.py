@@ -5,14 +5,14 @@ from typing import Any, Final
 
 import torch
 
-from statevla.checkpoint_files import MODEL, CheckpointState, read_state
 from statevla.config import Config, flatten
+from statevla.runs.files import MODEL, CheckpointState, read_state
 from stores.errors import UsageError
 
 MAY_CHANGE: Final = (
-    "data.store", "data.loader_threads", "data.cache_gib", "training.max_steps", "training.save_every_epochs",
-    "training.log_every_steps", "training.validate_every_steps", "training.device", "training.torch_threads",
-    "training.phase1.epochs", "training.phase2.epochs", "model.mamba_backend",
+    "data.store", "data.loader_threads", "data.cache_gib", "training.max_steps", "training.save_interval",
+    "training.log_interval", "training.validate_every_steps", "training.device", "training.torch_threads",
+    "training.phase1.num_epochs", "training.phase2.num_epochs", "model.mamba_backend",
 )  # fmt: skip
 """Configuration keys that a resumed run may set otherwise; with the others it would be another run."""
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from statevla.evaluators.libero import ExpertControl, ReplayDemo, ReplayDemos, evaluate_libero
 from statevla.evaluators.libero import evaluate as evaluate_module
 from statevla.evaluators.libero import runner as runner_module
-from statevla.evaluators.libero.chunks import ChunkBuffer
 from statevla.evaluators.libero.trials import LOG, load_records
 from statevla.observation import Observation, ObsSpec
+from statevla.policies.execution import ChunkBuffer
 from statevla.sims.libero import paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, Run, RunExpert

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.batch import ObservationBatch
-from statevla.bundle import Policy
 from statevla.config import Config, load_config
+from statevla.data.batch import ObservationBatch
 from statevla.evaluators.offline import evaluate_offline
-from statevla.models.policy import Acted
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec
+from statevla.policies.policy import Policy
+from statevla.systems.flow_matching import Acted
 from stores.errors import ObsSpecMismatch, StaleKey, StateVLAError
 from stores.progress import ProgressEvent
 from stores.reader import Store
@@ -163,7 +163,7 @@ def test_the_demonstrator_itself_has_no_error(made: Made) -> None:
 
 
 def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
-    overrides = ("model.depth=1", "model.policy_depth=1", "model.image_size=16", "model.width=32")
+    overrides = ("model.encoder_depth=1", "model.policy_layers=1", "model.image_size=16", "model.embed_dim=32")
     config = load_config("tiny", None, overrides)
     policy = Policy.untrained(config, made.store)
     first, again = (evaluate_offline(policy, made.store, seed=3) for _ in range(2))

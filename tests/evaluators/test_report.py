@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from statevla.evaluators.charts import Bar, Series, line_chart, rate_chart
 from statevla.evaluators.intervals import wilson
-from statevla.evaluators.report import (
+from statevla.evaluators.results import (
+    EpisodeOutcome,
+    Latency,
+    OfflineResults,
+    RolloutResults,
+    Smoothness,
+    TaskResult,
+)
+from statevla.observation import Observation
+from statevla.reports.charts import Bar, Series, line_chart, rate_chart
+from statevla.reports.films import Clip, gif_bytes, png_bytes
+from statevla.reports.page import (
     Curves,
     Picture,
     PolicyRollouts,
@@ -23,16 +33,6 @@ from statevla.evaluators.report import (
     page,
     write_report,
 )
-from statevla.evaluators.results import (
-    EpisodeOutcome,
-    Latency,
-    OfflineResults,
-    RolloutResults,
-    Smoothness,
-    TaskResult,
-)
-from statevla.evaluators.videos import Clip, gif_bytes, png_bytes
-from statevla.observation import Observation
 from stores.schema import ACTION_NAMES
 
 NASTY = "put <script>alert('x')</script> & \"that\" in the bowl"

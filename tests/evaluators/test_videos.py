@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from statevla.evaluators.videos import Clip, gif_bytes, kept_frames, png_bytes
 from statevla.observation import Observation
+from statevla.reports.films import Clip, gif_bytes, kept_frames, png_bytes
 from stores.errors import UsageError
 
 

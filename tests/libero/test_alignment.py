@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.collect_libero import collect_libero
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.collect.libero import collect_libero
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
 from stores.reader import Store
 from stores.schema import CAMERAS
 

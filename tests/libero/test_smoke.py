@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.collect_libero import collect_libero
-from pipelines.replay_demos import replay_of_files
+from pipelines.collect.libero import collect_libero
+from pipelines.replay import replay_of_files
 from statevla.evaluators.libero import evaluate_libero
 from statevla.observation import Observation, ObsSpec
 from statevla.sims.libero import suites

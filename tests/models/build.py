@@ -2,17 +2,17 @@
 
 import torch
 
-from statevla.batch import Batch, ObservationBatch
 from statevla.config import Config, load_config
-from stores.norm import Normalization, Statistics
+from statevla.data.batch import Batch, ObservationBatch
+from stores.statistics import Normalization, Statistics
 
 MICRO = (
     "model.image_size=32",
     "model.patch_size=16",
-    "model.width=32",
-    "model.depth=2",
+    "model.embed_dim=32",
+    "model.encoder_depth=2",
     "model.predictor_width=48",
-    "model.policy_depth=2",
+    "model.policy_layers=2",
     "model.policy_d_state=8",
     "model.gripper_width=24",
     "model.mamba_backend=loop",

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from statevla.batch import ObservationBatch
-from statevla.models import acting
-from statevla.models.acting import GRAPH_ROWS, Actor, Scene, convert, torch_dtype
+from statevla.data.batch import ObservationBatch
 from statevla.models.encoder import StateEncoder
 from statevla.models.flow import euler, sampling_times
 from statevla.models.gripper import command
-from statevla.models.policy import Acted, PolicyModel
+from statevla.policies import prepare as acting
+from statevla.policies.prepare import GRAPH_ROWS, Actor, Scene, convert, torch_dtype
+from statevla.systems.flow_matching import Acted, PolicyModel
 from stores.errors import UsageError
 from tests.models.build import micro, normalization, observations
 

@@ -6,8 +6,8 @@ import pytest
 
 from statevla.config import PRESETS, load_config
 from statevla.models.describe import count, describe
-from statevla.models.jepa import JepaModel
-from statevla.models.policy import PolicyModel
+from statevla.systems.flow_matching import PolicyModel
+from statevla.systems.temporal_jepa import JepaModel
 from tests.models.build import micro
 
 BASE = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from statevla.encoders.vision import load_backbone
-from statevla.models.jepa import JepaModel
 from statevla.models.tokenizer import Backbone
+from statevla.systems.temporal_jepa import JepaModel
 from tests.models.build import batch, micro, normalization
 from tests.models.test_losses import vicreg
 

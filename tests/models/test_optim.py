@@ -3,9 +3,9 @@
 import torch
 
 from statevla.models.encoder import StateEncoder
-from statevla.models.jepa import JepaModel
 from statevla.models.optim import parameter_groups
-from statevla.models.policy import PolicyModel
+from statevla.systems.flow_matching import PolicyModel
+from statevla.systems.temporal_jepa import JepaModel
 from tests.models.build import micro
 
 DECAYED = ("proj.weight", "conv1d.weight", "language.weight", "delta.weight")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from statevla.models.encoder import Encoded, StateEncoder
-from statevla.models.policy import PolicyModel, draw_noise
+from statevla.systems.flow_matching import PolicyModel, draw_noise
 from tests.models.build import batch, micro, normalization, observations
 
 CONTEXTS = ["z", "z+tokens"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.alignment import arm_positions, detect_alignment, joint_layout
+from pipelines.sources.alignment import arm_positions, detect_alignment, joint_layout
 from stores.errors import SourceError
 from tests.pipelines.make_hdf5 import ARM_AT, MODEL_XML, NQ, NV, make_world
 

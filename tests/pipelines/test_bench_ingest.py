@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.bench_ingest import bench_ingest
+from pipelines.bench.ingest import bench_ingest
 from stores.errors import UsageError
 from tests.pipelines.make_hdf5 import write_suite
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.bench_large import GIGABYTE, anonymous_bytes, bench_large, by_gigabyte, family, quarters
+from pipelines.bench.large import GIGABYTE, anonymous_bytes, bench_large, by_gigabyte, family, quarters
 from stores.errors import UsageError
 from tests.pipelines.make_hdf5 import write_suite
 

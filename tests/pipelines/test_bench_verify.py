@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pipelines.bench_verify import bench_verify
+from pipelines.bench.verify import bench_verify
 from stores.errors import UsageError
 
 

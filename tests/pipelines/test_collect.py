@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipelines.collect import collect_tabletop, model_xml
-from pipelines.hdf5_writer import Align, Demo, FileHeader, quaternions, write_demos
+from pipelines.collect.tabletop import collect_tabletop, model_xml
+from pipelines.collect.writer import Align, Demo, FileHeader, quaternions, write_demos
 from statevla.sims.tabletop import STATE_SIZE, TASKS, TabletopEnv, task_name
 from stores.errors import UsageError
 

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipelines import collect_libero as module
-from pipelines.collect_libero import collect_libero
+from pipelines.collect import libero as module
+from pipelines.collect.libero import collect_libero
 from statevla.sims.libero import suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.pick_place import LAST

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo import run_demo
-from pipelines.demo_config import OUTPUTS, DemoConfig, judge
+from pipelines.showcase.config import OUTPUTS, DemoConfig, judge
+from pipelines.showcase.run import run_demo
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import RolloutResults
 from statevla.sims.tabletop import TASKS
@@ -18,8 +18,8 @@ SMALLEST = DemoConfig(
     image_size=32,
     train_split=0.75,
     settings=(
-        "model.image_size=32", "model.width=32", "model.depth=1", "model.policy_depth=1", "model.predictor_width=32",
-        "model.gripper_width=32", "training.batch_size=64", "training.log_every_steps=1",
+        "model.image_size=32", "model.embed_dim=32", "model.encoder_depth=1", "model.policy_layers=1",
+        "model.predictor_width=32", "model.gripper_width=32", "training.batch_size=64", "training.log_interval=1",
     ),
     phase1=("training.max_steps=3",),
     phase2=("training.max_steps=3",),

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipelines.fingerprint import fingerprint_demos
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
+from pipelines.sources.fingerprint import fingerprint_demos
 from stores.errors import SourceError
 from stores.manifest import Manifest, hash_object
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file

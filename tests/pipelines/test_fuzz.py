@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 import pytest
 
-import pipelines.units
-from pipelines import hdf5, isolation
-from pipelines.fingerprint import DATASETS
-from pipelines.plan import Unit
-from pipelines.sources import CALLS, inspect_source
+import pipelines.ingest.unit
+from pipelines.ingest.plan import Unit
+from pipelines.sources import CALLS, hdf5, inspect_source
+from pipelines.sources import sandbox as isolation
+from pipelines.sources.fingerprint import DATASETS
 from stores.errors import SourceError
 from stores.schema import CAMERAS
 from tests.pipelines.make_hdf5 import MODEL_XML, demo_arrays, make_world, write_file
@@ -43,11 +43,11 @@ def read_everything(argument: dict) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     with hdf5.open_hdf5(path) as file:
         for position, demo in enumerate(argument["demos"], 1):
-            pipelines.units.pulse.at(position)
+            pipelines.ingest.unit.pulse.at(position)
             try:
                 if str(position) in argument["poison"]:
                     raise SourceError(argument["poison"][str(position)])
-                episode = pipelines.units.read_demo(file, demo, argument["convention"])
+                episode = pipelines.ingest.unit.read_demo(file, demo, argument["convention"])
                 images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in CAMERAS}
             except SourceError:
                 continue

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipelines.ingest import IngestSummary, ingest
-from pipelines.ingest_plan import IngestConfig, preview_ingest
-from stores import durable
+from pipelines.ingest.config import IngestConfig, preview_ingest
+from pipelines.ingest.driver import IngestSummary, ingest
+from stores.disk import durable
 from stores.errors import SourceError, StoreLocked, StoreMissing, UsageError
 from stores.reader import Store
 from stores.verify import verify_store
@@ -170,9 +170,9 @@ def test_an_interrupted_ingest_is_no_store_and_resumes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(source, tmp_path / "fresh")
-    import pipelines.ingest
+    import pipelines.ingest.driver
 
-    real, calls = pipelines.ingest.make_isolated, []
+    real, calls = pipelines.ingest.driver.make_isolated, []
 
     def stop_at_second(task: Any) -> bytes:
         calls.append(task)
@@ -180,7 +180,7 @@ def test_an_interrupted_ingest_is_no_store_and_resumes(
             raise KeyboardInterrupt
         return real(task)
 
-    monkeypatch.setattr(pipelines.ingest, "make_isolated", stop_at_second)
+    monkeypatch.setattr(pipelines.ingest.driver, "make_isolated", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "store")
     with pytest.raises(StoreMissing):

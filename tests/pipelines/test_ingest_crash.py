@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
-from pipelines.language import write_instructions
-from pipelines.stats import compute_statistics
+from pipelines.derive.language import write_instructions
+from pipelines.derive.stats import compute_statistics
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
 from statevla.encoders.text import load_text_encoder
-from stores import durable
-from stores.embeddings import LanguageCache
+from stores.disk import durable
 from stores.errors import StoreMissing
+from stores.language import LanguageCache
 from stores.manifest import Manifest
-from stores.norm import load_stats
+from stores.statistics import load_stats
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
 from tests.stores.faults import FAULTS, every_crash, read_tree

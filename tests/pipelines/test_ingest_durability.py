@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-import pipelines.ingest
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
-from pipelines.sources import make_here
-from pipelines.units import UnitTask
+import pipelines.ingest.driver
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.unit import UnitTask
+from pipelines.sources.reading import make_here
 from tests.pipelines.make_hdf5 import write_suite
 from tests.stores.faults import operations
 
@@ -31,7 +31,7 @@ def test_a_worker_elsewhere_makes_its_own_shard_durable(config: IngestConfig, mo
         tasks.append(task)
         return make_here(task)
 
-    monkeypatch.setattr(pipelines.ingest, "make_here", note)
+    monkeypatch.setattr(pipelines.ingest.driver, "make_here", note)
     ingest(config, isolated=False)
     for kernel, made_durable in ((tasks[0].kernel, 0), ("of another machine", 1)):
         task = replace(tasks[0], kernel=kernel)

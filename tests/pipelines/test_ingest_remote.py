@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import s3fs
 
-from pipelines.ingest import IngestSummary, ingest
-from pipelines.ingest_plan import IngestConfig
-from pipelines.ingest_remote import ingest_to_url, work_folder
-from pipelines.inspect import inspect_store
-from pipelines.stats import compute_statistics
-from stores.conditional import ConditionalStorage
+from pipelines.derive.stats import compute_statistics
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import IngestSummary, ingest
+from pipelines.ingest.remote import ingest_to_url, work_folder
+from stores.cloud.conditional import ConditionalStorage
+from stores.cloud.publish import PUBLISHED
+from stores.cloud.storage import RemoteStorage
 from stores.errors import SourceError, StoreError, StoreLocked, StoreMissing
-from stores.publish import PUBLISHED
 from stores.reader import Store
-from stores.storage import RemoteStorage
+from stores.summary import inspect_store
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file, write_suite
 from tests.stores.faults import read_tree
@@ -77,9 +77,9 @@ def test_the_objects_of_a_local_ingest(source: Path, tmp_path: Path, url: str) -
 def test_killed_while_making_and_while_sending_it_goes_on(
     source: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipelines.ingest
+    import pipelines.ingest.driver
 
-    make, put = pipelines.ingest.make_here, ConditionalStorage.put
+    make, put = pipelines.ingest.driver.make_here, ConditionalStorage.put
     made: list[str] = []
     sent: list[str] = []
 
@@ -96,9 +96,9 @@ def test_killed_while_making_and_while_sending_it_goes_on(
             sent.append(name)
         return put(self, name, data, tag)
 
-    monkeypatch.setattr("stores.publish.THREADS", 1)
+    monkeypatch.setattr("stores.cloud.publish.THREADS", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.ingest, "make_here", make_one)
+        patch.setattr(pipelines.ingest.driver, "make_here", make_one)
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path / "work", url)
     assert RemoteStorage(url).sizes() == {}
@@ -140,7 +140,7 @@ def test_a_store_that_somebody_else_changed_is_refused_before_any_work(source: P
 def test_of_two_ingests_at_once_the_slower_is_refused(
     source: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipelines.ingest_remote
+    import pipelines.ingest.remote
 
     faster: list[Path] = []
 
@@ -150,7 +150,7 @@ def test_of_two_ingests_at_once_the_slower_is_refused(
             run(faster[0], tmp_path / "theirs", url)
         return ingest(*arguments, **options)
 
-    monkeypatch.setattr(pipelines.ingest_remote, "ingest", overtaken)
+    monkeypatch.setattr(pipelines.ingest.remote, "ingest", overtaken)
     with pytest.raises(StoreLocked, match="another store is there"):
         run(source, tmp_path / "work", url)
     assert_same_objects(url, faster[0], tmp_path / "local")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import pulse
-from pipelines.isolation import Reader, ReaderDied, survive
+from pipelines.sources import pulse
+from pipelines.sources.sandbox import Reader, ReaderDied, survive
 from stores.errors import SourceError, StateVLAError
 from tests.pipelines.make_hdf5 import write_suite
 
@@ -131,9 +131,9 @@ def test_a_file_is_not_blamed_for_a_kill_from_outside(reader: Reader) -> None:
 UNDER_A_LIMIT = """
 import resource, sys
 from pathlib import Path
-from pipelines import isolation
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.sources import sandbox as isolation
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.config import IngestConfig
 limit = isolation._address_space() + 100 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 ingest(IngestConfig("toy", Path(sys.argv[1]), Path(sys.argv[2]), language="hashed"))

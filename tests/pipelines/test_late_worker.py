@@ -6,12 +6,12 @@ from typing import Any
 import h5py
 import pytest
 
-import pipelines.ingest
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
-from pipelines.records import decode_record
-from pipelines.sources import make_here
-from pipelines.units import UnitTask
+import pipelines.ingest.driver
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.record import decode_record
+from pipelines.ingest.unit import UnitTask
+from pipelines.sources.reading import make_here
 from stores.reader import Store
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import write_suite
@@ -28,7 +28,7 @@ def test_what_a_late_worker_leaves_is_nobodys(tmp_path: Path, monkeypatch: pytes
         raise ConnectionError("the driver is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.ingest, "make_here", lost)
+        patch.setattr(pipelines.ingest.driver, "make_here", lost)
         with pytest.raises(ConnectionError):
             ingest(config, isolated=False)
     # What the worker has read already is not what is in the source when the next run reads it.

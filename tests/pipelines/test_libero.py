@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipelines.hdf5 import open_hdf5, reporting
-from pipelines.libero import Episode, inspect_file, read_demo
+from pipelines.sources.hdf5 import open_hdf5, reporting
+from pipelines.sources.libero import Episode, inspect_file, read_demo
 from stores.errors import SourceError
 from stores.schema import CAMERAS
 from tests.pipelines.make_hdf5 import MODEL_XML, World, demo_arrays, make_world, write_file

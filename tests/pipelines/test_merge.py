@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-import stores.frames
+import stores.numbers
 import stores.tables
-from pipelines.merge import UnitFacts, split_units, unit_facts, write_merged
-from pipelines.records import encode_record, write_record
-from pipelines.units import shard_path
+from pipelines.ingest.merge import UnitFacts, split_units, unit_facts, write_merged
+from pipelines.ingest.record import encode_record, write_record
+from pipelines.ingest.unit import shard_path
+from stores.disk.sync import Together
 from stores.errors import StateVLAError
 from stores.segments import segment_key, segment_members, segment_spans
 from stores.shards import write_shard
-from stores.sync import Together
 
 FRAMES, WINDOW, EPISODES_A_UNIT = 60, 2, 2
 
@@ -63,7 +63,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few units are many row groups and chunks."""
     monkeypatch.setattr(stores.tables, "ROW_GROUP", 64)
     monkeypatch.setattr(stores.tables, "PIECE", 4096)
-    monkeypatch.setattr(stores.frames, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(stores.numbers, "CHUNK_ROWS", 100)
 
 
 def test_units_lie_end_to_end_in_tables_and_arrays(tmp_path: Path) -> None:

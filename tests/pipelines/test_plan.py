@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.plan import UNIT_DEMOS, list_sources, natural_key, plan_units, safe_name, split_episodes
+from pipelines.ingest.plan import UNIT_DEMOS, list_sources, natural_key, plan_units, safe_name, split_episodes
 from stores.errors import UsageError
 
 

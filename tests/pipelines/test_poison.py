@@ -11,9 +11,10 @@ from typing import Any
 import h5py
 import pytest
 
-from pipelines import hdf5, isolation
-from pipelines.ingest import IngestSummary, ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import IngestSummary, ingest
+from pipelines.sources import hdf5
+from pipelines.sources import sandbox as isolation
 from stores.errors import SourceError, StoreMissing
 from stores.reader import Store
 from stores.verify import verify_store

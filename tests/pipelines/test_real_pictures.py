@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
 from stores.reader import Store
 from stores.schema import CAMERAS
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.records import decode_record, encode_record, read_record, record_path, write_record
+from pipelines.ingest.record import decode_record, encode_record, read_record, record_path, write_record
 
 KEY = "0123456789abcdef" * 4
 RECORD = {

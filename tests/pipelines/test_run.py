@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pipelines.bench_large import anonymous_bytes
+from pipelines.bench.large import anonymous_bytes
 from pipelines.run import run_units
 from stores.errors import SourceError, StateVLAError, UsageError
 

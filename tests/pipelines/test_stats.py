@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
-from pipelines.inspect import inspect_store
-from pipelines.stats import compute_statistics
+from pipelines.derive.stats import compute_statistics
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
 from stores.reader import Store
+from stores.summary import inspect_store
 from tests.pipelines.make_hdf5 import write_suite
 
 
@@ -45,7 +45,7 @@ def test_same_bits_for_any_workers_and_blocks(root: Path, monkeypatch: pytest.Mo
     data = file.read_bytes()
     for workers, block in ((2, 1), (0, 3)):
         file.unlink()
-        monkeypatch.setattr("pipelines.stats.BLOCK_EPISODES", block)
+        monkeypatch.setattr("pipelines.derive.stats.BLOCK_EPISODES", block)
         assert compute_statistics(root, workers=workers) == first
         assert file.read_bytes() == data
 

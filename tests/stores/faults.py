@@ -1,4 +1,4 @@
-"""Kill, tear, refuse or unplug a writer at every operation that it does through `stores.durable`.
+"""Kill, tear, refuse or unplug a writer at every operation that it does through `stores.disk.durable`.
 
 Faults:
   kill         the process dies before the operation
@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores import durable
-from stores.seam import Operation, set_hook
+from stores.disk import durable
+from stores.disk.seam import Operation, set_hook
 
 FAULTS = ("kill", "torn", "enospc", "power", "power_data")
 _FULL_DISK_KINDS = ("mkdir", "create", "write", "rename", "exchange")

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stores import norm, schema
-from stores.embeddings import LANGUAGE_FILE, LanguageRow, write_language
-from stores.frames import write_frames
+from stores import schema
+from stores import statistics as norm
 from stores.images import encode_image
+from stores.language import LANGUAGE_FILE, LanguageRow, write_language
 from stores.manifest import Manifest, hash_objects
+from stores.numbers import write_frames
 from stores.segments import SegmentMembers, segment_key, segment_members, segment_spans
 from stores.shards import SegmentIndex, write_shard
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table

@@ -8,9 +8,10 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores import arrays, durable
+from stores import arrays
+from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
-from stores.frames import FIELDS, frame_objects, write_frames
+from stores.numbers import FIELDS, frame_objects, write_frames
 from tests.stores.faults import every_crash, read_tree
 
 VALUES = np.random.default_rng(0).normal(size=(23, 3, 2)).astype(np.float32)

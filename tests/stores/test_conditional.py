@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stores.conditional import ConditionalStorage
+from stores.cloud.conditional import ConditionalStorage
 from stores.errors import StoreChanged, StoreError, StoreMissing, UsageError
 
 

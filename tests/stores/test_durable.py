@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from stores import durable
+from stores.disk import durable
+from stores.disk.seam import announce
 from stores.errors import StoreLocked
-from stores.seam import announce
 from tests.stores.faults import FAULTS, every_crash, operations, read_tree
 
 pytestmark = pytest.mark.crash
 
 HOLDER = """
 import sys
-from stores import durable
+from stores.disk import durable
 with durable.lock(sys.argv[1], "ingest of libero_object"):
     print("locked", flush=True)
     sys.stdin.read()

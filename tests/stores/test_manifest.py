@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stores import schema
-from stores.embeddings import LANGUAGE_FILE, LanguageCache, LanguageRow, write_language
 from stores.errors import StoreCorrupt, StoreError, StoreMissing, UsageError
+from stores.language import LANGUAGE_FILE, LanguageCache, LanguageRow, write_language
 from stores.manifest import MANIFEST, Manifest, hash_objects, manifest_hash
 from stores.reader import Store
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, parse_table, table_bytes, write_table
@@ -151,7 +151,7 @@ def test_language_is_sorted_and_never_substituted(tmp_path: Path) -> None:
     "rows", [[_row("a"), _row("a")], [_row("a"), _row("b", revision="r2")], [_row("a", np.nan)], [_row("a", width=3)]]
 )
 def test_a_bad_language_cache_is_neither_written_nor_read(tmp_path: Path, rows: list[LanguageRow]) -> None:
-    from stores.embeddings import LANGUAGE
+    from stores.language import LANGUAGE
 
     with pytest.raises(UsageError, match=r"language cache|embedding of"):
         write_language(tmp_path / LANGUAGE_FILE, rows)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores import norm
+from stores import statistics as norm
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 
 EPISODES = [np.random.default_rng(e).normal(3, 0.1 + e, (1 + 7 * e, 4)).astype(np.float32) for e in range(12)]

@@ -8,11 +8,11 @@ import fsspec
 import numpy as np
 import pytest
 
+from stores.cloud.publish import publish_store
+from stores.cloud.storage import RemoteStorage
 from stores.errors import StoreError
 from stores.manifest import manifest_hash
-from stores.publish import publish_store
 from stores.reader import Store
-from stores.storage import RemoteStorage
 from stores.verify import verify_store
 from tests.stores.make_store import make_tiny_store
 

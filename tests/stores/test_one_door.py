@@ -1,4 +1,4 @@
-"""Only `stores.durable` changes the disk: no other module of the toolkit opens a file for writing or renames one.
+"""Only `stores.disk.durable` changes the disk: no other module of the toolkit opens a file for writing or renames one.
 
 Calls are found in the syntax tree, so strings and comments do not count. Libraries that insist on writing by path get
 one from `durable.staging_dir` or `durable.staging_file`, which make what they wrote durable.
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = [*sorted(p for d in ("stores", "statevla", "pipelines") for p in (ROOT / d).rglob("*.py")), ROOT / "cli.py"]
-DOOR = ROOT / "stores/durable.py"
+DOOR = ROOT / "stores/disk/durable.py"
 
 WRITING_METHODS = {"write_bytes", "write_text", "touch", "mkdir", "rename", "unlink", "rmdir", "symlink_to"}
 WRITING_FUNCTIONS = {
@@ -26,10 +26,10 @@ WRITING_FUNCTIONS = {
 }
 ALLOWED = {
     "stores/tables.py": {"pq.ParquetWriter"},  # into `durable`'s writer
-    "pipelines/bench_ingest.py": {".mkdir", "h5py.File", "tarfile.open"},  # scratch files of a measurement
-    "pipelines/bench_large.py": {".mkdir", ".symlink_to"},
-    "pipelines/collect_libero.py": {"np.savez"},  # into memory
-    "pipelines/hdf5_writer.py": {"h5py.File", ".unlink"},  # a library writer; fsynced and renamed afterwards
+    "pipelines/bench/ingest.py": {".mkdir", "h5py.File", "tarfile.open"},  # scratch files of a measurement
+    "pipelines/bench/large.py": {".mkdir", ".symlink_to"},
+    "pipelines/collect/libero.py": {"np.savez"},  # into memory
+    "pipelines/collect/writer.py": {"h5py.File", ".unlink"},  # a library writer; fsynced and renamed afterwards
     "statevla/models/kernels/build.py": {".mkdir", "os.replace"},  # compiled code: built again when it is not there
     "statevla/sims/libero/paths.py": {".mkdir", ".symlink_to"},  # the simulator's own installation
     "statevla/sims/libero/worker.py": {".unlink"},  # a child process's log

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-import stores.publish
-from stores.conditional import ConditionalStorage
+import stores.cloud.publish
+from stores.cloud.conditional import ConditionalStorage
+from stores.cloud.publish import PUBLISHED, check_target, publish_store
+from stores.cloud.storage import RemoteStorage
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked, StoreMissing, UsageError
 from stores.manifest import manifest_hash
-from stores.publish import PUBLISHED, check_target, publish_store
 from stores.reader import Store
-from stores.storage import RemoteStorage
 from stores.verify import verify_store
 from tests.stores.faults import read_tree
 from tests.stores.make_store import make_tiny_store
@@ -128,7 +128,7 @@ def test_a_publication_killed_again_and_again_is_continued(
     one: Path, target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each run puts its claim and one object, then dies: no store until the end, and nothing is sent twice."""
-    monkeypatch.setattr(stores.publish, "THREADS", 1)
+    monkeypatch.setattr(stores.cloud.publish, "THREADS", 1)
     shutil.copytree(one, tmp_path / "copy")  # the same content from another folder
     sent: list[str] = []
     for number in range(len(local_bytes(one)) + 1):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import zarr
 
+from stores.cloud.storage import LocalStorage, RemoteStorage
 from stores.errors import StaleKey, StoreError, StoreMissing, UsageError
 from stores.reader import Store
 from stores.schema import CAMERAS
-from stores.storage import LocalStorage, RemoteStorage
 from tests.stores.faults import read_tree
 from tests.stores.make_store import MadeEpisode, make_tiny_store, train_statistics
 
@@ -151,7 +151,7 @@ def test_stock_tools_agree_with_the_index(made) -> None:
 def test_importing_stores_loads_nothing_heavy() -> None:
     code = (
         "import sys, importlib, pkgutil, stores\n"
-        "for m in pkgutil.iter_modules(stores.__path__): importlib.import_module('stores.' + m.name)\n"
+        "for m in pkgutil.walk_packages(stores.__path__, 'stores.'): importlib.import_module(m.name)\n"
         "print([m for m in ('torch', 'transformers', 'dask', 'distributed', 'h5py', 'fsspec') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

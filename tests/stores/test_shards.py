@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from stores.cloud.storage import LocalStorage
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from stores.segments import SegmentMembers
 from stores.shards import _header_pieces, pack_segment, read_segment, write_shard
-from stores.storage import LocalStorage
 from tests.stores.make_store import make_tiny_store
 
 LONG = "pick_up_the_alphabet_soup_and_the_cream_cheese_box_and_place_both_of_them_in_the_basket_demo"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stores import durable
+from stores.disk import durable
 from stores.errors import StoreMissing
 from stores.verify import verify_store
 from tests.stores.faults import FAULTS, every_crash, read_tree

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stores import durable
-from stores.sync import Together
+from stores.disk import durable
+from stores.disk.sync import Together
 from tests.stores.faults import every_crash, operations, read_tree
 
 pytestmark = pytest.mark.crash

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from stores.durable import json_bytes
+from stores.disk.durable import json_bytes
 from stores.errors import StoreError
 from stores.manifest import Manifest, hash_object, hash_objects, manifest_hash, seal
-from stores.norm import save_stats
 from stores.progress import ProgressEvent
 from stores.reader import Store
 from stores.schema import SEGMENTS
+from stores.statistics import save_stats
 from stores.tables import SEGMENTS_FILE, write_table
 from stores.verify import count_objects, verify_store
 from tests.stores.faults import read_tree

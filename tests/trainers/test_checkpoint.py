@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from statevla.checkpoint_files import load_strict, read_state, read_tensors
 from statevla.models.optim import parameter_groups
-from statevla.trainers import checkpoint
+from statevla.runs import write as checkpoint
+from statevla.runs.files import load_strict, read_state, read_tensors
 from stores.errors import StoreCorrupt, StoreMissing
 from tests.trainers.micro import micro_config
 
@@ -19,8 +19,8 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from statevla.trainers import checkpoint
-from stores import durable
+from statevla.runs import write as checkpoint
+from stores.disk import durable
 from tests.trainers.test_checkpoint import make_snapshot
 
 torch.set_num_threads(1)
@@ -121,7 +121,7 @@ def test_weights_of_another_model_are_refused() -> None:
 
 def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """Every operation of a save fails in turn; afterwards there is step 1 or step 2, whole."""
-    from stores import durable
+    from stores.disk import durable
 
     first, second = make_snapshot(1), make_snapshot(2)
     operations = 0

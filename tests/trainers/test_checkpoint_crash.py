@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from statevla.checkpoint_files import LANGUAGE, MODEL, OPTIMIZER, read_state, read_tensors
-from statevla.trainers import checkpoint
-from stores import durable
+from statevla.runs import write as checkpoint
+from statevla.runs.files import LANGUAGE, MODEL, OPTIMIZER, read_state, read_tensors
+from stores.disk import durable
 from stores.errors import StoreMissing
 from tests.stores.faults import every_crash, read_tree
 from tests.trainers.test_checkpoint import make_snapshot

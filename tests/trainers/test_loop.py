@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from statevla.checkpoint_files import PHASE_FOLDERS, read_state
-from statevla.trainers import loop
-from statevla.trainers.loop import NonFiniteLoss, TrainSummary, train
+from statevla.runs.files import PHASE_FOLDERS, read_state
+from statevla.trainers import trainer as loop
+from statevla.trainers.trainer import NonFiniteLoss, TrainSummary, train
 from stores.errors import StaleKey, StoreMissing, UsageError
 from tests.trainers.micro import at_step, micro_config, micro_store
 
@@ -43,7 +43,7 @@ def interrupt() -> None:
 def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainSummary, TrainSummary]:
     """Both phases, uninterrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    config = micro_config(f"training.max_steps={STEPS}", "training.save_every_epochs=1")
+    config = micro_config(f"training.max_steps={STEPS}", "training.save_interval=1")
     first = train(1, config, store, run)
     return run, first, train(2, config, store, run, encoder_checkpoint=folder(run) / "checkpoint_latest")
 
@@ -91,7 +91,9 @@ def test_stop_and_resume_is_the_uninterrupted_run(
 
 def test_losses_fall(store: Path, tmp_path: Path) -> None:
     train(1, micro_config("training.max_steps=2"), store, tmp_path)
-    config = micro_config("training.max_steps=240", "training.phase2.lr=5e-3", "training.validate_every_steps=120")
+    config = micro_config(
+        "training.max_steps=240", "training.phase2.learning_rate=5e-3", "training.validate_every_steps=120"
+    )
     train(2, config, store, tmp_path, encoder_checkpoint=folder(tmp_path) / "checkpoint_latest")
     losses = [r["loss"] for r in records(tmp_path, 2) if r["kind"] == "train"]
     assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
@@ -134,7 +136,7 @@ def test_checkpoints_of_another_store_are_stale(trained: Trained, tmp_path: Path
 
 
 def test_statistics_are_needed_and_must_be_of_this_store(tmp_path: Path) -> None:
-    from stores.norm import save_stats
+    from stores.statistics import save_stats
     from tests.stores.make_store import make_episodes, train_statistics
 
     path = micro_store(tmp_path / "store", stats=False)
@@ -151,14 +153,16 @@ def test_phase_2_needs_a_phase_1_encoder_that_fits(trained: Trained, store: Path
         train(2, micro_config(), store, tmp_path)
     with pytest.raises(UsageError, match="expected a phase-1 state encoder"):
         train(2, micro_config(), store, tmp_path, encoder_checkpoint=folder(run, 2) / "checkpoint_latest")
-    with pytest.raises(UsageError, match=r"model.width: 64 here, 32 in"):
-        train(2, micro_config("model.width=64"), store, tmp_path, encoder_checkpoint=folder(run) / "checkpoint_latest")
+    with pytest.raises(UsageError, match=r"model.embed_dim: 64 here, 32 in"):
+        train(
+            2, micro_config("model.embed_dim=64"), store, tmp_path, encoder_checkpoint=folder(run) / "checkpoint_latest"
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = micro_config("training.max_steps=9", "training.save_every_epochs=1")
+    config = micro_config("training.max_steps=9", "training.save_interval=1")
     train(1, micro_config("training.max_steps=6"), store, tmp_path)
     latest = folder(tmp_path) / "checkpoint_latest"
     before = {path.name: path.read_bytes() for path in latest.iterdir()}

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from statevla.bench.latency import bench_latency, scenes
-from statevla.bundle import Policy
-from statevla.models.acting import Scene
-from statevla.models.policy import draw_noise
+from statevla.policies.policy import Policy
+from statevla.policies.prepare import Scene
+from statevla.systems.flow_matching import draw_noise
 
 CASES = (("conv", "bfloat16"), ("conv", "float32"), ("siglip", "bfloat16"))
 

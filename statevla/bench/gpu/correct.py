@@ -11,7 +11,7 @@ from torch import Tensor
 from statevla.bench.gpu.acting import CASES, one_scene
 from statevla.bench.gpu.report import Wrong
 from statevla.bench.latency import Case, make_policy
-from statevla.models.acting import Actor
+from statevla.policies.prepare import Actor
 from statevla.models.mamba import Mamba
 
 SHAPES = ((2, 64, 64, 16), (3, 37, 24, 16), (1, 12, 48, 64), (2, 1, 16, 16))

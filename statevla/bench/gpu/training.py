@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statevla.batch import Batch, ObservationBatch
+from statevla.data.batch import Batch, ObservationBatch
 from statevla.bench.gpu.timing import forget_peak, peak_gb, wait
-from statevla.bundle import build_policy
+from statevla.policies.policy import build_policy
 from statevla.config import Config, load_config
-from statevla.models.jepa import JepaModel
+from statevla.systems.temporal_jepa import JepaModel
 from statevla.models.mamba import Mamba
 from statevla.models.optim import parameter_groups
 

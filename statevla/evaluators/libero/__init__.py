@@ -7,8 +7,8 @@ runner.py    simulators, policy and trials put together
 results.py   success with intervals, as JSON, Markdown and a page
 """
 
-from statevla.evaluators.libero.controls import ExpertControl, ReplayDemo, ReplayDemos
 from statevla.evaluators.libero.evaluate import evaluate_libero
 from statevla.evaluators.libero.results import LiberoResults
+from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos
 
 __all__ = ["ExpertControl", "LiberoResults", "ReplayDemo", "ReplayDemos", "evaluate_libero"]

@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from statevla.evaluators.libero.controls import ExpertControl, ReplayDemos
 from statevla.evaluators.libero.results import LiberoResults, save, summarize
 from statevla.evaluators.libero.runner import Policy, Runner
 from statevla.evaluators.libero.trials import RunDescription, Trial, describe_run, load_records, plan_trials
+from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.sims.libero import paths, suites
 from statevla.sims.libero.worker import Timeouts
-from stores import durable
+from stores.disk import durable
 from stores.errors import ObsSpecMismatch, UsageError
 from stores.progress import Progress
 
@@ -50,7 +50,7 @@ def evaluate_libero(
         workers: simulator processes, 1.8 GiB of memory each.
         first_init: number of the first initial state; choose it past those that the training demonstrations used.
         replan: actions executed of each chunk; None: all of them.
-        ensemble: see :class:`~statevla.evaluators.libero.chunks.ChunkBuffer`; None: off.
+        ensemble: see :class:`~statevla.policies.execution.ChunkBuffer`; None: off.
         max_steps: after settling; None: the suite's usual limit.
         videos: trials of each task, the first ones, to film.
 

@@ -12,7 +12,7 @@ import numpy as np
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.libero.trials import Record, RunDescription
 from statevla.evaluators.results import Latency, TaskResult, markdown_table, percent
-from stores import durable
+from stores.disk import durable
 
 _FAILED_HEAD = "<tr><th>task</th><th>start</th><th>outcome</th><th>steps</th><th>message</th></tr>"
 JSON, MARKDOWN, PAGE = "results.json", "results.md", "index.html"

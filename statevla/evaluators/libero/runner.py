@@ -13,8 +13,6 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.evaluators.libero.chunks import ChunkBuffer
-from statevla.evaluators.libero.controls import REPLAY_PATIENCE, ExpertControl, ReplayDemos
 from statevla.evaluators.libero.trials import (
     LOG,
     Outcome,
@@ -26,13 +24,15 @@ from statevla.evaluators.libero.trials import (
     unfinished,
 )
 from statevla.evaluators.rollout import ChunkPolicy
-from statevla.evaluators.videos import Clip, write_gif
 from statevla.observation import Observation, from_simulator, spec_of
+from statevla.policies.controls import REPLAY_PATIENCE, ExpertControl, ReplayDemos
+from statevla.policies.execution import ChunkBuffer
+from statevla.reports.films import Clip, write_gif
 from statevla.sims.libero import suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import Reply, Request, Reset, Run, RunExpert
 from statevla.sims.libero.worker import Simulator, Timeouts, ready
-from stores import durable
+from stores.disk import durable
 from stores.errors import StateVLAError
 from stores.progress import Progress, ProgressEvent
 from stores.schema import ACTION_DIM

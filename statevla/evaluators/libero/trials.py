@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from statevla.sims.libero import suites
-from stores import durable
+from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 
 Outcome = Literal["success", "failure", "error"]

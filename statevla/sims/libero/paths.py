@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from statevla.sims.libero.errors import SimulatorMissing, SimulatorVersion
-from stores import durable
+from stores.disk import durable
 
 INSTALL = "make libero"
 PACKAGES = {"hf-libero": "0.1.4", "robosuite": "1.4.0", "bddl": "1.0.1", "mujoco": "3.3.2"}

@@ -1,0 +1,93 @@
+"""``statevla bench NAME``: one literal table from a name to the function that measures it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stores.errors import UsageError
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder.
+    checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
+    """
+
+    store: Path | str | None
+    source: Path | None
+    checkpoint: Path | None
+    workers: int
+    vision: str | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+
+
+def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
+    """Measure `name`: name, unit, ours, limit, ratio (the share of the limit reached), peers, machine, details.
+
+    Raises UsageError for an unknown name, and what the measurement raises.
+    """
+    if name not in BENCHES:
+        raise UsageError(f"bench {name!r}: expected one of {', '.join(BENCHES)}")
+    return BENCHES[name](options)
+
+
+def _stream(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.stream import bench_stream
+    from statevla.runs.folder import find_store
+
+    return bench_stream(find_store(options.store))
+
+
+def _ingest(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench.ingest import bench_ingest
+
+    if options.source is None:
+        raise UsageError("bench ingest: name a folder of HDF5 demonstrations with --source")
+    return bench_ingest(options.source, workers=max(options.workers, 1))
+
+
+def _ingest_large(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench.large import bench_large
+
+    if options.source is None:
+        raise UsageError("bench ingest-large: name a folder of HDF5 demonstrations with --source")
+    return bench_large(options.source, workers=max(options.workers, 1))
+
+
+def _verify(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench.verify import bench_verify
+
+    return bench_verify()
+
+
+def _mamba(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.mamba import bench_mamba
+
+    return bench_mamba()
+
+
+def _libero(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.libero import bench_libero
+
+    return bench_libero(workers=max(options.workers, 1))
+
+
+def _latency(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.latency import bench_latency
+
+    return bench_latency(
+        checkpoint=options.checkpoint, vision=options.vision, dtype=options.dtype, device=options.device
+    )
+
+
+BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
+    "stream": _stream,
+    "ingest": _ingest,
+    "ingest-large": _ingest_large,
+    "verify": _verify,
+    "mamba": _mamba,
+    "libero": _libero,
+    "latency": _latency,
+}

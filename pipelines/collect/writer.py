@@ -1,0 +1,148 @@
+"""Writes one demonstration file in LIBERO's HDF5 layout; every collector shares it.
+
+Legend: T steps of a demonstration, S length of the simulator's flat state, H/W image rows and columns.
+
+``states[t]`` is always before ``actions[t]``. The observations may lie after it, as in LIBERO's official files, or
+before it, as in regenerated ones: ``align`` says which, and nothing in the file does, as in the originals.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from stores.disk import durable
+
+Align = Literal["after", "before"]
+ALIGNMENTS: Final[tuple[Align, ...]] = ("after", "before")
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """One demonstration as recorded: T actions and the T + 1 observations around them."""
+
+    actions: Floats
+    """[T, 7]"""
+    states: Floats
+    """[T, S], before each action: time, qpos, qvel"""
+    agentview: NDArray[np.uint8]
+    """[T + 1, H, W, 3], as the simulator gives it (upside-down)"""
+    eye_in_hand: NDArray[np.uint8]
+    """[T + 1, H, W, 3]"""
+    joints: Floats
+    """[T + 1, 7], rad"""
+    fingers: Floats
+    """[T + 1, 2], m"""
+    ee_pos: Floats
+    """[T + 1, 3], m"""
+    ee_axis_angle: Floats
+    """[T + 1, 3], rad"""
+    model_file: str
+    """The simulator's model XML, which gives the addresses of joints in ``states``"""
+    ee_quaternion: Floats | None = None
+    """[T + 1, 4], (x, y, z, w), where the simulator gives it: LIBERO's ``robot_states`` hold it; None: computed"""
+    attrs: tuple[tuple[str, int], ...] = ()
+    """Further numbers to keep with the demonstration, such as the initial state it starts from"""
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What the attributes of group ``data`` say."""
+
+    instruction: str
+    env_name: str
+    env_args: dict[str, Any]
+    tag: str
+    problem_name: str
+    extra: tuple[tuple[str, str], ...] = ()
+    """Further text attributes, such as LIBERO's ``bddl_file_name``"""
+
+
+def write_demos(path: Path, header: FileHeader, demos: Iterable[Demo], align: Align = "after") -> tuple[int, int]:
+    """Write ``demos``, one by one as they come, to ``path``; the file appears complete or not at all.
+
+    Returns:
+        Number of demonstrations and of steps.
+    """
+    durable.make_dir(path.parent)
+    part = durable.temp_name(path)
+    count = total = 0
+    try:
+        with h5py.File(part, "w", track_order=False) as file:
+            data = file.create_group("data")
+            for demo in demos:
+                total += _write_demo(data.create_group(f"demo_{count}"), demo, align)
+                count += 1
+            _write_header(data, header, count, total)
+        # HDF5 insists on writing its file itself, so that only the commit is ours.
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+        durable.fsync_dir(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+    return count, total
+
+
+def _write_header(data: h5py.Group, header: FileHeader, count: int, total: int) -> None:
+    problem = {
+        "problem_name": header.problem_name,
+        "domain_name": "robosuite",
+        "language_instruction": header.instruction,
+    }
+    data.attrs["env_args"] = json.dumps(header.env_args, sort_keys=True)
+    data.attrs["env_name"] = header.env_name
+    data.attrs["macros_image_convention"] = "opengl"
+    data.attrs["num_demos"] = count
+    data.attrs["problem_info"] = json.dumps(problem)
+    data.attrs["tag"] = header.tag
+    data.attrs["total"] = total
+    for name, text in header.extra:
+        data.attrs[name] = text
+
+
+def _write_demo(group: h5py.Group, demo: Demo, align: Align) -> int:
+    steps = len(demo.actions)
+    seen = slice(1, steps + 1) if align == "after" else slice(0, steps)
+    fingers, position, turn = demo.fingers[seen], demo.ee_pos[seen], demo.ee_axis_angle[seen]
+    end = np.zeros(steps, np.uint8)
+    end[-1:] = 1
+    group.attrs["init_state"] = demo.states[0]
+    group.attrs["model_file"] = demo.model_file
+    group.attrs["num_samples"] = steps
+    for name, number in demo.attrs:
+        group.attrs[name] = number
+    orientation = quaternions(turn) if demo.ee_quaternion is None else demo.ee_quaternion[seen]
+    datasets = {
+        "actions": demo.actions,
+        "dones": end,
+        "obs/agentview_rgb": demo.agentview[seen],
+        "obs/ee_ori": turn,
+        "obs/ee_pos": position,
+        "obs/ee_states": np.concatenate([position, turn], 1),
+        "obs/eye_in_hand_rgb": demo.eye_in_hand[seen],
+        "obs/gripper_states": fingers,
+        "obs/joint_states": demo.joints[seen],
+        "rewards": end,
+        "robot_states": np.concatenate([fingers, position, orientation], 1),
+        "states": demo.states,
+    }
+    for name, array in datasets.items():
+        # track_times: the date of writing would make equal files differ.
+        group.create_dataset(name, data=array, track_times=False)
+    return steps
+
+
+def quaternions(axis_angle: Floats) -> Floats:
+    """Unit quaternions ``[T, 4]`` (w, x, y, z) of axis-angle vectors ``[T, 3]`` [rad]."""
+    angle = np.linalg.norm(axis_angle, axis=1, keepdims=True)
+    # sin(a/2)/a, written with sinc so that it holds at a = 0.
+    return np.concatenate([np.cos(angle / 2), axis_angle * (0.5 * np.sinc(angle / (2 * np.pi)))], 1)

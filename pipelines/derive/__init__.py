@@ -1,0 +1,1 @@
+"""What is computed from a store and kept beside it: statistics, language embeddings."""

@@ -1,0 +1,366 @@
+"""Demonstrations to a store: plan, make units (here or on Dask workers), merge, commit.
+
+The driver is the store's only writer, under its lock; workers write shards only. Everything is keyed: a unit whose
+record has the key of its demonstrations' bytes of today, settings and code, and whose shard still has the recorded
+hash, is reused. Sources are read in a child process, so that a hostile file cannot take the run down.
+A run that would change anything removes the manifest first and writes it last, so a half-made store is never taken
+for a whole one; a run that would change nothing writes nothing.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, overload
+
+import pipelines.ingest.merge
+import stores.arrays
+import stores.language
+import stores.numbers
+import stores.tables
+from pipelines.derive.language import write_instructions
+from pipelines.ingest.checks import OWN_FOLDERS, refuse_quarantine, require_own_folder, require_same_code
+from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
+from pipelines.ingest.merge import UnitFacts, split_units, unit_facts, write_merged
+from pipelines.ingest.plan import Unit, natural_key
+from pipelines.ingest.record import decode_record, read_record, record_path, write_record
+from pipelines.ingest.unit import UnitTask, staged_path, unit_code_version, unit_key
+from pipelines.run import run_units
+from pipelines.sources.reading import fingerprint_source, make_here, make_isolated
+from pipelines.sources.sandbox import end_thread_reader
+from statevla.encoders.text import TextEncoder, load_text_encoder
+from statevla.observation import ObsSpec
+from stores.disk import durable
+from stores.disk.sync import Together, kernel
+from stores.errors import SourceError, StateVLAError, StoreError
+from stores.language import LANGUAGE_FILE
+from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects
+from stores.numbers import frame_objects
+from stores.progress import Progress, ProgressEvent
+from stores.tables import EPISODES_FILE, SEGMENTS_FILE
+
+QUARANTINE: Final = "quarantine.jsonl"
+SYNC_UNITS: Final = 16
+"""Units that are made durable together: as many, at most, does a power loss cost."""
+SYNC_UNITS_AWAY: Final = 4
+"""The same when workers make them: they go on while this process waits for the disk."""
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest did. bytes: of all objects. frames_per_second: of the units made in this run, over `seconds`."""
+
+    episodes: int
+    frames: int
+    bytes: int
+    quarantined: int
+    store: str
+    seconds: float
+    units: int
+    units_reused: int
+    frames_per_second: float
+    changed: bool
+    quarantine: tuple[dict[str, str], ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+@overload
+def ingest(
+    config: IngestConfig,
+    workers: int = 0,
+    scheduler: str | None = None,
+    dry_run: Literal[False] = False,
+    progress: Progress | None = None,
+    strict: bool = False,
+    isolated: bool = True,
+) -> IngestSummary: ...
+
+
+@overload
+def ingest(
+    config: IngestConfig,
+    workers: int = 0,
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    strict: bool = False,
+    isolated: bool = True,
+) -> IngestSummary | IngestPreview: ...
+
+
+def ingest(
+    config: IngestConfig,
+    workers: int = 0,
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    strict: bool = False,
+    isolated: bool = True,
+) -> IngestSummary | IngestPreview:
+    """Bring the store at `config.out` to exactly what `config` says of the sources as they are now.
+
+    workers, scheduler: see `pipelines.run.run_units`; the bytes do not depend on them.
+    dry_run: write nothing, return an `IngestPreview`.
+    strict: a demonstration that cannot be used is an error, and no store is committed; what is made stays for a rerun.
+    isolated: read sources in a child process; without it a file that crashes HDF5 takes this process down.
+    Raises UsageError, SourceError when nothing is usable or `strict` refuses, StoreLocked when another process writes
+    to the store.
+    """
+    try:
+        return _ingest(config, workers, scheduler, dry_run, progress, strict, isolated)
+    finally:
+        end_thread_reader()
+
+
+def _ingest(
+    config: IngestConfig, workers: int, scheduler: str | None, dry_run: bool, progress: Progress | None, strict: bool,
+    isolated: bool,
+) -> IngestSummary | IngestPreview:  # fmt: skip
+    started = time.monotonic()
+    if dry_run:
+        return preview_ingest(config)
+    plan = plan_ingest(config, isolated)
+    if strict:
+        refuse_quarantine(plan.refused)
+    encoder = load_text_encoder(config.language, config.language_model)
+    require_own_folder(config.out)
+    with durable.lock(config.out, f"statevla ingest {config.suite}"):
+        return Ingest(config, plan, encoder, progress, strict, isolated).run(workers, scheduler, started)
+
+
+def store_code_version() -> str:
+    """Hash of the code and the library that decide the bytes of tables, next to that of the units."""
+    digest = hashlib.sha256()
+    for module in (pipelines.ingest.merge, stores.arrays, stores.language, stores.numbers, stores.tables):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return f"{unit_code_version()} store-{digest.hexdigest()[:16]} pyarrow-{importlib.metadata.version('pyarrow')}"
+
+
+class Ingest:
+    """One run of the driver, inside the lock."""
+
+    def __init__(
+        self, config: IngestConfig, plan: IngestPlan, encoder: TextEncoder, progress: Progress | None, strict: bool,
+        isolated: bool,
+    ) -> None:  # fmt: skip
+        self.config, self.plan, self.encoder = config, plan, encoder
+        self.strict, self.isolated = strict, isolated
+        self.root = config.out
+        self.progress = progress
+        self.name = os.urandom(6).hex()
+        self.before = self._stat()
+        self.made_frames = 0
+        self.together = Together()
+
+    def run(self, workers: int, scheduler: str | None, started: float) -> IngestSummary:
+        """Make what is missing or stale, merge, commit."""
+        facts = self._reusable()
+        reused = len(facts)
+        todo = [unit for unit in self.plan.units if unit.name not in facts]
+        if todo:
+            durable.remove(self.root / MANIFEST)
+        for made in self._make(todo, workers, scheduler):
+            facts[made.name] = made
+        units = [facts[unit.name] for unit in self.plan.units]
+        if self.strict:
+            refuse_quarantine(self._quarantine(units))
+        sources = self._sources(units)
+        if self._stat() != self.before:
+            raise StateVLAError(
+                f"{self.plan.folder}: source files changed while they were read; run the same command again"
+            )
+        manifest, changed = self._commit(units, sources, bool(todo))
+        self._remove_strangers(manifest)
+        seconds = time.monotonic() - started
+        return IngestSummary(
+            episodes=manifest.counts["episodes"],
+            frames=manifest.counts["frames"],
+            bytes=manifest.counts["bytes"],
+            quarantined=manifest.counts["quarantined"],
+            store=str(self.root),
+            seconds=seconds,
+            units=len(self.plan.units),
+            units_reused=reused,
+            frames_per_second=self.made_frames / seconds,
+            changed=changed,
+            quarantine=tuple(self._quarantine(units)),
+            notes=self.plan.notes,
+        )
+
+    def _stat(self) -> list[tuple[int, int]]:
+        stats = [path.stat() for path in self.plan.paths]
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+    def _report(self, done: int, message: str) -> None:
+        if self.progress is not None:
+            self.progress(ProgressEvent("ingest", done, self.plan.frames, "frames", message))
+
+    def _key(self, unit: Unit, fingerprints: dict[str, str]) -> str:
+        return unit_key(unit, self.plan.settings(unit, self.config), fingerprints)
+
+    def _reusable(self) -> dict[str, UnitFacts]:
+        """Facts by unit, of records whose key holds and whose shard has the recorded size and hash."""
+        found: dict[str, UnitFacts] = {}
+        for unit in self.plan.units:
+            record = read_record(self.root, unit.name)
+            if record is None or record["key"] != self._key(unit, record["fingerprints"]):
+                continue  # of other settings or code, whatever the source is
+            path = self.plan.folder / unit.file
+            if record["fingerprints"] == fingerprint_source(path, unit.demos, self.isolated):
+                found[unit.name] = unit_facts(record, unit.file)
+        shards = {facts.shard.path: facts.shard for facts in found.values() if facts.shard}
+        there = [path for path in shards if (self.root / path).is_file()]
+        sound = {item.path for item in hash_objects(self.root, there) if item == shards[item.path]}
+        return {name: facts for name, facts in found.items() if facts.shard is None or facts.shard.path in sound}
+
+    def _make(self, todo: list[Unit], workers: int, scheduler: str | None) -> Iterator[UnitFacts]:
+        units = {unit.name: unit for unit in todo}
+        todo = sorted(todo, key=self.plan.unit_frames, reverse=True)  # at the end, no worker waits long for another
+        # Workers may have another working directory.
+        source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
+        settings = {unit.name: self.plan.settings(unit, self.config) for unit in todo}
+        tasks = [(u.name, UnitTask(u, source, out, settings[u.name], self.name, kernel())) for u in todo]
+        done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
+        self._report(done, f"{len(todo)} of {len(self.plan.units)} units to make")
+        make = make_isolated if self.isolated else make_here
+        at_once = SYNC_UNITS_AWAY if workers or scheduler else SYNC_UNITS
+        with contextlib.closing(run_units(make, tasks, workers, scheduler)) as results:
+            for number, (name, data) in enumerate(results, 1):
+                record = decode_record(data)
+                require_same_code(name, record["code_version"])
+                key = self._key(units[name], record["fingerprints"])
+                with self.together:  # what a power loss spoils of these is not believed: the unit is made again
+                    if record["shard"]:
+                        durable.rename(self.root / staged_path(name, self.name), self.root / record["shard"]["path"])
+                    write_record(self.root, name, key, data)
+                if number % at_once == 0:
+                    self.together.sync()
+                facts = unit_facts(record, units[name].file)
+                self.made_frames += facts.frames
+                done += self.plan.unit_frames(units[name])
+                self._report(done, name)
+                yield facts
+
+    def _sources(self, units: list[UnitFacts]) -> dict[str, dict[str, Any]]:
+        """What identifies each source file: size, fingerprint of what was read of it, sha256 where asked for."""
+        demos_by_file: dict[str, dict[str, str]] = {}
+        for unit in units:
+            demos_by_file.setdefault(unit.file, {}).update(unit.fingerprints)
+        found = {}
+        for path in self.plan.paths:
+            demos = demos_by_file.get(path.name)
+            sha256 = hash_object(self.plan.folder, path.name).sha256 if self.config.hash_sources else None
+            digest = hashlib.sha256(durable.json_bytes(demos)).hexdigest() if demos else None
+            found[path.name] = {"bytes": path.stat().st_size, "fingerprint": digest, "sha256": sha256}
+        return found
+
+    def _quarantine(self, units: Iterable[UnitFacts]) -> list[dict[str, str]]:
+        rows = [{"file": unit.file, **row} for unit in units for row in unit.quarantined]
+        rows += self.plan.refused
+        return sorted(rows, key=lambda row: (natural_key(row["file"]), natural_key(row["demo"]), row["reason"]))
+
+    def _commit(
+        self, units: list[UnitFacts], sources: dict[str, dict[str, Any]], made: bool
+    ) -> tuple[Manifest, bool]:  # fmt: skip
+        """Write tables, frames, language, quarantine and, last, the manifest; nothing when all of it stands."""
+        split = split_units(units, self.config.split_seed, self.config.train_split)
+        quarantine = self._quarantine(units)
+        if not split:
+            raise SourceError(f"{self.config.source}: no usable demonstration: {reasons(quarantine)}")
+        shards = {unit.shard.path: unit.shard for unit in units if unit.shard}
+        paths = [
+            *shards,
+            *(record_path(unit.name) for unit in units),
+            *(EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, QUARANTINE),
+            *frame_objects(sum(unit.frames for unit in units)),
+        ]
+        wanted = self._manifest(units, split, len(quarantine), sources)
+        if not made:
+            standing = self._standing(wanted, paths)
+            if standing is not None:
+                return standing, False
+            durable.remove(self.root / MANIFEST)
+        with self.together:  # no manifest names them yet
+            write_merged(self.root, units, split)
+            write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
+            lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine]
+            durable.write_text(self.root / QUARANTINE, "".join(lines))
+        self.together.sync()
+        objects = shards | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in shards])}
+        manifest = with_objects(wanted, tuple(objects[path] for path in sorted(paths)))
+        manifest.save(self.root)
+        return manifest, True
+
+    def _manifest(
+        self, units: list[UnitFacts], split: dict[str, str], quarantined: int, sources: dict[str, dict[str, Any]]
+    ) -> Manifest:
+        """The manifest, but for its objects and their bytes."""
+        units_by_file: dict[str, list[UnitFacts]] = {}
+        for unit in units:
+            units_by_file.setdefault(unit.file, []).append(unit)
+        entries = []
+        for path in self.plan.paths:
+            of_file = units_by_file.get(path.name, [])
+            header = self.plan.files.get(path.name)
+            entries.append(
+                {
+                    "file": path.name,
+                    **sources[path.name],
+                    "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
+                    "episodes": sum(len(unit.ids) for unit in of_file),
+                    "image_convention": None if header is None else header.convention,
+                    "notes": [] if header is None else list(header.notes),
+                }
+            )
+        return Manifest(
+            suite=self.config.suite,
+            obs_spec=ObsSpec(image_size=self.plan.image_size).to_dict(),
+            config=self.config.recorded(self.encoder),
+            code_version=store_code_version(),
+            sources=tuple(entries),
+            counts={
+                "episodes": len(split),
+                "frames": sum(unit.frames for unit in units),
+                "steps": sum(unit.steps for unit in units),
+                "segments": sum(unit.segments for unit in units),
+                "bytes": 0,
+                "quarantined": quarantined,
+            },
+            instructions=tuple(sorted({text for unit in units for text in unit.instructions})),
+            splits={name: sum(part == name for part in split.values()) for name in ("train", "val")},
+            objects=(),
+        )
+
+    def _standing(self, wanted: Manifest, paths: list[str]) -> Manifest | None:
+        """The committed manifest, when it says what `wanted` says and every object still has its hash."""
+        try:
+            standing = Manifest.load(self.root)
+            found = hash_objects(self.root, [item.path for item in standing.objects])
+        except (StoreError, OSError):
+            return None
+        same = {item.path for item in found} == set(paths) and tuple(found) == standing.objects
+        return standing if same and with_objects(wanted, standing.objects) == standing else None
+
+    def _remove_strangers(self, manifest: Manifest) -> None:
+        """Remove what an earlier ingest wrote and this store no longer names."""
+        named = {item.path for item in manifest.objects}
+        for folder in OWN_FOLDERS:
+            for path in sorted((self.root / folder).rglob("*"), reverse=True):
+                name = path.relative_to(self.root).as_posix()
+                if not any(item == name or item.startswith(f"{name}/") for item in named):
+                    durable.remove(path)
+
+
+def with_objects(manifest: Manifest, objects: tuple[StoreObject, ...]) -> Manifest:
+    """`manifest` with its objects, and their bytes counted."""
+    return replace(manifest, objects=objects, counts={**manifest.counts, "bytes": sum(item.bytes for item in objects)})

@@ -1,0 +1,1 @@
+"""What `statevla demo` runs, from recording demonstrations to a page."""

@@ -1,0 +1,137 @@
+"""What the demo's page says: gathers pictures, curves, facts and versions into a `Report`."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+import torch
+import yaml
+
+from pipelines.showcase.config import PHASE1, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
+from statevla import __version__
+from statevla.evaluators.results import RolloutResults
+from statevla.reports.charts import Series
+from statevla.reports.films import gif_bytes, png_bytes
+from statevla.reports.page import Curves, Picture, PolicyRollouts, Report, ReportStep, Video
+from statevla.runs.metrics import read_metrics
+from stores.reader import Store
+
+VIDEO_SIDE: Final = 184
+PACKAGES: Final = ("torch", "numpy", "zarr", "dask", "pyarrow", "h5py")
+WHAT: Final = {
+    "trained": "both phases on all demonstrations",
+    "untrained": "the same model with random weights",
+    "shuffled": "phase 2 on the same demonstrations, each with another task's instruction",
+}
+ABOUT: Final = (
+    "A small world of our own: a gripper, two blocks and two bowls. The instruction names one block and one bowl, "
+    "and without it the task cannot be solved. A scripted expert shows how, a temporal JEPA learns a state from what "
+    "the cameras see, and a flow-matching policy learns to act on that state. Every policy below acts in the same "
+    "fresh episodes, which no demonstration was recorded in."
+)
+
+
+def build_report(
+    out: Path, store: Store, summary: DemoSummary, steps: tuple[ReportStep, ...], config: DemoConfig, seed: int
+) -> Report:
+    """Everything for the page, read from ``out`` where it is not at hand."""
+    return Report(
+        title="StateVLA demo: the tabletop suite",
+        about=ABOUT,
+        ok=summary.learned,
+        verdict=summary.verdict,
+        steps=steps,
+        pictures=_pictures(store),
+        store=_store_facts(store),
+        curves=(
+            *(
+                _curves(title, out / run / "metrics_phase1.jsonl", "loss", ("mse", "inverse"))
+                for title, run in zip(("Phase 1: temporal JEPA", "Phase 1, another seed"), PHASE1, strict=True)
+            ),
+            _curves("Phase 2: flow policy", out / TRAIN / "metrics_phase2.jsonl", "loss", ("flow", "gripper")),
+            _curves(
+                "Phase 2 with shuffled instructions", out / TRAIN_SHUFFLED / "metrics_phase2.jsonl", "loss", ("flow",)
+            ),
+        ),
+        offline=summary.offline,
+        policies=tuple(PolicyRollouts(name, WHAT[name], results) for name, results in summary.policies.items()),
+        videos=_videos("trained", summary.trained) + _videos("shuffled", summary.shuffled),
+        configuration=_configuration(config, seed),
+        machine=_machine(),
+    )
+
+
+def _pictures(store: Store) -> tuple[Picture, ...]:
+    """The first observation of the first episode of every instruction."""
+    pictures = []
+    columns = store.episode_columns
+    for instruction in store.manifest.instructions:
+        episode = next(i for i, text in enumerate(columns["instruction"]) if text == instruction)
+        segment = store.read_segment(int(columns["first_segment"][episode]))
+        pictures.append(Picture(png_bytes(segment.decode()[0]), instruction))
+    return tuple(pictures)
+
+
+def _store_facts(store: Store) -> tuple[tuple[str, str], ...]:
+    manifest = store.manifest
+    facts = {**manifest.counts, **{f"{name} episodes": count for name, count in manifest.splits.items()}}
+    return (
+        ("manifest hash", store.manifest_hash),
+        ("schema version", str(manifest.schema_version)),
+        *((name, f"{value:,}") for name, value in facts.items()),
+        *((f"ingest: {name}", str(value)) for name, value in sorted(manifest.config.items())),
+    )
+
+
+def _curves(title: str, metrics: Path, total: str, parts: tuple[str, ...]) -> Curves:
+    """Training and validation of the total loss, and the named parts in training."""
+    records = read_metrics(metrics)
+
+    def line(name: str, kind: str, key: str) -> Series:
+        points = [(float(r["step"]), float(r[key])) for r in records if r["kind"] == kind and key in r]
+        return Series(name, tuple(step for step, _ in points), tuple(value for _, value in points))
+
+    series = (
+        line("training", "train", total),
+        line("validation", "val", total),
+        *(line(f"{part}, training", "train", part) for part in parts),
+    )
+    validation = series[1].values
+    note = f"Lowest validation loss {min(validation):.4g}." if validation else "No validation episodes."
+    return Curves(title, tuple(item for item in series if item.values), note)
+
+
+def _videos(name: str, results: RolloutResults) -> tuple[Video, ...]:
+    return tuple(
+        Video(gif_bytes(clip, VIDEO_SIDE), f"{name}: {clip.observations[0].instruction}", clip.outcome)
+        for clip in results.clips
+    )
+
+
+def _configuration(config: DemoConfig, seed: int) -> str:
+    """The demo's knobs, and the configuration of phase 2 in full, as YAML."""
+    knobs = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    phase1, phase2 = config.training(1, seed).to_dict(), config.training(2, seed).to_dict()
+    tree = {"demo": {"seed": seed, **knobs}, "phase 1, training": phase1["training"], "phase 2": phase2}
+    return str(yaml.safe_dump(tree, sort_keys=False))
+
+
+def _machine() -> tuple[tuple[str, str], ...]:
+    return (
+        ("processor", f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"),
+        ("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
+        ("statevla", __version__),
+        *((name, importlib.metadata.version(name)) for name in PACKAGES),
+    )
+
+
+def _processor() -> str:
+    """The model name that Linux gives; elsewhere what Python knows."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

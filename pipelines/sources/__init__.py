@@ -1,0 +1,1 @@
+"""Formats of demonstrations and the conventions that their files show."""

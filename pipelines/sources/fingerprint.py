@@ -1,0 +1,175 @@
+"""A demonstration's fingerprint: equal fingerprints mean that ingest would read the same, without decoding anything.
+
+It covers what ingest reads of a demonstration and nothing else: the attributes, and of every dataset its type, shape,
+layout, filters and the bytes as they lie in the file (compressed chunks stay compressed). The hash is XXH3 of 128 bits:
+it tells files apart that were edited, regenerated or damaged, at the speed of memory; it is no defence against somebody
+who makes two files collide on purpose (see docs/adr/0003-source-fingerprints.md).
+
+An ingest hashes unchunked datasets as it reads them (`Seen`), while they are in the processor's cache; a rerun, which
+reads nothing else, hashes what is stored.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import xxhash
+from numpy.typing import NDArray
+
+from pipelines.sources import hdf5, pulse
+from statevla.observation import HDF5_IMAGE_KEYS
+from stores.errors import SourceError
+
+ATTRIBUTES: Final = ("num_samples", "model_file")
+DATASETS: Final = (
+    "actions",
+    "states",
+    "obs/joint_states",
+    "obs/gripper_states",
+    *(f"obs/{key}" for key in HDF5_IMAGE_KEYS.values()),
+)
+PIECE: Final = 1 << 18
+"""Bytes hashed between two signs of life; they stay in the processor's cache."""
+
+Digest = xxhash.xxh3_128
+
+
+class Seen:
+    """One demonstration as it is read: what of it is open, and hashes of the unchunked datasets that were read from
+    beginning to end.
+    """
+
+    def __init__(self) -> None:
+        self.group: hdf5.Once | None = None
+        self._digests: dict[str, xxhash.xxh3_128] = {}
+        self._bytes: dict[str, int] = {}
+
+    def hook(self, key: str) -> Callable[[int, NDArray[Any]], None]:
+        """What `pipelines.sources.hdf5.read_rows` is to tell of the dataset at `key`."""
+        return functools.partial(self._add, key)
+
+    def _add(self, key: str, start: int, rows: NDArray[Any]) -> None:
+        if start == 0:
+            self._digests[key], self._bytes[key] = Digest(), 0
+        if start == self._bytes.get(key):
+            self._digests[key].update(rows.data)
+            self._bytes[key] += rows.nbytes
+
+    def digest(self, key: str, size: int) -> bytes | None:
+        """Of the `size` bytes at `key`; None when they were not read, or not all, or in another order."""
+        return self._digests[key].digest() if self._bytes.get(key) == size else None
+
+
+class Stored:
+    """Bytes of a file as they lie in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = path.open("rb", buffering=0)
+        self._size = os.fstat(self._handle.fileno()).st_size
+        self._buffer = memoryview(bytearray(PIECE))
+
+    def add(self, digest: "xxhash.xxh3_128", offset: int, size: int) -> None:
+        """Add bytes offset … offset + size to `digest`. Raises SourceError where the file ends before."""
+        if offset < 0 or offset + size > self._size:
+            raise SourceError(f"the file has {self._size:,} bytes, its data are said to end at {offset + size:,}")
+        end = offset + size
+        while offset < end:
+            count = os.preadv(self._handle.fileno(), [self._buffer[: min(PIECE, end - offset)]], offset)
+            if count == 0:
+                raise SourceError("the file was cut short while it was read")
+            digest.update(self._buffer[:count])
+            offset += count
+            pulse.beat()
+
+    def __enter__(self) -> "Stored":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+
+def fingerprint_demos(path: Path, demos: tuple[str, ...], poison: Mapping[int, str] | None = None) -> dict[str, str]:
+    """Fingerprint (32 hex digits) by demonstration; of one that cannot be read, the reason instead.
+
+    poison: as for `pipelines.sources.libero.inspect_file`. Raises SourceError when the file as a whole cannot be read.
+    """
+    found: dict[str, str] = {}
+    with hdf5.open_hdf5(path) as file, Stored(path) as stored:
+        for position, demo in enumerate(demos, 1):
+            pulse.at(position)
+            if poison and position in poison:
+                found[demo] = f"unreadable: {poison[position]}"
+            else:
+                found[demo] = fingerprint_demo(file, demo, stored)
+    return found
+
+
+def fingerprint_demo(file: h5py.File, demo: str, stored: Stored, seen: Seen | None = None) -> str:
+    """Of one demonstration of the file whose bytes are `stored`, or why there is none. seen: what was hashed before."""
+    try:
+        with hdf5.reporting(demo):
+            seen = seen or Seen()
+            group = seen.group or hdf5.Once(hdf5.group(hdf5.group(file, "data"), demo))
+            return _digest(group, stored, seen)
+    except SourceError as error:
+        return f"unreadable: {error}"
+
+
+def _digest(group: hdf5.Once, stored: Stored, seen: Seen) -> str:
+    digest = Digest()
+    for name in ATTRIBUTES:
+        value = hdf5.attribute(group, name)
+        digest.update(f"{name}\0{type(value).__name__}\0{value}\0".encode("utf-8", "surrogateescape"))
+    for path in DATASETS:
+        digest.update(f"{path}\0".encode())
+        try:
+            known = group.opened.get(f"/{path}".encode())
+            found = known if isinstance(known, hdf5.Rows) else _open(group.id, path)
+        except SourceError as error:
+            digest.update(str(error).encode())
+        else:
+            _add_dataset(digest, path, found, stored, seen)
+    return digest.hexdigest()
+
+
+def _open(group: h5py.h5g.GroupID, path: str) -> hdf5.Rows:
+    """Like `pipelines.sources.hdf5.child`, where a link or a hole is part of the answer."""
+    *folders, last = path.encode().split(b"/")
+    for name in (*folders, last):
+        if not group.links.exists(name):
+            raise SourceError("missing")
+        if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+            raise SourceError("a link")
+        if name is not last:
+            group = h5py.h5g.open(group, name)
+    return hdf5.Rows(h5py.h5d.open(group, last))
+
+
+def _add_dataset(digest: "xxhash.xxh3_128", path: str, found: hdf5.Rows, stored: Stored, seen: Seen) -> None:
+    """How `found` is stored, and the hash of what is; storage in other files is named, and not read."""
+    layout, outside = found.layout, found.properties.get_external_count()
+    shape = None if found.empty else found.shape
+    digest.update(f"{found.dtype.str}\0{shape}\0{layout}\0{outside}\0{found.filters}\0".encode())
+    if outside or layout == h5py.h5d.VIRTUAL or shape is None:
+        return
+    if layout == h5py.h5d.CHUNKED:
+        chunks: list[Any] = []
+        found.id.chunk_iter(chunks.append)
+        digest.update(f"{found.chunks}\0".encode())
+        for chunk in sorted(chunks, key=lambda chunk: tuple(chunk.chunk_offset)):
+            digest.update(f"{chunk.chunk_offset}\0{chunk.filter_mask}\0{chunk.size}\0".encode())
+            stored.add(digest, chunk.byte_offset, chunk.size)
+        return
+    known = seen.digest(path, found.id.get_storage_size())
+    if known is not None:
+        digest.update(known)
+        return
+    content = Digest()
+    if layout == h5py.h5d.COMPACT:
+        content.update(h5py.Dataset(found.id)[()].tobytes())  # at most 64 KB, in the dataset's header
+    elif (offset := found.id.get_offset()) is not None:
+        stored.add(content, offset, found.id.get_storage_size())
+    digest.update(content.digest())

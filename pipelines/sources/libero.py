@@ -1,0 +1,285 @@
+"""Reads demonstrations in LIBERO's HDF5 layout and turns each into a canonical episode.
+
+Layout: ``/data/demo_N`` with ``actions [T,7]``, ``states [T,S]``, ``obs/agentview_rgb`` and ``obs/eye_in_hand_rgb``
+``[T,H,W,3]``, ``obs/joint_states [T,7]``, ``obs/gripper_states [T,2]``; attributes ``num_samples`` (official files;
+regenerated ones lack it) and ``model_file`` (MuJoCo XML) on the demonstration, ``problem_info`` (JSON with
+``language_instruction``) and ``macros_image_convention`` on ``/data``.
+
+A canonical episode has ``obs[t]`` before ``action[t]`` (see `pipelines/sources/alignment.py`). Of T rows:
+
+- *before*: T observations, T actions; the last observation has no successor.
+- *after*: ``obs[t]`` shows the effect of ``actions[t]``, so the action executed from it is ``actions[t + 1]``:
+  T observations, T - 1 actions; ``actions[0]`` has no observation before it and is dropped.
+
+Legend: T rows of the file, A actions of the episode, H, W rows and columns of an image.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.ingest.plan import natural_key, task_of
+from pipelines.sources import hdf5, pulse
+from pipelines.sources.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
+from pipelines.sources.fingerprint import Seen
+from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
+from stores.errors import SourceError
+from stores.schema import ACTION_DIM, CAMERAS
+
+IMAGE_SIDE: Final = (8, 2048)
+"""Smallest and largest image side [pixel] that is believed."""
+MAX_ROWS: Final = 100_000
+"""Rows of a demonstration; at 20 Hz, 83 minutes."""
+MAX_STATE: Final = 10_000
+ACTION_TOLERANCE: Final = 1e-6
+"""Rounding that an action may exceed [-1, 1] by; the controller would clip more, so more is another convention."""
+DEFAULT_CONVENTION: Final = "opengl"
+"""What LIBERO renders with; taken, and reported, where a file lacks ``macros_image_convention``."""
+INSTRUCTION_LIMIT: Final = 1000
+LIMITS: Final = {"obs/joint_states": 100.0, "obs/gripper_states": 10.0}
+"""Joint positions [rad] and finger positions [m] beyond which numbers are damage, whatever the robot."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What the header of a file says, without its arrays.
+
+    demos: names in natural order; rows and image_size by demonstration, for those that could be opened.
+    refused: (demonstration or "", reason). notes: what was assumed.
+    """
+
+    name: str
+    task: str
+    instruction: str
+    convention: str
+    demos: tuple[str, ...]
+    rows: dict[str, int]
+    image_size: dict[str, tuple[int, int]]
+    refused: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One canonical episode; images are read on demand, so that memory stays bounded.
+
+    robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
+    images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
+    (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
+    """
+
+    demo: str
+    robot_state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    alignment: str
+    image_size: tuple[int, int]
+    images: Callable[[str, int, int, NDArray[np.uint8] | None], NDArray[np.uint8]]
+
+
+def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceFile:
+    """Header of `path`. Raises SourceError when the file as a whole is of no use.
+
+    poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.sources.sandbox`.
+    """
+    with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
+        data = hdf5.group(file, "data")
+        instruction, notes = read_instruction(data, path.name)
+        convention = hdf5.text(data, "macros_image_convention")
+        if convention is None:
+            convention = DEFAULT_CONVENTION
+            notes = (*notes, f"{path.name}: no macros_image_convention; images taken as {DEFAULT_CONVENTION!r}")
+        if convention not in IMAGE_CONVENTIONS:
+            raise SourceError(f"macros_image_convention: expected one of {IMAGE_CONVENTIONS}, got {convention!r}")
+        found = list(data)
+        if not found:
+            raise SourceError("/data holds no demonstrations")
+        refused: list[tuple[str, str]] = []
+        declared = hdf5.integer(data, "num_demos")
+        if declared is not None and declared != len(found):
+            refused.append(("", f"{path.name}: num_demos declares {declared}, the file holds {len(found)}"))
+        names = sorted((name for name in found if isinstance(name, str)), key=natural_key)
+        for odd in (name.decode(errors="backslashreplace") for name in found if isinstance(name, bytes)):
+            refused.append((odd, f"{path.name}/{odd}: expected a name in UTF-8"))
+        rows, sizes, ranges = {}, {}, {}
+        for position, name in enumerate(names, 1):
+            pulse.at(position)
+            try:
+                with hdf5.reporting(f"{path.name}/{name}"):
+                    if poison and position in poison:
+                        raise SourceError(poison[position])
+                    cameras = image_datasets(hdf5.Once(hdf5.group(data, name)))
+                    rows[name], height, width = next(iter(cameras.values())).shape[:3]
+                    sizes[name] = (int(height), int(width))
+                    ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
+            except SourceError as error:
+                refused.append((name, str(error)))
+        for name in sorted(hdf5.overlapping(ranges, path.stat().st_size), key=natural_key):
+            reason = "its images lie where another demonstration's do, or outside the file"
+            refused.append((name, f"{path.name}/{name}: {reason}"))
+            del rows[name], sizes[name]
+        return SourceFile(
+            path.name, task_of(path.name), instruction, convention, tuple(n for n in names if n in rows), rows, sizes,
+            tuple(refused), notes,
+        )  # fmt: skip
+
+
+def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]:
+    """The task's text and notes: from ``problem_info``, else from the file's name, and then a note says so."""
+    info = hdf5.text(data, "problem_info")
+    if info is None:
+        words = re.sub(r"^[A-Z_]+_SCENE\d+_", "", task_of(file)).replace("_", " ").strip()
+        return words, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
+    try:
+        fields = json.loads(info)
+    except ValueError as error:
+        raise SourceError(f"problem_info: expected JSON, got {error}") from error
+    if not isinstance(fields, dict) or "language_instruction" not in fields:
+        raise SourceError("problem_info: expected an object with language_instruction")
+    instruction = fields["language_instruction"]
+    if isinstance(instruction, list) and all(isinstance(part, str) for part in instruction):
+        instruction = " ".join(instruction)
+    if not isinstance(instruction, str) or not 0 < len(instruction.strip()) <= INSTRUCTION_LIMIT:
+        raise SourceError(f"problem_info.language_instruction: expected text, got {instruction!r:.80}")
+    hdf5.require_unicode(instruction, "problem_info.language_instruction")
+    return instruction.strip(), ()
+
+
+def image_key(camera: str) -> str:
+    """Path of a camera's images below its demonstration."""
+    return f"obs/{HDF5_IMAGE_KEYS[camera]}"
+
+
+def image_datasets(demo: h5py.Group) -> dict[str, hdf5.Rows]:
+    """Camera name -> checked dataset uint8 [T, H, W, 3]; all the same shape."""
+    found: dict[str, hdf5.Rows] = {}
+    limit = MAX_ROWS * IMAGE_SIDE[1] ** 2 * 3
+    for camera, key in HDF5_IMAGE_KEYS.items():
+        images = hdf5.dataset(demo, image_key(camera), "uint8", (None, None, None, 3), limit)
+        low, high = IMAGE_SIDE
+        if not all(low <= side <= high for side in images.shape[1:3]) or images.shape[0] > MAX_ROWS:
+            raise SourceError(
+                f"key 'obs/{key}': expected at most {MAX_ROWS} images with sides of {low} to {high}, "
+                f"got {list(images.shape)}"
+            )
+        found[camera] = images
+    shapes = {camera: images.shape for camera, images in found.items()}
+    if len(set(shapes.values())) != 1:
+        raise SourceError(f"cameras differ in shape: {shapes}")
+    return found
+
+
+def read_demo(
+    file: h5py.File, name: str, convention: str, alignment: str = DETECT, seen: Seen | None = None
+) -> Episode:
+    """Demonstration `name` of an open file -> canonical episode.
+
+    alignment: "detect", or what the user knows ("after", "before") for files that do not tell. A file that tells
+    otherwise than the user is refused. seen: notes what is opened and read, for the fingerprint.
+
+    Raises SourceError naming file, demonstration, key, what was expected and what came.
+    """
+    where = f"{Path(file.filename).name}/{name}"
+    seen = seen or Seen()
+    hooks = {camera: seen.hook(image_key(camera)) for camera in CAMERAS}
+    with hdf5.reporting(where):
+        demo = seen.group = hdf5.Once(hdf5.group(hdf5.group(file, "data"), name))
+        cameras = image_datasets(demo)
+        parts = {image_key(camera): data for camera, data in cameras.items()}
+        rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
+        if rows < 2:
+            raise SourceError(f"expected at least 2 frames, got {rows}")
+        declared = hdf5.integer(demo, "num_samples")
+        if declared is not None and declared != rows:
+            raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
+        shapes = {
+            "actions": (rows, ACTION_DIM),
+            "obs/joint_states": (rows, JOINTS),
+            "obs/gripper_states": (rows, FINGERS),
+        }
+        parts |= {key: number_dataset(demo, key, shape) for key, shape in shapes.items()}
+        actions = check_actions(read_numbers(parts["actions"], "actions", seen))
+        joints = read_numbers(parts["obs/joint_states"], "obs/joint_states", seen)
+        fingers = read_numbers(parts["obs/gripper_states"], "obs/gripper_states", seen)
+        state = robot_state(joints, fingers)
+        found = resolve_alignment(demo, joints, alignment, seen)
+        ranges = {key: hdf5.stored_ranges(data) for key, data in parts.items()}
+        ranges |= {f"header of {key}": hdf5.header_range(data) for key, data in parts.items()}
+        astray = hdf5.overlapping(ranges, Path(file.filename).stat().st_size)
+        if astray:
+            raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
+
+    def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        with hdf5.reporting(f"{where}, frames {start} to {stop}"):
+            return upright(hdf5.read_rows(cameras[camera], start, stop, hooks[camera], into), convention)
+
+    return Episode(
+        demo=name,
+        robot_state=state,
+        action=(actions[1:] if found == AFTER else actions).astype(np.float32),
+        alignment=found,
+        image_size=(height, width),
+        images=images,
+    )
+
+
+def number_dataset(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> hdf5.Rows:
+    """The checked dataset of a small float table. Raises SourceError naming the key."""
+    data = hdf5.dataset(demo, key, "float", shape, MAX_ROWS * MAX_STATE * 8)
+    if data.shape[1] > MAX_STATE:
+        raise SourceError(f"key {key!r}: {data.shape[1]} columns, more than {MAX_STATE}")
+    return data
+
+
+def read_numbers(data: hdf5.Rows, key: str, seen: Seen) -> NDArray[np.float64]:
+    """A small float table, all finite, as float64. Raises SourceError naming key and row."""
+    values = hdf5.read_rows(data, 0, None, seen.hook(key)).astype(np.float64, copy=False)
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise SourceError(f"key {key!r}: expected finite numbers, got NaN or infinity in row {int(bad.argmax())}")
+    limit = LIMITS.get(key, math.inf)
+    far = np.abs(values) > limit
+    if far.any():
+        raise SourceError(f"key {key!r}: expected at most {limit:g}, got {values[far][0]:g}")
+    return values
+
+
+def check_actions(actions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The actions [T, 7] in controller units. Raises SourceError on values outside [-1, 1]."""
+    outside = np.abs(actions) > 1.0 + ACTION_TOLERANCE
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        raise SourceError(
+            f"key 'actions': expected values in [-1, 1] (controller units), got {actions[row, column]:g} at row {row}, "
+            f"column {column}"
+        )
+    return actions
+
+
+def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, seen: Seen) -> str:
+    """``after`` or ``before``: what the file shows, or what the user told where it does not show."""
+    if told not in (DETECT, AFTER, BEFORE):
+        raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
+    try:
+        model = hdf5.text(demo, "model_file")
+        if model is None:
+            raise SourceError(
+                "alignment: no model_file, so joint positions cannot be found in states; where you know whether "
+                "observations were stored before or after their actions, pass --alignment after or --alignment before"
+            )
+        states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
+        found = detect_alignment(arm_positions(states, joint_layout(model)), joints)
+    except SourceError:
+        if told == DETECT:
+            raise
+        return told
+    if told not in (DETECT, found):
+        raise SourceError(f"alignment: told {told!r}, but the joint positions of this file show {found!r}")
+    return found

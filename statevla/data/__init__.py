@@ -1,0 +1,1 @@
+"""From a store's segments to training batches: order, frames, prefetch, loaders."""

@@ -1,0 +1,191 @@
+"""Decoded segments in flat arrays, from which a batch is a few array gathers.
+
+Legend: N observations of all held segments, A their action rows, B batch, C cameras, K chunk, H height, W width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from statevla.data.batch import Batch, ObservationBatch
+from stores.errors import StoreCorrupt, UsageError
+from stores.reader import Store
+from stores.schema import ACTION_DIM, CAMERAS, ROBOT_STATE_DIM
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What every gather needs to know of a store, as arrays by segment or by episode.
+
+    steps, observations, first_step, episode: int64 [segments]. instruction: int64 [episodes], row of `language`.
+    language: float32 [instructions, 512]. chunk: K of the batches, at most the store's.
+    """
+
+    steps: Ints
+    observations: Ints
+    first_step: Ints
+    episode: Ints
+    instruction: Ints
+    language: NDArray[np.float32]
+    image_size: tuple[int, int]
+    store_chunk: int
+    chunk: int
+
+
+def make_table(store: Store, chunk: int, shuffle_seed: int | None = None) -> Table:
+    """Index arrays of `store`; `shuffle_seed` pairs episodes with other instructions (a control experiment).
+
+    Raises UsageError when the store's chunks are shorter than `chunk`, StoreMissing when an instruction has no vector.
+    """
+    store_chunk = int(store.manifest.config["chunk"])
+    if chunk > store_chunk:
+        raise UsageError(
+            f"model.chunk: {chunk} actions wanted, {store.root} has chunks of {store_chunk}; ingest with a longer chunk"
+        )
+    names = sorted({str(text) for text in store.episode_columns["instruction"]})
+    row = {text: number for number, text in enumerate(names)}
+    instruction = np.array([row[str(text)] for text in store.episode_columns["instruction"]], dtype=np.int64)
+    if shuffle_seed is not None:
+        instruction = derange(instruction, len(names), shuffle_seed)
+    height, width = store.obs_spec["image_size"]
+    columns = store.segment_columns
+    return Table(
+        steps=columns["steps"].astype(np.int64),
+        observations=columns["observations"].astype(np.int64),
+        first_step=columns["first_step"].astype(np.int64),
+        episode=columns["episode"].astype(np.int64),
+        instruction=instruction,
+        language=np.stack([store.language.vector(text) for text in names]).astype(np.float32),
+        image_size=(int(height), int(width)),
+        store_chunk=store_chunk,
+        chunk=chunk,
+    )
+
+
+def derange(instruction: Ints, distinct: int, seed: int) -> Ints:
+    """For every episode another instruction than its own, uniformly; a pure function of the arguments.
+
+    Raises UsageError when there is only one instruction.
+    """
+    if distinct < 2:
+        raise UsageError("data.shuffle_instructions: the store has one instruction only; nothing to exchange it with")
+    words = np.random.Philox(key=np.array([seed, distinct], dtype=np.uint64)).random_raw(instruction.size)
+    return (instruction + 1 + (words % np.uint64(distinct - 1)).astype(np.int64)) % distinct
+
+
+class Frames:
+    """Decoded observations and actions of some segments, end to end.
+
+    images: uint8 [N, C, H, W, 3]. robot_state: float32 [N, 9]. action: float32 [A, 7]. is_pad: bool [A].
+    Filled segment by segment through `load`, from any thread; each writes its own rows only.
+    """
+
+    def __init__(self, table: Table, segments: Ints) -> None:
+        self.table, self.segments = table, segments
+        self.obs_start, observations = _starts(table.observations[segments])
+        self.action_start, actions = _starts(table.steps[segments] + table.store_chunk - 1)
+        self.images = np.empty((observations, len(CAMERAS), *table.image_size, 3), dtype=np.uint8)
+        self.robot_state = np.empty((observations, ROBOT_STATE_DIM), dtype=np.float32)
+        self.action = np.empty((actions, ACTION_DIM), dtype=np.float32)
+        self.is_pad = np.empty(actions, dtype=np.bool_)
+        self._sorter = np.argsort(segments, kind="stable")
+
+    def load(self, store: Store, segment: int) -> None:
+        """Fetch and decode one segment into its rows. Raises StoreCorrupt when its arrays have another shape."""
+        where = self._where(np.array([segment], dtype=np.int64))[0]
+        read = store.read_segment(segment)
+        obs = slice(int(self.obs_start[where]), int(self.obs_start[where] + self.table.observations[segment]))
+        rows = int(self.table.steps[segment]) + self.table.store_chunk - 1
+        acts = slice(int(self.action_start[where]), int(self.action_start[where]) + rows)
+        for name, target, value in (
+            ("robot_state", self.robot_state[obs], read.robot_state),
+            ("action", self.action[acts], read.action),
+            ("is_pad", self.is_pad[acts], read.is_pad),
+        ):
+            if value.shape != target.shape or value.dtype != target.dtype:
+                raise StoreCorrupt(
+                    f"{store.root}: segment {segment}, {name}: expected {target.dtype} {target.shape}, "
+                    f"got {value.dtype} {value.shape}; run `statevla verify {store.root}`"
+                )
+            target[...] = value
+        read.decode(out=self.images[obs])
+
+    def rows(self, segment: Ints, step: Ints) -> tuple[Ints, Ints]:
+        """Rows of the observation and of the action of each (segment, step)."""
+        where = self._where(segment)
+        return self.obs_start[where] + step, self.action_start[where] + step
+
+    def _where(self, segment: Ints) -> Ints:
+        found = np.searchsorted(self.segments, segment, sorter=self._sorter)
+        return self._sorter[found].astype(np.int64)
+
+
+def _starts(sizes: Ints) -> tuple[Ints, int]:
+    ends = np.cumsum(sizes)
+    return ends - sizes, int(ends[-1]) if sizes.size else 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a batch that come from the same `frames`: segment and step of each, int64 [rows]."""
+
+    frames: Frames
+    segment: Ints
+    step: Ints
+
+
+def decoded_bytes(table: Table, segments: Ints) -> int:
+    """RAM that the decoded images of `segments` take."""
+    height, width = table.image_size
+    return int(table.observations[segments].sum()) * len(CAMERAS) * height * width * 3
+
+
+def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool) -> Batch:
+    """One batch, parts in order. Without `with_next`, `next_obs` is `obs` itself and `has_next` false everywhere.
+
+    `pin` puts the images in page-locked memory, for copies to the GPU that do not block.
+    """
+    segment = np.concatenate([part.segment for part in parts])
+    step = np.concatenate([part.step for part in parts])
+    episode = table.episode[segment]
+    has_next = step + 1 < table.observations[segment]
+    offsets = np.arange(table.chunk, dtype=np.int64)
+    rows = [part.frames.rows(part.segment, part.step) for part in parts]
+    follow = np.split(has_next, np.cumsum([part.segment.size for part in parts])[:-1])
+    language = torch.from_numpy(table.language[table.instruction[episode]])
+
+    def observe(at: list[Ints]) -> ObservationBatch:
+        images = _take_images(table, parts, at, pin)
+        state = np.concatenate([p.frames.robot_state[a] for p, a in zip(parts, at, strict=True)])
+        return ObservationBatch(images, torch.from_numpy(state), language)
+
+    obs = observe([obs_row for obs_row, _ in rows])
+    next_obs = observe([obs_row + more for (obs_row, _), more in zip(rows, follow, strict=True)]) if with_next else obs
+    chunk = np.concatenate([p.frames.action[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
+    is_pad = np.concatenate([p.frames.is_pad[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
+    return Batch(
+        obs=obs,
+        next_obs=next_obs,
+        has_next=torch.from_numpy(has_next if with_next else np.zeros_like(has_next)),
+        action=torch.from_numpy(np.ascontiguousarray(chunk[:, 0])),
+        chunk=torch.from_numpy(chunk),
+        is_pad=torch.from_numpy(is_pad),
+        episode=torch.from_numpy(episode),
+        frame=torch.from_numpy(table.first_step[segment] + step),
+    )
+
+
+def _take_images(table: Table, parts: list[Part], rows: list[Ints], pin: bool) -> torch.Tensor:
+    """uint8 [B, C, H, W, 3], copied once, by gathers that release the GIL."""
+    count = sum(row.size for row in rows)
+    out = torch.empty((count, len(CAMERAS), *table.image_size, 3), dtype=torch.uint8, pin_memory=pin)
+    view, start = out.numpy(), 0
+    for part, row in zip(parts, rows, strict=True):
+        # mode="clip" lets NumPy write into `out` directly; rows are in range by construction.
+        np.take(part.frames.images, row, axis=0, out=view[start : start + row.size], mode="clip")
+        start += row.size
+    return out

@@ -1,0 +1,171 @@
+"""Store + order -> batches, in one process: threads fetch and decode segments, array gathers assemble batches.
+
+Images stay encoded on disk and uint8 in memory; resizing and normalization run on the training device, in the model.
+
+Legend: B global batch, L lanes, M segments in a block, K chunk.
+"""
+
+from collections.abc import Generator, Iterator
+from typing import Final
+
+import numpy as np
+
+from statevla.config import DataConfig
+from statevla.data.batch import Batch
+from statevla.data.frames import Ints, Table, make_table
+from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
+from statevla.data.prefetch import BatchPlan, Blocks, Position, Rows, stream
+from stores.errors import UsageError
+from stores.reader import Store
+
+START: Final = Position(0, 0)
+
+PASS: Final = 4
+"""Purpose of the permutations of `pass_plans`, beside those of `statevla/data/order.py`."""
+
+
+def split_segments(store: Store, table: Table, split: str, *, with_next_only: bool) -> tuple[Ints, Ints]:
+    """Segments of a split and the transitions to take from each: int64 [segments] twice, none empty.
+
+    With `with_next_only` the last step of an episode without a successor observation is left out (phase 1).
+    Raises UsageError when the split is empty.
+    """
+    counts = np.minimum(table.steps, table.observations - 1) if with_next_only else table.steps
+    in_split = np.array([name == split for name in store.episode_columns["split"]], dtype=np.bool_)
+    chosen = np.flatnonzero(in_split[table.episode] & (counts > 0)).astype(np.int64)
+    if chosen.size == 0:
+        known = sorted({str(name) for name in store.episode_columns["split"]})
+        raise UsageError(f"{store.root}: no transitions in split {split!r}; the store has {', '.join(known)}")
+    return chosen, counts[chosen]
+
+
+class SegmentLoader:
+    """Endless training batches in the order of `statevla/data/order.py`, from any position, equal for any threads.
+
+    phase 1 uses transitions with a successor only, phase 2 every step (then `next_obs` is `obs`, `has_next` false).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        batch_size: int,
+        seed: int,
+        data: DataConfig,
+        chunk: int,
+        phase: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.store, self.data, self.phase = store, data, phase
+        self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
+        self.segments, counts = split_segments(store, self.table, split, with_next_only=phase == 1)
+        self.order = plan_order(
+            counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments
+        )
+        self.lanes = rank_lanes(self.order, rank, world)
+        self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches in every epoch."""
+        return self.order.batches
+
+    def state(self, position: Position) -> dict[str, int | str]:
+        """What to save with a checkpoint so that `batches` goes on from there."""
+        return {"epoch": position.epoch, "batch": position.batch, "manifest_hash": self.store.manifest_hash}
+
+    def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
+        """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
+        plans = training_plans(self.order, self.segments, self.lanes, start)
+        return stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.phase == 1)
+
+
+def training_plans(order: Order, segments: Ints, lanes: range, start: Position) -> Iterator[BatchPlan]:
+    """Plans of a rank's part of every global batch from `start` on; jumps there, reads nothing before."""
+    epoch, batch = start.epoch, start.batch
+    while True:
+        plans = [plan for plan in plan_epoch(order, epoch) if plan.lane in lanes]
+        held: dict[tuple[int, int], tuple[Ints, Ints]] = {}
+        for number in range(batch, order.batches):
+            needed = {(plan.lane, block): plan for plan in plans for block in lane_blocks(order, plan, number)}
+            held = {
+                key: held[key] if key in held else block_transitions(order, epoch, plan, key[1])
+                for key, plan in needed.items()
+            }
+            rows = []
+            for (lane, block), plan in needed.items():
+                segment, step = held[lane, block]
+                begin = int(plan.first[block])
+                cut = slice(max(number * order.share - begin, 0), (number + 1) * order.share - begin)
+                members = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
+                rows.append(Rows((epoch, lane, block), segments[members], segments[segment[cut]], step[cut]))
+            last = number + 1 == order.batches
+            yield BatchPlan(Position(epoch + 1, 0) if last else Position(epoch, number + 1), tuple(rows))
+        epoch, batch = epoch + 1, 0
+
+
+def pass_plans(
+    segments: Ints, counts: Ints, batch_size: int, block_segments: int, mixed: bool = False
+) -> Iterator[BatchPlan]:
+    """Plans of one pass over all transitions in store order; the last batch may be smaller.
+
+    `mixed`: in one fixed shuffled order instead, segments first, then transitions inside each block.
+    """
+    if mixed:
+        order = permutation(segments.size, 0, 0, PASS)
+        segments, counts = segments[order], counts[order]
+    owner = np.repeat(np.arange(segments.size), counts)
+    step = np.arange(owner.size, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+    if mixed:
+        order = permutation(owner.size, 0, 1, PASS)
+        order = order[np.argsort(owner[order] // block_segments, kind="stable")]
+        owner, step = owner[order], step[order]
+    for number, start in enumerate(range(0, owner.size, batch_size)):
+        mine, steps = owner[start : start + batch_size], step[start : start + batch_size]
+        block = mine // block_segments
+        rows = []
+        for name in np.unique(block).tolist():
+            members = segments[name * block_segments : (name + 1) * block_segments]
+            chosen = block == name
+            rows.append(Rows((0, 0, int(name)), members, segments[mine[chosen]], steps[chosen]))
+        yield BatchPlan(Position(0, number + 1), tuple(rows))
+
+
+class SplitReader:
+    """Passes over a split; keeps decoded frames between passes when they fit in ``data.cache_gib``.
+
+    In store order, or `mixed` in one fixed shuffled order, so that losses over a batch's statistics mean something.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        batch_size: int,
+        chunk: int,
+        data: DataConfig,
+        *,
+        phase: int = 2,
+        seed: int = 0,
+        mixed: bool = False,
+    ) -> None:
+        self.batch_size, self.data, self.phase, self.mixed = batch_size, data, phase, mixed
+        self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
+        self.segments, self.counts = split_segments(store, self.table, split, with_next_only=phase == 1)
+        self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+
+    def batches(self) -> Iterator[Batch]:
+        """Every transition exactly once; the last batch may be smaller."""
+        size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
+        plans = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
+        for _, batch in stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.phase == 1):
+            yield batch
+
+
+def iterate_once(
+    store: Store, split: str, batch_size: int, chunk: int, data: DataConfig | None = None, *, phase: int = 2
+) -> Iterator[Batch]:
+    """Every step of a split exactly once, in store order (phase 1: those with a successor, and `next_obs` filled)."""
+    return SplitReader(store, split, batch_size, chunk, data or DataConfig(), phase=phase).batches()

@@ -1,0 +1,1 @@
+"""A trained policy: observation in, action chunk out, and how chunks are executed."""

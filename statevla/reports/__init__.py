@@ -1,0 +1,1 @@
+"""Pages, charts and films from plain rows and pictures; knows no evaluator."""

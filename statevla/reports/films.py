@@ -1,0 +1,127 @@
+"""Rollouts as animated GIFs: both cameras enlarged, with the instruction, the gripper and the outcome drawn in."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from statevla.observation import Observation
+from stores.disk import durable
+from stores.errors import UsageError
+from stores.schema import CONTROL_HZ
+
+FINGER_OPEN: Final = 0.05
+"""Finger position that is drawn as fully open [m]: the tabletop gripper's; LIBERO's opens to 0.04."""
+
+GAP: Final = 6
+FOOT: Final = 40
+INK: Final = (232, 236, 241)
+DIM: Final = (150, 160, 172)
+GROUND: Final = (24, 28, 34)
+OUTCOME_COLOURS: Final = {"success": (74, 200, 120), "failure": (232, 112, 92), "error": (232, 190, 80)}
+PALETTE: Final = 128
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What was seen in one rollout, first observation to last. outcome: ``success``, ``failure`` or ``error``."""
+
+    observations: tuple[Observation, ...]
+    outcome: str
+
+
+def write_gif(path: Path, clip: Clip, side: int = 224, stride: int = 2) -> None:
+    """Write ``clip`` as a GIF that plays in real time and rests on its last frame.
+
+    Args:
+        side: pixels of each camera's picture in the GIF.
+        stride: keep every n-th observation (the last one always).
+    """
+    with durable.atomic(path) as file:
+        file.write(gif_bytes(clip, side, stride))
+
+
+def gif_bytes(clip: Clip, side: int = 224, stride: int = 2) -> bytes:
+    """`write_gif`, in memory. Raises UsageError on a clip without observations."""
+    if not clip.observations:
+        raise UsageError("video: the clip holds no observations")
+    kept = kept_frames(len(clip.observations), stride)
+    frames = [_draw(clip, index, side) for index in kept]
+    palette = _palette(frames)
+    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [1000 * stride // CONTROL_HZ] * len(frames)
+    durations[-1] = 1500
+    buffer = io.BytesIO()
+    indexed[0].save(
+        buffer, format="GIF", save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=False
+    )
+    return buffer.getvalue()
+
+
+def kept_frames(count: int, stride: int) -> list[int]:
+    """Every ``stride``-th index of ``count``, and the last."""
+    kept = list(range(0, count, stride))
+    return kept if kept[-1] == count - 1 else [*kept, count - 1]
+
+
+def png_bytes(images: NDArray[np.uint8], side: int = 224) -> bytes:
+    """Both cameras of one observation, uint8 [C, H, W, 3], side by side as a PNG."""
+    canvas = Image.new("RGB", (len(images) * side + GAP * (len(images) - 1), side), GROUND)
+    _paste(canvas, images, side)
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _paste(canvas: Image.Image, images: NDArray[np.uint8], side: int) -> None:
+    for number, picture in enumerate(images):
+        enlarged = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+        canvas.paste(enlarged, (number * (side + GAP), 0))
+
+
+def _draw(clip: Clip, index: int, side: int) -> Image.Image:
+    seen = clip.observations[index]
+    width = len(seen.images) * side + GAP * (len(seen.images) - 1)
+    canvas = Image.new("RGB", (width, side + FOOT), GROUND)
+    _paste(canvas, seen.images, side)
+    draw = ImageDraw.Draw(canvas)
+    text, small = ImageFont.load_default(13), ImageFont.load_default(11)
+    draw.text((8, side + 4), seen.instruction, INK, text)
+    last = index == len(clip.observations) - 1
+    status = clip.outcome if last else f"{index / CONTROL_HZ:4.1f} s"
+    colour = OUTCOME_COLOURS.get(clip.outcome, INK) if last else DIM
+    draw.text((8, side + 22), status, colour, small)
+    _draw_gripper(draw, float(seen.robot_state[7]), width, side, small)
+    if last:
+        draw.rectangle((0, 0, width - 1, side + FOOT - 1), outline=colour, width=3)
+    return canvas
+
+
+def _draw_gripper(
+    draw: ImageDraw.ImageDraw, finger: float, width: int, side: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> None:
+    """Two fingers as far apart as the real ones, relative to an open gripper."""
+    opening = min(max(finger / FINGER_OPEN, 0.0), 1.0)
+    centre, top = width - 36, side + 23
+    draw.text((width - 112, side + 22), "gripper", DIM, font)
+    half = 4 + round(18 * opening)
+    draw.line((centre - 24, top + 12, centre + 24, top + 12), DIM)
+    for x in (centre - half, centre + half):
+        draw.rectangle((x - 2, top, x + 2, top + 11), INK)
+
+
+def _palette(frames: list[Image.Image]) -> Image.Image:
+    """One palette for the whole clip, so that still parts do not flicker: from the first, middle and last frame.
+
+    Every third pixel is enough to find the colours, and a ninth of the work.
+    """
+    width, height = frames[0].size[0] // 3, frames[0].size[1] // 3
+    picks = [frames[i].resize((width, height), Image.Resampling.NEAREST) for i in (0, len(frames) // 2, -1)]
+    sheet = Image.new("RGB", (width, height * len(picks)))
+    for number, frame in enumerate(picks):
+        sheet.paste(frame, (0, number * height))
+    return sheet.quantize(PALETTE, method=Image.Quantize.MEDIANCUT, kmeans=2)

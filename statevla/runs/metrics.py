@@ -1,0 +1,47 @@
+"""Loss curves of a run as one picture, from its JSONL metrics."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from stores.disk.durable import write_bytes
+
+IGNORED = ("step", "epoch", "kind", "lr", "samples_per_s", "seconds")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics file, in order; empty when there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def plot_losses(metrics: Path, picture: Path, title: str) -> None:
+    """Draw every quantity of `metrics` over optimizer steps, training as a line, validation as points."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_metrics(metrics)
+    names = [name for name in dict.fromkeys(key for record in records for key in record) if name not in IGNORED]
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        for kind, style in (("train", "-"), ("val", ".")):
+            points = [(r["step"], r[name]) for r in records if r["kind"] == kind and name in r]
+            if points:
+                axis.plot(*zip(*points, strict=True), style, linewidth=1, markersize=4, label=kind)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("optimizer step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    write_bytes(picture, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""State encoders and policies that can be trained, one file each."""

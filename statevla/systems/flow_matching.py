@@ -1,0 +1,119 @@
+"""Phase 2: frozen state encoder, flow-matching policy for the pose, classifier for the gripper.
+
+Legend: B batch, N tokens, D width, K chunk.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from statevla.config import Config
+from statevla.data.batch import Batch, ObservationBatch
+from statevla.models.encoder import Encoded, StateEncoder
+from statevla.models.flow import FlowPolicy, interpolate, velocity_target
+from statevla.models.gripper import GripperClassifier, command, is_closing
+from statevla.models.losses import LossParts, masked_bce, masked_mse
+from statevla.models.standardize import Standardize
+from stores.schema import POSE_DIMS
+from stores.statistics import Normalization
+
+
+class FlowNoise(NamedTuple):
+    """Everything random in one loss. sigma: uniform on [0, 1). epsilon: standard normal."""
+
+    sigma: Float[Tensor, " B"]
+    epsilon: Float[Tensor, "B K 6"]
+
+
+class Acted(NamedTuple):
+    """What a policy wants to do. chunk: action units, pose not clipped, gripper -1 or +1.
+    closing: probability to close the gripper, where the policy tells one."""
+
+    chunk: Float[Tensor, "B K 7"]
+    closing: Float[Tensor, "B K"] | None
+
+
+def draw_noise(rows: int, chunk: int, generator: torch.Generator, device: torch.device) -> FlowNoise:
+    """Drawn on the generator's device, moved to `device`: a CPU generator gives the same numbers to every device.
+
+    The caller owns the generator; its state is all that a resumed run needs.
+    """
+    sigma = torch.rand(rows, generator=generator, device=generator.device)
+    epsilon = torch.randn(rows, chunk, POSE_DIMS, generator=generator, device=generator.device)
+    return FlowNoise(sigma.to(device), epsilon.to(device))
+
+
+class PolicyModel(nn.Module):
+    """encoder (the one given, frozen here), flow, gripper.
+
+    Its state dict is a whole policy: statistics too, the vision backbone not.
+    """
+
+    def __init__(self, config: Config, encoder: StateEncoder, statistics: Normalization | None = None) -> None:
+        super().__init__()
+        self.config = config.model
+        self.gripper_weight = config.training.phase2.gripper_weight
+        self.encoder = encoder.requires_grad_(False)
+        self.flow = FlowPolicy(config.model)
+        self.gripper = GripperClassifier(config.model)
+        self.standardize_action = Standardize("action", statistics)
+
+    @torch.no_grad()
+    def encode(self, obs: ObservationBatch) -> Encoded:
+        """The frozen state; tokens are empty [B 0 D] where the policy does not look at them."""
+        return self.encode_tokens(self.encoder.tokenizer(obs))
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: Float[Tensor, "B N D"]) -> Encoded:
+        """`encode` from the tokenizer's tokens on."""
+        if self.config.policy_context == "z+tokens":
+            return self.encoder.encode(tokens)
+        z = self.encoder.encode_state(tokens)
+        return Encoded(z, z.new_empty(len(z), 0, z.shape[1]))
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> LossParts:
+        """`loss`, under the name that wrappers such as DistributedDataParallel call."""
+        return self.loss(batch, generator)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> LossParts:
+        """Flow MSE + weighted gripper BCE over the steps that are not padding."""
+        return self.loss_of_state(self.encode(batch.obs), batch.chunk, batch.is_pad, generator)
+
+    def loss_of_state(
+        self,
+        encoded: Encoded,
+        chunk: Float[Tensor, "B K 7"],
+        is_pad: Bool[Tensor, "B K"],
+        generator: torch.Generator,
+    ) -> LossParts:
+        """The same from states already made. Parts: ``flow``, ``gripper`` (unweighted), ``gripper_accuracy``."""
+        keep = ~is_pad
+        clean = self.standardize_action(chunk)[..., :POSE_DIMS]
+        noise = draw_noise(len(chunk), chunk.shape[1], generator, chunk.device)
+        noisy = interpolate(clean, noise.epsilon, noise.sigma)
+        velocity = self.flow(noisy, noise.sigma, encoded.z, encoded.tokens)
+        logits = self.gripper(encoded.z, encoded.tokens)
+        closing = is_closing(chunk[..., POSE_DIMS])
+        flow_loss = masked_mse(velocity, velocity_target(clean, noise.epsilon), keep)
+        gripper_loss = masked_bce(logits, closing, keep)
+        steps = keep.sum()
+        right = ((is_closing(logits) == closing) & keep).sum() / steps.clamp(min=1)
+        parts = {"flow": flow_loss.detach(), "gripper": gripper_loss.detach(), "gripper_accuracy": right}
+        return LossParts(flow_loss + self.gripper_weight * gripper_loss, parts, steps.float())
+
+    @torch.no_grad()
+    def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K 7"]:
+        """One action chunk an observation, with nothing prepared; `acting.Actor` is the quick way to the same."""
+        noise = draw_noise(len(obs.robot_state), self.config.action_seq_len, generator, obs.robot_state.device).epsilon
+        return self.sample(self.encode(obs), noise, self.flow.level_tokens(self.config.euler_steps)).chunk
+
+    @torch.no_grad()
+    def sample(self, encoded: Encoded, noise: Float[Tensor, "B K 6"], levels: Float[Tensor, "S D"]) -> Acted:
+        """Chunks from states, starting noise and `FlowPolicy.level_tokens`."""
+        z, tokens = encoded
+        pose = self.flow.sample(noise, z, tokens, levels)
+        logits = self.gripper(z, tokens).float()
+        standardized = torch.cat([pose, command(logits).unsqueeze(-1)], dim=-1)
+        return Acted(self.standardize_action.inverse(standardized), torch.sigmoid(logits))

@@ -1,0 +1,180 @@
+"""Reading bytes by name from a folder or from any fsspec URL. Nothing here writes (`stores.cloud.conditional` does).
+
+A name is a path below the root with ``/``. No handle is kept open between calls.
+"""
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+from stores.errors import StateVLAError, StoreCorrupt, StoreError, StoreMissing
+
+PIECE: Final = 1 << 18
+"""Bytes read at once when hashing: small enough to stay in the processor's cache."""
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """What readers need. `root` is for messages and equality; `lists` tells whether `sizes` can be asked."""
+
+    root: str
+    lists: bool
+
+    def read(self, name: str) -> bytes:
+        """The whole object. Raises StoreMissing."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`. Raises StoreMissing, or StoreCorrupt when the object is shorter."""
+
+    def pieces(self, name: str) -> Iterator[bytes | memoryview]:
+        """The whole object in pieces of bounded size, for hashing: each is gone with the next. Raises StoreMissing."""
+
+    def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
+        """Bytes of every object below the root, but for those in the top-level folders `skip`."""
+
+
+class LocalStorage:
+    """A folder on a local (or mounted) file system; `pread` on a handle opened per call."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root, self.lists = str(root), True
+
+    def read(self, name: str) -> bytes:
+        with named_errors(self.root, name):
+            return Path(self.root, name).read_bytes()
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        with named_errors(self.root, name):
+            descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(descriptor, size, offset)
+                while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+                    data += more  # one pread returns at most 2 GiB
+            finally:
+                os.close(descriptor)
+        return _exact(data, self.root, name, offset, size)
+
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        # One buffer for all pieces: it stays in the processor's cache, and no memory is asked for on the way.
+        buffer = memoryview(bytearray(PIECE))
+        with named_errors(self.root, name), Path(self.root, name).open("rb", buffering=0) as handle:
+            while count := handle.readinto(buffer):
+                yield buffer[:count]
+
+    def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
+        found: dict[str, int] = {}
+        folders = [""]
+        while folders:
+            prefix = folders.pop()
+            with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(self.root, prefix)) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        found[prefix + entry.name] = entry.stat(follow_symlinks=False).st_size
+                    elif prefix or entry.name not in skip:
+                        folders.append(f"{prefix}{entry.name}/")
+        return found
+
+
+class RemoteStorage:
+    """Any file system of fsspec: ``memory://``, ``s3://``, ``gs://``, ``https://`` … by byte ranges.
+
+    files, path: fsspec's file system, and the prefix in it.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        import fsspec
+
+        self.root = url.rstrip("/")
+        self.lists = not self.root.startswith(("http://", "https://"))
+        with named_errors(self.root, "the file system of this URL"):
+            self.files, self.path = fsspec.core.url_to_fs(self.root, **options)
+
+    def read(self, name: str) -> bytes:
+        with named_errors(self.root, name):
+            return bytes(self.files.cat_file(f"{self.path}/{name}"))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        with named_errors(self.root, name):
+            data = bytes(self.files.cat_file(f"{self.path}/{name}", start=offset, end=offset + size))
+        return _exact(data, self.root, name, offset, size)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        with (
+            named_errors(self.root, name),
+            self.files.open(f"{self.path}/{name}", "rb", block_size=8 * PIECE) as handle,
+        ):
+            while piece := handle.read(PIECE):
+                yield piece
+
+    def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
+        base = self.path.rstrip("/") + "/"
+        with named_errors(self.root, "the list of objects"):
+            self.files.invalidate_cache()
+            found = self._find_but(skip, base) if skip else self.files.find(self.path, detail=True)
+        return {path.removeprefix(base): int(info["size"]) for path, info in found.items()}
+
+    def _find_but(self, skip: Collection[str], base: str) -> dict[str, Any]:
+        """`find`, one folder at a time, without going into those of `skip`: they may hold a thousand times as much."""
+        found: dict[str, Any] = {}
+        for info in self.files.ls(self.path, detail=True):
+            name = info["name"].rstrip("/").removeprefix(base)
+            if info["type"] != "directory":
+                found[info["name"]] = info
+            elif name not in skip:
+                found |= self.files.find(base + name, detail=True)
+        return found
+
+
+HINTS: Final = {
+    "NoCredentialsError": "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "PartialCredentialsError": "only part of the credentials was found: set both AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY",
+    "PermissionError": "the credentials do not allow it",
+    "EndpointConnectionError": "the endpoint does not answer",
+    "ImportError": "the package for this kind of URL is not installed (s3://: pip install s3fs)",
+}
+"""What errors of file systems mean, by the name of their type."""
+
+
+@contextlib.contextmanager
+def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
+    """Turn whatever a file system raises into a StoreError that names the object.
+
+    All exceptions, because every fsspec backend has its own (no credentials, no bucket, no network).
+    """
+    try:
+        yield
+    except StateVLAError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if "bucket" in str(error).lower():
+            raise StoreMissing(f"{root}: there is no such bucket: {error}") from error
+        raise StoreMissing(
+            f"{root}: {name} is missing; run `statevla verify {root}` to see what else is, then ingest again"
+        ) from error
+    except Exception as error:
+        hint = HINTS.get(type(error).__name__)
+        reason = f"{hint} ({error})" if hint else f"{type(error).__name__}: {error}"
+        raise StoreError(f"{root}: {name} cannot be {done}: {reason}") from error
+
+
+def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
+    """A path or URL -> Storage (one that is given is returned). `options` go to fsspec."""
+    if isinstance(root, Path):
+        return LocalStorage(root)
+    if isinstance(root, str):
+        if root.startswith("file://"):
+            return LocalStorage(root.removeprefix("file://"))
+        return RemoteStorage(root, **options) if "://" in root else LocalStorage(root)
+    return root
+
+
+def _exact(data: bytes, root: str, name: str, offset: int, size: int) -> bytes:
+    if len(data) != size:
+        raise StoreCorrupt(
+            f"{root}: {name} is too short: expected {size} bytes at {offset}, got {len(data)}; "
+            f"run `statevla verify {root}`"
+        )
+    return data

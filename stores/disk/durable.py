@@ -1,0 +1,375 @@
+"""The only door to the disk: every byte of a store, checkpoint or report is written here.
+
+A file appears under its name complete or not at all, and stays after a power loss: content goes to a temporary name
+(``.tmp-…``) in the same folder, is fsynced, renamed, and the folder fsynced. A folder is committed the same way. What a
+killed writer left behind is removed by the next writer, under the lock (`lock`, `clean`).
+
+Every operation that changes the disk is announced *before* it happens (`stores.disk.seam`); crash tests enumerate the
+operations and kill, tear or refuse each of them.
+
+``STATEVLA_UNSAFE_NO_FSYNC=1`` (or `unsafe_without_fsync`) skips every fsync. It exists for one purpose: to measure in
+the ingest benchmark what durability costs. A store written so may be lost in a power loss.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from stores.disk import sync
+from stores.disk.exchange import exchange
+from stores.disk.seam import Operation as Operation
+from stores.disk.seam import announce
+from stores.disk.seam import set_hook as set_hook
+from stores.disk.sync import NO_FSYNC as NO_FSYNC
+from stores.disk.sync import unsafe_without_fsync as unsafe_without_fsync
+from stores.errors import StoreLocked
+
+TEMP_PREFIX: Final = ".tmp-"
+OLD_PREFIX: Final = ".old-"
+LOCK_NAME: Final = ".lock"
+
+
+def fsync_dir(path: Path | str) -> None:
+    """Make the names in folder `path` (creations, renames, removals) survive a power loss."""
+    fsync_dirs([path])
+
+
+def fsync_dirs(paths: Iterable[Path | str]) -> None:
+    """`fsync_dir` of many folders at once; inside `Together`, at its end."""
+    group = sync.current()
+    if group is None:
+        sync.sync_all(map(Path, paths), "fsync_dir")
+    else:
+        for path in paths:
+            group.add_folder(Path(path))
+
+
+def make_dir(path: Path | str) -> None:
+    """Create folder `path` and its parents, each durably. No error when it is there."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    make_dir(path.parent)
+    announce("mkdir", path)
+    path.mkdir(exist_ok=True)
+    fsync_dir(path.parent)
+
+
+def temp_name(final: Path) -> Path:
+    """A fresh temporary name beside `final`, recognised by `clean`."""
+    return final.with_name(f"{TEMP_PREFIX}{os.urandom(6).hex()}-{final.name[:120]}")
+
+
+class Writer:
+    """Append-only, unbuffered handle of a file that is being written; hand it large pieces."""
+
+    def __init__(self, path: Path, handle: BinaryIO) -> None:
+        self.path = path
+        self.bytes = 0
+        self._started = 0
+        self._handle = handle
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append all of `data`."""
+        announce("write", self.path, None, self._handle, data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._handle.write(rest) :]
+        self.bytes += len(data)
+        if self.bytes - self._started >= sync.EARLY:
+            sync.start_writing_out(self._handle.fileno(), self._started, self.bytes - self._started)
+            self._started = self.bytes
+        return len(data)
+
+    def hurry(self) -> None:
+        """Ask the disk to start on the end of a large file too: its fsync comes later, with others'."""
+        if self._started:
+            sync.start_writing_out(self._handle.fileno(), self._started, self.bytes - self._started)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.bytes
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str, durable_name: bool = True) -> Iterator[Writer]:
+    """Write `path` whole or not at all: yields a `Writer`; on a clean exit the file is durable under its name.
+
+    Parents are created. On an exception the temporary is removed and `path` is what it was. durable_name: False leaves
+    it to the caller to make the name durable (`fsync_dir`); the content is. Inside `sync.Together`: both, at its sync.
+    """
+    path = Path(path)
+    group = sync.current()
+    make_dir(path.parent)
+    temp = temp_name(path)
+    try:
+        announce("create", temp)
+        with temp.open("xb", buffering=0) as handle:
+            writer = Writer(temp, handle)
+            yield writer
+            if group is None:
+                announce("fsync", temp)
+                sync.sync_handle(handle.fileno())
+            else:
+                writer.hurry()
+        announce("rename", temp, path)
+        temp.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+    if group is not None:
+        group.add_file(path)
+    elif durable_name:
+        fsync_dir(path.parent)
+
+
+def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
+    """Write `data` as the whole content of `path`, atomically and durably."""
+    with atomic(path) as writer:
+        writer.write(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def json_bytes(value: Any) -> bytes:
+    """The one JSON form on disk: sorted keys, indent 1, UTF-8, final newline. Raises ValueError on NaN or infinity."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """`write_bytes` of `json_bytes(value)`."""
+    write_bytes(path, json_bytes(value))
+
+
+def remove(path: Path | str) -> None:
+    """Remove a file or a folder with all it holds, durably. No error when it is not there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        announce("remove_tree", path)
+        shutil.rmtree(path)
+    elif path.is_symlink() or path.exists():
+        announce("remove", path)
+        path.unlink()
+    else:
+        return
+    fsync_dir(path.parent)
+
+
+@contextlib.contextmanager
+def staging_file(final: Path | str) -> Iterator[Path]:
+    """Yields a temporary path for a library that insists on writing its file itself (HDF5); on a clean exit that file
+    becomes `final`, durably. On an exception it is removed.
+    """
+    final = Path(final)
+    make_dir(final.parent)
+    temp = temp_name(final)
+    try:
+        yield temp
+        sync.sync_all([temp], "fsync")
+        announce("rename", temp, final)
+        temp.replace(final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+    fsync_dir(final.parent)
+
+
+def rename(path: Path | str, final: Path | str) -> None:
+    """Give the file `path` the name `final` in the same folder, atomically and durably; its content is durable already,
+    or, inside `sync.Together`, at its sync.
+    """
+    path, final = Path(path), Path(final)
+    announce("rename", path, final)
+    path.replace(final)
+    group = sync.current()
+    if group is None:
+        fsync_dir(final.parent)
+    else:
+        group.add_file(final)
+
+
+@contextlib.contextmanager
+def staging_dir(final: Path | str) -> Iterator[Path]:
+    """Build folder `final` under a temporary name; on a clean exit it replaces `final` whole and durably.
+
+    For libraries that insist on writing files themselves. On an exception the temporary is removed.
+    """
+    final = Path(final)
+    make_dir(final.parent)
+    temp = temp_name(final)
+    try:
+        announce("mkdir", temp)
+        temp.mkdir()
+        yield temp
+        replace_dir(temp, final)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+
+
+def replace_dir(temp: Path | str, final: Path | str) -> None:
+    """Make folder `temp` durable and give it the name `final`; an old `final` is replaced in one atomic exchange.
+
+    Where the file system has no exchange, the old folder is set aside as ``.old-<name>`` for a moment; `clean` puts it
+    back if the writer dies in that moment.
+    """
+    temp, final = Path(temp), Path(final)
+    group = sync.current()
+    for folder, _, names in os.walk(temp, topdown=False):
+        for path in (Path(folder, name) for name in sorted(names)):
+            sync.sync_all([path], "fsync") if group is None else group.add_file(path)
+        fsync_dir(folder)
+    if group is not None:
+        group.moved(temp, final)
+    if not final.exists():
+        announce("rename", temp, final)
+        temp.rename(final)
+    elif exchange(temp, final):
+        fsync_dir(final.parent)
+        remove(temp)
+    else:
+        aside = final.with_name(OLD_PREFIX + final.name)
+        remove(aside)
+        announce("rename", final, aside)
+        final.rename(aside)
+        announce("rename", temp, final)
+        temp.rename(final)
+        fsync_dir(final.parent)
+        remove(aside)
+    fsync_dir(final.parent)
+
+
+def clean(root: Path | str) -> list[Path]:
+    """Remove what interrupted writers left anywhere below `root`; returns the paths removed. Call it under `lock`."""
+    removed: list[Path] = []
+    for folder, folders, files in os.walk(Path(root)):
+        for name in sorted(folders):
+            if name.startswith(OLD_PREFIX):
+                aside, final = Path(folder, name), Path(folder, name.removeprefix(OLD_PREFIX))
+                if final.exists():
+                    remove(aside)
+                    removed.append(aside)
+                else:
+                    announce("rename", aside, final)
+                    aside.rename(final)
+                    fsync_dir(folder)
+        for name in sorted(folders + files):
+            if name.startswith(TEMP_PREFIX):
+                remove(Path(folder, name))
+                removed.append(Path(folder, name))
+        folders[:] = [name for name in folders if not name.startswith((TEMP_PREFIX, OLD_PREFIX))]
+    return removed
+
+
+@contextlib.contextmanager
+def lock(root: Path | str, holder: str) -> Iterator[None]:
+    """Be the only writer of `root` (created when absent); leftovers of dead writers are removed on entry.
+
+    `holder` says in words who writes, for the other's error. The kernel frees the lock when the holder dies.
+    Raises StoreLocked naming the holder.
+    """
+    root = Path(root)
+    make_dir(root)
+    path = root / LOCK_NAME
+    descriptor = _take_lock(path, root)
+    try:
+        who = {"holder": holder, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}
+        announce("truncate", path)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json_bytes(who), 0)
+        clean(root)
+        yield
+    finally:
+        try:
+            announce("remove", path)  # before the lock is freed, so that nobody waits on a removed file unknowingly
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _take_lock(path: Path, root: Path) -> int:
+    while True:
+        announce("create", path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = _holder(os.pread(descriptor, 65536, 0))
+            os.close(descriptor)
+            raise StoreLocked(f"{root} is being written by {who}; wait until it ends, or stop it") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # A holder that ended between our open and our flock has removed the file we locked: lock the new one.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _holder(text: bytes) -> str:
+    try:
+        who = json.loads(text)
+        return f"{who['holder']} (pid {who['pid']} on {who['host']}: {who['command']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process, which has not named itself yet"
+
+
+class LineLog:
+    """Append-only text log, one record a line (metrics as JSONL). A line torn by a crash is dropped on reopening.
+
+    Each line reaches the operating system at once (survives the process); `close` fsyncs (survives the machine).
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        make_dir(self.path.parent)
+        announce("create", self.path)
+        self._handle: BinaryIO = self.path.open("a+b", buffering=0)
+        self._handle.seek(0)
+        content = self._handle.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            announce("truncate", self.path)
+            self._handle.truncate(whole)
+
+    def append(self, line: str) -> None:
+        """Append one line. Raises ValueError when `line` holds a newline."""
+        if "\n" in line:
+            raise ValueError(f"{self.path}: a record is one line, got {line!r}")
+        Writer(self.path, self._handle).write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Make the log durable."""
+        if not self._handle.closed:
+            announce("fsync", self.path)
+            sync.sync_handle(self._handle.fileno())
+            self._handle.close()
+            fsync_dir(self.path.parent)
+
+    def __enter__(self) -> "LineLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def append_line(path: Path | str, line: str) -> None:
+    """Append one line durably; for a log that is written often, keep a `LineLog` open."""
+    with LineLog(path) as log:
+        log.append(line)

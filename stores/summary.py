@@ -1,0 +1,60 @@
+"""What is in a store, as one JSON-ready dict: the numbers that ``statevla inspect`` shows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stores.cloud.storage import Storage
+from stores.errors import StateVLAError
+from stores.reader import Store
+
+
+def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
+    """Counts, tasks, sources and configuration of the store at `root` (path or URL).
+
+    Raises StoreMissing when there is none, StoreCorrupt when its indexes are not as the manifest says.
+    """
+    store = Store.open(root)
+    manifest, columns = store.manifest, store.episode_columns
+    tasks: dict[str, dict[str, Any]] = {}
+    rows = zip(*(columns[name] for name in ("task", "instruction", "split", "frames")), strict=True)
+    for task, instruction, split, frames in rows:
+        entry = tasks.setdefault(
+            str(task), {"instruction": str(instruction), "episodes": 0, "frames": 0, "train": 0, "val": 0}
+        )
+        entry["episodes"] += 1
+        entry["frames"] += int(frames)
+        entry[str(split)] += 1
+    alignments = [str(name) for name in columns["alignment"]]
+    return {
+        **manifest.counts,
+        "store": store.root,
+        "suite": manifest.suite,
+        "manifest": store.manifest_hash,
+        "schema_version": manifest.schema_version,
+        "code_version": manifest.code_version,
+        "objects": len(manifest.objects),
+        "splits": manifest.splits,
+        "alignment": {name: alignments.count(name) for name in sorted(set(alignments))},
+        "language": manifest.config["language"],
+        "config": manifest.config,
+        "obs_spec": manifest.obs_spec,
+        "episode_frames": span([int(frames) for frames in columns["frames"]]),
+        "tasks": tasks,
+        "sources": list(manifest.sources),
+        "statistics": has_statistics(store),
+    }
+
+
+def span(values: Sequence[int]) -> dict[str, float]:
+    """Smallest, mean and largest."""
+    return {"min": min(values), "mean": sum(values) / len(values), "max": max(values)}
+
+
+def has_statistics(store: Store) -> bool:
+    """Whether the store holds sound statistics of exactly its content."""
+    try:
+        store.stats()
+    except StateVLAError:
+        return False
+    return True
