@@ -7,6 +7,7 @@ small batch size and replayed: one launch instead of some hundred, inputs and ou
 Legend: B batch, C cameras, H height, W width, D width of the model, K chunk, I instructions.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -35,7 +36,7 @@ class Scene(NamedTuple):
 
 
 class Actor:
-    """A policy prepared for acting. Its weights must not change afterwards.
+    """A policy prepared for acting. Its weights must not change afterwards. Threads may share it.
 
     Args:
         graphs: capture CUDA graphs, where the policy is on a GPU.
@@ -46,6 +47,7 @@ class Actor:
         self.device = next(model.parameters()).device
         self._graphs = graphs and self.device.type == "cuda"
         self._captured: dict[tuple[int, ...], Captured] = {}
+        self._lock = threading.Lock()
         with torch.inference_mode():
             self._levels = model.flow.level_tokens(model.config.euler_steps)
 
@@ -60,37 +62,58 @@ class Actor:
             if not self._graphs or len(scene.noise) > GRAPH_ROWS:
                 return self._decide(scene)
             shape = tuple(scene.images.shape)
-            if shape not in self._captured:
-                self._captured[shape] = Captured(self._decide, scene)
-            return self._captured[shape](scene)
+            with self._lock:  # a recording has one place for its inputs and one for its outputs
+                if shape not in self._captured:
+                    self._captured[shape] = Captured(self._decide, scene)
+                return self._captured[shape](scene)
 
     def _decide(self, scene: Scene) -> Acted:
         tokens = self.model.encoder.tokenizer.assemble(scene.language, scene.images, scene.robot_state)
         return self.model.sample(self.model.encode_tokens(tokens), scene.noise, self._levels)
 
 
-def capture(run: Callable[[], Acted]) -> tuple[Acted, Callable[[], None]]:
-    """Record what `run` launches as a CUDA graph: its outputs, and a call that computes them again in their place."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):  # kernels compile and libraries allocate: neither may happen while capturing
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        acted = run()
+def capture(run: Callable[[], Acted], device: torch.device) -> tuple[Acted, Callable[[], None]]:
+    """Record what `run` launches on `device` as a CUDA graph: its outputs, and a call that computes them again in their
+    place, after all that any thread asked of the call before.
+
+    Streams belong to a device: recorded on another than the current one, nothing would be, and the first outputs would
+    be returned for ever. Other threads (loaders, other actors) may allocate meanwhile; `thread_local` lets them.
+    """
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):  # kernels compile and libraries allocate: neither may happen while capturing
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            acted = run()
     return acted, graph.replay
 
 
 class Captured:
-    """`decide` on scenes of one shape: inputs are copied to a fixed place, the recording is replayed."""
+    """`decide` on scenes of one shape: inputs are copied to a fixed place, the recording is replayed.
+
+    Calls must not overlap; on a GPU, threads with streams of their own are put in line by an event.
+    """
 
     def __init__(self, decide: Callable[[Scene], Acted], example: Scene) -> None:
         self._scene = Scene(*(tensor.clone() for tensor in example))
-        self._acted, self._replay = capture(lambda: decide(self._scene))
+        self._device = example.noise.device
+        self._acted, self._replay = capture(lambda: decide(self._scene), self._device)
+        self._done = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, scene: Scene) -> Acted:
+        if self._done is None:
+            return self._run(scene)
+        with torch.cuda.device(self._device):
+            self._done.wait()
+            acted = self._run(scene)
+            self._done.record()
+        return acted
+
+    def _run(self, scene: Scene) -> Acted:
         for mine, new in zip(self._scene, scene, strict=True):
             mine.copy_(new, non_blocking=True)
         self._replay()

@@ -42,14 +42,14 @@ def measure(report: Report, device: str, quick: bool, sections: tuple[str, ...])
     if "scan" in sections:
         report.put("ceilings", partial(ceilings, device, quick))
         if gpu and "triton" in names:
-            tune(report)
+            tune(report, quick)
     if "graphs" in sections:
         for case in correct.GRAPH_CASES:
             report.put(f"graph is eager: {' '.join(case)}", partial(correct.graphs, device, preset, *case))
     if "acting" in sections:
-        for vision, dtype in acting.CASES:
-            run = partial(acting.acting, device, preset, vision, dtype, calls)
-            report.put(f"acting {vision} {dtype}", run)
+        for vision, kind in acting.CASES:
+            run = partial(acting.acting, device, preset, vision, kind, calls)
+            report.put(f"acting {vision} {kind}", run)
     if "training" in sections:
         for phase in (1, 2):
             for batch in batches:
@@ -66,27 +66,22 @@ def measure(report: Report, device: str, quick: bool, sections: tuple[str, ...])
         peers(report, device, preset, batches, steps, names)
 
 
-def tune(report: Report) -> None:
-    """The scan at every number of channels a program: right first, then timed."""
-    from statevla.models.kernels import triton_kernels
+def tune(report: Report, quick: bool) -> None:
+    """The scan with every tile it was tuned over: right first, then timed."""
+    from statevla.models.kernels.triton_kernels import Tile
 
-    right = set()
-    for channels in layers.CHANNELS:
-        triton_kernels.CHANNELS = channels
-        found = [
-            report.put(
-                f"correct: scan with {channels} channels a program, N {shape[3]}",
-                partial(correct.layer, "triton", torch.bfloat16, shape, "cuda"),
-            )
-            for shape in ((2, 37, 40, 16), (2, 37, 40, 64))
-        ]
-        if all("error" in each for each in found):
-            right.add(channels)
-    report.content["channels"] = layers.choose_channels(report, right)
-    report.put("scan, batch 256, 16 states", partial(layers.bare_scan, triton_kernels.CHANNELS, 256))
-    report.put(
-        "scan, batch 1024, 64 states, 12 steps", partial(layers.bare_scan, triton_kernels.CHANNELS, 1024, 64, 12)
-    )
+    report.content["tiles"] = {}
+    if not quick:
+        wide = (Tile(2, 4, 8), Tile(2, 2, 8), Tile(1, 1, 8), Tile(2, 4, 4))
+        few = (Tile(4, 1, 8), Tile(8, 1, 8), Tile(2, 1, 8), Tile(4, 1, 16))
+        back = (Tile(4, 4, 4), Tile(4, 4, 8), Tile(4, 2, 8), Tile(4, 4, 6))
+        layers.tune(report, "FORWARD", "forward_ms", 256, wide)
+        layers.tune(report, "FORWARD_FEW", "forward_ms", 1, few)
+        layers.tune(report, "BACKWARD", "backward_ms", 256, back)
+        layers.tune(report, "AGAIN", "backward_ms", 256, (Tile(2, 4, 8), Tile(2, 2, 8), Tile(1, 1, 8)))
+    for batch in (1, 64, 256):
+        report.put(f"scan, batch {batch}, 16 states", partial(layers.bare_scan, batch))
+    report.put("scan, batch 1024, 64 states, 12 steps", partial(layers.bare_scan, 1024, 64, layers.FLOW_LENGTH))
 
 
 def peers(report: Report, device: str, preset: str, batches: tuple[int, ...], steps: int, names: list[str]) -> None:

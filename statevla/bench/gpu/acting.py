@@ -16,7 +16,9 @@ def one_scene(policy: Policy, number: int) -> Scene:
     """The inputs of one call."""
     observation = scenes(policy)[number]
     batch = policy.observe([observation]).to(policy.device)
-    noise = draw_noise(1, policy.config.model.chunk, torch.Generator().manual_seed(number), policy.device).epsilon
+    noise = draw_noise(
+        1, policy.config.model.action_seq_len, torch.Generator().manual_seed(number), policy.device
+    ).epsilon
     return Scene(batch.images, batch.robot_state, policy.tokens[observation.instruction][None], noise)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from statevla.bench.gpu.acting import CASES, one_scene
 from statevla.bench.gpu.report import Wrong
 from statevla.bench.latency import Case, make_policy
-from statevla.policies.prepare import Actor
 from statevla.models.mamba import Mamba
+from statevla.policies.prepare import Actor
 
 SHAPES = ((2, 64, 64, 16), (3, 37, 24, 16), (1, 12, 48, 64), (2, 1, 16, 16))
 """B, L, D, N with a tail in every block, and one step."""

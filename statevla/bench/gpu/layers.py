@@ -4,18 +4,24 @@ Letters: B batch, L time steps, D width.
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from statevla.bench.gpu import correct
 from statevla.bench.gpu.report import Report
 from statevla.bench.gpu.timing import forget_peak, milliseconds, peak_gb
-from statevla.models.kernels import backends, ops
+from statevla.models.kernels import backends
+from statevla.models.kernels.inputs import Rows, ScanInputs, Sums
 from statevla.models.mamba import Mamba
 
+if TYPE_CHECKING:
+    from statevla.models.kernels.triton_kernels import Tile
+
 WIDTH, LENGTH, DEPTH, STATES = 256, 395, 12, 16
-CHANNELS = (8, 16, 32)
+FLOW_LENGTH = 12
+"""Tokens of the flow policy, whose layers have 64 states."""
 
 
 class Block(nn.Module):
@@ -84,46 +90,71 @@ def latency(backend: str, device: str) -> dict[str, Any]:
     return result
 
 
-def bare_scan(channels: int, batch: int, states: int = STATES, length: int = LENGTH) -> dict[str, Any]:
-    """The Triton scan alone in bfloat16 with `channels` a program, and the GB/s of the traffic it cannot avoid."""
+def bare_scan(batch: int, states: int = STATES, length: int = LENGTH) -> dict[str, Any]:
+    """The Triton scan alone in bfloat16: milliseconds, and of them the part that copying the traffic would take that
+    no scan can avoid (forward three in and one out; backward four in and three out) at `copy_gb_per_s`."""
     from statevla.models.kernels import triton_kernels
 
-    triton_kernels.CHANNELS = channels
-    inner = 2 * WIDTH
-    torch.manual_seed(0)
-    u, dt, z = (torch.randn(batch, length, inner, device="cuda").bfloat16() for _ in range(3))
-    b, c = (torch.randn(batch, length, states, device="cuda").bfloat16() for _ in range(2))
-    a = -torch.arange(1, states + 1, device="cuda", dtype=torch.float32).expand(inner, -1)
-    inputs = [u, dt, torch.full((inner,), -4.6, device="cuda"), a, b, c, torch.ones(inner, device="cuda"), z]
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    grad = torch.randn_like(u)
-
-    def forward() -> None:
-        with torch.no_grad():
-            ops.selective_scan(*inputs)
-
-    def both() -> None:
-        torch.autograd.grad(ops.selective_scan(*inputs)[0], inputs, grad)
-
-    forward_ms, both_ms = milliseconds(forward, 20), milliseconds(both, 20)
-    one = u.numel() * u.element_size()  # forward: three in, one out; backward: four in, three out
+    x, dout, rows, sums = scan_tensors(batch, states, length)
+    out, kept = torch.empty_like(x.u), x.u.new_empty(0, dtype=torch.float32)
+    forward_ms = milliseconds(lambda: triton_kernels.scan_forward(x, out, None, None, None), 20)
+    backward_ms = milliseconds(
+        lambda: triton_kernels.scan_backward(x, kept, dout, None, rows, sums, None, out),
+        20,
+    )
+    one = x.u.numel() * x.u.element_size() / 1e6
     return {
         "forward_ms": forward_ms,
-        "forward_backward_ms": both_ms,
-        "forward_gb_per_s": 4 * one / forward_ms / 1e6,
-        "forward_backward_gb_per_s": 11 * one / both_ms / 1e6,
+        "backward_ms": backward_ms,
+        "forward_gb_per_s": 4 * one / forward_ms,
+        "backward_gb_per_s": 7 * one / backward_ms,
     }
 
 
-def choose_channels(report: Report, right: set[int]) -> int:
-    """Time the bare scan with each number of channels that is right; the fastest is kept for all that follows."""
+def scan_tensors(batch: int, states: int, length: int) -> tuple[ScanInputs, Tensor, Rows, Sums]:
+    """Random inputs of the scan, an output's gradient, and empty places for all gradients, laid out as a layer has
+    them: z and dz are halves of wider rows, B and C parts of the projection."""
+    inner = 2 * WIDTH
+    torch.manual_seed(0)
+
+    def draw(width: int) -> Tensor:
+        return torch.randn(batch, length, width, device="cuda").bfloat16()
+
+    def state_rows(projected: Tensor) -> tuple[Tensor, Tensor]:
+        return projected[..., 16 : 16 + states], projected[..., 16 + states :]
+
+    a = -torch.arange(1, states + 1, device="cuda", dtype=torch.float32).expand(inner, -1).contiguous()
+    bias, d = torch.full((inner,), -4.6, device="cuda"), torch.ones(inner, device="cuda")
+    b, c = state_rows(draw(16 + 2 * states))
+    x = ScanInputs(draw(inner), draw(inner), bias, a, b, c, d, draw(2 * inner)[..., inner:])
+    rows = (draw(inner), draw(inner), draw(2 * inner)[..., inner:], *state_rows(draw(16 + 2 * states)))
+    return x, draw(inner), rows, (torch.empty_like(bias), torch.empty_like(a), torch.empty_like(d))
+
+
+def tile(kernel: str, choice: "Tile", states: int, batch: int, length: int) -> dict[str, Any]:
+    """One way to divide the scan's work: right first, then timed; it stays chosen.
+
+    Raises:
+        Wrong: it is not right.
+    """
     from statevla.models.kernels import triton_kernels
 
-    before = triton_kernels.CHANNELS
+    setattr(triton_kernels, kernel, choice)
+    found = correct.layer("triton", torch.bfloat16, (2, 37, WIDTH, states), "cuda")
+    return found | bare_scan(batch, states, length)
+
+
+def tune(report: Report, kernel: str, part: str, batch: int, choices: "tuple[Tile, ...]", states: int = STATES) -> None:
+    """Time `choices` for one kernel and keep the fastest for all that follows."""
+    from statevla.models.kernels import triton_kernels
+
+    before = getattr(triton_kernels, kernel)
+    length = LENGTH if states == STATES else FLOW_LENGTH
     timed = {}
-    for channels in sorted(right):
-        found = report.put(f"scan, batch 64, {channels} channels a program", partial(bare_scan, channels, 64))
-        if "forward_backward_ms" in found:
-            timed[channels] = found["forward_backward_ms"]
-    triton_kernels.CHANNELS = min(timed, key=lambda c: timed[c]) if timed else before
-    return triton_kernels.CHANNELS
+    for choice in choices:
+        name = f"tile {kernel}, {states} states, batch {batch}, {'x'.join(map(str, choice))}"
+        found = report.put(name, partial(tile, kernel, choice, states, batch, length))
+        if part in found:
+            timed[choice] = found[part]
+    setattr(triton_kernels, kernel, min(timed, key=lambda c: timed[c]) if timed else before)
+    report.content["tiles"][kernel] = getattr(triton_kernels, kernel)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statevla.data.batch import Batch, ObservationBatch
 from statevla.bench.gpu.timing import forget_peak, peak_gb, wait
-from statevla.policies.policy import build_policy
 from statevla.config import Config, load_config
-from statevla.systems.temporal_jepa import JepaModel
+from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.mamba import Mamba
 from statevla.models.optim import parameter_groups
+from statevla.policies.policy import build_policy
+from statevla.systems.temporal_jepa import JepaModel
 
 PICTURE = 128
 BATCHES = (32, 64, 128, 256)
@@ -53,7 +53,7 @@ def make_step(device: str, preset: str, phase: int, backend: str, batch: int) ->
     model: Any = JepaModel(config) if phase == 1 else build_policy(config, None, None)
     model = with_backend(model, backend).to(device)
     data = random_batch(batch, PICTURE, config)
-    data = pinned(data) if device == "cuda" else data
+    data = data.pin() if device == "cuda" else data
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     generator = torch.Generator().manual_seed(0)
@@ -110,7 +110,7 @@ def theirs(layer: Mamba) -> nn.Module:
 def random_batch(rows: int, size: int, config: Config) -> Batch:
     """Random transitions of canonical shapes, on the CPU."""
     g = torch.Generator().manual_seed(0)
-    steps = config.model.chunk
+    steps = config.model.action_seq_len
 
     def observe() -> ObservationBatch:
         images = torch.randint(0, 256, (rows, 2, size, size, 3), dtype=torch.uint8, generator=g)
@@ -128,13 +128,3 @@ def random_batch(rows: int, size: int, config: Config) -> Batch:
         episode=index,
         frame=index,
     )
-
-
-def pinned(batch: Batch) -> Batch:
-    """The same batch in page-locked memory, as the loader makes it."""
-
-    def pin(obs: ObservationBatch) -> ObservationBatch:
-        return ObservationBatch(obs.images.pin_memory(), obs.robot_state.pin_memory(), obs.language.pin_memory())
-
-    rest = (batch.has_next, batch.action, batch.chunk, batch.is_pad, batch.episode, batch.frame)
-    return Batch(pin(batch.obs), pin(batch.next_obs), *(tensor.pin_memory() for tensor in rest))

@@ -19,6 +19,7 @@ from statevla.models.kernels.inner_op import LIBRARY, define
 from statevla.models.kernels.inputs import Kernels, activation
 from statevla.models.kernels.ops import kernels_for, wants_gradient
 
+Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Ten = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -26,7 +27,7 @@ def forward(kernels: Kernels, x: Tensor, in_weight: Tensor, *rest: Tensor) -> Te
     """Output [B L D] of x [B L D]. `rest`: the seven parameters of `inner_op.forward`, then out_weight [D E]."""
     *parameters, out_weight = rest
     xz = _project(x, in_weight)
-    y = inner_op.forward(kernels, xz, *parameters, keep=False)[0]
+    y = inner_op.forward(kernels, xz, *_seven(parameters), keep=False)[0]
     return _project(y, out_weight)
 
 
@@ -40,13 +41,18 @@ def backward(kernels: Kernels, dy: Tensor, x: Tensor, in_weight: Tensor, *rest: 
     flat_dy = dy.reshape(-1, dy.shape[2])
     dout = torch.mm(flat_dy, out_weight.to(x.dtype)).view(u.shape)
     out, kept = torch.empty_like(u), xz.new_empty(0)
-    dxz, *gradients = inner_op.backward(kernels, dout, u, projected, dt, kept, xz, *parameters, out=out)
+    dxz, *gradients = inner_op.backward(kernels, dout, u, projected, dt, kept, xz, *_seven(parameters), out=out)
     dout_weight = torch.mm(flat_dy.t(), out.view(-1, out.shape[2]))
     flat = dxz.view(-1, dxz.shape[2])
     din_weight = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
     dx = torch.mm(flat, in_weight.to(x.dtype)).view(x.shape)
     g1, g2, g3, g4, g5, g6, g7 = gradients
     return dx, din_weight.to(in_weight.dtype), g1, g2, g3, g4, g5, g6, g7, dout_weight.to(out_weight.dtype)
+
+
+def _seven(parameters: list[Tensor]) -> Seven:
+    conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d = parameters
+    return conv_weight, conv_bias, x_weight, dt_weight, dt_bias, a_log, d
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def, attr-defined"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, attr-defined, assignment"
+# ruff: noqa: RUF005  (Triton does not unpack tuples)
 """The Triton programs of the causal depthwise convolution with its SiLU. `triton_kernels` starts them.
 
 Letters: B batch, L time steps, E channels, K taps; BE channels and BT steps of one program. An argument x comes with

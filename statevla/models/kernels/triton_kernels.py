@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 """Triton kernels of the convolution and the selective scan, for NVIDIA GPUs; compiled on first use, nothing to build.
 
 Letters: B batch, L time steps, E inner channels, N states a channel, K taps.
@@ -29,14 +30,14 @@ class Tile(NamedTuple):
     steps: int
 
 
-FORWARD = Tile(2, 4, 8)
+FORWARD = Tile(2, 2, 2)
 FORWARD_FEW = Tile(4, 1, 8)
 """Where a wider tile would leave most of the GPU idle: `FEW` channels or fewer, counted over all sequences."""
-AGAIN = Tile(2, 4, 8)
-BACKWARD = Tile(4, 4, 8)
+AGAIN = Tile(2, 2, 4)
+BACKWARD = Tile(4, 2, 4)
 FEW = 16384
 CONV_STEPS, CONV_CHANNELS, CONV_BACKWARD_CHANNELS = 16, 128, 64
-MOST_STATES, MOST_STATES_BACKWARD = 32, 8
+MOST_STATES, MOST_STATES_BACKWARD = 16, 8
 """States of a channel in one lane's registers."""
 
 
@@ -106,7 +107,8 @@ def scan_backward(
     db_parts, dc_parts = (new(blocks, batch, length, states) for _ in range(2))
     if x.u.numel():
         h0 = kept if kept.numel() else None
-        every = new(batch, triton.cdiv(length, back["STEPS"]), states, inner)
+        # In the activations' own precision: it is where a chunk of a few steps begins, for B's, C's and A's gradient.
+        every = x.u.new_empty(batch, triton.cdiv(length, back["STEPS"]), states, inner)
         delta, dy = new(*x.u.shape), torch.empty_like(x.u, memory_format=torch.contiguous_format)
         with torch.cuda.device_of(x.u):
             triton_scan.scan_forward[(batch, _blocks(again, inner))](

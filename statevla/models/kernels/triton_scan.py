@@ -1,4 +1,5 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def, attr-defined"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, attr-defined, assignment"
+# ruff: noqa: RUF005  (Triton does not unpack tuples)
 """The Triton programs of the selective scan. `triton_kernels` starts them.
 
 Letters: B batch, L time steps, E inner channels, N states a channel. An argument x comes with x_b and x_t, its strides
@@ -127,7 +128,7 @@ def scan_forward(
     for chunk in range(0, chunks):
         first = chunk * STEPS
         if BACK:
-            tl.store(kept + (batch * chunks + chunk) * N * E + n * E + e, h, mask=on)
+            tl.store(kept + (batch * chunks + chunk) * N * E + n * E + e, h.to(kept.dtype.element_ty), mask=on)
         us, dts, zs, douts = (), (), (), ()  # a chunk's inputs are asked for before the first is needed
         for i in tl.static_range(STEPS):
             on_t = e < _upto(E, first + i < L)
@@ -201,10 +202,13 @@ def scan_backward(
     bias_sum = tl.zeros((1, ER, NL, EL), dtype=tl.float32)
     skip_sum = tl.zeros((1, ER, NL, EL), dtype=tl.float32)
     chunks = tl.cdiv(L, STEPS)
+    kept += batch * chunks * N * E + n * E + e
+    h_next = tl.load(kept + (chunks - 1).to(tl.int64) * N * E, mask=on, other=0.0)
     for back in range(0, chunks):
         chunk = chunks - 1 - back
         first = chunk * STEPS
-        h = tl.load(kept + (batch * chunks + chunk) * N * E + n * E + e, mask=on, other=0.0)
+        h = h_next.to(tl.float32)
+        h_next = tl.load(kept + tl.maximum(chunk - 1, 0).to(tl.int64) * N * E, mask=on, other=0.0)
         hs, us, steps = (h,), (), ()
         for i in tl.static_range(STEPS):
             on_t = e < _upto(E, first + i < L)
