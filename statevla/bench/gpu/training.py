@@ -18,6 +18,7 @@ from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.mamba import Mamba
 from statevla.models.optim import parameter_groups
 from statevla.policies.policy import build_policy
+from statevla.systems.system import Objective
 from statevla.systems.temporal_jepa import JepaModel
 
 PICTURE = 128
@@ -50,24 +51,23 @@ def make_step(device: str, preset: str, phase: int, backend: str, batch: int) ->
     """One optimizer step of a fresh model, as the trainer takes it."""
     config = load_config(preset)
     torch.manual_seed(0)
-    model: Any = JepaModel(config) if phase == 1 else build_policy(config, None, None)
-    model = with_backend(model, backend).to(device)
+    model: Objective = JepaModel(config) if phase == 1 else build_policy(config, None, None)
+    with_backend(model, backend).to(device)
     data = random_batch(batch, PICTURE, config)
     data = data.pin() if device == "cuda" else data
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05, model.undecayed), lr=1e-4, fused=True)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     generator = torch.Generator().manual_seed(0)
 
     def step() -> None:
-        moved = data.to(torch.device(device))
+        noise = {name: value.to(device) for name, value in model.draw(batch, generator).items()}
         with torch.autocast(device, dtype=torch.bfloat16):
-            total = (model(moved) if phase == 1 else model(moved, generator)).total
+            total = model.loss(model(data.to(torch.device(device)), noise)).total
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0).item()  # the trainer waits here, too
         optimizer.step()
-        if phase == 1:
-            model.update_target(0.996)
+        model.after_step(0, 1)
 
     return step
 
