@@ -56,8 +56,13 @@ def test_what_fails_is_kept_and_the_rest_goes_on(tmp_path: Path) -> None:
 
 def test_nothing_starts_when_the_time_is_spent(tmp_path: Path) -> None:
     report = Report(tmp_path / "gpu.json", -1.0, {})
-    called = []
-    report.put("late", lambda: {"ms": called.append(1)})
+    called: list[int] = []
+
+    def late() -> dict[str, object]:
+        called.append(1)
+        return {}
+
+    report.put("late", late)
     assert not called
     assert "left_out" in report.items["late"]
     assert report.failed == []

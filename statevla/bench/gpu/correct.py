@@ -65,7 +65,7 @@ def graphs(device: str, preset: str, vision: str, dtype: str, context: str) -> d
 
     def difference(number: int) -> float:
         stream = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):  # type: ignore[arg-type]  # None: as it is
+        with torch.cuda.stream(stream):  # None: the current one
             got = policy.actor.act(seen[number]).chunk
             return (got - wanted[number])[..., :6].abs().max().item()
 
