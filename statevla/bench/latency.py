@@ -25,9 +25,10 @@ from statevla.encoders.siglip import Preprocessing, SiglipBackbone
 from statevla.models.flow import euler, sampling_times
 from statevla.models.mamba import Mamba
 from statevla.observation import Observation, ObsSpec
+from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.policy import Policy, build_policy, ready
 from statevla.policies.prepare import torch_dtype
-from statevla.systems.flow_matching import PolicyModel, draw_noise
+from statevla.systems.flow_matching import PolicyModel
 from stores.errors import UsageError
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
 
@@ -116,7 +117,7 @@ def measure(case: Case, device: str, calls: int | None) -> dict[str, Any]:
     seen = scenes(policy)
 
     def ours(number: int) -> None:
-        policy.act([seen[number % SCENES]], seed=number)
+        policy.act([seen[number % SCENES]], [Draw(number)]).chunk.numpy()
 
     for number in range(WARM_UPS):
         ours(number)
@@ -236,9 +237,7 @@ def without_gradients(run: Callable[[int], object]) -> Callable[[int], None]:
 def plain(policy: Policy, observation: Observation, seed: int) -> Tensor:
     """Actions [1, K, 7] with the whole velocity network run anew in every step, nothing prepared."""
     model, obs = policy.model, policy.observe([observation]).to(policy.device)
-    noise = draw_noise(
-        1, policy.config.model.action_seq_len, torch.Generator().manual_seed(seed), policy.device
-    ).epsilon
+    noise = normal_rows([Draw(seed)], model.noise_shape).to(policy.device)
     z, tokens = model.encode(obs)
     times = sampling_times(policy.config.model.euler_steps).to(policy.device)
     pose = euler(lambda x, sigma: model.flow(x, sigma.expand(len(x)), z, tokens).float(), noise, times)

@@ -65,23 +65,39 @@ def find_encoder(store_hash: str, run: Path | None = None, root: Path = RUNS) ->
     return fitting[0]
 
 
-def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:
-    """`checkpoint`, else checkpoint_best (without validation episodes checkpoint_latest) of the only phase-2 run.
+def find_policy(
+    checkpoint: Path | None = None, root: Path = RUNS, *, store: Path | str | None = None, stores: Path = STORES
+) -> Path:
+    """The policy that is meant: a checkpoint folder, that of a run folder, or without either the latest one.
 
-    Raises UsageError when there is none, or several runs have one.
+    Of a run: checkpoint_best, without validation episodes checkpoint_latest. The latest: of all runs below `root` that
+    were trained on `store` (None: on the only store below `stores`, where there is one), the one written last; controls
+    with shuffled instructions are never meant. Raises UsageError when there is none.
     """
     if checkpoint is not None:
-        read_state(checkpoint)
-        return checkpoint
-    found = []
-    for run in find_runs(2, root):
-        names = [name for name in (BEST, LATEST) if (phase_folder(run, 2) / name / STATE).is_file()]
-        found += [phase_folder(run, 2) / names[0]] if names else []
-    if not found:
-        raise UsageError(f"no phase-2 checkpoint below {root}/; run `statevla train --phase 2` first")
-    if len(found) > 1:
-        raise UsageError(f"several policies below {root}/: {_list(found)}; name one with --checkpoint")
-    return found[0]
+        found = None if (checkpoint / STATE).is_file() else policy_in(checkpoint)
+        read_state(found or checkpoint)
+        return found or checkpoint
+    known = [Path(store)] if store is not None else [path.parent for path in stores.glob(f"*/{MANIFEST}")]
+    wanted = manifest_hash(str(store) if store is not None else known[0]) if len(known) == 1 else None
+    fitting = []
+    for path in filter(None, map(policy_in, find_runs(2, root))):
+        state = read_state(path)
+        if not state.config["data"]["shuffle_instructions"] and wanted in (None, state.manifest_hash):
+            fitting.append(((path / STATE).stat().st_mtime_ns, path))
+    if not fitting:
+        of = "" if wanted is None else f" of the store {known[0]}"
+        raise UsageError(
+            f"no phase-2 checkpoint{of} below {root}/; run `statevla train --phase 2` first, or name one with "
+            "--checkpoint"
+        )
+    return max(fitting)[1]
+
+
+def policy_in(run: Path) -> Path | None:
+    """The policy of a run folder, where it has one."""
+    found = (phase_folder(run, 2) / name for name in (BEST, LATEST))
+    return next((path for path in found if (path / STATE).is_file()), None)
 
 
 def find_runs(phase: int, root: Path = RUNS) -> list[Path]:
@@ -93,6 +109,11 @@ def find_runs(phase: int, root: Path = RUNS) -> list[Path]:
 def phase_folder(run: Path, phase: int) -> Path:
     """Where a run keeps the checkpoints of a phase."""
     return run / "checkpoints" / PHASE_FOLDERS[phase]
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint folder belongs to; the folder itself where it was taken out of one."""
+    return checkpoint.parents[2] if checkpoint.parent.parent.name == "checkpoints" else checkpoint
 
 
 def plan_training(

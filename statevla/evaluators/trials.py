@@ -5,24 +5,27 @@ replay. A finished trial is one line of ``trials.jsonl``. Resuming runs what has
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from statevla.sims.libero import suites
+from statevla.sims.suites import Suite
+from statevla.sims.world import Task
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 
 Outcome = Literal["success", "failure", "error"]
-LOG = "trials.jsonl"
-RUN = "run.json"
+LOG: Final = "trials.jsonl"
+RUN: Final = "run.json"
+NUMBERS: Final = 2**32
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to run. start: index of the benchmark's initial state, or of the demonstration to replay."""
+    """One episode to run. start: number of the initial state, or of the demonstration to replay."""
 
-    task: suites.Task
+    task: Task
     start: int
 
     @property
@@ -30,21 +33,33 @@ class Trial:
         """What makes a trial the same in another run."""
         return self.task.name, self.start
 
+    @property
+    def number(self) -> int:
+        """Of its noise: the same for every policy, whatever else is tried."""
+        return self.task.index * NUMBERS + self.start
+
 
 @dataclass(frozen=True)
 class Record:
     """One finished trial.
 
-    steps: executed after settling. seconds: from reset to end, waiting for the policy included. message: what the
+    start: initial state or demonstration. seed: of the evaluation. outcome: ``success``, ``failure`` (out of steps) or
+    ``error`` (the simulator raised). steps: executed after settling. seconds: from reset to end, waiting for the policy
+    included. policy: its identity. actions: sha256 of all executed actions, float64, in order. message: what the
     simulator said, for an error. video: file below the output folder, or empty.
     """
 
+    suite: str
     task: str
     task_index: int
     start: int
+    seed: int
+    instruction: str
     outcome: Outcome
     steps: int
     seconds: float
+    policy: str
+    actions: str
     message: str = ""
     video: str = ""
 
@@ -56,12 +71,17 @@ class Record:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What must be the same for two trials to belong to one evaluation; kept as ``run.json``."""
+    """What must be the same for two trials to belong to one evaluation; kept as ``run.json``.
+
+    policy: its identity. The execution is flat: ``replan``, ``ensemble``, ``vote``, ``latency_steps``.
+    """
 
     suite: str
     policy: str
     replan: int | None
     ensemble: float | None
+    vote: bool
+    latency_steps: int
     max_steps: int
     settle_steps: int
     image_size: int
@@ -69,31 +89,29 @@ class RunDescription:
     versions: dict[str, str]
 
 
-def plan_trials(tasks: list[suites.Task], num_trials: int, first_init: int) -> list[Trial]:
-    """``num_trials`` trials of each task, from initial state ``first_init`` on.
+def plan_trials(suite: Suite, tasks: Sequence[Task], repetitions: int, first: int) -> list[Trial]:
+    """``repetitions`` trials of each task, from repetition ``first`` on.
 
     Raises:
-        UsageError: counts that are not positive, or more trials than the benchmark has initial states left.
+        UsageError: counts that are not positive, or more trials than a task has initial states left.
     """
-    if num_trials < 1 or first_init < 0:
-        raise UsageError(
-            f"expected num_trials of at least 1 and first_init of at least 0, got {num_trials} and {first_init}"
-        )
+    if repetitions < 1 or first < 0:
+        raise UsageError(f"expected num_trials of at least 1 and first_init of at least 0, got {repetitions}, {first}")
     for task in tasks:
-        available = len(suites.init_states(task))
-        if first_init + num_trials > available:
+        available = suite.available(task)
+        if available is not None and first + repetitions > available:
             raise UsageError(
-                f"task {task.name!r} has {available} initial states; {num_trials} trials from number {first_init} on "
-                f"need {first_init + num_trials}. Ask for at most {max(0, available - first_init)}"
+                f"task {task.name!r} has {available} initial states; {repetitions} trials from number {first} on "
+                f"need {first + repetitions}. Ask for at most {max(0, available - first)}"
             )
-    return [Trial(task, first_init + i) for task in tasks for i in range(num_trials)]
+    return [Trial(task, suite.number(task, first + i)) for task in tasks for i in range(repetitions)]
 
 
 def describe_run(out: Path, description: RunDescription) -> None:
     """Writes ``run.json``, or checks that the one there says the same.
 
     Raises:
-        UsageError: the folder holds trials of another evaluation; names the first difference.
+        UsageError: the folder holds trials of another evaluation; names every difference.
         StoreCorrupt: the folder's ``run.json`` cannot be read.
     """
     file = out / RUN
@@ -105,12 +123,17 @@ def describe_run(out: Path, description: RunDescription) -> None:
         present = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise StoreCorrupt(f"{file}: not JSON ({error}); remove {out} to evaluate anew") from error
-    for key in sorted({*wanted, *present}):
-        if wanted.get(key) != present.get(key):
-            raise UsageError(
-                f"{out} holds an evaluation with {key} = {present.get(key)!r}, this one has {wanted.get(key)!r}. "
-                "Choose another output folder, or remove that one"
-            )
+    if not isinstance(present, dict):
+        raise StoreCorrupt(f"{file}: expected an object, got {type(present).__name__}; remove {out} to evaluate anew")
+    different = [
+        f"{_told(key)} = {_short(present.get(key))}, this one has {_short(wanted.get(key))}"
+        for key in sorted({*wanted, *present})
+        if wanted.get(key) != present.get(key)
+    ]
+    if different:
+        raise UsageError(
+            f"{out} holds an evaluation with {'; '.join(different)}. Name another folder with --out, or remove that one"
+        )
 
 
 def load_records(out: Path) -> dict[tuple[str, int], Record]:
@@ -141,3 +164,12 @@ def unfinished(trials: list[Trial], records: dict[tuple[str, int], Record]) -> l
 def record_line(record: Record) -> str:
     """One line of the log."""
     return json.dumps(asdict(record), sort_keys=True)
+
+
+def _told(key: str) -> str:
+    return "policy (weights, options, precision, sampling steps, ObsSpec)" if key == "policy" else key
+
+
+def _short(value: object) -> str:
+    """A hash by its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)

@@ -1,24 +1,26 @@
 """Evaluation in LIBERO with simulators that are not: outcomes, errors, resume, batches, what is asked of a policy."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from statevla.evaluators.libero import ExpertControl, ReplayDemo, ReplayDemos, evaluate_libero
-from statevla.evaluators.libero import evaluate as evaluate_module
-from statevla.evaluators.libero import runner as runner_module
-from statevla.evaluators.libero.trials import LOG, load_records
+from statevla.evaluators.evaluate import evaluate
+from statevla.evaluators.trials import LOG, load_records
 from statevla.observation import Observation, ObsSpec
-from statevla.policies.execution import ChunkBuffer
-from statevla.sims.libero import paths, suites
+from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos
+from statevla.policies.execution import Execution
+from statevla.policies.noise import Draw, normal_rows
+from statevla.sims.libero import paths, suites, worker
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, Run, RunExpert
+from statevla.systems.acting import Acted
 from stores.errors import ObsSpecMismatch, StateVLAError, StoreCorrupt, UsageError
 
 SIZE = 16
@@ -44,6 +46,8 @@ class World:
     requests: list[Request] = field(default_factory=list)
     alive: int = 0
     most_alive: int = 0
+    order: Callable[[list[Any]], list[Any]] = field(default=lambda simulators: simulators)
+    """Which of the simulators that were asked have answered, as a busy machine would decide."""
 
 
 class FakeSimulator:
@@ -111,9 +115,9 @@ class FakeSimulator:
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     fresh = World()
     monkeypatch.setattr(FakeSimulator, "world", fresh)
-    monkeypatch.setattr(runner_module, "Simulator", FakeSimulator)
-    monkeypatch.setattr(runner_module, "ready", lambda simulators, timeout: simulators)
-    monkeypatch.setattr(evaluate_module.paths, "prepare", lambda: Path())
+    monkeypatch.setattr(worker, "Simulator", FakeSimulator)
+    monkeypatch.setattr(worker, "ready", lambda simulators, timeout: fresh.order(simulators))
+    monkeypatch.setattr(paths, "prepare", lambda: Path())
     monkeypatch.setattr(paths, "installed_version", lambda package: "1")
     monkeypatch.setattr(suites, "tasks", lambda suite: TASKS)
     monkeypatch.setattr(suites, "init_states", lambda task: np.arange(INIT_STATES * 3.0).reshape(-1, 3) // 3)
@@ -128,17 +132,31 @@ class Pushes:
     value: float = 0.5
     obs_spec: ObsSpec = field(default_factory=lambda: ObsSpec((SIZE, SIZE)))
     language: dict[str, int] = field(default_factory=lambda: {t.instruction: 0 for t in TASKS})
-    batches: list[int] = field(default_factory=list)
+    identity: str = "a" * 64
+    chunk: int = 5
+    draws: list[Draw] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
-    def act(self, observations: list[Observation]) -> NDArray[np.float32]:
-        self.batches.append(len(observations))
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        self.draws += draws or []
         self.seen += [o.instruction for o in observations]
-        return np.full((len(observations), 5, 7), self.value, np.float32)
+        return Acted(torch.full((len(observations), self.chunk, 7), self.value), None)
+
+
+class Wanders(Pushes):
+    """Acts by its noise alone; nine of ten of its steps go forwards, so that trials are of different lengths."""
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        return Acted(normal_rows(draws or [], (self.chunk, 7)) + self.value, None)
 
 
 def run(policy: Any, out: Path, **options: Any) -> Any:
-    return evaluate_libero(policy, "libero_object", out=out, name="p", **({"num_trials": 3} | options))
+    return evaluate(policy, "libero_object", out=out, name="p", **({"num_trials": 3} | options))
+
+
+def told(results: Any) -> dict[tuple[str, int], tuple[str, int, str]]:
+    """Outcome, steps and actions of every trial."""
+    return {record.key: (record.outcome, record.steps, record.actions) for record in results.records}
 
 
 def test_outcomes_are_counted_by_task(world: World, tmp_path: Path) -> None:
@@ -200,16 +218,69 @@ def test_a_torn_line_is_no_trial_and_a_broken_one_is_an_error(world: World, tmp_
 
 
 def test_another_evaluation_does_not_resume_here(world: World, tmp_path: Path) -> None:
-    run(Pushes(), tmp_path, replan=2)
+    run(Pushes(), tmp_path, execution=Execution(2))
     with pytest.raises(UsageError, match="replan = 2, this one has 3"):
-        run(Pushes(), tmp_path, replan=3)
+        run(Pushes(), tmp_path, execution=Execution(3))
 
 
-def test_trials_that_wait_together_are_one_batch(world: World, tmp_path: Path) -> None:
-    policy = Pushes()
-    run(policy, tmp_path, workers=3)
-    assert max(policy.batches) == 3
+def test_a_policy_that_was_trained_on_is_another_policy(world: World, tmp_path: Path) -> None:
+    run(Pushes(), tmp_path)
+    with pytest.raises(UsageError, match=r"policy \(weights.*\) = aaaaaaaaaaaa…, this one has bbbbbbbbbbbb…"):
+        run(Pushes(identity="b" * 64), tmp_path)
+    with pytest.raises(UsageError, match="seed = 0, this one has 1"):
+        run(Pushes(), tmp_path, seed=1)
+    with pytest.raises(UsageError, match="latency_steps = 0, this one has 1; vote = False, this one has True"):
+        run(Pushes(), tmp_path, execution=Execution(vote=True, latency_steps=1))
+    again = Pushes()
+    assert run(again, tmp_path).trials == 6
+    assert again.seen == []
+
+
+def test_replayed_demonstrations_are_known_by_what_they_hold(world: World, tmp_path: Path) -> None:
+    demo = ReplayDemo("a file", np.array([7.0, 0, 0]), np.full((NEEDED, 7), 0.5))
+    moved = ReplayDemo("the same, elsewhere", demo.state.copy(), demo.actions.copy())
+    other = ReplayDemo("a file", demo.state, demo.actions * 0.9)
+    run(ReplayDemos({"task_0": (demo,)}), tmp_path)
+    world.requests.clear()
+    assert run(ReplayDemos({"task_0": (moved,)}), tmp_path).successes == 1
+    assert world.requests == []
+    with pytest.raises(UsageError, match="policy"):
+        run(ReplayDemos({"task_0": (other,)}), tmp_path)
+
+
+def test_trials_are_the_same_for_any_workers_and_timing(world: World, tmp_path: Path) -> None:
+    world.crash_at = {("task_1", 1): 1}
+    one = run(Wanders(0.3), tmp_path / "1", num_trials=5)
+    assert one.errors == 1
+    one = run(Wanders(0.3), tmp_path / "1", num_trials=5)  # the crashed trial again, by itself
+    assert len({(steps, actions) for _, steps, actions in told(one).values()}) == 10
+    world.order = lambda simulators: simulators[-1:]
+    two = run(Wanders(0.3), tmp_path / "2", num_trials=5, workers=2)
+    world.order = lambda simulators: simulators[::-1]
+    three = run(Wanders(0.3), tmp_path / "3", num_trials=5, workers=3)
     assert world.most_alive == 3
+    assert told(one) == told(two) == told(three)
+    second = run(Wanders(0.3), tmp_path / "4", num_trials=5, seed=1)
+    assert not set(told(second).values()) & set(told(one).values())
+
+
+def test_a_draw_is_of_its_trial_and_call(world: World, tmp_path: Path) -> None:
+    policy = Pushes()
+    run(policy, tmp_path, workers=2, seed=7, execution=Execution(5))
+    assert len(set(policy.draws)) == len(policy.draws) == 6 * 3  # twelve steps in chunks of five
+    assert {draw.seed for draw in policy.draws} == {7}
+    assert {draw.call for draw in policy.draws} == {0, 1, 2}
+    assert len({draw.trial for draw in policy.draws}) == 6
+
+
+def test_without_any_finished_trial_the_reason_is_told(world: World, tmp_path: Path) -> None:
+    world.crash_at = {(t.name, start): 1 for t in TASKS for start in range(INIT_STATES)}
+    with pytest.raises(SimulatorFailed, match=r"the first 3 trials .*signal 11.*statevla doctor"):
+        run(Pushes(), tmp_path / "many", num_trials=5)
+    world.crash_at = {("task_0", 0): 1}
+    with pytest.raises(SimulatorFailed, match=r"no trial finished.*signal 11.*statevla doctor"):
+        run(Pushes(), tmp_path / "one", tasks="0", num_trials=1)
+    assert "signal 11" in (tmp_path / "one" / "index.html").read_text()
 
 
 def test_simulators_that_do_not_start_end_the_evaluation(world: World, tmp_path: Path) -> None:
@@ -236,7 +307,8 @@ def test_actions_that_are_not_finite_are_refused(world: World, tmp_path: Path, v
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_trials": 0}, {"num_trials": INIT_STATES + 1}, {"workers": 0}, {"replan": 6}, {"tasks": "7"}]
+    "options",
+    [{"num_trials": 0}, {"num_trials": INIT_STATES + 1}, {"workers": 0}, {"execution": Execution(6)}, {"tasks": "7"}],
 )
 def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -268,27 +340,3 @@ def test_chosen_trials_are_filmed(world: World, tmp_path: Path) -> None:
     assert [(r.task, r.start) for r in filmed] == [("task_0", 0), ("task_1", 0)]
     assert all((tmp_path / r.video).read_bytes()[:6] == b"GIF89a" for r in filmed)
     assert filmed[0].video in (tmp_path / "index.html").read_text()
-
-
-def test_chunks_without_ensembling_are_executed_as_far_as_planned() -> None:
-    buffer = ChunkBuffer(replan=2, ensemble=None)
-    first, second = (np.arange(35, dtype=np.float32).reshape(5, 7) + k for k in (0, 100))
-    np.testing.assert_array_equal(buffer.add(first), first[:2])
-    np.testing.assert_array_equal(buffer.add(second), second[:2])
-    with pytest.raises(UsageError, match="at most the policy's chunk of 5"):
-        ChunkBuffer(replan=6, ensemble=None).add(first)
-
-
-def test_ensembling_is_the_weighted_mean_of_what_was_predicted_for_a_step() -> None:
-    coefficient, rng = 0.3, np.random.default_rng(0)
-    buffer = ChunkBuffer(replan=1, ensemble=coefficient)
-    chunks = rng.normal(size=(8, 4, 7)).astype(np.float32)
-    for now in range(8):
-        action = buffer.add(chunks[now])[0]
-        made_at = [t for t in range(now + 1) if now - t < 4]  # oldest first
-        weights = [np.exp(-coefficient * i) for i in range(len(made_at))]
-        expected = sum(w * chunks[t][now - t].astype(np.float64) for w, t in zip(weights, made_at, strict=True))
-        expected = expected / sum(weights)
-        np.testing.assert_allclose(action[:6], expected[:6], rtol=1e-12)
-        if len(made_at) > 1:
-            assert action[6] == (1.0 if expected[6] > 0 else -1.0)
