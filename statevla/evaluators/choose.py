@@ -8,8 +8,9 @@ from statevla.evaluators.runner import Policy
 from statevla.observation import ObsSpec
 from statevla.policies.controls import ExpertControl, ReplayDemos, ZeroPolicy
 from statevla.policies.policy import Policy as TrainedPolicy
-from statevla.runs.folder import find_policy, run_of
+from statevla.runs.layout import RUNS, evaluation
 from statevla.sims.suites import find_suite
+from statevla.systems.find import find_policy
 from stores.errors import UsageError
 
 POLICIES: Final = ("checkpoint", "replay-demos", "expert", "zero")
@@ -56,7 +57,7 @@ def choose_policy(
         path = find_policy(checkpoint)
         trained = TrainedPolicy.load(path, device, precision, euler_steps)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
-        return ChosenPolicy(trained, name, _out(run_of(path) / "eval", suite, trained.identity))
+        return ChosenPolicy(trained, name, evaluation(path, _folder(suite, trained.identity)))
     control: Policy
     if kind == "expert":
         control = ExpertControl(seed)
@@ -66,8 +67,8 @@ def choose_policy(
         control = demos
     else:
         raise UsageError("replay-demos: no demonstrations were given")
-    return ChosenPolicy(control, kind, _out(Path("runs") / "controls" / kind, suite, control.identity))
+    return ChosenPolicy(control, kind, RUNS / "controls" / kind / _folder(suite, control.identity))
 
 
-def _out(folder: Path, suite: str, identity: str) -> Path:
-    return folder / f"{suite}-{identity[:SHOWN]}"
+def _folder(suite: str, identity: str) -> str:
+    return f"{suite}-{identity[:SHOWN]}"

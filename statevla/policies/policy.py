@@ -13,31 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from statevla.config import Config, from_dict, replace
+from statevla.config import Config, replace
 from statevla.data.batch import ObservationBatch
-from statevla.encoders.siglip import SiglipBackbone
 from statevla.encoders.vision import load_backbone, require_identity
-from statevla.models.encoder import StateEncoder
 from statevla.models.standardize import Standardize
 from statevla.observation import Observation, ObsSpec, spec_of
 from statevla.policies.identity import identity_of, tensors_hash
 from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.prepare import Actor, choose_device, convert, torch_dtype
-from statevla.runs.files import (
-    LANGUAGE,
-    MODEL,
-    CheckpointState,
-    load_strict,
-    read_state,
-    read_tensors,
-    require_phase,
-)
-from statevla.systems.acting import Acted, Scene
-from statevla.systems.flow_matching import PolicyModel
+from statevla.runs.files import LANGUAGE, MODEL, CheckpointState, load_strict, read_state, read_tensors
+from statevla.systems.acting import Acted, PolicyNet, Scene
+from statevla.systems.system import Given, Objective
+from statevla.systems.table import config_of, find_system, require_kind
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
-from stores.statistics import Normalization
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +39,7 @@ class Policy:
     steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction.
     """
 
-    model: PolicyModel
+    model: PolicyNet
     config: Config
     obs_spec: ObsSpec
     manifest_hash: str
@@ -64,16 +54,16 @@ class Policy:
     def load(
         cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None
     ) -> "Policy":
-        """Read a phase-2 checkpoint folder, with every weight checked by name, shape and dtype.
+        """Read a policy's checkpoint folder, with every weight checked by name, shape and dtype.
 
         device: ``auto``, ``cpu`` or ``cuda``. dtype: what the large matrix products are computed in, float32 or
         bfloat16. euler_steps: of sampling, when not as configured in training. Raises StoreMissing, StoreCorrupt, or
-        UsageError for a phase-1 checkpoint.
+        UsageError for an encoder's.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
-        require_phase(state, 2, folder)
-        config = from_dict(state.config)
+        system = require_kind(state, "policy", folder)
+        config = config_of(state, folder)
         if euler_steps is not None:
             config = replace(config, {"model.euler_steps": euler_steps})
         precision = torch_dtype(dtype)
@@ -82,7 +72,7 @@ class Policy:
         if backbone is not None:
             backbone.to(where, precision)
         require_identity(backbone, state.backbone, str(folder))
-        model = build_policy(config, None, backbone)
+        model = system.build(config, Given(backbone=backbone))
         load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
         vectors = read_tensors(folder, state, LANGUAGE)["vectors"].numpy()
         if vectors.shape[0] != len(state.instructions):
@@ -94,18 +84,21 @@ class Policy:
         return ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
 
     @classmethod
-    def untrained(cls, config: Config, store: Store, device: str = "cpu", seed: int = 0) -> "Policy":
+    def untrained(
+        cls, config: Config, store: Store, device: str = "cpu", seed: int = 0, system: str = "flow_matching"
+    ) -> "Policy":
         """The same interface with random weights: the control that a trained policy must beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build_policy(config, store.stats(), load_backbone(config.model, device))
+            given = Given(store.stats(), load_backbone(config.model, device))
+            model = find_system(system).build(config, given)
         language = {text: store.language.vector(text) for text in store.manifest.instructions}
         spec = ObsSpec.from_dict(store.obs_spec)
         return ready(model, config, spec, store.manifest_hash, language, device, "untrained")
 
     def __repr__(self) -> str:
         height, width = self.obs_spec.image_size
-        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        weights = self.actor.parameters
         return (
             f"Policy({self.name!r}, {weights:,} parameters, chunks of {self.chunk}, {len(self.language)} instructions, "
             f"{height} x {width} px, on {self.device}, identity {self.identity[:12]})"
@@ -178,11 +171,6 @@ def check_observation(observation: Observation) -> None:
         raise ObsSpecMismatch(f"robot_state: expected finite numbers, got {state.tolist()}")
 
 
-def build_policy(config: Config, statistics: Normalization | None, backbone: SiglipBackbone | None) -> PolicyModel:
-    """Encoder and policy with fresh weights; without statistics, normalization is still to be loaded."""
-    return PolicyModel(config, StateEncoder(config.model, statistics, backbone), statistics)
-
-
 def identify(
     config: Config, spec: ObsSpec, dtype: str, weights: Mapping[str, Any], state: CheckpointState | None = None
 ) -> str:
@@ -191,6 +179,7 @@ def identify(
         {
             "weights": dict(weights),
             "model": config.to_dict()["model"],
+            "system": None if state is None else state.system,
             "backbone": None if state is None else state.backbone,
             "precision": dtype,
             "obs_spec": spec.to_dict(),
@@ -199,7 +188,7 @@ def identify(
 
 
 def ready(
-    model: PolicyModel,
+    model: Objective,
     config: Config,
     spec: ObsSpec,
     manifest_hash: str,
@@ -210,13 +199,16 @@ def ready(
     identity: str | None = None,
 ) -> Policy:
     """A policy of a model with its weights in; the model is changed in place. identity: None: from the weights."""
+    if not isinstance(model, PolicyNet):
+        raise UsageError(f"{name}: {type(model).__name__} does not act; expected a policy")
     where = choose_device(device)
     vectors = torch.from_numpy(np.asarray(list(language.values()), np.float32).reshape(-1, LANGUAGE_DIM))
     if identity is None:
         tensors = {**model.state_dict(), "language": vectors}
         learnt = {"tensors": tensors_hash(tensors), "instructions": [*language]}
         identity = identify(config, spec, str(dtype).removeprefix("torch."), learnt)
-    convert(model.to(where).eval().requires_grad_(False), dtype)
+    model.to(where).eval().requires_grad_(False)
+    convert(model, dtype)
     actor = Actor(model)
     conditions = dict(zip(language, actor.condition(vectors), strict=True))
     return Policy(model, config, spec, manifest_hash, language, where, name, identity, actor, conditions)

@@ -32,7 +32,9 @@ class Actor:
 
     def __init__(self, net: PolicyNet, *, graphs: bool = True) -> None:
         self.net = net
-        self.device = device_of(net)
+        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
+        self.device = weights[0].device if weights else torch.device("cpu")
+        self.parameters = sum(weight.numel() for weight in weights)
         self._graphs = graphs and self.device.type == "cuda"
         self._captured: dict[tuple[tuple[int, ...] | None, ...], Captured] = {}
 
@@ -101,13 +103,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: this torch finds no CUDA device; use auto or cpu")
     return device
-
-
-def device_of(net: PolicyNet) -> torch.device:
-    """Where a policy's weights are; the CPU for one without any."""
-    if isinstance(net, nn.Module):
-        return next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
-    return torch.device("cpu")
 
 
 def convert(net: PolicyNet, dtype: torch.dtype) -> None:
