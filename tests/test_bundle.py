@@ -103,7 +103,7 @@ def test_identity_tells_weights_precision_and_sampling_apart(run: Path, tmp_path
     others = [Policy.load(checkpoint(run), dtype="bfloat16"), Policy.load(checkpoint(run), euler_steps=2)]
     store = Store.open(run.parent / "store")
     others += [Policy.untrained(policy.config, store, seed=seed) for seed in (0, 1)]
-    train(2, micro_config("training.max_steps=3"), run.parent / "store", run, resume=True)
+    train("flow_matching", micro_config("training.max_steps=3"), run.parent / "store", run, resume=True)
     others.append(Policy.load(checkpoint(run)))
     assert len({policy.identity, *(other.identity for other in others)}) == 6
     assert Policy.untrained(policy.config, store).identity == others[2].identity
