@@ -16,8 +16,8 @@ from stores.errors import UsageError
 from stores.reader import Store
 
 ENCODER_KEYS = (
-    "vision", "vision_model", "vision_width", "image_size", "patch_size", "embed_dim", "encoder_depth", "d_state", "d_conv",
-    "expand",
+    "vision", "vision_model", "vision_width", "image_size", "patch_size", "embed_dim", "encoder_depth", "d_state",
+    "d_conv", "expand",
 )  # fmt: skip
 """Keys of ``model.*`` that fix the encoder's weights; both phases must agree on them."""
 

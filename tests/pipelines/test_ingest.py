@@ -180,7 +180,7 @@ def test_an_interrupted_ingest_is_no_store_and_resumes(
             raise KeyboardInterrupt
         return real(task)
 
-    monkeypatch.setattr(pipelines.ingest, "make_isolated", stop_at_second)
+    monkeypatch.setattr(pipelines.ingest.driver, "make_isolated", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "store")
     with pytest.raises(StoreMissing):

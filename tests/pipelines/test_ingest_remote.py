@@ -98,7 +98,7 @@ def test_killed_while_making_and_while_sending_it_goes_on(
 
     monkeypatch.setattr("stores.cloud.publish.THREADS", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.ingest, "make_here", make_one)
+        patch.setattr(pipelines.ingest.driver, "make_here", make_one)
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path / "work", url)
     assert RemoteStorage(url).sizes() == {}
@@ -150,7 +150,7 @@ def test_of_two_ingests_at_once_the_slower_is_refused(
             run(faster[0], tmp_path / "theirs", url)
         return ingest(*arguments, **options)
 
-    monkeypatch.setattr(pipelines.ingest_remote, "ingest", overtaken)
+    monkeypatch.setattr(pipelines.ingest.remote, "ingest", overtaken)
     with pytest.raises(StoreLocked, match="another store is there"):
         run(source, tmp_path / "work", url)
     assert_same_objects(url, faster[0], tmp_path / "local")

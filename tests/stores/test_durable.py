@@ -18,7 +18,7 @@ pytestmark = pytest.mark.crash
 
 HOLDER = """
 import sys
-from stores import durable
+from stores.disk import durable
 with durable.lock(sys.argv[1], "ingest of libero_object"):
     print("locked", flush=True)
     sys.stdin.read()

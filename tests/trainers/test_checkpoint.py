@@ -19,8 +19,8 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from statevla.trainers import checkpoint
-from stores import durable
+from statevla.runs import write as checkpoint
+from stores.disk import durable
 from tests.trainers.test_checkpoint import make_snapshot
 
 torch.set_num_threads(1)
