@@ -18,8 +18,8 @@ QUARANTINED = 3
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
 )
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
@@ -50,6 +50,23 @@ def main() -> None:
     except StateVLAError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from statevla import __version__
+
+        print(f"statevla {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _statevla(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation."""
 
 
 @app.command()
@@ -91,7 +108,9 @@ def ingest(
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
     replace: Replace = False,
-    language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
+    language: Annotated[
+        str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
+    ] = "clip",
     language_model: Annotated[
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
     ] = None,
