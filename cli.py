@@ -272,7 +272,7 @@ def eval_offline(
             progress=progress,
         )  # fmt: skip
     results.save(out if out is not None else path.parents[2] / "eval" / "offline")
-    report("Offline evaluation", results.to_dict(), as_json)
+    report("Offline evaluation", results.to_dict(), as_json, results.to_markdown())
 
 
 @eval_app.command("tabletop")
@@ -296,7 +296,7 @@ def eval_tabletop(
             Policy.load(path), episodes=episodes, seed=seed, replan=replan, videos=videos, progress=progress
         )
     results.save(out if out is not None else path.parents[2] / "eval" / "tabletop")
-    report("Tabletop", results.to_dict(), as_json)
+    report("Tabletop", results.to_dict(), as_json, results.to_markdown())
 
 
 @eval_app.command("libero")
