@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from statevla.console import print_json, print_table, report, show_progress
+from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
@@ -52,6 +53,9 @@ def main() -> None:
         sys.exit(2)
     except StateVLAError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {describe_trouble(error)}", file=sys.stderr)
         sys.exit(1)
 
 
