@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from statevla.console import print_json, print_table, report, show_progress
+from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
@@ -21,8 +22,8 @@ SIGNALLED = 128
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
 )
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
@@ -65,6 +66,26 @@ def main() -> None:
     except StateVLAError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"error: {describe_trouble(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from statevla import __version__
+
+        print(f"statevla {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _statevla(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation."""
 
 
 @app.command()
@@ -106,7 +127,9 @@ def ingest(
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
     replace: Replace = False,
-    language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
+    language: Annotated[
+        str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
+    ] = "clip",
     language_model: Annotated[
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
     ] = None,
@@ -298,7 +321,7 @@ def eval_offline(
             allow_other_store=allow_other_store, progress=progress,
         )  # fmt: skip
     results.save(folder)
-    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json)
+    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @eval_app.command("tabletop")

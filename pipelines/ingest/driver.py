@@ -133,12 +133,12 @@ def _ingest(
     isolated: bool, prune: bool,
 ) -> IngestSummary | IngestPreview:  # fmt: skip
     started = time.monotonic()
+    encoder = load_text_encoder(config.language, config.language_model)  # first: cheap to ask, and often not to be had
     if dry_run:
         return preview_ingest(config)
     plan = plan_ingest(config, isolated)
     if strict:
         refuse_quarantine(plan.refused)
-    encoder = load_text_encoder(config.language, config.language_model)
     require_own_folder(config.out)
     with durable.lock(config.out, f"statevla ingest {config.suite}"):
         return Ingest(config, plan, encoder, progress, strict, isolated, prune).run(workers, scheduler, started)
