@@ -28,7 +28,18 @@ from numpy.typing import NDArray
 
 from pipelines.ingest.plan import natural_key, task_of
 from pipelines.sources import hdf5, pulse
-from pipelines.sources.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
+from pipelines.sources.alignment import (
+    AFTER,
+    ARM_JOINTS,
+    BEFORE,
+    DETECT,
+    Fit,
+    arm_positions,
+    detect_alignment,
+    fit_columns,
+    fit_joints,
+    joint_layout,
+)
 from pipelines.sources.fingerprint import Seen
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
 from stores.errors import SourceError
@@ -264,22 +275,29 @@ def check_actions(actions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, seen: Seen) -> str:
-    """``after`` or ``before``: what the file shows, or what the user told where it does not show."""
+    """``after`` or ``before``: what the file shows, or what the user told where it does not show.
+
+    The joints are in ``states`` where ``model_file`` says; without it, in the columns that follow ``obs/joint_states``.
+    Raises SourceError where nothing shows it, and where the file shows otherwise than told.
+    """
     if told not in (DETECT, AFTER, BEFORE):
         raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
     try:
-        model = hdf5.text(demo, "model_file")
-        if model is None:
-            raise SourceError(
-                "alignment: no model_file, so joint positions cannot be found in states; where you know whether "
-                "observations were stored before or after their actions, pass --alignment after or --alignment before"
-            )
-        states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
-        found = detect_alignment(arm_positions(states, joint_layout(model)), joints)
+        fit = _fit(demo, joints, seen)
+        found = detect_alignment(fit)
     except SourceError:
         if told == DETECT:
             raise
         return told
     if told not in (DETECT, found):
-        raise SourceError(f"alignment: told {told!r}, but the joint positions of this file show {found!r}")
+        raise SourceError(f"alignment: told {told!r}, but this file shows {found!r}: {fit.text}")
     return found
+
+
+def _fit(demo: h5py.Group, joints: NDArray[np.float64], seen: Seen) -> Fit:
+    states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
+    model = hdf5.text(demo, "model_file")
+    layout = None if model is None else joint_layout(model)
+    if layout is None or not set(ARM_JOINTS) <= set(layout.address):  # another robot's names
+        return fit_columns(states, joints)
+    return fit_joints(arm_positions(states, layout), joints)

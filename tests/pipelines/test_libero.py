@@ -190,16 +190,26 @@ def test_num_samples_that_lies_is_refused(tmp_path: Path) -> None:
 
 
 def test_undetectable_alignment_needs_to_be_told(tmp_path: Path) -> None:
-    path = write(tmp_path, make_world(), model=None)
-    with pytest.raises(SourceError, match=r"no model_file.*--alignment"):
+    path = change(write(tmp_path, make_world(), model=None), replace("states", lambda a: a * 0))
+    with pytest.raises(SourceError, match=r"cannot tell.*--alignment"):
         read(path)
     assert len(read(path, "after")[0].action) == 39
     assert len(read(path, "before")[0].action) == 40
 
 
-def test_telling_against_the_evidence_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"told 'before'.*show 'after'"):
-        read(write(tmp_path, make_world()), "before")
+@pytest.mark.parametrize("alignment", ["after", "before"])
+def test_alignment_is_seen_without_a_model(tmp_path: Path, alignment: str) -> None:
+    world = make_world(2)
+    assert read(write(tmp_path, world, alignment, model=None))[0].alignment == alignment
+
+
+@pytest.mark.parametrize("model", [MODEL_XML, None])
+@pytest.mark.parametrize("alignment", ["after", "before"])
+def test_telling_against_the_evidence_is_refused(tmp_path: Path, alignment: str, model: str | None) -> None:
+    wrong = {"after": "before", "before": "after"}[alignment]
+    numbers = r"differ by [\d.e-]+ rad read as 'before', [\d.e-]+ rad read as 'after'"
+    with pytest.raises(SourceError, match=rf"told '{wrong}'.*shows '{alignment}'.*{numbers}"):
+        read(write(tmp_path, make_world(), alignment, model=model), wrong)
 
 
 def test_no_hdf5_and_truncated_hdf5(tmp_path: Path) -> None:
