@@ -104,7 +104,7 @@ class Fit:
         """``after`` or ``before``; None where neither fits, both do, or nothing moves."""
         better, worse = min(self.before, self.after), max(self.before, self.after)
         # Written so that NaN fails every comparison.
-        if self.motion >= MIN_MOTION and worse >= MIN_RATIO * better and self.motion >= MIN_RATIO * better:
+        if self.motion >= MIN_MOTION and worse > MIN_RATIO * better and self.motion >= MIN_RATIO * better:
             return BEFORE if self.before < self.after else AFTER
         return None
 

@@ -60,7 +60,9 @@ class CameraWatch:
         moving = self._step >= STEP_MOTION
         again = int((self._same[1:] & moving).sum())
         if again >= 3 and again >= REPEATED * moving.sum():
-            return (f"camera {self.camera} repeats pictures: {again} of {int(moving.sum())} steps with motion show none",)
+            return (
+                f"camera {self.camera} repeats pictures: {again} of {int(moving.sum())} steps with motion show none",
+            )
         return ()
 
     def _some(self, count: int, first: int) -> str:

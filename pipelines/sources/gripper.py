@@ -7,7 +7,7 @@ Legend: T observations of a canonical episode, A its actions (T or T - 1); comma
 and t + 1.
 
 Measured on 14 demonstrations of libero_object (2026-11-26): the fingers' changes follow the command's sign by -0.98 to
--0.85 of what they could (`Seen.toward` / `Seen.moved`), over 27 to 160 mm of finger motion.
+-0.85 of what they could (`Grip.toward` / `Grip.moved`), over 27 to 160 mm of finger motion.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ TOLERANCE: Final = 1e-3
 
 
 @dataclass(frozen=True)
-class Seen:
+class Grip:
     """What demonstrations show. low, high: least and largest command. toward: sum over steps of the command's sign,
     about the middle between both, times the change of the fingers' distance [m]; moved: sum of its absolute values.
     """
@@ -60,7 +60,7 @@ class Seen:
         return self.low > -TOLERANCE
 
 
-def see(command: NDArray[Any], fingers: NDArray[Any]) -> Seen:
+def see(command: NDArray[Any], fingers: NDArray[Any]) -> Grip:
     """command: [A]; fingers: [T, 2] positions [m], of a canonical episode."""
     low, high = float(command.min()), float(command.max())
     width = np.abs(fingers.astype(np.float64)).sum(axis=1)
@@ -68,17 +68,17 @@ def see(command: NDArray[Any], fingers: NDArray[Any]) -> Seen:
     change = np.diff(width)[:steps]
     change = np.where(np.abs(change) < NOISE, 0.0, change)
     if width.max(initial=0.0) > WIDEST:
-        return Seen(low, high, 0.0, 0.0)
+        return Grip(low, high, 0.0, 0.0)
     sign = np.sign(command[:steps].astype(np.float64) - (low + high) / 2)
-    return Seen(low, high, float((sign * change).sum()), float((np.abs(sign) * np.abs(change)).sum()))
+    return Grip(low, high, float((sign * change).sum()), float((np.abs(sign) * np.abs(change)).sum()))
 
 
-def pool(parts: Iterable[Seen]) -> Seen | None:
+def pool(parts: Iterable[Grip]) -> Grip | None:
     """Of all together; None of none."""
     found = list(parts)
     if not found:
         return None
-    return Seen(
+    return Grip(
         min(part.low for part in found),
         max(part.high for part in found),
         sum(part.toward for part in found),
@@ -105,7 +105,7 @@ class Reading:
         return f"{low} {'opens' if self.closes else 'closes'}, {high} {'closes' if self.closes else 'opens'}"
 
 
-def decide(mine: Seen, all_files: Seen, told: str, where: str) -> tuple[Reading, str | None]:
+def decide(mine: Grip, all_files: Grip, told: str, where: str) -> tuple[Reading, str | None]:
     """The reading of a file whose demonstrations show `mine`, among files that together show `all_files`; and a note
     where something was converted or assumed.
 

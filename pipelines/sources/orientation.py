@@ -91,7 +91,7 @@ def turned(mine: Sequence[Look], others: Sequence[Look], flip: Mapping[str, bool
 
 
 def _mean(looks: Sequence[Look], camera: str, flip: bool) -> NDArray[np.float64]:
-    bands = np.mean([look.bands[camera] for look in looks if camera in look.bands], axis=0)
+    bands: NDArray[np.float64] = np.mean([look.bands[camera] for look in looks if camera in look.bands], axis=0)
     return bands[::-1] if flip else bands
 
 

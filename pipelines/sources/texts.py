@@ -28,7 +28,7 @@ def clean_instruction(value: Any) -> str:
     text = " ".join(text.split())
     while len(text) > 1 and _quoted(text):
         text = text[1:-1].strip()
-    if not 0 < len(text.strip(QUOTES + " ")) or len(text) > INSTRUCTION_LIMIT:
+    if not text.strip(QUOTES + " ") or len(text) > INSTRUCTION_LIMIT:
         raise SourceError(f"{OF_FILES}: expected text, got {value!r:.80}")
     return text
 

@@ -101,8 +101,9 @@ def test_without_a_model_the_columns_that_follow_the_joints_tell(at: int) -> Non
 
 
 def test_without_a_model_columns_that_fit_both_readings_or_none_do_not_tell() -> None:
-    joints = make_world(4, steps=30).joints
+    joints = make_world(4, steps=31).joints
+    observed = joints[1:31]
     both = np.concatenate([states_around(joints[1:31], 3), states_around(joints[:30], 9)], axis=1)
     for states in (both, np.random.default_rng(3).normal(size=(30, 60)), np.zeros((30, 5))):
         with pytest.raises(SourceError, match="cannot tell"):
-            detect_alignment(fit_columns(states, joints[1:31]))
+            detect_alignment(fit_columns(states, observed))

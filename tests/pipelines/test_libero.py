@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipelines.sources.evidence import Told, weigh
 from pipelines.sources.hdf5 import open_hdf5, reporting
 from pipelines.sources.libero import Episode, inspect_file, read_demo
 from stores.errors import SourceError
@@ -69,7 +70,9 @@ def test_images_come_out_upright(tmp_path: Path) -> None:
 def test_missing_convention_is_opengl_and_said_so(tmp_path: Path) -> None:
     header = inspect_file(write(tmp_path, make_world(), convention=None))
     assert header.convention == "opengl"
-    assert any("macros_image_convention" in note for note in header.notes)
+    assert header.evidence.convention is None
+    notes = weigh({header.name: header.evidence}, [], Told()).notes
+    assert any("no macros_image_convention" in text and "--image-convention" in text for _, text in notes)
 
 
 def test_instruction_from_problem_info_else_from_the_name_and_reported(tmp_path: Path) -> None:
@@ -243,7 +246,8 @@ def test_compressed_chunk_that_was_altered(tmp_path: Path) -> None:
 def test_fewer_demos_than_declared_is_reported(tmp_path: Path) -> None:
     header = inspect_file(write(tmp_path, make_world(), declared=3))
     assert header.demos == ("demo_0",)
-    assert "declares 3, the file holds 1" in header.refused[0][1]
+    assert header.refused == ()
+    assert "declares 3, the file holds 1" in header.notes[0]
 
 
 def test_names_and_texts_that_are_not_utf8_are_refused_where_they_are(tmp_path: Path) -> None:
