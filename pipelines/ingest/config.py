@@ -133,7 +133,8 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
             continue
         refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in inspected[path.name].refused]
     texts = [header.instruction for header in inspected.values() if header.demos]
-    verdict = weigh({name: header.evidence for name, header in inspected.items()}, texts, config.told)
+    evidence = {name: header.evidence for name, header in inspected.items() if header.demos}
+    verdict = weigh(evidence, texts, config.told)
     refused += [{"file": name, "demo": "", "reason": why} for name, why in verdict.refused.items()]
     files = {name: header for name, header in inspected.items() if name not in verdict.refused}
     # The size of most demonstrations is the store's; the first in order where two are equally common.

@@ -348,7 +348,7 @@ class Ingest:
                     **sources[path.name],
                     "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
                     "episodes": sum(len(unit.ids) for unit in of_file),
-                    "image_convention": None if header is None else self.plan.facts[path.name].convention,
+                    "image_convention": _convention(self.plan.facts.get(path.name)),
                     "gripper": _gripper(self.plan.facts.get(path.name)),
                     "init_states": _init_states(of_file),
                     "notes": [*([] if header is None else header.notes), *_findings(of_file)],
@@ -393,6 +393,10 @@ def _copy_notes(units: Sequence[UnitFacts], split: dict[str, str]) -> list[str]:
         f"{', '.join(group)} are the same episode, and all in {split[group[0]]}; remove copies that you did not mean"
         for group in copies_of(units)
     ]
+
+
+def _convention(facts: Facts | None) -> str | None:
+    return None if facts is None else facts.convention
 
 
 def _gripper(facts: Facts | None) -> str | None:

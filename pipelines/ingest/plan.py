@@ -81,7 +81,7 @@ def is_source(path: Path) -> bool:
 
 
 def stem_of(file: str) -> str:
-    """What names the file's units and episodes: without ``.hdf5``, but with another suffix: ``a.h5`` is another file."""
+    """What names the file's units and episodes: without ``.hdf5``, but with any other suffix."""
     return file.removesuffix(SUFFIX)
 
 

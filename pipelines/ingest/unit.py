@@ -219,8 +219,8 @@ def refused_unit(unit: Unit, reason: str) -> dict[str, Any]:
 
 
 def encode_episode(episode: Episode, settings: UnitSettings) -> tuple[dict[str, list[bytes]], list[str]]:
-    """Camera -> encoded bytes of its T frames; and what is wrong with cameras (`CameraWatch`). A whole episode before any
-    of it is written: a frame that cannot be read must not leave half an episode in the shard.
+    """Camera -> encoded bytes of its T frames; and what is wrong with cameras (`CameraWatch`). A whole episode before
+    any of it is written: a frame that cannot be read must not leave half an episode in the shard.
 
     Raises SourceError on unreadable frames and on an image size that is not the store's.
     """

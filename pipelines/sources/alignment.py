@@ -165,8 +165,8 @@ def detect_alignment(fit: Fit) -> str:
     if found is None:
         raise SourceError(
             f"alignment: cannot tell whether observations were stored before or after their actions: {fit.text}; "
-            f"expected a factor of {MIN_RATIO:g} between them and at least {MIN_MOTION:g} rad of motion. Where you know "
-            "which it is, pass --alignment after or --alignment before"
+            f"expected a factor of {MIN_RATIO:g} between them and at least {MIN_MOTION:g} rad of motion. Where you "
+            "know which it is, pass --alignment after or --alignment before"
         )
     return found
 

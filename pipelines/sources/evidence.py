@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.sources import gripper, masks, orientation
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT
-from pipelines.sources.gripper import Reading, Grip
+from pipelines.sources.gripper import Grip, Reading
 from pipelines.sources.orientation import Look
 from pipelines.sources.texts import near_identical
 from stores.errors import SourceError, UsageError
@@ -108,7 +108,7 @@ def look(
 
 
 def weigh(files: Mapping[str, Evidence], instructions: Iterable[str], told: Told) -> Verdict:
-    """How each file is read, which are refused, what was assumed or converted. files: by name; `instructions` of all."""
+    """How files are read, which are refused, what was assumed or converted. files: by name; instructions: of all."""
     refused = _without_instruction(files)
     conventions, wrong, notes = _conventions(files, told)
     refused |= wrong
@@ -137,8 +137,8 @@ def _without_instruction(files: Mapping[str, Evidence]) -> dict[str, str]:
     if not have:
         return {}
     return {
-        name: f"{name}: no attribute problem_info, which {have[0]} and {len(have) - 1} other files of this source have: "
-        "damaged; repair it, or ingest files without instructions by themselves"
+        name: f"{name}: no attribute problem_info, which {have[0]} and {len(have) - 1} other files of this source "
+        "have: damaged; repair it, or ingest files without instructions by themselves"
         for name, evidence in files.items()
         if not evidence.instruction
     }

@@ -163,9 +163,9 @@ def convert(command: NDArray[np.float64], reading: Reading) -> NDArray[np.float6
 
 
 def require_agreement(command: NDArray[np.float64], fingers: NDArray[Any]) -> None:
-    """Raise SourceError where the fingers [T, 2] of an episode show that its converted command [A] has the other sign."""
+    """Raise SourceError where the fingers [T, 2] of an episode show that its converted command [A] is the wrong way."""
     if see(command, fingers).closes is False:
         raise SourceError(
-            "gripper: read as the file's other demonstrations are, +1 would close, but the fingers of this one show that "
-            "it opens"
+            "gripper: read as the file's other demonstrations are, +1 would close, but the fingers of this one show "
+            "that it opens"
         )

@@ -97,8 +97,8 @@ class Episode:
     robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
     images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
     (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
-    init_state: number of the benchmark's initial state that it starts from, or ``sha256:`` of its first simulator state;
-    empty where the file has neither.
+    init_state: number of the benchmark's initial state that it starts from, or ``sha256:`` of its first simulator
+    state; empty where the file has neither.
     """
 
     demo: str

@@ -10,7 +10,7 @@ from typing import Any, Final
 from stores.errors import SourceError
 
 INSTRUCTION_LIMIT: Final = 1000
-QUOTES: Final = "\"'`“”„‟‘’‚‛«»‹›"
+QUOTES: Final = "\"'`\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a"
 OF_FILES: Final = "problem_info.language_instruction"
 
 
