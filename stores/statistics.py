@@ -169,7 +169,9 @@ class Normalization:
         shift, scale = getattr(self, field).affine(mode)
         if field == "action":
             still = self.action.constant
-            shift[still], scale[still] = np.array(self.action.min)[still], 0.0
+            low, mean = np.array(self.action.min), np.array(self.action.mean)
+            exact = low == np.array(self.action.max)
+            shift[still], scale[still] = np.where(exact, low, mean)[still], 0.0
             shift[POSE_DIMS:], scale[POSE_DIMS:] = 0.0, 1.0
         return shift, scale
 
