@@ -1,13 +1,15 @@
 """The `statevla` command: parse, make a config, call one library function, print its result.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantined. With ``--json`` a command prints
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantined,
+130 and 143 stopped by Ctrl-C or SIGTERM (training saves first). With ``--json`` a command prints
 exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports stay inside the commands.
 """
 
+import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +17,7 @@ from statevla.console import print_json, print_table, report, show_progress
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
+SIGNALLED = 128
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,8 +35,20 @@ Store = Annotated[str | None, typer.Option(help="Store folder or URL; default: t
 Replace = Annotated[bool, typer.Option("--replace", help="Replace whatever store is at the URL now.")]
 StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Policy checkpoint folder; default: the best one of the latest phase-2 run.")
+    Path | None, typer.Option(help="Policy: a run or checkpoint folder; default: the latest phase-2 run's best.")
 ]
+Control = Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")]
+Source = Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")]
+Tasks = Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")]
+Replan = Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")]
+Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
+Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
+LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]
+EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
+Videos = Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")]
 Preset = Annotated[str, typer.Option(help="base, original, small or tiny.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same keys as --set.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: training.batch_size=32.")]
@@ -188,7 +203,7 @@ def publish(
 def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
     """Compute the train split's action and robot-state statistics and keep them in the store."""
     from pipelines.derive.stats import compute_statistics
-    from statevla.runs.folder import find_store
+    from statevla.runs.stores import find_store
     from stores.schema import ACTION_NAMES
 
     result = compute_statistics(find_store(store), workers=workers, scheduler=scheduler)
@@ -205,9 +220,10 @@ def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None
 def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Print the parameter count of every part of the model."""
     from statevla.config import load_config
-    from statevla.models.describe import describe as describe_model
+    from statevla.systems.describe import describe as describe_model
+    from statevla.systems.table import sections
 
-    result = describe_model(load_config(preset, config, tuple(set_ or ())))
+    result = describe_model(load_config(preset, config, tuple(set_ or ()), sections()))
     if as_json:
         print_json(result)
     else:
@@ -217,29 +233,50 @@ def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = Non
 
 @app.command()
 def train(
-    phase: Annotated[int, typer.Option(min=1, max=2, help="1: Temporal JEPA. 2: flow-matching policy.")],
+    phase: Annotated[int | None, typer.Option(min=1, max=2, help="1: temporal_jepa. 2: flow_matching.")] = None,
+    system: Annotated[str | None, typer.Option(help="What to train, by name.")] = None,
     store: Store = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/STORE.")] = None,
-    encoder: Annotated[Path | None, typer.Option(help="Phase-1 checkpoint; default: the run's latest.")] = None,
-    preset: Preset = "base",
+    encoder: Annotated[
+        Path | None, typer.Option(help="Checkpoint or run of the state encoder; default: the only one of this store.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="base (the default), original, small or tiny.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from checkpoint_latest.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Run or checkpoint to go on from; needs no other option.")] = None,
+    unfinished_encoder: Annotated[
+        bool, typer.Option("--unfinished-encoder", help="Take an encoder whose training was stopped.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train one phase from a store."""
-    from statevla.config import load_config
-    from statevla.runs.folder import plan_training
-    from statevla.trainers.trainer import train as run_training
+    """Train a state encoder or a policy from a store, or go on with a run."""
+    from statevla.trainers.command import TrainFlags, run_training
 
-    settings = load_config(preset, config, tuple(set_ or ()))
-    job = plan_training(phase, settings, store=store, run=run, encoder=encoder)
-    print(job.text, file=sys.stderr)
-    with show_progress() as progress:
-        summary = run_training(
-            phase, job.config, job.store, job.run, resume=resume, encoder_checkpoint=job.encoder, progress=progress
-        )
-    report(f"Trained phase {phase}", summary.to_dict(), as_json)
+    flags = TrainFlags(phase, system, store, run, encoder, recipe, preset, config, tuple(set_ or ()), resume,
+                       unfinished_encoder)  # fmt: skip
+    try:
+        with show_progress() as progress:
+            summary = run_training(flags, say=partial(print, file=sys.stderr), progress=progress)
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    report(f"Trained {summary.system}", summary.to_dict(), as_json)
+    if summary.signal is not None:
+        raise typer.Exit(SIGNALLED + summary.signal)
+
+
+@app.command("config")
+def show_config(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+    """Print every configuration key: its value, its range, and what it is."""
+    from statevla.config import load_config
+    from statevla.systems.describe import list_keys
+    from statevla.systems.table import sections
+
+    rows = list_keys(load_config(preset, config, tuple(set_ or ()), sections()))
+    if as_json:
+        print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
+    else:
+        print_table(f"Preset {preset}", ("key", "value", "range", "what it is"), [tuple(row) for row in rows])
 
 
 @eval_app.command("offline")
@@ -247,6 +284,10 @@ def eval_offline(
     checkpoint: Checkpoint = None,
     store: Store = None,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    euler_steps: EulerSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: Annotated[int, typer.Option(help="Of the policy's noise.")] = 0,
     out: Out = None,
     allow_other_store: Annotated[
         bool, typer.Option("--allow-other-store", help="Evaluate on a store that the policy was not trained on.")
@@ -256,87 +297,115 @@ def eval_offline(
     """Compare predicted chunks with the demonstrations'."""
     from statevla.evaluators.offline import evaluate_offline
     from statevla.policies.policy import Policy
-    from statevla.runs.folder import find_policy, find_store
+    from statevla.runs.layout import evaluation
+    from statevla.runs.stores import find_store
+    from statevla.systems.find import find_policy
     from stores.reader import Store as OpenStore
 
     path = find_policy(checkpoint)
+    chosen, folder = find_store(store), out if out is not None else evaluation(path, "offline")
+    print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
     with show_progress() as progress:
         results = evaluate_offline(
-            Policy.load(path), OpenStore.open(find_store(store)), split=split, allow_other_store=allow_other_store,
-            progress=progress,
+            Policy.load(path, device, precision, euler_steps), OpenStore.open(chosen), split=split, seed=seed,
+            allow_other_store=allow_other_store, progress=progress,
         )  # fmt: skip
-    results.save(out if out is not None else path.parents[2] / "eval" / "offline")
-    report("Offline evaluation", results.to_dict(), as_json)
+    results.save(folder)
+    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json)
 
 
 @eval_app.command("tabletop")
 def eval_tabletop(
     checkpoint: Checkpoint = None,
-    episodes: Annotated[int, typer.Option(min=1)] = 50,
-    seed: Annotated[int, typer.Option(help="First seed of the fresh episodes.")] = 1_000_000,
-    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
-    videos: Annotated[int, typer.Option(min=0, help="Rollouts drawn as animated GIFs.")] = 4,
+    policy: Control = "checkpoint",
+    source: Source = None,
+    tasks: Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Trials in all, tasks in turn.")] = 50,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    videos: Videos = 1,
+    seed: Annotated[int, typer.Option(help="Of the layouts and of the policy's noise.")] = 0,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Close the loop in the tabletop world."""
-    from statevla.evaluators.rollout import evaluate_tabletop
-    from statevla.policies.policy import Policy
-    from statevla.runs.folder import find_policy
+    """Success in the tabletop world, which needs nothing but this machine."""
+    from statevla.policies.execution import Execution
 
-    path = find_policy(checkpoint)
-    with show_progress() as progress:
-        results = evaluate_tabletop(
-            Policy.load(path), episodes=episodes, seed=seed, replan=replan, videos=videos, progress=progress
-        )
-    results.save(out if out is not None else path.parents[2] / "eval" / "tabletop")
-    report("Tabletop", results.to_dict(), as_json)
+    _evaluate(
+        "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
+        execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+    )  # fmt: skip
 
 
 @eval_app.command("libero")
 def eval_libero(
     suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
     checkpoint: Checkpoint = None,
-    policy: Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")] = "checkpoint",
-    source: Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")] = None,
+    policy: Control = "checkpoint",
+    source: Source = None,
+    tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
     first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
-    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
-    ensemble: Annotated[float | None, typer.Option(help="Temporal ensembling weight; default: off.")] = None,
-    euler_steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")] = None,
-    videos: Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")] = 0,
-    seed: int = 0,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    videos: Videos = 0,
+    seed: Annotated[int, typer.Option(help="Another seed is another sample of the policy's noise.")] = 0,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Success in the LIBERO simulator (`make libero` installs it)."""
-    from pipelines.eval_libero import choose_policy
-    from statevla.evaluators.libero import evaluate_libero
+    from statevla.policies.execution import Execution
 
-    chosen = choose_policy(
-        policy, checkpoint=checkpoint, euler_steps=euler_steps, suite=suite, tasks=tasks, source=source, seed=seed
-    )
+    _evaluate(
+        suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
+        first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
+        videos=videos, seed=seed, loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+    )  # fmt: skip
+
+
+def _evaluate(
+    suite: str,
+    checkpoint: Path | None,
+    kind: str,
+    source: Path | None,
+    as_json: bool,
+    *,
+    out: Path | None,
+    tasks: str | None,
+    seed: int,
+    loading: dict[str, Any],
+    **options: Any,
+) -> None:
+    """What the closed-loop commands share. A replay's demonstrations are read here: evaluators know no sources."""
+    from pipelines.replay import replay_of_files
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.evaluate import evaluate
+
+    folder = source if source is not None else Path("data/raw") / suite
+    demos = replay_of_files(folder, suite, tasks) if kind == "replay-demos" else None
+    chosen = choose_policy(kind, suite, checkpoint=checkpoint, seed=seed, demos=demos, **loading)
+    results_folder = out if out is not None else chosen.out
+    print(f"policy {chosen.name}, results {results_folder}", file=sys.stderr)
     with show_progress() as progress:
-        results = evaluate_libero(
-            chosen.policy,
-            suite,
-            out=out if out is not None else chosen.out / suite,
-            name=chosen.name,
-            tasks=tasks,
-            num_trials=num_trials,
-            workers=workers,
-            first_init=first_init,
-            replan=replan if replan is not None else chosen.replan,
-            ensemble=ensemble,
-            max_steps=max_steps,
-            videos=videos,
-            seed=seed,
-            progress=progress,
-        )
-    report(f"LIBERO {suite}", results.to_dict(), as_json, results.to_markdown())
+        results = evaluate(
+            chosen.policy, suite, out=results_folder, name=chosen.name, tasks=tasks, seed=seed, progress=progress,
+            **options,
+        )  # fmt: skip
+    report(suite, {"out": str(results_folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @app.command()

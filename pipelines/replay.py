@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.sources import hdf5
-from statevla.evaluators.libero import ReplayDemo, ReplayDemos
-from statevla.sims.libero import suites
+from statevla.policies.controls import ReplayDemo, ReplayDemos
+from statevla.sims.suites import find_suite
 from stores.errors import SourceError, UsageError
 from stores.reader import Store
 
@@ -29,7 +29,7 @@ def replay_of_files(
         SourceError: a file cannot be read.
     """
     found: dict[str, tuple[ReplayDemo, ...]] = {}
-    for task in suites.select(suite, tasks):
+    for task in find_suite(suite).tasks(tasks):
         path = source / f"{task.name}{DEMO_SUFFIX}"
         if not path.is_file():
             continue
@@ -57,7 +57,7 @@ def replay_of_store(
     """
     columns, frames = store.episode_columns, store.frames
     found: dict[str, tuple[ReplayDemo, ...]] = {}
-    for task in suites.select(suite, tasks):
+    for task in find_suite(suite).tasks(tasks):
         demos = []
         for row in np.flatnonzero(columns["task"] == task.name)[:limit]:
             first, steps = int(columns["first_frame"][row]), int(columns["steps"][row])

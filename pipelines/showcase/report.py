@@ -9,16 +9,18 @@ from typing import Final
 import torch
 import yaml
 
-from pipelines.showcase.config import PHASE1, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
+from pipelines.showcase.config import ENCODER, EVAL, PHASE1, POLICY, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
 from statevla import __version__
-from statevla.evaluators.results import RolloutResults
+from statevla.evaluators.offline_results import OfflineResults
+from statevla.evaluators.results import Results
 from statevla.reports.charts import Series
-from statevla.reports.films import gif_bytes, png_bytes
-from statevla.reports.page import Curves, Picture, PolicyRollouts, Report, ReportStep, Video
+from statevla.reports.films import png_bytes
+from statevla.reports.page import Curves, OfflineRows, Picture, PolicyRow, Report, ReportStep, Video
+from statevla.runs.layout import metrics
 from statevla.runs.metrics import read_metrics
+from statevla.systems.table import find_system
 from stores.reader import Store
 
-VIDEO_SIDE: Final = 184
 PACKAGES: Final = ("torch", "numpy", "zarr", "dask", "pyarrow", "h5py")
 WHAT: Final = {
     "trained": "both phases on all demonstrations",
@@ -47,17 +49,15 @@ def build_report(
         store=_store_facts(store),
         curves=(
             *(
-                _curves(title, out / run / "metrics_phase1.jsonl", "loss", ("mse", "inverse"))
+                _curves(title, out / run, ENCODER, ("jepa_mse", "inverse"))
                 for title, run in zip(("Phase 1: temporal JEPA", "Phase 1, another seed"), PHASE1, strict=True)
             ),
-            _curves("Phase 2: flow policy", out / TRAIN / "metrics_phase2.jsonl", "loss", ("flow", "gripper")),
-            _curves(
-                "Phase 2 with shuffled instructions", out / TRAIN_SHUFFLED / "metrics_phase2.jsonl", "loss", ("flow",)
-            ),
+            _curves("Phase 2: flow policy", out / TRAIN, POLICY, ("pos_rot_loss", "gripper_loss")),
+            _curves("Phase 2 with shuffled instructions", out / TRAIN_SHUFFLED, POLICY, ("pos_rot_loss",)),
         ),
-        offline=summary.offline,
-        policies=tuple(PolicyRollouts(name, WHAT[name], results) for name, results in summary.policies.items()),
-        videos=_videos("trained", summary.trained) + _videos("shuffled", summary.shuffled),
+        offline=_offline(summary.offline),
+        policies=tuple(_policy(name, results) for name, results in summary.policies.items()),
+        videos=tuple(video for name, results in summary.policies.items() for video in _videos(out, name, results)),
         configuration=_configuration(config, seed),
         machine=_machine(),
     )
@@ -85,17 +85,17 @@ def _store_facts(store: Store) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _curves(title: str, metrics: Path, total: str, parts: tuple[str, ...]) -> Curves:
+def _curves(title: str, run: Path, system: str, parts: tuple[str, ...]) -> Curves:
     """Training and validation of the total loss, and the named parts in training."""
-    records = read_metrics(metrics)
+    records = read_metrics(metrics(run, find_system(system).folder))
 
     def line(name: str, kind: str, key: str) -> Series:
         points = [(float(r["step"]), float(r[key])) for r in records if r["kind"] == kind and key in r]
         return Series(name, tuple(step for step, _ in points), tuple(value for _, value in points))
 
     series = (
-        line("training", "train", total),
-        line("validation", "val", total),
+        line("training", "train", "loss"),
+        line("validation", "val", "loss"),
         *(line(f"{part}, training", "train", part) for part in parts),
     )
     validation = series[1].values
@@ -103,17 +103,46 @@ def _curves(title: str, metrics: Path, total: str, parts: tuple[str, ...]) -> Cu
     return Curves(title, tuple(item for item in series if item.values), note)
 
 
-def _videos(name: str, results: RolloutResults) -> tuple[Video, ...]:
+def _policy(name: str, results: Results) -> PolicyRow:
+    latency = results.latency
+    return PolicyRow(
+        name=name,
+        what=WHAT[name],
+        success=results.success,
+        interval=results.interval,
+        successes=results.successes,
+        trials=results.trials,
+        errors=results.errors,
+        steps=results.steps,
+        latency=None if latency is None else (latency.p50_ms, latency.p95_ms),
+        tasks={results.instructions[task]: (r.successes, r.trials) for task, r in results.per_task.items()},
+    )
+
+
+def _offline(results: OfflineResults) -> OfflineRows:
+    horizon = [(float(k), value) for k, value in enumerate(results.mse_normalized_by_horizon) if value is not None]
+    steps = tuple(step for step, _ in horizon)
+    mean = (results.baseline_mean_action_mse_normalized,) * len(steps)
+    return OfflineRows(
+        lead=f"{results.split} split: {results.episodes} episodes, {results.frames} frames.",
+        summary=tuple((name, value) for name, value in results.summary_rows()),
+        dimensions=tuple((name, raw, normalized) for name, raw, normalized in results.dimension_rows()),
+        horizon=(Series("policy", steps, tuple(value for _, value in horizon)), Series("mean action", steps, mean)),
+    )
+
+
+def _videos(out: Path, name: str, results: Results) -> tuple[Video, ...]:
     return tuple(
-        Video(gif_bytes(clip, VIDEO_SIDE), f"{name}: {clip.observations[0].instruction}", clip.outcome)
-        for clip in results.clips
+        Video((out / EVAL / name / record.video).read_bytes(), f"{name}: {record.instruction}", record.outcome)
+        for record in results.records
+        if record.video
     )
 
 
 def _configuration(config: DemoConfig, seed: int) -> str:
     """The demo's knobs, and the configuration of phase 2 in full, as YAML."""
     knobs = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
-    phase1, phase2 = config.training(1, seed).to_dict(), config.training(2, seed).to_dict()
+    phase1, phase2 = config.training(ENCODER, seed).to_dict(), config.training(POLICY, seed).to_dict()
     tree = {"demo": {"seed": seed, **knobs}, "phase 1, training": phase1["training"], "phase 2": phase2}
     return str(yaml.safe_dump(tree, sort_keys=False))
 

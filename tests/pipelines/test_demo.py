@@ -9,7 +9,7 @@ import pytest
 from pipelines.showcase.config import OUTPUTS, DemoConfig, judge
 from pipelines.showcase.run import run_demo
 from statevla.evaluators.intervals import wilson
-from statevla.evaluators.results import RolloutResults
+from statevla.evaluators.results import Results
 from statevla.sims.tabletop import TASKS
 from stores.progress import ProgressEvent
 
@@ -19,19 +19,20 @@ SMALLEST = DemoConfig(
     train_split=0.75,
     settings=(
         "model.image_size=32", "model.embed_dim=32", "model.encoder_depth=1", "model.policy_layers=1",
-        "model.predictor_width=32", "model.gripper_width=32", "training.batch_size=64", "training.log_interval=1",
+        "training.phase1.temporal_predictor_hidden_dim=32", "model.gripper_width=32", "training.batch_size=64",
+        "training.log_interval=1", "training.max_steps=3",
     ),
-    phase1=("training.max_steps=3",),
-    phase2=("training.max_steps=3",),
     trials=3,
     max_steps=12,
-    videos=2,
 )  # fmt: skip
 
 
-def outcome(successes: int, trials: int = 50) -> RolloutResults:
+def outcome(successes: int, trials: int = 50) -> Results:
     rate = successes / trials if trials else None
-    return RolloutResults(rate, successes, trials, wilson(successes, trials), 0, None, {}, None, ())
+    return Results(
+        "tabletop", "p", "", rate, rate, successes, trials, wilson(successes, trials), 0, None, {}, {}, None, 0.0, 0,
+        None, {}, (),
+    )  # fmt: skip
 
 
 def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} - {".lock", "mine.txt"} == set(OUTPUTS)
     text = (out / "report.html").read_text()
     assert summary.report == str(out / "report.html")
-    assert text.count("data:image/gif") == 3  # two of the trained policy, one of the control
+    assert text.count("data:image/gif") == 2 * 3  # of the trained policy and the control, one a task
     assert text.count("data:image/png") == len(TASKS)  # one of every instruction
     assert text.count("<polyline") >= 3 * 2  # training and validation of each run
     written = json.loads((out / "summary.json").read_text())
@@ -83,7 +84,7 @@ def test_a_demo_in_which_the_simulator_only_crashed_did_not_learn() -> None:
 
 def test_the_control_differs_in_the_instructions_only() -> None:
     config = DemoConfig()
-    control, policy = config.training(2, 7, shuffled=True), config.training(2, 7)
+    control, policy = config.training("flow_matching", 7, shuffled=True), config.training("flow_matching", 7)
     assert control.data.shuffle_instructions
     assert replace(control, data=policy.data) == policy
     assert policy.training.seed == 7

@@ -1,0 +1,67 @@
+"""What a configuration says: the parameters of every part, counted without memory (the meta device), and its keys."""
+
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import nn
+
+from statevla.config import Config
+from statevla.config.options import keys
+from statevla.systems.flow_matching import PolicyModel
+from statevla.systems.temporal_jepa import JepaModel
+
+
+class Description(TypedDict):
+    """parts: parameters by part. trainable: their sum. total: with the moving-average copy of the context encoder."""
+
+    parts: dict[str, int]
+    trainable: int
+    total: int
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters, frozen ones too."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe(config: Config) -> Description:
+    """Per-part counts; the frozen vision backbone is not counted.
+
+    `total` counts a copy of the context encoder as the StateVLA documents do (their "~14.9M" for preset `original`).
+    The target of phase 1 also copies the tokenizer and the state projection: those are in no count.
+    """
+    with torch.device("meta"):
+        jepa = JepaModel(config)
+        policy = PolicyModel(config, jepa.encoder)
+    parts = {
+        "tokenizer": count(jepa.encoder.tokenizer),
+        "context_encoder": count(jepa.encoder.context_encoder),
+        "state_projection": count(jepa.encoder.state_projection),
+        "temporal_predictor": count(jepa.predictor),
+        "flow_policy": count(policy.flow),
+        "gripper_classifier": count(policy.gripper),
+    }
+    if jepa.inverse is not None:
+        parts["inverse_dynamics"] = count(jepa.inverse)
+    trainable = sum(parts.values())
+    return Description(parts=parts, trainable=trainable, total=trainable + parts["context_encoder"])
+
+
+class KeyRow(NamedTuple):
+    """One configuration key for people. range: its type too."""
+
+    key: str
+    value: object
+    range: str
+    help: str
+
+
+def list_keys(config: Config) -> list[KeyRow]:
+    """Every key of `config` in order."""
+    rows = []
+    for name, part in config.parts().items():
+        for key in keys(part, f"{name}."):
+            allowed = ", ".join(text for text in (key.type, key.option.range) if text)
+            value = "" if key.value is None else key.value
+            rows.append(KeyRow(key.name, value, key.option.range if key.option.choices else allowed, key.option.help))
+    return rows
