@@ -137,6 +137,18 @@ def ingest(
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
+    gripper: Annotated[
+        Literal["detect", "high-closes", "high-opens"],
+        typer.Option(help="What the higher gripper command does, where the fingers do not show it."),
+    ] = "detect",
+    image_convention: Annotated[
+        Literal["detect", "opengl", "opencv", "upright"],
+        typer.Option(help="How pictures are stored, where the files say nothing or a wrong thing."),
+    ] = "detect",
+    masks: Annotated[
+        Literal["ask", "use", "ignore"],
+        typer.Option(help="Filter masks train and valid: the split, or nothing; ask: refuse other masks."),
+    ] = "ask",
     hash_sources: Annotated[bool, typer.Option("--hash-sources", help="Record each source's sha256 too.")] = False,
     train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
     split_seed: int = 0,
@@ -155,7 +167,8 @@ def ingest(
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
-        language_model=language_model, codec=codec, alignment=alignment, hash_sources=hash_sources,
+        language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
+        image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed,
     )  # fmt: skip
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
