@@ -14,6 +14,7 @@ from statevla.evaluators.libero.runner import Policy, Runner
 from statevla.evaluators.libero.trials import RunDescription, Trial, describe_run, load_records, plan_trials
 from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.sims.libero import paths, suites
+from statevla.sims.libero.experts import check_expert
 from statevla.sims.libero.worker import Timeouts
 from stores.disk import durable
 from stores.errors import ObsSpecMismatch, UsageError
@@ -71,6 +72,8 @@ def evaluate_libero(
             f"got {workers}, {max_steps}, {replan} and {videos}"
         )
     chosen = suites.select(suite, tasks)
+    if isinstance(policy, ExpertControl):
+        check_expert(suite, [task.index for task in chosen])
     trials = _trials(policy, chosen, num_trials, first_init)
     _check_instructions(policy, chosen)
     description = RunDescription(
@@ -78,7 +81,7 @@ def evaluate_libero(
         policy=name,
         replan=replan,
         ensemble=ensemble,
-        max_steps=max_steps or suites.MAX_STEPS[suite],
+        max_steps=max_steps or suites.max_steps(suite),
         settle_steps=suites.SETTLE_STEPS,
         image_size=_image_size(policy),
         seed=seed,
