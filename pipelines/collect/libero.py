@@ -15,12 +15,11 @@ from typing import Final
 
 import h5py
 
-from pipelines.collect.libero_parts import Settings, TaskWork
+from pipelines.collect.libero_parts import Settings, TaskWork, with_expert
 from pipelines.collect.tabletop import CollectSummary
 from pipelines.collect.writer import ALIGNMENTS, Align
 from statevla.sims.libero import memory, paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
-from statevla.sims.libero.experts import check_expert
 from statevla.sims.libero.worker import Simulator, Timeouts, ready
 from stores.disk import durable
 from stores.errors import StateVLAError, UsageError
@@ -73,12 +72,10 @@ def collect_libero(
         StateVLAError: the disk has no room.
     """
     suites.check_suite(suite)
-    check_expert(suite, [])
     if align not in ALIGNMENTS:
         raise UsageError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
     paths.prepare()
-    chosen = suites.select(suite, tasks)
-    check_expert(suite, [task.index for task in chosen])
+    chosen = with_expert(suites.select(suite, tasks), tasks is None)
     workers = memory.workers_that_fit() if workers is None else workers
     last = min(len(suites.init_states(task)) for task in chosen)
     span = last - first_init if init_states is None else init_states

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.collect.writer import Align, Attribute, Demo, FileHeader, write_demos
 from statevla.sims.libero import paths, suites
+from statevla.sims.libero.experts import check_expert, program_of
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Reset, Scenery, Track
 from statevla.sims.libero.rotations import axis_angle_of_quaternion
 from stores.disk import durable
@@ -212,6 +213,16 @@ class TaskWork:
             raise StateVLAError(
                 f"{file}: part of an interrupted collection cannot be read ({error}); remove it"
             ) from error
+
+
+def with_expert(tasks: list[suites.Task], choose: bool) -> list[suites.Task]:
+    """The tasks that have an expert, of a suite that has one; all must, unless it is to ``choose``.
+
+    Raises:
+        UsageError: the suite or one of the tasks has none.
+    """
+    check_expert(tasks[0].suite, [] if choose else [task.index for task in tasks])
+    return [task for task in tasks if program_of(task.suite, task.index) is not None]
 
 
 def holds(track: Track, hold: int = HOLD) -> bool:

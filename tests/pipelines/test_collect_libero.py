@@ -285,7 +285,7 @@ def test_other_settings_do_not_mix(world: World, tmp_path: Path) -> None:
         {"tasks": "4"},
         {"noise": -0.1},
         {"noise_share": 1.5},
-    ],  # fmt: skip
+    ],
 )
 def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -108,7 +108,7 @@ class MujocoScene:
         """See :class:`Scene`."""
         model = self.sim.model
         root = model.body_name2id(body)
-        geoms = [g for g in range(model.ngeom) if model.geom_bodyid[g] == root and model.geom_contype[g]]
+        geoms = [g for g in range(model.ngeom) if model.geom_bodyid[g] == root and _collides(model, g)]
         return [self._geom_points(geom) for geom in geoms]
 
     def position(self, name: str) -> Points:
@@ -138,7 +138,7 @@ class MujocoScene:
         root = model.body_name2id(body)
         found = []
         for geom in range(model.ngeom):
-            if not model.geom_contype[geom]:
+            if not _collides(model, geom):
                 continue
             owner = model.geom_bodyid[geom]
             while owner not in (0, root):
@@ -151,6 +151,10 @@ class MujocoScene:
         model, data = self.sim.model, self.sim.data
         half = half_size(int(model.geom_type[geom]), np.array(model.geom_size[geom]), float(model.geom_rbound[geom]))
         return box_points(np.array(data.geom_xpos[geom]), np.array(data.geom_xmat[geom]).reshape(3, 3), half)
+
+
+def _collides(model: Any, geom: int) -> bool:
+    return bool(model.geom_contype[geom] or model.geom_conaffinity[geom])
 
 
 SPHERE, CAPSULE, CYLINDER, MESH = 2, 3, 5, 7  # MuJoCo's mjtGeom

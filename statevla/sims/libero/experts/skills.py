@@ -3,7 +3,7 @@
 Legend: positions ``[3]`` in world coordinates [m], z up; rotations ``[3, 3]``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 
 import numpy as np
@@ -102,12 +102,29 @@ def place(
     jitter: float = 0.004,
     away: float = 0.10,
 ) -> Steps:
-    """Puts the held object's origin above ``where`` [2 or more], its lowest point ``drop`` [m] above ``surface`` [m].
+    """:func:`bring`, then lets go and moves up by ``away`` [m]."""
+    rotation = rotations.upright(world.turn) if rotation is None else rotation
+    low = yield from bring(world, name, where, surface, carry=carry, rotation=rotation, drop=drop, jitter=jitter)
+    yield from let_go(world, low, rotation, away)
+
+
+def bring(
+    world: World,
+    name: str,
+    where: Vector,
+    surface: float,
+    *,
+    carry: float,
+    rotation: Vector,
+    drop: float = DROP,
+    jitter: float = 0.004,
+) -> Generator[Go, None, Vector]:
+    """Holds the object's origin above ``where`` [2 or more], its lowest point ``drop`` [m] above ``surface`` [m].
 
     Where the object hangs in the hand is looked at again before carrying and before lowering.
-    carry: height [m] of the hand on the way, if higher than needed. rotation: of the hand; None: upright as it is.
+    carry: height [m] of the hand on the way, if higher than needed. rotation: of the hand. Returns where the hand was
+    sent last.
     """
-    rotation = rotations.upright(world.turn) if rotation is None else rotation
     goal = where[:2] + world.rng.uniform(-jitter, jitter, 2)
 
     def hand_for(height: float) -> Vector:
@@ -123,7 +140,7 @@ def place(
     yield Go("lower", hand_for(drop + 0.02), rotation, CLOSED, 0.7, 40, 0.010)
     low = hand_for(drop)
     yield Go("lower", low, rotation, CLOSED, 0.4, 30, 0.006)
-    yield from let_go(world, low, rotation, away)
+    return low
 
 
 def let_go(world: World, where: Vector, rotation: Vector, away: float = 0.10) -> Steps:
