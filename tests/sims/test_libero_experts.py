@@ -76,7 +76,7 @@ def test_a_rim_is_taken_where_nothing_stands() -> None:
 
 
 def test_an_arm_is_not_stretched_where_it_need_not_be() -> None:
-    far = grasps.over_rim(ring(0.06, 0.05) + [0.3, 0, 0], NOTHING, np.array([0.3, 0, 0]), BASE)
+    far = grasps.over_rim(ring(0.06, 0.05) + np.array([0.3, 0, 0]), NOTHING, np.array([0.3, 0, 0]), BASE)
     assert best(far).center[0] < 0.3
     assert grasps.stretch(np.array([0.4, 0.0, 0.0]), BASE) > grasps.stretch(np.array([0.0, 0.0, 0.0]), BASE) == 0
 

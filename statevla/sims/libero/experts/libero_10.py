@@ -99,7 +99,7 @@ def bowl_in_bottom_drawer(world: World) -> Steps:
 
 def book_in_caddy(world: World) -> Steps:
     """Task 5."""
-    book, caddy = "black_book_1", "desk_caddy_1"
+    book = "black_book_1"
     yield from pick(world, book, deep(0.035), lift=0.22)
     # The compartment is 6 cm wide along x: the book's thin side must lie along it.
     plane = world.scene.surface(book)[:, :2]
@@ -109,8 +109,8 @@ def book_in_caddy(world: World) -> Steps:
     yield Go("turn", world.hand, rotation, CLOSED, 0.5, 60, 0.02, turned=0.05, stay=5)
     shape = world.scene.surface(book)
     middle = (shape.min(0) + shape.max(0))[:2] / 2  # its origin is not its middle
-    region = world.scene.site(f"{caddy}_back_contain_region").position
-    where = region[:2] + world.scene.position(book)[:2] - middle
+    region = world.scene.site("desk_caddy_1_back_contain_region")
+    where = region.position[:2] + world.scene.position(book)[:2] - middle
     # LIBERO's check asks for the origin, which is at the book's foot, 4 mm higher than where the book stands: it is
     # held there, and not let go.
     lowest = float(region.position[2] - region.half_size[2]) - IN_BOX_SLACK
