@@ -94,12 +94,25 @@ def collect(
     episodes: Annotated[int, typer.Option(min=1, help="Episodes: in all (tabletop), a task (LIBERO).")] = 100,
     out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.")] = None,
     seed: int = 0,
-    tasks: Annotated[str, typer.Option(help="LIBERO task numbers, such as 0-2,5.")] = "0-9",
+    tasks: Annotated[
+        str | None, typer.Option(help="LIBERO task numbers, such as 0-2,5; default: all with an expert.")
+    ] = None,
     first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    init_states: Annotated[
+        int | None, typer.Option(min=1, help="LIBERO initial states used; default: to the last.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: 1 (tabletop), what memory and cores allow (LIBERO).")
+    ] = None,
     align: Annotated[
         Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
     ] = "after",
+    image_size: Annotated[int, typer.Option(min=16, help="LIBERO: pixels a side.")] = 128,
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
+    ] = 0.0,
+    noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
@@ -109,14 +122,27 @@ def collect(
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 
-            summary = collect_tabletop(folder, episodes, seed=seed, align=align, workers=workers, progress=progress)
+            summary = collect_tabletop(
+                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress
+            )
+        elif dry_run:
+            from pipelines.collect.libero_trial import try_expert
+
+            trials = try_expert(
+                suite, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init, noise=noise,
+                progress=progress,
+            )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
 
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
-                align=align, progress=progress,
+                init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
+                progress=progress,
             )  # fmt: skip
+    if suite != "tabletop" and dry_run:
+        report("Expert", trials.to_dict(), as_json, trials.to_markdown())
+        return
     report("Collected", summary.to_dict(), as_json)
 
 
