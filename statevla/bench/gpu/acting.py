@@ -6,7 +6,7 @@ import torch
 
 from statevla.bench.latency import bench_latency, scenes
 from statevla.policies.policy import Policy
-from statevla.policies.prepare import Scene
+from statevla.systems.acting import Scene
 from statevla.systems.flow_matching import draw_noise
 
 CASES = (("conv", "bfloat16"), ("conv", "float32"), ("siglip", "bfloat16"))
@@ -19,7 +19,7 @@ def one_scene(policy: Policy, number: int) -> Scene:
     noise = draw_noise(
         1, policy.config.model.action_seq_len, torch.Generator().manual_seed(number), policy.device
     ).epsilon
-    return Scene(batch.images, batch.robot_state, policy.tokens[observation.instruction][None], noise)
+    return Scene(batch.images, batch.robot_state, policy.conditions[observation.instruction][None], noise)
 
 
 def acting(device: str, preset: str, vision: str, dtype: str, calls: int) -> dict[str, Any]:

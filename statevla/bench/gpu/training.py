@@ -17,8 +17,8 @@ from statevla.config import Config, load_config
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.mamba import Mamba
 from statevla.models.optim import parameter_groups
-from statevla.policies.policy import build_policy
-from statevla.systems.system import Objective
+from statevla.systems import flow_matching
+from statevla.systems.system import Given, Objective
 from statevla.systems.temporal_jepa import JepaModel
 
 PICTURE = 128
@@ -51,7 +51,7 @@ def make_step(device: str, preset: str, phase: int, backend: str, batch: int) ->
     """One optimizer step of a fresh model, as the trainer takes it."""
     config = load_config(preset)
     torch.manual_seed(0)
-    model: Objective = JepaModel(config) if phase == 1 else build_policy(config, None, None)
+    model: Objective = JepaModel(config) if phase == 1 else flow_matching.build(config, Given())
     with_backend(model, backend).to(device)
     data = random_batch(batch, PICTURE, config)
     data = data.pin() if device == "cuda" else data
