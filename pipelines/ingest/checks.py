@@ -2,16 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from pipelines.ingest.config import reasons
-from pipelines.ingest.unit import unit_code_version
+from pipelines.ingest.unit import writer
 from stores.errors import SourceError, StateVLAError, UsageError
-from stores.manifest import MANIFEST
-from stores.numbers import FRAMES
-
-OWN_FOLDERS: Final = ("shards", "units", FRAMES)
-"""Folders in which a file that the manifest does not name is a leftover of an earlier ingest, and is removed."""
+from stores.layout import MANIFEST, OWN_FOLDERS
 
 
 def refuse_quarantine(quarantine: Sequence[dict[str, str]]) -> None:
@@ -34,10 +29,12 @@ def require_own_folder(out: Path) -> None:
         raise UsageError(f"{out}: expected a store or an empty folder, got {sorted(names)[:5]}; choose another --out")
 
 
-def require_same_code(unit: str, version: str) -> None:
-    """Raise StateVLAError when a worker made `unit` with other code than this process has."""
-    if version != unit_code_version():
+def require_same_code(unit: str, made_by: dict[str, str]) -> None:
+    """Raise StateVLAError when a worker made `unit` with another version of statevla or of a library than is here."""
+    here = writer()
+    differs = [f"{name} {made_by.get(name)} there, {version} here" for name, version in here.items()
+               if made_by.get(name) != version]  # fmt: skip
+    if differs:
         raise StateVLAError(
-            f"unit {unit}: made by {version}, expected {unit_code_version()}: a worker runs another version of "
-            "statevla; install the same on all machines"
+            f"unit {unit}: a worker runs other versions ({', '.join(differs)}); install the same on all machines"
         )

@@ -7,7 +7,8 @@ from typing import Final
 from statevla.config import Config, replace
 from statevla.runs.files import PHASE_FOLDERS, STATE, read_state
 from stores.errors import StoreMissing, UsageError
-from stores.manifest import MANIFEST, manifest_hash
+from stores.layout import MANIFEST
+from stores.manifest import content_hash
 
 STORES: Final = Path("data/stores")
 RUNS: Final = Path("runs")
@@ -117,7 +118,7 @@ def plan_training(
         folder = run if run is not None else runs / Path(chosen).name
         return TrainingJob(1, config, chosen, folder, None, f"store {chosen}, run {folder}")
     if encoder is None:
-        identity = manifest_hash(chosen)
+        identity = content_hash(chosen)
         given = run if run is not None and (phase_folder(run, 1) / LATEST).is_dir() else None
         encoder = find_encoder(identity, given, runs)
     folder = run if run is not None else encoder.parents[2]

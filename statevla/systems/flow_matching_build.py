@@ -16,8 +16,8 @@ from stores.errors import UsageError
 from stores.reader import Store
 
 ENCODER_KEYS = (
-    "vision", "vision_model", "vision_width", "image_size", "patch_size", "embed_dim", "encoder_depth", "d_state", "d_conv",
-    "expand",
+    "vision", "vision_model", "vision_width", "image_size", "patch_size", "embed_dim", "encoder_depth", "d_state",
+    "d_conv", "expand",
 )  # fmt: skip
 """Keys of ``model.*`` that fix the encoder's weights; both phases must agree on them."""
 
@@ -31,7 +31,7 @@ def build(
     trained on another store.
     """
     statistics = store.stats()
-    encoder = StateEncoder(config.model, statistics, backbone)
+    encoder = StateEncoder(config.model, statistics, backbone, store.spec)
     if encoder_checkpoint is not None:
         load_encoder(encoder, config, store, encoder_checkpoint)
     return PolicyModel(config, encoder, statistics)
@@ -41,7 +41,7 @@ def load_encoder(encoder: StateEncoder, config: Config, store: Store, folder: Pa
     """Fill `encoder` from the phase-1 checkpoint in `folder`, with the errors of `build`."""
     state = read_state(folder)
     require_phase(state, 1, folder)
-    require_store(state, store.manifest_hash, folder, str(store.root))
+    require_store(state, store.content_hash, folder, str(store.root))
     trained = from_dict(state.config).model
     for key in ENCODER_KEYS:
         mine, theirs = getattr(config.model, key), getattr(trained, key)

@@ -14,6 +14,7 @@ from statevla.models.losses import LossParts, masked_mse, mean_std, variance_cov
 from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_update
 from statevla.models.standardize import Standardize
 from statevla.models.tokenizer import Backbone
+from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
 
 
@@ -25,17 +26,18 @@ class JepaModel(nn.Module):
         config: Config,
         statistics: Normalization | None = None,
         backbone: Backbone | None = None,
+        spec: ObsSpec = LIBERO,
     ) -> None:
         super().__init__()
         self.options = config.training.phase1
-        self.encoder = StateEncoder(config.model, statistics, backbone)
-        self.target = StateEncoder(config.model, statistics, backbone)
+        self.encoder = StateEncoder(config.model, statistics, backbone, spec)
+        self.target = StateEncoder(config.model, statistics, backbone, spec)
         self.target.load_state_dict(self.encoder.state_dict())
         self.target.requires_grad_(False)
-        self.predictor = TemporalPredictor(config.model)
-        self.standardize_action = Standardize("action", statistics)
+        self.predictor = TemporalPredictor(config.model, spec)
+        self.standardize_action = Standardize("action", statistics, spec)
         self.inverse = (
-            InverseDynamics(config.model, self.options.inverse_dynamics_horizon)
+            InverseDynamics(config.model, self.options.inverse_dynamics_horizon, spec)
             if self.options.inverse_dynamics_weight > 0
             else None
         )

@@ -16,7 +16,7 @@ from stores.reader import Store
 
 def build(config: Config, store: Store, encoder_checkpoint: Path | None, backbone: SiglipBackbone | None) -> JepaModel:
     """Model with fresh weights and the store's statistics."""
-    return JepaModel(config, store.stats(), backbone)
+    return JepaModel(config, store.stats(), backbone, store.spec)
 
 
 def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> LossParts:

@@ -185,7 +185,7 @@ class Run:
         """Put everything back as `latest` has it; metrics of later steps are dropped."""
         state = read_state(latest)
         require_phase(state, self.phase.number, latest)
-        require_store(state, self.store.manifest_hash, latest, str(self.store.root))
+        require_store(state, self.store.content_hash, latest, str(self.store.root))
         require_same_config(self.config, state, latest)
         require_identity(self.backbone, state.backbone, str(latest))
         checkpoint.restore(latest, state, self.model, self.optimizer)
@@ -324,7 +324,7 @@ class Run:
             config=self.config.to_dict(),
             obs_spec=self.store.obs_spec,
             statistics=self.statistics.to_dict(),
-            manifest_hash=self.store.manifest_hash,
+            manifest_hash=self.store.content_hash,
             instructions=instructions,
             language={"encoder": language.encoder, "revision": language.revision},
             backbone=identity(self.backbone),

@@ -26,17 +26,15 @@ from stores.cloud.conditional import ConditionalStorage, Entry
 from stores.cloud.storage import LocalStorage
 from stores.disk import durable
 from stores.errors import StoreChanged, StoreCorrupt, StoreLocked
-from stores.manifest import CLAIM, MANIFEST, Manifest, hash_objects, is_claim, read_manifest
+from stores.layout import DERIVED, FILES, MANIFEST, PUBLISHED
+from stores.layout import OWN_FOLDERS as _OWN
+from stores.manifest import CLAIM, Manifest, hash_objects, is_claim, read_manifest
 from stores.progress import Progress, ProgressEvent
 
-PUBLISHED: Final = ".published.json"
-"""In the local folder, by URL: hashes of the manifests that this folder last published, or began to."""
 THREADS: Final = 4
 """Objects on their way at once; each is in memory meanwhile (a shard is some tens of MB)."""
-OWN_FOLDERS: Final = ("shards/", "units/", "frames.zarr/")
-"""Folders in which an object that the manifest does not name is a leftover of an earlier store, and is removed."""
-_PARTS: Final = ("episodes.parquet", "segments.parquet", "language.parquet", "quarantine.jsonl", "stats/", "features/",
-                 "latents/", MANIFEST, *OWN_FOLDERS)  # fmt: skip
+OWN_FOLDERS: Final = tuple(f"{folder}/" for folder in _OWN)
+_PARTS: Final = (*FILES, *OWN_FOLDERS, *(f"{folder}/" for folder in sorted(DERIVED)))
 
 
 def check_target(root: Path | str, url: str, replace: bool = False, **options: Any) -> tuple[str, ...]:
@@ -78,7 +76,7 @@ def publish_store(
     local, remote = LocalStorage(root), ConditionalStorage(url, **options)
     content = read_manifest(local)
     target = hashlib.sha256(content).hexdigest()
-    manifest = Manifest.from_bytes(content, f"{root}: {MANIFEST}")
+    manifest = Manifest.from_bytes(content, str(root))
     with _writing(root):
         if allowed is None:
             found = remote.get(MANIFEST)
