@@ -29,10 +29,12 @@ DERIVED: Final = frozenset({STATISTICS, FEATURES, LATENTS, DECODED})
 PUBLISHED: Final = ".published.json"
 """In a local store, by URL: hashes of the manifests that this folder last published, or began to."""
 
+CLAIM: Final = ".ingest.json"
+"""An unfinished ingest says here that the folder is its own, and what may lie in it."""
+
 OWN_FOLDERS: Final = (SHARDS, UNITS, FRAMES)
-"""Folders in which a file that the manifest does not name is a leftover of an earlier ingest, and is removed."""
+"""Folders that nobody but ingest writes into."""
 TABLES: Final = (EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE)
-FILES: Final = (*TABLES, QUARANTINE_FILE, MANIFEST)
 
 
 def shard_path(unit: str) -> str:

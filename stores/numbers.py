@@ -4,6 +4,7 @@ Legend: N frames of the store, R numbers of a robot state, A of an action.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -128,6 +129,16 @@ def open_frames(storage: Storage, read: ReadObject, frames: int, spec: ObsSpec) 
     read(f"{FRAMES}/{METADATA}")  # nothing in it is needed, but it must be there and sound
     specs = frame_specs(frames, spec)
     return {name: open_checked(storage, f"{FRAMES}/{name}", specs[name], read) for name in FIELDS}
+
+
+def is_frame_object(path: str) -> bool:
+    """Whether `path`, below a store, is a name that `frame_objects` of some number of frames may give."""
+    return _OBJECT.fullmatch(path) is not None
+
+
+_OBJECT: Final = re.compile(
+    rf"{re.escape(FRAMES)}/({re.escape(METADATA)}|({'|'.join(FIELDS)})/({re.escape(METADATA)}|c/[0-9]+(/0)*))"
+)
 
 
 def read_frames(

@@ -16,9 +16,8 @@ from stores.spec import LIBERO, ObsSpec
 class TemporalPredictor(nn.Module):
     """Residual: starts as "nothing changes", because the last layer starts at zero."""
 
-    def __init__(self, config: ModelConfig, spec: ObsSpec = LIBERO) -> None:
+    def __init__(self, config: ModelConfig, hidden: int, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        hidden = config.predictor_width
         self.state = nn.Linear(config.embed_dim, hidden)
         self.action = nn.Linear(spec.action_dim, hidden)
         self.hidden = nn.Sequential(
@@ -48,9 +47,8 @@ class InverseDynamics(nn.Module):
     longer horizon cannot be read off z_{t+1}: to foretell them, z_t must hold what the demonstrator acts on.
     """
 
-    def __init__(self, config: ModelConfig, horizon: int, spec: ObsSpec = LIBERO) -> None:
+    def __init__(self, config: ModelConfig, horizon: int, hidden: int, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        hidden = config.predictor_width
         self.horizon, self.width = horizon, spec.action_dim
         self.layers = nn.Sequential(
             nn.Linear(2 * config.embed_dim, hidden),
