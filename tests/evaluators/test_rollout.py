@@ -1,5 +1,6 @@
 """Closed loop with policies whose outcome is known: expert, zero, and worlds that break."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from statevla.evaluators.rollout import (
     evaluate_tabletop,
     evaluation_seed,
 )
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import Observation, ObsSpec, libero_spec
 from statevla.sims.tabletop import TASKS, TabletopEnv
 from stores.errors import ObsSpecMismatch, StateVLAError, UsageError
 from stores.progress import ProgressEvent
 
-SPEC = ObsSpec(image_size=(32, 32))
+SPEC = libero_spec(32)
 
 
 class Recorder:
@@ -136,7 +137,7 @@ def test_evaluation_seeds_are_fresh() -> None:
 
 
 def test_another_observation_is_refused() -> None:
-    for spec in (ObsSpec(image_size=(32, 48)), ObsSpec(image_size=(32, 32), orientation="rotated")):
+    for spec in (libero_spec(32, 48), dataclasses.replace(SPEC, orientation="opengl")):
         with pytest.raises(ObsSpecMismatch):
             evaluate_tabletop(ZeroPolicy(spec), episodes=1)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines.collect.libero import collect_libero
 from pipelines.replay import replay_of_files
 from statevla.evaluators.libero import evaluate_libero
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import LIBERO, Observation, ObsSpec
 from statevla.sims.libero import suites
 
 pytestmark = pytest.mark.libero
@@ -24,7 +24,7 @@ BUTTER = 6
 class Wander:
     """A policy that moves at random and keeps what it saw."""
 
-    obs_spec: ObsSpec = field(default_factory=lambda: ObsSpec((128, 128)))
+    obs_spec: ObsSpec = field(default_factory=lambda: LIBERO)
     seen: list[Observation] = field(default_factory=list)
 
     def act(self, observations: list[Observation]) -> NDArray[np.float32]:

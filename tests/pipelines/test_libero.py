@@ -11,15 +11,15 @@ import pytest
 from pipelines.sources.hdf5 import open_hdf5, reporting
 from pipelines.sources.libero import Episode, inspect_file, read_demo
 from stores.errors import SourceError
-from stores.schema import CAMERAS
+from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import MODEL_XML, World, demo_arrays, make_world, write_file
 
 
 def read(path: Path, alignment: str = "detect") -> tuple[Episode, np.ndarray]:
     header = inspect_file(path)
     with open_hdf5(path) as file:
-        episode = read_demo(file, "demo_0", header.convention, alignment)
-        images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in CAMERAS}
+        episode = read_demo(file, "demo_0", header.facts["convention"], alignment)
+        images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in LIBERO.camera_names}
         return episode, np.stack([images["agentview"], images["eye_in_hand"]], axis=1)
 
 
@@ -68,7 +68,7 @@ def test_images_come_out_upright(tmp_path: Path) -> None:
 
 def test_missing_convention_is_opengl_and_said_so(tmp_path: Path) -> None:
     header = inspect_file(write(tmp_path, make_world(), convention=None))
-    assert header.convention == "opengl"
+    assert header.facts["convention"] == "opengl"
     assert any("macros_image_convention" in note for note in header.notes)
 
 
