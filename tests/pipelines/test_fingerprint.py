@@ -10,16 +10,18 @@ import pytest
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from pipelines.ingest.unit import UnitSettings
+from pipelines.sources.evidence import Told
 from pipelines.sources.reading import CALLS
-from pipelines.sources.source import Told
-from stores.spec import LIBERO
 from stores.errors import SourceError
 from stores.manifest import Manifest, hash_object
+from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
 from tests.stores.faults import read_tree
 
 DEMOS = ("demo_0", "demo_1", "demo_2")
-SETTINGS = UnitSettings(16, 10, "jpeg", 95, "libero", LIBERO, Told(), {"convention": "opengl"}, {})
+SETTINGS = UnitSettings(
+    16, 10, "jpeg", 95, "libero", LIBERO, Told(), {"image_convention": "opengl", "gripper": None}, {}
+)
 
 
 def fingerprint_demos(path: Path, demos: tuple[str, ...], poison: dict[str, str] | None = None) -> dict[str, str]:

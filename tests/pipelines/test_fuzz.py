@@ -18,10 +18,10 @@ import pytest
 from pipelines.ingest.plan import Unit
 from pipelines.sources import hdf5, pulse
 from pipelines.sources import sandbox as isolation
+from pipelines.sources.evidence import Told
 from pipelines.sources.fingerprint import DATASETS
 from pipelines.sources.libero import read_demo
 from pipelines.sources.reading import CALLS, inspect_source
-from pipelines.sources.source import Told
 from stores.errors import SourceError
 from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import MODEL_XML, demo_arrays, make_world, write_file
@@ -136,7 +136,7 @@ def fuzz(original: Original, folder: Path, count: int, monkeypatch: pytest.Monke
             outcomes["mutants"] += 1
             try:
                 header = inspect_source(path, "libero", Told())
-                argument = {"path": str(path), "demos": list(header.episodes), **header.facts}
+                argument = {"path": str(path), "demos": list(header.episodes), "convention": "opengl"}
                 found = isolation.survive(isolation.thread_reader(CALLS), "everything", argument, path.name)
             except SourceError as error:
                 outcomes["file killed the reader" if "process reading it" in str(error) else "file refused"] += 1
