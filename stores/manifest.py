@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
-from stores.errors import StoreCorrupt, StoreError, StoreMissing
+from stores.errors import PlaceMissing, StoreCorrupt, StoreError, StoreMissing
 from stores.schema import SCHEMA_VERSION
 
 MANIFEST: Final = "manifest.json"
@@ -54,13 +54,13 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def save(self, root: Path | str) -> None:
-        """Commit: make every folder that holds an object durable, then write the manifest."""
-        root = Path(root)
-        folders = {
-            folder for item in self.objects for folder in (root / item.path).parents if folder.is_relative_to(root)
-        }
-        durable.fsync_dirs(sorted(folders, reverse=True))  # an interrupted run may have renamed an object without this
-        durable.write_bytes(root / MANIFEST, self.to_bytes())
+        """Commit: make every object durable with all folders on the way, whoever wrote it, then write the manifest.
+
+        A run before this one may have written an object and died before it was durable; its hash matches all the same,
+        as long as the system has it in memory.
+        """
+        durable.settle(root, [item.path for item in self.objects])
+        durable.write_bytes(Path(root, MANIFEST), self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The file's content, with its seal."""
@@ -112,9 +112,9 @@ def read_manifest(storage: Storage) -> bytes:
     """Bytes of the manifest. Raises StoreMissing when there is none: `storage` is then no store."""
     try:
         data = storage.read(MANIFEST)
+    except PlaceMissing:
+        raise
     except StoreMissing as error:
-        if "bucket" in str(error):
-            raise
         raise StoreMissing(
             f"{storage.root} is not a store: it has no {MANIFEST}. An interrupted ingest leaves none: run it again"
         ) from error

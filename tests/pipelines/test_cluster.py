@@ -28,7 +28,7 @@ KILLS = 20
 POISON = """
 import os, signal
 import h5py
-from pipelines import hdf5
+from pipelines.sources import hdf5
 if not hasattr(hdf5, "sound"):  # Dask runs a preload more than once
     hdf5.sound = hdf5.read_rows
 def read_rows(data, *arguments):
@@ -40,8 +40,8 @@ hdf5.read_rows = read_rows
 INGEST = """
 import sys
 from pathlib import Path
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.config import IngestConfig
 from pipelines.run import run_units
 if __name__ == "__main__":
     ingest(IngestConfig("toy", Path(sys.argv[1]), Path(sys.argv[2]), language="hashed"), workers=2)

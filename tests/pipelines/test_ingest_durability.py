@@ -31,7 +31,7 @@ def test_a_worker_elsewhere_makes_its_own_shard_durable(config: IngestConfig, mo
         tasks.append(task)
         return make_here(task)
 
-    monkeypatch.setattr(pipelines.ingest, "make_here", note)
+    monkeypatch.setattr(pipelines.ingest.driver, "make_here", note)
     ingest(config, isolated=False)
     for kernel, made_durable in ((tasks[0].kernel, 0), ("of another machine", 1)):
         task = replace(tasks[0], kernel=kernel)

@@ -131,9 +131,9 @@ def test_a_file_is_not_blamed_for_a_kill_from_outside(reader: Reader) -> None:
 UNDER_A_LIMIT = """
 import resource, sys
 from pathlib import Path
-from pipelines import isolation
-from pipelines.ingest import ingest
-from pipelines.ingest_plan import IngestConfig
+from pipelines.sources import sandbox as isolation
+from pipelines.ingest.driver import ingest
+from pipelines.ingest.config import IngestConfig
 limit = isolation._address_space() + 100 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 ingest(IngestConfig("toy", Path(sys.argv[1]), Path(sys.argv[2]), language="hashed"))

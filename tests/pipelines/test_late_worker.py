@@ -28,7 +28,7 @@ def test_what_a_late_worker_leaves_is_nobodys(tmp_path: Path, monkeypatch: pytes
         raise ConnectionError("the driver is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.ingest, "make_here", lost)
+        patch.setattr(pipelines.ingest.driver, "make_here", lost)
         with pytest.raises(ConnectionError):
             ingest(config, isolated=False)
     # What the worker has read already is not what is in the source when the next run reads it.
