@@ -17,7 +17,8 @@ from statevla.config import Config, load_config
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.mamba import Mamba
 from statevla.policies.policy import Policy
-from statevla.policies.prepare import Actor, Scene
+from statevla.policies.prepare import Actor
+from statevla.systems.acting import Scene
 from statevla.systems.flow_matching import draw_noise
 from statevla.systems.temporal_jepa import JepaModel
 
@@ -57,7 +58,7 @@ def one_scene(policy: Policy, number: int) -> Scene:
     noise = draw_noise(
         1, policy.config.model.action_seq_len, torch.Generator().manual_seed(number), policy.device
     ).epsilon
-    return Scene(batch.images, batch.robot_state, policy.tokens[observation.instruction][None], noise)
+    return Scene(batch.images, batch.robot_state, policy.conditions[observation.instruction][None], noise)
 
 
 def acting(device: str, preset: str, vision: str, dtype: str, calls: int) -> dict[str, Any]:
