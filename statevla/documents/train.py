@@ -1,6 +1,6 @@
 """``python -m statevla.documents.train --config conf/config.yaml --phase 1``, as the StateVLA documents write it.
 
-Checkpoints go to ``checkpoints/phase1_temporal_jepa/`` (and ``phase2_flow_matching/``) in the folder where it is called.
+Checkpoints go to ``checkpoints/phase1_temporal_jepa/`` or ``phase2_flow_matching/`` in the folder where it is called.
 """
 
 import sys

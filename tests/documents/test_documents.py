@@ -82,7 +82,7 @@ def test_one_table_of_flags_each() -> None:
 def test_a_missing_store_names_the_command_that_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     keys = {"data.data_directory": "/d/libero_object", "data.train_split": 0.8}
-    with pytest.raises(StoreMissing, match="ingest libero_object --source /d/libero_object --train-split 0.8"):
+    with pytest.raises(StoreMissing, match=r"ingest libero_object --source /d/libero_object --train-split 0.8"):
         documents_train.find_store(keys)
     store = micro_store(tmp_path / "data/stores/libero_object")
     assert documents_train.find_store(keys) == str(store.relative_to(tmp_path))
