@@ -330,7 +330,7 @@ def show_config(
     as_json: Json = False,
 ) -> None:
     """Print every configuration key: its value, its range, and what it is."""
-    from statevla.systems.describe import list_keys
+    from statevla.systems.describe import key_lines, list_keys
     from statevla.systems.table import sections
     from statevla.trainers.jobs import ask
 
@@ -338,8 +338,7 @@ def show_config(
     if as_json:
         print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
     else:
-        columns = ("key", "value", "range", "what it is")
-        print_table(recipe or f"Preset {preset or 'base'}", columns, [tuple(row) for row in rows])
+        print("\n".join(key_lines(rows)))
 
 
 @eval_app.command("offline")

@@ -136,6 +136,17 @@ def test_describe_prints_the_parameter_table(tmp_path):
     assert "context_encoder" in table
 
 
+def test_config_prints_every_key_in_one_line(tmp_path):
+    lines, _ = statevla(tmp_path, "config", "--recipe", "libero")
+    keys = [line.split()[0] for line in lines.splitlines()]
+    assert {"data.cache_gib", "model.embed_dim", "training.phase1.learning_rate", "training.ema_momentum"} <= set(keys)
+    assert len(keys) == len(set(keys))
+    listed = one_object(tmp_path, "config", "--recipe", "libero", "--set", "training.warmup_steps=7")
+    assert list(listed) == keys
+    assert listed["data.cache_gib"]["value"] == 6
+    assert listed["training.warmup_steps"] == {"value": 7, "range": "int, 0 or more", "help": "steps of linear warmup"}
+
+
 def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
     folder, _ = project
     raw = tmp_path / "data/raw/mixed"
