@@ -50,7 +50,8 @@ MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
 Videos = Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")]
-Preset = Annotated[str, typer.Option(help="base, original, small or tiny.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="base (the default), original, small or tiny.")]
+Recipe = Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same keys as --set.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: training.batch_size=32.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: beside the checkpoint's run.")]
@@ -276,18 +277,24 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+def describe(
+    preset: Preset = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
     """Print the parameter count of every part of the model."""
-    from statevla.config import load_config
     from statevla.systems.describe import describe as describe_model
     from statevla.systems.table import sections
+    from statevla.trainers.jobs import ask
 
-    result = describe_model(load_config(preset, config, tuple(set_ or ()), sections()))
+    result = describe_model(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
     if as_json:
         print_json(result)
     else:
         rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
-        print_table(f"Preset {preset}", ("part", "parameters"), rows)
+        print_table(recipe or f"Preset {preset or 'base'}", ("part", "parameters"), rows)
 
 
 @app.command()
@@ -299,8 +306,8 @@ def train(
     encoder: Annotated[
         Path | None, typer.Option(help="Checkpoint or run of the state encoder; default: the only one of this store.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")] = None,
-    preset: Annotated[str | None, typer.Option(help="base (the default), original, small or tiny.")] = None,
+    recipe: Recipe = None,
+    preset: Preset = None,
     config: ConfigFile = None,
     set_: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Run or checkpoint to go on from; needs no other option.")] = None,
@@ -325,17 +332,23 @@ def train(
 
 
 @app.command("config")
-def show_config(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+def show_config(
+    preset: Preset = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
     """Print every configuration key: its value, its range, and what it is."""
-    from statevla.config import load_config
-    from statevla.systems.describe import list_keys
+    from statevla.systems.describe import key_lines, list_keys
     from statevla.systems.table import sections
+    from statevla.trainers.jobs import ask
 
-    rows = list_keys(load_config(preset, config, tuple(set_ or ()), sections()))
+    rows = list_keys(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
     if as_json:
         print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
     else:
-        print_table(f"Preset {preset}", ("key", "value", "range", "what it is"), [tuple(row) for row in rows])
+        print("\n".join(key_lines(rows)))
 
 
 @eval_app.command("offline")
