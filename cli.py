@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from statevla.console import print_json, print_table, report, show_progress
+from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
@@ -21,8 +22,8 @@ SIGNALLED = 128
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
 )
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
@@ -65,6 +66,26 @@ def main() -> None:
     except StateVLAError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"error: {describe_trouble(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from statevla import __version__
+
+        print(f"statevla {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _statevla(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation."""
 
 
 @app.command()
@@ -73,12 +94,25 @@ def collect(
     episodes: Annotated[int, typer.Option(min=1, help="Episodes: in all (tabletop), a task (LIBERO).")] = 100,
     out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.")] = None,
     seed: int = 0,
-    tasks: Annotated[str, typer.Option(help="LIBERO task numbers, such as 0-2,5.")] = "0-9",
+    tasks: Annotated[
+        str | None, typer.Option(help="LIBERO task numbers, such as 0-2,5; default: all with an expert.")
+    ] = None,
     first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    init_states: Annotated[
+        int | None, typer.Option(min=1, help="LIBERO initial states used; default: to the last.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: 1 (tabletop), what memory and cores allow (LIBERO).")
+    ] = None,
     align: Annotated[
         Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
     ] = "after",
+    image_size: Annotated[int, typer.Option(min=16, help="LIBERO: pixels a side.")] = 128,
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
+    ] = 0.0,
+    noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
@@ -88,14 +122,27 @@ def collect(
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 
-            summary = collect_tabletop(folder, episodes, seed=seed, align=align, workers=workers, progress=progress)
+            summary = collect_tabletop(
+                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress
+            )
+        elif dry_run:
+            from pipelines.collect.libero_trial import try_expert
+
+            trials = try_expert(
+                suite, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init, noise=noise,
+                progress=progress,
+            )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
 
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
-                align=align, progress=progress,
+                init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
+                progress=progress,
             )  # fmt: skip
+    if suite != "tabletop" and dry_run:
+        report("Expert", trials.to_dict(), as_json, trials.to_markdown())
+        return
     report("Collected", summary.to_dict(), as_json)
 
 
@@ -106,7 +153,9 @@ def ingest(
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
     replace: Replace = False,
-    language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
+    language: Annotated[
+        str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
+    ] = "clip",
     language_model: Annotated[
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
     ] = None,
@@ -114,6 +163,18 @@ def ingest(
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
+    gripper: Annotated[
+        Literal["detect", "high-closes", "high-opens"],
+        typer.Option(help="What the higher gripper command does, where the fingers do not show it."),
+    ] = "detect",
+    image_convention: Annotated[
+        Literal["detect", "opengl", "opencv", "upright"],
+        typer.Option(help="How pictures are stored, where the files say nothing or a wrong thing."),
+    ] = "detect",
+    masks: Annotated[
+        Literal["ask", "use", "ignore"],
+        typer.Option(help="Filter masks train and valid: the split, or nothing; ask: refuse other masks."),
+    ] = "ask",
     hash_sources: Annotated[bool, typer.Option("--hash-sources", help="Record each source's sha256 too.")] = False,
     train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
     split_seed: int = 0,
@@ -132,7 +193,8 @@ def ingest(
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
-        language_model=language_model, codec=codec, alignment=alignment, hash_sources=hash_sources,
+        language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
+        image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed,
     )  # fmt: skip
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
@@ -298,7 +360,7 @@ def eval_offline(
             allow_other_store=allow_other_store, progress=progress,
         )  # fmt: skip
     results.save(folder)
-    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json)
+    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @eval_app.command("tabletop")

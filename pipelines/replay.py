@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.collect.writer import EXECUTED
 from pipelines.sources import hdf5
 from statevla.policies.controls import ReplayDemo, ReplayDemos
 from statevla.sims.suites import find_suite
@@ -23,6 +24,8 @@ def replay_of_files(
     source: Path, suite: str, tasks: Sequence[int] | str | None = None, limit: int | None = None
 ) -> ReplayDemos:
     """Demonstrations of ``<source>/<task>_demo.hdf5`` with the files' own actions; ``limit`` for each task.
+
+    Where noise was added to what an expert wanted, what was executed is replayed.
 
     Raises:
         UsageError: no file of any of the tasks.
@@ -38,7 +41,8 @@ def replay_of_files(
             demos = []
             for name in names:
                 states = hdf5.read_rows(hdf5.dataset(file, f"data/{name}/states", "float", (None, None), _BYTES))
-                actions = hdf5.read_rows(hdf5.dataset(file, f"data/{name}/actions", "float", (None, 7), _BYTES))
+                executed = EXECUTED if f"data/{name}/{EXECUTED}" in file else "actions"
+                actions = hdf5.read_rows(hdf5.dataset(file, f"data/{name}/{executed}", "float", (None, 7), _BYTES))
                 demos.append(ReplayDemo(f"{path.name}/{name}", states[0], actions.astype(np.float64)))
         found[task.name] = tuple(demos)
     if not found:
@@ -50,6 +54,8 @@ def replay_of_store(
     store: Store, source: Path, suite: str, tasks: Sequence[int] | str | None = None, limit: int | None = None
 ) -> ReplayDemos:
     """Episodes of a store with the *store's* actions; their states come from the source files it was ingested from.
+
+    Demonstrations that were collected with noise are left out: a store has what the expert wanted, not what was done.
 
     Raises:
         UsageError: no episode of any of the tasks, or a source file is not in ``source``.
@@ -66,6 +72,8 @@ def replay_of_store(
             if not path.is_file():
                 raise UsageError(f"{path}: the store's source is not there; replay needs its simulator states")
             with hdf5.open_hdf5(path) as file:
+                if f"data/{demo}/{EXECUTED}" in file:
+                    continue
                 states = hdf5.read_rows(hdf5.dataset(file, f"data/{demo}/states", "float", (None, None), _BYTES))
             if len(states) != steps + offset:
                 raise SourceError(

@@ -6,7 +6,7 @@ Legend: B batch, K chunk.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from statevla.systems.acting import Acted, PolicyNet, Scene
 from statevla.systems.system import Given, Objective
 from statevla.systems.table import config_of, find_system, require_kind
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
-from stores.reader import Store
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+
+if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
+    from stores.reader import Store
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +87,7 @@ class Policy:
 
     @classmethod
     def untrained(
-        cls, config: Config, store: Store, device: str = "cpu", seed: int = 0, system: str = "flow_matching"
+        cls, config: Config, store: "Store", device: str = "cpu", seed: int = 0, system: str = "flow_matching"
     ) -> "Policy":
         """The same interface with random weights: the control that a trained policy must beat."""
         with torch.random.fork_rng(devices=[]):
