@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from statevla.version import __version__
+
 if TYPE_CHECKING:
     from statevla.data.batch import Batch as Batch
     from statevla.evaluators.evaluate import evaluate as evaluate
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from statevla.policies.noise import Draw as Draw
     from statevla.policies.policy import Policy as Policy
     from stores.reader import Store as Store
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Batch",

@@ -66,7 +66,7 @@ SUITES: Final[dict[str, Suite]] = {
 
 
 def find_suite(name: str) -> Suite:
-    """The row of that name; LIBERO-PRO's suites, where they are on this machine, are LIBERO's rows with one thing changed.
+    """The row of that name. LIBERO-PRO's suites, where they are on this machine, act as LIBERO's do.
 
     Raises UsageError that names the nearest.
     """
