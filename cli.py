@@ -74,7 +74,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from statevla import __version__
+        from statevla.version import __version__
 
         print(f"statevla {__version__}")
         raise typer.Exit
