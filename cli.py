@@ -79,22 +79,31 @@ def collect(
     align: Annotated[
         Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
     ] = "after",
+    append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
 
     folder = out if out is not None else Path("data/raw") / suite
+    if append and replace:
+        raise UsageError("--append and --replace: expected one of them")
+    if append and suite != "tabletop":
+        raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 
-            summary = collect_tabletop(folder, episodes, seed=seed, align=align, workers=workers, progress=progress)
+            summary = collect_tabletop(
+                folder, episodes, seed=seed, align=align, workers=workers, progress=progress,
+                existing="append" if append else "replace" if replace else "refuse",
+            )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
 
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
-                align=align, progress=progress,
+                align=align, progress=progress, replace=replace,
             )  # fmt: skip
     report("Collected", summary.to_dict(), as_json)
 
@@ -211,9 +220,15 @@ def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None
         print_json(result)
         return
     columns = ("mean", "std", "min", "max", "q01", "q99")
+    still = {}
     for name, labels in (("action", ACTION_NAMES), ("robot_state", range(len(result["robot_state"]["mean"])))):
         rows = [(label, *(result[name][column][i] for column in columns)) for i, label in enumerate(labels)]
         print_table(f"{name} ({result[name]['count']:,} rows)", (name, *columns), rows)
+        still[name] = [str(label) for label, std in zip(labels, result[name]["std"], strict=True) if std == 0.0]
+    for name, constant in still.items():
+        if constant:
+            what = "never move; a policy returns their constant" if name == "action" else "never move"
+            print(f"{name}: {', '.join(constant)} {what} (std 0)")
 
 
 @app.command()
@@ -353,7 +368,9 @@ def eval_libero(
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
-    first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,
@@ -405,6 +422,8 @@ def _evaluate(
             chosen.policy, suite, out=results_folder, name=chosen.name, tasks=tasks, seed=seed, progress=progress,
             **options,
         )  # fmt: skip
+    for note in results.notes:
+        print(f"warning: {note}", file=sys.stderr)
     report(suite, {"out": str(results_folder), **results.to_dict()}, as_json, results.to_markdown())
 
 

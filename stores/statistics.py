@@ -131,7 +131,8 @@ class Statistics:
     @property
     def constant(self) -> NDArray[np.bool_]:
         """[D], which dimensions never move."""
-        return np.array(self.std) == 0.0
+        still: NDArray[np.bool_] = np.array(self.std) == 0.0
+        return still
 
     def affine(self, mode: str = "mean_std") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(shift, scale) [D] with normalized = (x - shift) / scale; scale is 1 where a dimension is constant.

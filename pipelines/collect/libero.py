@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.collect.tabletop import CollectSummary
-from pipelines.collect.writer import ALIGNMENTS, Align, Demo, FileHeader, write_demos
+from pipelines.collect.writer import ALIGNMENTS, SETTINGS, Align, Demo, FileHeader, write_demos
 from statevla.sims.libero import paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.experts import EXPERTS
@@ -39,7 +39,6 @@ MAX_FAILURES: Final = 10
 MAX_CRASHES: Final = 3
 """Simulators in a row that may fail before a collection gives up."""
 TAG: Final = "statevla-scripted-expert"
-SETTINGS: Final = "collected_with"
 INIT_STATES: Final = "init_states_used"
 INIT_STATE: Final = "init_state_index"
 
@@ -71,6 +70,7 @@ def collect_libero(
     image_size: int = 128,
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
+    replace: bool = False,
 ) -> CollectSummary:
     """Writes ``<task>_demo.hdf5`` with ``episodes`` successful demonstrations for each task; skips complete files.
 
@@ -82,6 +82,7 @@ def collect_libero(
     Args:
         tasks: indices of the suite's tasks, or as ``"0-2,5"``; None: all.
         workers: simulator processes, one task each.
+        replace: a task's file or unfinished part of a collection with other settings gives way to this one.
         init_states: number of initial states to use, from ``first_init`` on; None: all up to the last.
 
     Raises:
@@ -106,7 +107,7 @@ def collect_libero(
         )
     settings = _Settings(suite, episodes, seed, first_init, span, align, image_size)
     with durable.lock(out, f"collection of {suite}"):
-        todo = [_TaskWork(task, out, settings) for task in chosen]
+        todo = [_TaskWork(task, out, settings, replace) for task in chosen]
         _collect([work for work in todo if not work.complete()], workers, timeouts, progress, len(todo) * episodes)
     headers = [_totals(work.file) for work in todo]
     return CollectSummary(
@@ -125,9 +126,10 @@ def _totals(file: Path) -> tuple[int, int]:
 class _TaskWork:
     """One task's file and what there is of it."""
 
-    def __init__(self, task: suites.Task, out: Path, settings: _Settings) -> None:
+    def __init__(self, task: suites.Task, out: Path, settings: _Settings, replace: bool = False) -> None:
         self.task = task
         self.settings = settings
+        self.replace = replace
         self.file = out / f"{task.name}_demo.hdf5"
         self.parts = out / f".{task.name}.parts"
         self.attempt = 0
@@ -143,10 +145,13 @@ class _TaskWork:
             return False
         with h5py.File(self.file) as file:
             present = file["data"].attrs.get(SETTINGS)
+        if present != self._settings_text() and self.replace:
+            self._load_parts()
+            return False  # the new file takes its place when it is whole
         if present != self._settings_text():
             raise UsageError(
                 f"{self.file} was collected with {present}, this collection has {self._settings_text()}. "
-                "Choose another folder, or remove the file"
+                "Choose another folder with --out, or pass --replace"
             )
         return True
 
@@ -155,10 +160,13 @@ class _TaskWork:
 
     def _load_parts(self) -> None:
         settings = self.parts / "settings.json"
-        if settings.exists() and json.loads(settings.read_text()) != vars(self.settings):
+        other = settings.exists() and json.loads(settings.read_text()) != vars(self.settings)
+        if other and self.replace:
+            durable.remove(self.parts)
+        elif other:
             raise UsageError(
                 f"{self.parts} holds part of a collection with other settings ({settings.read_text().strip()}). "
-                "Choose another folder, or remove that one"
+                "Choose another folder with --out, or pass --replace"
             )
         durable.write_json(settings, vars(self.settings))
         self.done = sorted(int(part.stem) for part in self.parts.glob("*.npz"))

@@ -3,8 +3,9 @@
 Legend: B batch, K chunk.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Policy:
 
     language: float32 [512] by instruction, the only instructions that the policy knows. manifest_hash: the store that
     it was trained on. name: for reports, where it came from. identity: sha256 of weights, options, precision, sampling
-    steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction.
+    steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction. init_states: by task,
+    those that its demonstrations started from.
     """
 
     model: PolicyNet
@@ -49,6 +51,7 @@ class Policy:
     identity: str
     actor: Actor
     conditions: dict[str, Tensor]
+    init_states: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -81,7 +84,8 @@ class Policy:
         spec = ObsSpec.from_dict(state.obs_spec)
         sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
         identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
-        return ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
+        made = ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
+        return dataclasses.replace(made, init_states=state.init_states)
 
     @classmethod
     def untrained(

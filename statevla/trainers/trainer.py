@@ -34,6 +34,7 @@ from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.validation import validate
 from stores.disk.durable import LineLog, lock, write_bytes, write_json
 from stores.errors import StateVLAError, UsageError
+from stores.init_states import init_states_by_task
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 from stores.schema import ACTION_DIM, LANGUAGE_DIM, ROBOT_STATE_DIM
@@ -327,6 +328,7 @@ class Run:
             statistics=self.statistics.to_dict(),
             manifest_hash=self.store.manifest_hash,
             instructions=instructions,
+            init_states=init_states_by_task(self.store.manifest.sources),
             language={"encoder": language.encoder, "revision": language.revision},
             backbone=identity(self.backbone),
             parent=self.parent,
