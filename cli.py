@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from statevla.console import print_json, print_table, report, show_progress
+from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
@@ -21,8 +22,8 @@ SIGNALLED = 128
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
 )
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
@@ -65,6 +66,26 @@ def main() -> None:
     except StateVLAError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"error: {describe_trouble(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from statevla import __version__
+
+        print(f"statevla {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _statevla(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation."""
 
 
 @app.command()
@@ -73,12 +94,25 @@ def collect(
     episodes: Annotated[int, typer.Option(min=1, help="Episodes: in all (tabletop), a task (LIBERO).")] = 100,
     out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.")] = None,
     seed: int = 0,
-    tasks: Annotated[str, typer.Option(help="LIBERO task numbers, such as 0-2,5.")] = "0-9",
+    tasks: Annotated[
+        str | None, typer.Option(help="LIBERO task numbers, such as 0-2,5; default: all with an expert.")
+    ] = None,
     first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    init_states: Annotated[
+        int | None, typer.Option(min=1, help="LIBERO initial states used; default: to the last.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: 1 (tabletop), what memory and cores allow (LIBERO).")
+    ] = None,
     align: Annotated[
         Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
     ] = "after",
+    image_size: Annotated[int, typer.Option(min=16, help="LIBERO: pixels a side.")] = 128,
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
+    ] = 0.0,
+    noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
     as_json: Json = False,
@@ -95,16 +129,27 @@ def collect(
             from pipelines.collect.tabletop import collect_tabletop
 
             summary = collect_tabletop(
-                folder, episodes, seed=seed, align=align, workers=workers, progress=progress,
+                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress,
                 existing="append" if append else "replace" if replace else "refuse",
+            )  # fmt: skip
+        elif dry_run:
+            from pipelines.collect.libero_trial import try_expert
+
+            trials = try_expert(
+                suite, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init, noise=noise,
+                progress=progress,
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
 
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
-                align=align, progress=progress, replace=replace,
+                init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
+                progress=progress, replace=replace,
             )  # fmt: skip
+    if suite != "tabletop" and dry_run:
+        report("Expert", trials.to_dict(), as_json, trials.to_markdown())
+        return
     report("Collected", summary.to_dict(), as_json)
 
 
@@ -115,7 +160,9 @@ def ingest(
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
     replace: Replace = False,
-    language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
+    language: Annotated[
+        str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
+    ] = "clip",
     language_model: Annotated[
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
     ] = None,
@@ -123,6 +170,12 @@ def ingest(
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Format of the files; default: what they look like.")
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="YAML file that says what the files hold: cameras, robot state, action, rate.")
+    ] = None,
     gripper: Annotated[
         Literal["detect", "high-closes", "high-opens"],
         typer.Option(help="What the higher gripper command does, where the fingers do not show it."),
@@ -149,13 +202,14 @@ def ingest(
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
     from pipelines.ingest.remote import ingest_to_url, work_folder
+    from statevla.observation import read_spec
 
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
         language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
         image_convention=image_convention, masks=masks, hash_sources=hash_sources,
-        train_split=train_split, split_seed=split_seed,
+        train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
     )  # fmt: skip
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
     with show_progress() as progress:
@@ -209,19 +263,22 @@ def publish(
 
 
 @app.command()
-def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
+def stats(store: Store = None, as_json: Json = False) -> None:
     """Compute the train split's action and robot-state statistics and keep them in the store."""
     from pipelines.derive.stats import compute_statistics
     from statevla.runs.stores import find_store
-    from stores.schema import ACTION_NAMES
+    from stores.reader import Store as OpenStore
 
-    result = compute_statistics(find_store(store), workers=workers, scheduler=scheduler)
+    path = find_store(store)
+    with show_progress() as progress:
+        result = compute_statistics(path, progress=progress)
     if as_json:
         print_json(result)
         return
     columns = ("mean", "std", "min", "max", "q01", "q99")
     still = {}
-    for name, labels in (("action", ACTION_NAMES), ("robot_state", range(len(result["robot_state"]["mean"])))):
+    spec = OpenStore.open(path).spec
+    for name, labels in (("action", spec.action_names), ("robot_state", spec.state_names)):
         rows = [(label, *(result[name][column][i] for column in columns)) for i, label in enumerate(labels)]
         print_table(f"{name} ({result[name]['count']:,} rows)", (name, *columns), rows)
         still[name] = [str(label) for label, std in zip(labels, result[name]["std"], strict=True) if std == 0.0]
@@ -326,7 +383,7 @@ def eval_offline(
             allow_other_store=allow_other_store, progress=progress,
         )  # fmt: skip
     results.save(folder)
-    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json)
+    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @eval_app.command("tabletop")

@@ -7,6 +7,7 @@ from typing import Any
 from stores.cloud.storage import Storage
 from stores.errors import StateVLAError
 from stores.reader import Store
+from stores.verify import count_objects
 
 
 def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
         **manifest.counts,
         "store": store.root,
         "suite": manifest.suite,
-        "manifest": store.manifest_hash,
+        "content_hash": store.content_hash,
         "schema_version": manifest.schema_version,
-        "code_version": manifest.code_version,
-        "objects": len(manifest.objects),
+        "provenance": manifest.provenance,
+        "objects": count_objects(store.storage),
         "splits": manifest.splits,
         "alignment": {name: alignments.count(name) for name in sorted(set(alignments))},
         "language": manifest.config["language"],

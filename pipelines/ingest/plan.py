@@ -7,7 +7,7 @@ alone, so that another file coming or going changes no other unit's name or byte
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,8 +18,6 @@ UNIT_DEMOS: Final = 16
 """Demonstrations of a unit: a few hundred MB of raw frames, some tens of MB of JPEG."""
 
 SUFFIX: Final = ".hdf5"
-SUFFIXES: Final = (SUFFIX, ".h5")
-"""Of files that are read, in any case."""
 NAME_LIMIT: Final = 200
 """Bytes of a unit's name; file systems allow 255 and the suffixes need some."""
 
@@ -53,8 +51,9 @@ def safe_name(text: str) -> str:
     return re.sub(rb"[^A-Za-z0-9_-]", lambda found: b"=%02x" % found[0][0], text.encode()).decode()
 
 
-def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
-    """The ``*.hdf5`` and ``*.h5`` files of folder `source` (or `source` itself, when it is a file), naturally sorted.
+def list_sources(source: Path, suite: str, formats: Sequence[Collection[str]]) -> tuple[Path, ...]:
+    """The files of folder `source` that the first of `formats` (suffixes of their names) has any of, naturally sorted;
+    or `source` itself, when it is a file.
 
     What else lies there: `pipelines.ingest.entries.other_entries`. Raises UsageError when there is nothing to read,
     saying where it looked, and for a file whose name is not UTF-8.
@@ -64,20 +63,22 @@ def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
         return (source,)
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
-    found = [path for path in source.iterdir() if is_source(path)]
-    files = sorted((path for path in found if path.is_file()), key=lambda path: natural_key(path.name))
+    there = [path for path in source.iterdir() if path.is_file()]
+    by_format = ([path for path in there if is_source(path, suffixes)] for suffixes in formats)
+    files = sorted(next(filter(None, by_format), []), key=lambda path: natural_key(path.name))
     if not files:
         names = sorted(path.name for path in source.iterdir())
         got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"
-        raise UsageError(f"suite {suite!r}: expected *{SUFFIX} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
+        wanted = " or ".join(dict.fromkeys(f"*{suffix}" for suffixes in formats for suffix in suffixes))
+        raise UsageError(f"suite {suite!r}: expected {wanted} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
     for path in files:
         _require_utf8(path)
     return tuple(files)
 
 
-def is_source(path: Path) -> bool:
-    """Whether a file of that name is to be read."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def is_source(path: Path, suffixes: Collection[str]) -> bool:
+    """Whether a file of that name is to be read, in any case of `suffixes`."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def stem_of(file: str) -> str:

@@ -12,13 +12,14 @@ from statevla.evaluators.results import Results, summarize
 from statevla.evaluators.runner import Policy, Runner
 from statevla.evaluators.start import first_start, overlap
 from statevla.evaluators.trials import RunDescription, Trial, describe_run, load_records, plan_trials
+from statevla.observation import square_side
 from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.suites import Suite, find_suite
 from statevla.sims.world import Task
 from stores.disk import durable
-from stores.errors import ObsSpecMismatch, UsageError
+from stores.errors import UsageError
 from stores.progress import Progress
 
 
@@ -163,7 +164,4 @@ def _check_instructions(policy: Policy, chosen: Sequence[Task]) -> None:
 def _image_size(policy: Policy, row: Suite) -> int:
     if isinstance(policy, ExpertControl | ReplayDemos):
         return row.image_size
-    height, width = policy.obs_spec.image_size
-    if height != width:
-        raise ObsSpecMismatch(f"{row.name}'s pictures are square; the policy was trained on {height} x {width} pixels")
-    return int(height)
+    return square_side(policy.obs_spec, f"{row.name}'s")
