@@ -114,18 +114,25 @@ def collect(
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
 
     folder = out if out is not None else Path("data/raw") / suite
+    if append and replace:
+        raise UsageError("--append and --replace: expected one of them")
+    if append and suite != "tabletop":
+        raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 
             summary = collect_tabletop(
-                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress
-            )
+                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress,
+                existing="append" if append else "replace" if replace else "refuse",
+            )  # fmt: skip
         elif dry_run:
             from pipelines.collect.libero_trial import try_expert
 
@@ -139,7 +146,7 @@ def collect(
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                progress=progress,
+                progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())
@@ -270,10 +277,16 @@ def stats(store: Store = None, as_json: Json = False) -> None:
         print_json(result)
         return
     columns = ("mean", "std", "min", "max", "q01", "q99")
+    still = {}
     spec = OpenStore.open(path).spec
     for name, labels in (("action", spec.action_names), ("robot_state", spec.state_names)):
         rows = [(label, *(result[name][column][i] for column in columns)) for i, label in enumerate(labels)]
         print_table(f"{name} ({result[name]['count']:,} rows)", (name, *columns), rows)
+        still[name] = [str(label) for label, std in zip(labels, result[name]["std"], strict=True) if std == 0.0]
+    for name, constant in still.items():
+        if constant:
+            what = "never move; a policy returns their constant" if name == "action" else "never move"
+            print(f"{name}: {', '.join(constant)} {what} (std 0)")
 
 
 @app.command()
@@ -425,7 +438,9 @@ def eval_libero(
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
-    first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,
@@ -477,6 +492,8 @@ def _evaluate(
             chosen.policy, suite, out=results_folder, name=chosen.name, tasks=tasks, seed=seed, progress=progress,
             **options,
         )  # fmt: skip
+    for note in results.notes:
+        print(f"warning: {note}", file=sys.stderr)
     report(suite, {"out": str(results_folder), **results.to_dict()}, as_json, results.to_markdown())
 
 

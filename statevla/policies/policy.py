@@ -3,8 +3,9 @@
 Legend: B batch, K chunk, A numbers of an action, L of an embedding.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ class Policy:
 
     language: float32 [L] by instruction, the only instructions that the policy knows. manifest_hash: the store that
     it was trained on. name: for reports, where it came from. identity: sha256 of weights, options, precision, sampling
-    steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction.
+    steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction. init_states: by task,
+    those that its demonstrations started from.
     """
 
     model: PolicyNet
@@ -50,6 +52,7 @@ class Policy:
     identity: str
     actor: Actor
     conditions: dict[str, Tensor]
+    init_states: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -82,7 +85,8 @@ class Policy:
         language = dict(zip(state.instructions, vectors, strict=True))
         sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
         identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
-        return ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
+        made = ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
+        return dataclasses.replace(made, init_states=state.init_states)
 
     @classmethod
     def untrained(

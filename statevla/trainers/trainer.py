@@ -34,6 +34,7 @@ from statevla.trainers.validation import validate
 from statevla.version import __version__
 from stores.disk.durable import LineLog, lock, write_bytes, write_json
 from stores.errors import StateVLAError, UsageError
+from stores.init_states import init_states_by_task
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
@@ -326,6 +327,7 @@ class Run:
             statistics=self.statistics.to_dict(),
             manifest_hash=self.store.content_hash,
             instructions=instructions,
+            init_states=init_states_by_task(self.store.manifest.sources),
             language={"encoder": language.encoder, "revision": language.revision},
             backbone=identity(self.backbone),
             parent=self.parent,
