@@ -145,7 +145,7 @@ def read_sealed(data: bytes, where: str) -> dict[str, Any]:
     """The fields of a sealed JSON object, without the seal. Raises StoreCorrupt naming `where`."""
     try:
         fields = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreCorrupt(f"{where}: not JSON: {error}") from error
     if not isinstance(fields, dict) or SEAL not in fields:
         raise StoreCorrupt(f"{where}: expected a JSON object with a {SEAL!r} field")

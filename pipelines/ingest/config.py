@@ -3,13 +3,14 @@
 Reads headers, and for a prediction some frames; writes nothing.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ingest.plan import Unit, list_sources, plan_units
+from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT
 from pipelines.sources.hdf5 import open_hdf5
@@ -83,6 +84,7 @@ class IngestPlan:
     frames: int
     refused: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
+    stats: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -108,13 +110,15 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
     paths = list_sources(config.source, config.suite)
+    stats = file_stats(paths)  # before anything of them is read
     files: dict[str, SourceFile] = {}
     refused: list[dict[str, str]] = []
     for path in paths:
         try:
+            require_fitting(path.stem, NAME_LIMIT)
             files[path.name] = inspect_source(path, isolated)
         except SourceError as error:
-            refused.append({"file": path.name, "demo": "", "reason": str(error)})
+            refused.append({"file": written(path.name), "demo": "", "reason": str(error)})
             continue
         refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in files[path.name].refused]
     # The size of most demonstrations is the store's; the first in order where two are equally common.
@@ -129,7 +133,26 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
         frames=sum(sum(header.rows.values()) for header in files.values()),
         refused=tuple(refused),
         notes=tuple(note for header in files.values() for note in header.notes),
+        stats=stats,
     )
+
+
+def file_stats(paths: Sequence[Path]) -> tuple[tuple[int, int, int], ...]:
+    """(inode, bytes, time of change) of each file, zeros where it cannot be had: what tells that one was replaced."""
+    found = []
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError:
+            found.append((0, 0, 0))
+        else:
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
+def written(name: str) -> str:
+    """A file's name as JSON and Parquet can hold it."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def reasons(refused: Sequence[dict[str, str]], limit: int = 5) -> str:

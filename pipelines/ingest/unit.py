@@ -35,7 +35,7 @@ from pipelines.ingest.plan import Unit, safe_name, task_of
 from pipelines.sources import pulse
 from pipelines.sources.fingerprint import Seen, Stored, fingerprint_demo
 from pipelines.sources.hdf5 import open_hdf5
-from pipelines.sources.libero import Episode, read_demo
+from pipelines.sources.libero import Episode, read_demo, require_header
 from stores.disk import durable
 from stores.disk.sync import Together, kernel
 from stores.errors import SourceError
@@ -152,6 +152,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
 
     def segments() -> Iterator[SegmentMembers]:
         with open_hdf5(task.file) as file, Stored(task.file) as stored:
+            require_header(file, settings.instruction, settings.convention)
             for position, demo in enumerate(unit.demos, 1):
                 pulse.at(position)
                 if position in task.poison:

@@ -26,12 +26,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.ingest.plan import natural_key, task_of
+from pipelines.ingest.plan import DEMO_LIMIT, natural_key, require_fitting, task_of
 from pipelines.sources import hdf5, pulse
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
 from pipelines.sources.fingerprint import Seen
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
-from stores.errors import SourceError
+from stores.errors import SourceError, SourceTrouble
 from stores.schema import ACTION_DIM, CAMERAS
 
 IMAGE_SIDE: Final = (8, 2048)
@@ -91,13 +91,7 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
     """
     with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
         data = hdf5.group(file, "data")
-        instruction, notes = read_instruction(data, path.name)
-        convention = hdf5.text(data, "macros_image_convention")
-        if convention is None:
-            convention = DEFAULT_CONVENTION
-            notes = (*notes, f"{path.name}: no macros_image_convention; images taken as {DEFAULT_CONVENTION!r}")
-        if convention not in IMAGE_CONVENTIONS:
-            raise SourceError(f"macros_image_convention: expected one of {IMAGE_CONVENTIONS}, got {convention!r}")
+        instruction, convention, notes = read_header(data, path.name)
         found = list(data)
         if not found:
             raise SourceError("/data holds no demonstrations")
@@ -113,6 +107,7 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
             pulse.at(position)
             try:
                 with hdf5.reporting(f"{path.name}/{name}"):
+                    require_fitting(name, DEMO_LIMIT)
                     if poison and position in poison:
                         raise SourceError(poison[position])
                     cameras = image_datasets(hdf5.Once(hdf5.group(data, name)))
@@ -121,14 +116,41 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
                     ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
             except SourceError as error:
                 refused.append((name, str(error)))
-        for name in sorted(hdf5.overlapping(ranges, path.stat().st_size), key=natural_key):
-            reason = "its images lie where another demonstration's do, or outside the file"
+        size = path.stat().st_size
+        astray = hdf5.overlapping(ranges, size)  # two names of one dataset, too
+        astray |= {name.split("/")[1] for name in hdf5.overlapping(hdf5.claimed(file), size) if "/" in name}
+        for name in sorted(astray & rows.keys(), key=natural_key):
+            reason = "something of it lies where other data of the file do, or outside the file"
             refused.append((name, f"{path.name}/{name}: {reason}"))
             del rows[name], sizes[name]
         return SourceFile(
             path.name, task_of(path.name), instruction, convention, tuple(n for n in names if n in rows), rows, sizes,
             tuple(refused), notes,
         )  # fmt: skip
+
+
+def read_header(data: h5py.Group, file: str) -> tuple[str, str, tuple[str, ...]]:
+    """What `/data` says of all demonstrations: (instruction, image convention, notes of what was assumed)."""
+    instruction, notes = read_instruction(data, file)
+    convention = hdf5.text(data, "macros_image_convention")
+    if convention is None:
+        convention = DEFAULT_CONVENTION
+        notes = (*notes, f"{file}: no macros_image_convention; images taken as {DEFAULT_CONVENTION!r}")
+    if convention not in IMAGE_CONVENTIONS:
+        raise SourceError(f"macros_image_convention: expected one of {IMAGE_CONVENTIONS}, got {convention!r}")
+    return instruction, convention, notes
+
+
+def require_header(file: h5py.File, instruction: str, convention: str) -> None:
+    """Raise SourceTrouble unless the open file says what its header said when the ingest was planned."""
+    name = Path(file.filename).name
+    with hdf5.reporting(name):
+        found = read_header(hdf5.group(file, "data"), name)[:2]
+    if found != (instruction, convention):
+        raise SourceTrouble(
+            f"{name}: was replaced while it was read: the plan was made for {(instruction, convention)}, the file now "
+            f"says {found}; run the same command again"
+        )
 
 
 def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]:
@@ -139,7 +161,7 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]
         return words, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
     try:
         fields = json.loads(info)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"problem_info: expected JSON, got {error}") from error
     if not isinstance(fields, dict) or "language_instruction" not in fields:
         raise SourceError("problem_info: expected an object with language_instruction")
@@ -149,6 +171,10 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]
     if not isinstance(instruction, str) or not 0 < len(instruction.strip()) <= INSTRUCTION_LIMIT:
         raise SourceError(f"problem_info.language_instruction: expected text, got {instruction!r:.80}")
     hdf5.require_unicode(instruction, "problem_info.language_instruction")
+    if not instruction.strip().isprintable():
+        raise SourceError(
+            f"problem_info.language_instruction: expected text that can be printed, got {instruction!r:.80}"
+        )
     return instruction.strip(), ()
 
 
@@ -270,11 +296,16 @@ def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, 
     try:
         model = hdf5.text(demo, "model_file")
         if model is None:
-            raise SourceError(
+            raise hdf5.Missing(
                 "alignment: no model_file, so joint positions cannot be found in states; where you know whether "
                 "observations were stored before or after their actions, pass --alignment after or --alignment before"
             )
         states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
+    except hdf5.Missing:  # what is there and cannot be read is no absence
+        if told == DETECT:
+            raise
+        return told
+    try:
         found = detect_alignment(arm_positions(states, joint_layout(model)), joints)
     except SourceError:
         if told == DETECT:

@@ -17,9 +17,10 @@ import pytest
 
 import pipelines.ingest.unit
 from pipelines.ingest.plan import Unit
-from pipelines.sources import CALLS, hdf5, inspect_source
+from pipelines.sources import hdf5
 from pipelines.sources import sandbox as isolation
 from pipelines.sources.fingerprint import DATASETS
+from pipelines.sources.reading import CALLS, inspect_source
 from stores.errors import SourceError
 from stores.schema import CAMERAS
 from tests.pipelines.make_hdf5 import MODEL_XML, demo_arrays, make_world, write_file
