@@ -64,9 +64,8 @@ def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
     found = [path for path in source.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
-    files = sorted(
-        (path for path in found if path.is_file() or path.is_symlink()), key=lambda path: natural_key(path.name)
-    )
+    found = [path for path in found if path.is_file() or path.is_symlink()]
+    files = sorted(found, key=lambda path: natural_key(path.name))
     if not files:
         names = sorted(path.name for path in source.iterdir())
         got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"

@@ -103,8 +103,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     with reporting(path.name):
         if not path.is_file():
             raise SourceTrouble(
-                f"{path}: the link leads to {os.readlink(path)}, which is not there; fetch it (git annex get, dvc pull, "
-                "hf download), or remove the link"
+                f"{path}: the link leads to {os.readlink(path)}, which is not there; fetch it (git annex get, dvc "
+                "pull, hf download), or remove the link"
                 if path.is_symlink()
                 else f"{path}: no such file any more, or not an ordinary one; it was there when the source was listed"
             )
@@ -329,7 +329,7 @@ def _read_chunks(data: Rows, chunk: tuple[int, ...], start: int, array: NDArray[
 
 
 def _unpack(data: Rows, chunk: tuple[int, ...], place: tuple[int, ...]) -> NDArray[Any]:
-    """One chunk [*chunk]. Raises SourceError when it is not found (HDF5 would read zeros) or is not what it declares."""
+    """One chunk [*chunk]. Raises SourceError when it is not found (HDF5 would read zeros) or is another size."""
     mask, packed = data.id.read_direct_chunk(place)
     size = math.prod(chunk) * data.dtype.itemsize
     if not packed or mask:

@@ -172,9 +172,7 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]
         raise SourceError(f"problem_info.language_instruction: expected text, got {instruction!r:.80}")
     hdf5.require_unicode(instruction, "problem_info.language_instruction")
     if not instruction.strip().isprintable():
-        raise SourceError(
-            f"problem_info.language_instruction: expected text that can be printed, got {instruction!r:.80}"
-        )
+        raise SourceError(f"problem_info.language_instruction: expected printable text, got {instruction!r:.80}")
     return instruction.strip(), ()
 
 

@@ -58,9 +58,14 @@ def test_sources_are_sorted_and_hidden_ones_ignored(tmp_path: Path) -> None:
     assert [path.name for path in list_sources(tmp_path, "s")] == ["b9.hdf5", "b10.hdf5"]
 
 
-@pytest.mark.parametrize(("name", "limit", "said"), [
-    (os.fsdecode(b"b\xff"), 100, "expected a name in UTF-8"), ("a" * 101, 100, "needs 101 bytes"), ("é" * 20, 100, "120"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "limit", "said"),
+    [
+        (os.fsdecode(b"b\xff"), 100, "expected a name in UTF-8"),
+        ("a" * 101, 100, "needs 101 bytes"),
+        ("é" * 20, 100, "120"),
+    ],
+)
 def test_a_name_that_fits_no_shard_is_refused(name: str, limit: int, said: str) -> None:
     with pytest.raises(SourceError, match=said):
         require_fitting(name, limit)
