@@ -102,6 +102,12 @@ def ingest(
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Format of the files; default: what they look like.")
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="YAML file that says what the files hold: cameras, robot state, action, rate.")
+    ] = None,
     hash_sources: Annotated[bool, typer.Option("--hash-sources", help="Record each source's sha256 too.")] = False,
     train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
     split_seed: int = 0,
@@ -116,12 +122,13 @@ def ingest(
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
     from pipelines.ingest.remote import ingest_to_url, work_folder
+    from statevla.observation import read_spec
 
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
         language_model=language_model, codec=codec, alignment=alignment, hash_sources=hash_sources,
-        train_split=train_split, split_seed=split_seed,
+        train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
     )  # fmt: skip
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
     with show_progress() as progress:
@@ -175,18 +182,21 @@ def publish(
 
 
 @app.command()
-def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
+def stats(store: Store = None, as_json: Json = False) -> None:
     """Compute the train split's action and robot-state statistics and keep them in the store."""
     from pipelines.derive.stats import compute_statistics
     from statevla.runs.stores import find_store
-    from stores.schema import ACTION_NAMES
+    from stores.reader import Store as OpenStore
 
-    result = compute_statistics(find_store(store), workers=workers, scheduler=scheduler)
+    path = find_store(store)
+    with show_progress() as progress:
+        result = compute_statistics(path, progress=progress)
     if as_json:
         print_json(result)
         return
     columns = ("mean", "std", "min", "max", "q01", "q99")
-    for name, labels in (("action", ACTION_NAMES), ("robot_state", range(len(result["robot_state"]["mean"])))):
+    spec = OpenStore.open(path).spec
+    for name, labels in (("action", spec.action_names), ("robot_state", spec.state_names)):
         rows = [(label, *(result[name][column][i] for column in columns)) for i, label in enumerate(labels)]
         print_table(f"{name} ({result[name]['count']:,} rows)", (name, *columns), rows)
 

@@ -59,6 +59,6 @@ def choose_policy(
 
         return ChosenPolicy(ExpertControl(seed), f"{kind} seed {seed}", out)
     from statevla.evaluators.rollout import ZeroPolicy
-    from statevla.observation import ObsSpec
+    from statevla.observation import LIBERO
 
-    return ChosenPolicy(ZeroPolicy(ObsSpec(image_size=(128, 128))), kind, out)
+    return ChosenPolicy(ZeroPolicy(LIBERO), kind, out)

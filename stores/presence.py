@@ -9,11 +9,9 @@ import pyarrow as pa
 
 from stores.cloud.storage import Storage
 from stores.errors import StoreCorrupt, StoreMissing
-from stores.manifest import MANIFEST, Manifest
+from stores.layout import DERIVED, MANIFEST, SHARDS, is_hidden
+from stores.manifest import Manifest
 from stores.shards import END
-
-DERIVED: frozenset[str] = frozenset({"features", "latents", "stats"})
-"""Folders that come and go after the commit; they have manifests of their own, or seals."""
 
 
 def check_presence(storage: Storage, manifest: Manifest) -> None:
@@ -32,7 +30,7 @@ def check_presence(storage: Storage, manifest: Manifest) -> None:
         if size != item.bytes:
             raise StoreCorrupt(f"{storage.root}: {item.path}: expected {item.bytes} bytes, got {size}; {hint}")
     there.pop(MANIFEST, None)
-    extra = sorted(name for name in there if not any(part.startswith(".") for part in name.split("/")))
+    extra = sorted(name for name in there if not is_hidden(name))
     if extra:
         raise StoreCorrupt(
             f"{storage.root}: {extra[0]} is extra: {MANIFEST} does not name it ({len(extra)} such objects); remove it"
@@ -51,7 +49,7 @@ def check_tiling(segments: pa.Table, manifest: Manifest, where: str) -> None:
     broken = {names[code] for code in codes[offset != before]}
     last = np.flatnonzero(np.concatenate([turns, [True]])[: len(codes)])
     ends = dict(zip((names[code] for code in codes[last]), end[last].tolist(), strict=True))
-    shards = {item.path: item.bytes for item in manifest.objects if item.path.startswith("shards/")}
+    shards = {item.path: item.bytes for item in manifest.objects if item.path.startswith(f"{SHARDS}/")}
     broken |= {name for name in shards.keys() | ends.keys() if shards.get(name) != ends.get(name, 0) + len(END)}
     if broken:
         raise StoreCorrupt(f"{where}: the segments do not fill {sorted(broken)} as {MANIFEST} names them")

@@ -5,7 +5,8 @@ Opening checks manifest and index tables by sha256 and all objects by name and s
 checked by size, crc32 and member table when it is read, a shard's end when it is first touched, frames and language
 cache by sha256. `stores.verify` checks everything.
 
-Legend: n steps of a segment, O its observations (n or n + 1), K chunk, C cameras, H height, W width, N frames.
+Legend: n steps of a segment, O its observations (n or n + 1), K chunk, C cameras, H height, W width, N frames,
+R numbers of a robot state, A of an action.
 """
 
 import functools
@@ -20,27 +21,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stores.arrays import CheckedArray
 from stores.cloud.storage import Storage, open_storage
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from stores.images import decode_image
-from stores.language import LANGUAGE_FILE, LanguageCache
-from stores.manifest import MANIFEST, Manifest, StoreObject, read_manifest
+from stores.language import LanguageCache
+from stores.layout import EPISODES_FILE, LANGUAGE_FILE, MANIFEST, SEGMENTS_FILE
+from stores.manifest import Manifest, StoreObject, read_manifest
 from stores.npy import decode_npy
-from stores.numbers import read_frames
+from stores.numbers import open_frames, read_frames
 from stores.presence import check_end, check_presence, check_tiling
-from stores.schema import ACTION_DIM, CAMERAS, EPISODES, ROBOT_STATE_DIM, SEGMENTS
+from stores.schema import EPISODES, SEGMENTS
 from stores.segments import image_name
 from stores.shards import read_segment
+from stores.spec import ObsSpec
 from stores.statistics import Normalization, load_stats
-from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, columns, parse_table
+from stores.tables import check_tables, columns, parse_table
 
 
 @dataclass(frozen=True)
 class Segment:
     """One segment, images still encoded.
 
-    images: encoded bytes by camera, O each. robot_state: float32 [O, 9]. action: float32 [n + K - 1, 7].
-    is_pad: bool [n + K - 1]. where: for errors.
+    images: encoded bytes by camera, O each. robot_state: float32 [O, R]. action: float32 [n + K - 1, A].
+    is_pad: bool [n + K - 1]. where: for errors. spec: of the store.
     """
 
     where: str
@@ -51,7 +55,7 @@ class Segment:
     is_pad: NDArray[np.bool_]
     raw_meta: bytes
     codec: str
-    image_size: tuple[int, int]
+    spec: ObsSpec
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -59,20 +63,29 @@ class Segment:
         fields: dict[str, Any] = json.loads(self.raw_meta)
         return fields
 
-    def decode(self, cameras: Sequence[str] = CAMERAS, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """uint8 RGB [O, C, H, W, 3], into contiguous `out` when given. Raises StoreCorrupt naming the image."""
-        shape = (len(self.robot_state), len(cameras), *self.image_size, 3)
+    def decode(
+        self, cameras: Sequence[str] | None = None, out: Sequence[NDArray[np.uint8]] | None = None
+    ) -> tuple[NDArray[np.uint8], ...]:
+        """uint8 RGB [O, H, W, 3] for each of `cameras` (default: all, in the spec's order), into the contiguous arrays
+        `out` when given. Raises StoreCorrupt naming the image.
+        """
+        names = self.spec.camera_names if cameras is None else tuple(cameras)
+        sizes = dict(zip(self.spec.camera_names, self.spec.image_sizes, strict=True))
+        unknown = [name for name in names if name not in sizes]
+        if unknown:
+            raise UsageError(f"camera: expected one of {sorted(sizes)}, got {unknown[0]!r}")
+        shapes = [(len(self.robot_state), *sizes[name], 3) for name in names]
         if out is None:
-            out = np.empty(shape, np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise UsageError(f"{self.where}: images need contiguous uint8 {list(shape)}, got {out.dtype} {out.shape}")
-        for c, camera in enumerate(cameras):
-            if camera not in self.images:
-                raise UsageError(f"camera: expected one of {sorted(self.images)}, got {camera!r}")
+            out = [np.empty(shape, np.uint8) for shape in shapes]
+        for camera, shape, pictures in zip(names, shapes, out, strict=True):
+            if pictures.shape != shape or pictures.dtype != np.uint8 or not pictures.flags.c_contiguous:
+                raise UsageError(
+                    f"{self.where}: {camera} images need contiguous uint8 {list(shape)}, "
+                    f"got {pictures.dtype} {pictures.shape}"
+                )
             for t, data in enumerate(self.images[camera]):
-                name = f"{self.where}, {image_name(camera, t, self.codec)}"
-                decode_image(data, self.codec, out[t, c], name)
-        return out
+                decode_image(data, self.codec, pictures[t], f"{self.where}, {image_name(camera, t, self.codec)}")
+        return tuple(out)
 
 
 @dataclass(frozen=True)
@@ -95,12 +108,12 @@ class _SegmentIndex:
 class Store:
     """An open store; immutable, usable from any thread.
 
-    root: path or URL. episodes, segments: the index tables (`stores.schema`).
+    root: path or URL. spec: what its frames are. episodes, segments: the index tables (`stores.schema`).
     """
 
     storage: Storage
     manifest: Manifest
-    manifest_hash: str
+    spec: ObsSpec
     episodes: pa.Table
     segments: pa.Table
 
@@ -113,7 +126,8 @@ class Store:
         """
         storage = open_storage(root, **options)
         data = read_manifest(storage)
-        manifest = Manifest.from_bytes(data, f"{storage.root}: {MANIFEST}")
+        manifest = Manifest.from_bytes(data, storage.root)
+        spec = ObsSpec.from_dict(manifest.obs_spec, f"{storage.root}: {MANIFEST}, obs_spec")
         tables = {}
         for name, schema in ((EPISODES_FILE, EPISODES), (SEGMENTS_FILE, SEGMENTS)):
             content = _read_object(storage, _named(manifest, storage, name))
@@ -121,7 +135,7 @@ class Store:
         check_tables(tables[EPISODES_FILE], tables[SEGMENTS_FILE], manifest.counts, storage.root)
         check_tiling(tables[SEGMENTS_FILE], manifest, storage.root)
         check_presence(storage, manifest)
-        return cls(storage, manifest, hashlib.sha256(data).hexdigest(), tables[EPISODES_FILE], tables[SEGMENTS_FILE])
+        return cls(storage, manifest, spec, tables[EPISODES_FILE], tables[SEGMENTS_FILE])
 
     @property
     def root(self) -> str:
@@ -129,8 +143,18 @@ class Store:
         return self.storage.root
 
     @property
+    def content_hash(self) -> str:
+        """Identity of the content: what statistics, features, latents and checkpoints are keyed by."""
+        return self.manifest.content_hash
+
+    @property
+    def manifest_hash(self) -> str:
+        """`content_hash` by its name of before."""
+        return self.content_hash
+
+    @property
     def obs_spec(self) -> dict[str, Any]:
-        """Fields of the canonical observation."""
+        """`spec` as the manifest has it."""
         return self.manifest.obs_spec
 
     def __len__(self) -> int:
@@ -150,17 +174,24 @@ class Store:
     @functools.cached_property
     def language(self) -> LanguageCache:
         """Embeddings of the instructions."""
-        return LanguageCache.from_bytes(self.read_object(LANGUAGE_FILE), f"{self.root}: {LANGUAGE_FILE}")
+        return LanguageCache.from_bytes(
+            self.read_object(LANGUAGE_FILE), f"{self.root}: {LANGUAGE_FILE}", self.spec.language_width
+        )
 
     @functools.cached_property
     def frames(self) -> dict[str, NDArray[Any]]:
-        """robot_state float32 [N, 9], action float32 [N, 7] (NaN rows: no action), episode and index int64 [N]."""
+        """robot_state float32 [N, R], action float32 [N, A] (NaN rows: no action), episode and index int64 [N]."""
         ep = self.episode_columns
-        return read_frames(self.storage, self.read_object, ep["frames"], ep["steps"])
+        return read_frames(self.storage, self.read_object, ep["frames"], ep["steps"], self.spec)
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, CheckedArray]:
+        """The arrays of `frames` unread, to be read by row range."""
+        return open_frames(self.storage, self.read_object, self.manifest.counts["frames"], self.spec)
 
     def stats(self) -> Normalization:
         """Train-split statistics of exactly this content. Raises StoreMissing or StaleKey: run ``statevla stats``."""
-        return load_stats(self.storage, self.manifest_hash)
+        return load_stats(self.storage, self.content_hash)
 
     def read_object(self, path: str) -> bytes:
         """A whole object, checked against the manifest. Raises StoreMissing or StoreCorrupt naming it."""
@@ -196,14 +227,13 @@ class Store:
             f"{self.root}: {shard}, segment {key!r}", key, members, seg["steps"][i], seg["observations"][i]
         )
 
-    def decode_segment(self, i: int, cameras: Sequence[str] = CAMERAS) -> NDArray[np.uint8]:
-        """Images of segment `i`: uint8 RGB [O, C, H, W, 3]."""
+    def decode_segment(self, i: int, cameras: Sequence[str] | None = None) -> tuple[NDArray[np.uint8], ...]:
+        """Images of segment `i` by camera: uint8 RGB [O, H, W, 3] each."""
         return self.read_segment(i).decode(cameras)
 
     def _segment(self, where: str, key: str, members: dict[str, bytes], steps: int, observations: int) -> Segment:
         codec, actions = self.manifest.config["codec"], int(steps) + int(self.manifest.config["chunk"]) - 1
-        height, width = self.obs_spec["image_size"]
-        images = {c: [image_name(c, t, codec) for t in range(observations)] for c in self.obs_spec["cameras"]}
+        images = {c: [image_name(c, t, codec) for t in range(observations)] for c in self.spec.camera_names}
         wanted = {
             "json",
             "robot_state.npy",
@@ -217,12 +247,12 @@ class Store:
             where,
             key,
             {camera: tuple(members[name] for name in names) for camera, names in images.items()},
-            _array(members, where, "robot_state.npy", (int(observations), ROBOT_STATE_DIM), "float32"),
-            _array(members, where, "action.npy", (actions, ACTION_DIM), "float32"),
+            _array(members, where, "robot_state.npy", (int(observations), self.spec.robot_state_dim), "float32"),
+            _array(members, where, "action.npy", (actions, self.spec.action_dim), "float32"),
             _array(members, where, "is_pad.npy", (actions,), "bool"),
             members["json"],
             codec,
-            (int(height), int(width)),
+            self.spec,
         )
 
     @functools.cached_property

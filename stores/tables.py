@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
+from stores.layout import EPISODES_FILE, SEGMENTS_FILE
 
-EPISODES_FILE: Final = "episodes.parquet"
-SEGMENTS_FILE: Final = "segments.parquet"
 ROW_GROUP: Final = 1024
 """Rows of a row group, which a writer holds in memory: of segments, two MB."""
 PIECE: Final = 1 << 20

@@ -13,13 +13,14 @@ from typing import Any, Final
 from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT
-from pipelines.sources.hdf5 import open_hdf5
-from pipelines.sources.libero import SourceFile, read_demo
-from pipelines.sources.reading import inspect_source
+from pipelines.sources.reading import inspect_source, recognize_sources, sample_source
+from pipelines.sources.source import SourceFile, Told
+from pipelines.sources.table import SOURCES, formats_by_suffix, source_of
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
-from stores.images import JPEG_QUALITY, encode_image
-from stores.schema import CAMERAS, CHUNK, IMAGE_CODECS, SEGMENT_FRAMES
+from stores.images import JPEG_QUALITY
+from stores.schema import CHUNK, IMAGE_CODECS, SEGMENT_FRAMES
+from stores.spec import ObsSpec
 
 SAMPLE_FILES: Final = 4
 SAMPLE_FRAMES: Final = 8
@@ -34,8 +35,10 @@ class IngestConfig:
     """What a store is made of. Equal configurations and sources give equal bytes; `source` and `out` do not matter.
 
     language_model: weights' name or folder, None for the encoder's default. alignment: "detect", or what is known of
-    files that do not tell. hash_sources: record the sha256 of every source file too (a full read of each, and slower
-    than the rest of a rerun); what is reused does not depend on it.
+    files that do not tell. format: a name of `pipelines.sources.table.SOURCES`; None: what the files look like. spec:
+    what they hold, where the format does not know; every demonstration must fit it. hash_sources: record the sha256 of
+    every source file too (a full read of each, and slower than the rest of a rerun); what is reused does not depend on
+    it.
     """
 
     suite: str
@@ -50,6 +53,8 @@ class IngestConfig:
     language: str = "clip"
     language_model: str | None = None
     alignment: str = DETECT
+    format: str | None = None
+    spec: ObsSpec | None = None
     hash_sources: bool = False
 
     def __post_init__(self) -> None:
@@ -65,9 +70,16 @@ class IngestConfig:
             raise UsageError(f"train_split: expected a number above 0 and at most 1, got {self.train_split}")
         if self.alignment not in (DETECT, AFTER, BEFORE):
             raise UsageError(f"alignment {self.alignment!r}: expected {DETECT}, {AFTER} or {BEFORE}")
+        if self.format is not None:
+            source_of(self.format)
+
+    @property
+    def told(self) -> Told:
+        """What is known of files that do not tell."""
+        return Told(self.alignment, self.spec)
 
     def recorded(self, encoder: TextEncoder) -> dict[str, Any]:
-        """The part that the manifest keeps."""
+        """The part that the manifest keeps and identity covers: what bears on data."""
         names = ("window", "chunk", "codec", "quality", "split_seed", "train_split", "alignment")
         language = {"encoder": encoder.id, "revision": encoder.revision}
         return {**{name: getattr(self, name) for name in names}, "language": language}
@@ -75,12 +87,15 @@ class IngestConfig:
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """What an ingest will do. refused: (file, demo, reason) known before any unit runs; frames: of all units' demos."""
+    """What an ingest will do. source: the files' format. spec: the store's. refused: (file, demo, reason) known before
+    any unit runs; frames: of all units' demos.
+    """
 
+    source: str
+    spec: ObsSpec
     files: dict[str, SourceFile]
     paths: tuple[Path, ...]
     units: tuple[Unit, ...]
-    image_size: tuple[int, int]
     frames: int
     refused: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
@@ -94,14 +109,15 @@ class IngestPlan:
     def settings(self, unit: Unit, config: IngestConfig) -> UnitSettings:
         """Settings of one unit."""
         header = self.files[unit.file]
+        heads = {demo: (header.episodes[demo].task, header.episodes[demo].instruction) for demo in unit.demos}
         return UnitSettings(
-            config.window, config.chunk, config.codec, config.quality, config.alignment, self.image_size,
-            header.instruction, header.convention,
+            config.window, config.chunk, config.codec, config.quality, self.source, self.spec, config.told,
+            header.facts, heads,
         )  # fmt: skip
 
     def unit_frames(self, unit: Unit) -> int:
         """Frames that the unit's demonstrations declare."""
-        return sum(self.files[unit.file].rows[demo] for demo in unit.demos)
+        return sum(self.files[unit.file].episodes[demo].rows for demo in unit.demos)
 
 
 def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
@@ -109,28 +125,35 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
 
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
-    paths = list_sources(config.source, config.suite)
+    suffixes = [source_of(name).suffix for name in ([config.format] if config.format else SOURCES)]
+    paths = list_sources(config.source, config.suite, tuple(dict.fromkeys(suffixes)))
+    names = [config.format] if config.format else formats_by_suffix(paths[0].suffix)
+    if not names:
+        raise UsageError(f"{paths[0]}: expected a file that ends in {' or '.join(dict.fromkeys(suffixes))}")
     stats = file_stats(paths)  # before anything of them is read
+    source = names[0] if len(names) == 1 else recognize_sources(paths, isolated)
     files: dict[str, SourceFile] = {}
     refused: list[dict[str, str]] = []
     for path in paths:
         try:
             require_fitting(path.stem, NAME_LIMIT)
-            files[path.name] = inspect_source(path, isolated)
+            files[path.name] = inspect_source(path, source, config.told, isolated)
         except SourceError as error:
             refused.append({"file": written(path.name), "demo": "", "reason": str(error)})
             continue
         refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in files[path.name].refused]
-    # The size of most demonstrations is the store's; the first in order where two are equally common.
-    sizes = Counter(header.image_size[demo] for header in files.values() for demo in header.demos)
-    if not sizes:
+    # What most demonstrations are is the store's spec; the first in order where two are equally common.
+    specs = Counter((header.spec, head.sizes) for header in files.values() for head in header.episodes.values())
+    if not specs:
         raise SourceError(f"{config.source}: no usable demonstration in {len(paths)} files: {reasons(refused)}")
+    spec, sizes = specs.most_common(1)[0][0]
     return IngestPlan(
+        source=source,
+        spec=spec.sized(sizes) if config.spec is None else config.spec,
         files=files,
         paths=paths,
-        units=plan_units({name: header.demos for name, header in files.items() if header.demos}),
-        image_size=sizes.most_common(1)[0][0],
-        frames=sum(sum(header.rows.values()) for header in files.values()),
+        units=plan_units({name: tuple(header.episodes) for name, header in files.items() if header.episodes}),
+        frames=sum(head.rows for header in files.values() for head in header.episodes.values()),
         refused=tuple(refused),
         notes=tuple(note for header in files.values() for note in header.notes),
         stats=stats,
@@ -174,7 +197,8 @@ class IngestPreview:
     store: str
     files: int
     units: int
-    image_size: tuple[int, int]
+    format: str
+    obs_spec: dict[str, Any]
     quarantine: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
 
@@ -194,7 +218,8 @@ def preview_ingest(config: IngestConfig) -> IngestPreview:
         store=str(config.out),
         files=len(plan.paths),
         units=len(plan.units),
-        image_size=plan.image_size,
+        format=plan.source,
+        obs_spec=plan.spec.to_dict(),
         quarantine=plan.refused,
         notes=plan.notes,
     )
@@ -207,15 +232,10 @@ def predict_bytes(plan: IngestPlan, config: IngestConfig) -> int:
     for unit in plan.units[::step]:
         settings = plan.settings(unit, config)
         try:
-            with open_hdf5(plan.folder / unit.file) as file:
-                episode = read_demo(file, unit.demos[0], settings.convention, settings.alignment)
-                rows = len(episode.robot_state)
-                for start in range(0, rows, max(1, rows // SAMPLE_FRAMES)):
-                    images = [episode.images(camera, start, start + 1, None)[0] for camera in CAMERAS]
-                    sizes.append(sum(len(encode_image(image, config.codec, config.quality)) for image in images))
+            sizes += sample_source(plan.folder / unit.file, unit.demos[0], settings, SAMPLE_FRAMES)
         except SourceError:
             continue  # ingest will quarantine it; the others tell the size
     if not sizes:
         raise SourceError(f"{config.source}: no frame of the first demonstrations could be read to predict a size")
-    frame = sum(sizes) / len(sizes) + 2 * TAR_MEMBER
+    frame = sum(sizes) / len(sizes) + len(plan.spec.cameras) * TAR_MEMBER
     return round(plan.frames * (frame * (1 + 1 / config.window) + SEGMENT_OVERHEAD / config.window))

@@ -7,7 +7,7 @@ alone, so that another file coming or going changes no other unit's name or byte
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,6 @@ from stores.errors import SourceError, UsageError
 UNIT_DEMOS: Final = 16
 """Demonstrations of a unit: a few hundred MB of raw frames, some tens of MB of JPEG."""
 
-SUFFIX: Final = ".hdf5"
 NAME_LIMIT: Final = 155
 """Bytes of a source's stem as `safe_name` writes it: the folder of a tar's names; files are named after it too."""
 DEMO_LIMIT: Final = 70
@@ -53,8 +52,9 @@ def safe_name(text: str) -> str:
     return re.sub(rb"[^A-Za-z0-9_-]", lambda found: b"=%02x" % found[0][0], text.encode()).decode()
 
 
-def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
-    """The ``*.hdf5`` files of folder `source` (or `source` itself, when it is such a file), naturally sorted.
+def list_sources(source: Path, suite: str, suffixes: Collection[str]) -> tuple[Path, ...]:
+    """The files of folder `source` whose names end in the first of `suffixes` that there is, naturally sorted; or
+    `source` itself, when it is a file.
 
     Hidden files are ignored; a link that leads nowhere is listed, and found out when it is read. Raises UsageError when
     there is nothing to read, saying where it looked.
@@ -63,13 +63,15 @@ def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
         return (source,)
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
-    found = [path for path in source.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
-    found = [path for path in found if path.is_file() or path.is_symlink()]
-    files = sorted(found, key=lambda path: natural_key(path.name))
+    there = [path for path in source.iterdir() if not path.name.startswith(".")]
+    there = [path for path in there if path.is_file() or (path.is_symlink() and not path.exists())]
+    by_suffix = ([path for path in there if path.suffix == suffix] for suffix in suffixes)
+    files = sorted(next(filter(None, by_suffix), []), key=lambda path: natural_key(path.name))
     if not files:
         names = sorted(path.name for path in source.iterdir())
         got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"
-        raise UsageError(f"suite {suite!r}: expected *{SUFFIX} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
+        wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
+        raise UsageError(f"suite {suite!r}: expected {wanted} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
     return tuple(files)
 
 

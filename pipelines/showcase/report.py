@@ -70,7 +70,7 @@ def _pictures(store: Store) -> tuple[Picture, ...]:
     for instruction in store.manifest.instructions:
         episode = next(i for i, text in enumerate(columns["instruction"]) if text == instruction)
         segment = store.read_segment(int(columns["first_segment"][episode]))
-        pictures.append(Picture(png_bytes(segment.decode()[0]), instruction))
+        pictures.append(Picture(png_bytes([frames[0] for frames in segment.decode()]), instruction))
     return tuple(pictures)
 
 
@@ -78,7 +78,7 @@ def _store_facts(store: Store) -> tuple[tuple[str, str], ...]:
     manifest = store.manifest
     facts = {**manifest.counts, **{f"{name} episodes": count for name, count in manifest.splits.items()}}
     return (
-        ("manifest hash", store.manifest_hash),
+        ("content hash", store.content_hash),
         ("schema version", str(manifest.schema_version)),
         *((name, f"{value:,}") for name, value in facts.items()),
         *((f"ingest: {name}", str(value)) for name, value in sorted(manifest.config.items())),

@@ -346,7 +346,7 @@ def _inflate(packed: bytes, size: int) -> bytes:
     stream = isal_zlib.decompressobj()
     try:
         found: bytes = stream.decompress(packed, max_length=size + 1)
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]
         raise SourceError(f"a chunk is not what gzip wrote: {error}") from error
     if len(found) == size and not stream.eof:
         found += stream.decompress(stream.unconsumed_tail, max_length=1)

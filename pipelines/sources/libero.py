@@ -14,13 +14,13 @@ A canonical episode has ``obs[t]`` before ``action[t]`` (see `pipelines/sources/
 Legend: T rows of the file, A actions of the episode, H, W rows and columns of an image.
 """
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import h5py
 import numpy as np
@@ -29,10 +29,12 @@ from numpy.typing import NDArray
 from pipelines.ingest.plan import DEMO_LIMIT, natural_key, require_fitting, task_of
 from pipelines.sources import hdf5, pulse
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
-from pipelines.sources.fingerprint import Seen
+from pipelines.sources.fingerprint import FORMAT as FINGERPRINT_FORMAT
+from pipelines.sources.fingerprint import Seen, Stored, fingerprint_demo
+from pipelines.sources.source import Episode, EpisodeHead, SourceFile, Told
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
 from stores.errors import SourceError, SourceTrouble
-from stores.schema import ACTION_DIM, CAMERAS
+from stores.spec import LIBERO
 
 IMAGE_SIDE: Final = (8, 2048)
 """Smallest and largest image side [pixel] that is believed."""
@@ -48,40 +50,52 @@ LIMITS: Final = {"obs/joint_states": 100.0, "obs/gripper_states": 10.0}
 """Joint positions [rad] and finger positions [m] beyond which numbers are damage, whatever the robot."""
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """What the header of a file says, without its arrays.
+class LiberoSource:
+    """LIBERO's layout, as a row of `pipelines.sources.table.SOURCES`."""
 
-    demos: names in natural order; rows and image_size by demonstration, for those that could be opened.
-    refused: (demonstration or "", reason). notes: what was assumed.
-    """
+    name: Final = "libero"
+    format: Final = 1000 * FINGERPRINT_FORMAT + 1
+    suffix: Final = ".hdf5"
 
-    name: str
-    task: str
-    instruction: str
-    convention: str
-    demos: tuple[str, ...]
-    rows: dict[str, int]
-    image_size: dict[str, tuple[int, int]]
-    refused: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
+    def recognizes(self, path: Path) -> bool:
+        """Whether the first demonstration has LIBERO's cameras."""
+        with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
+            data = hdf5.group(file, "data")
+            first = next((name for name in data if isinstance(name, str)), None)
+            return first is not None and all(f"{first}/{image_key(camera)}" in data for camera in LIBERO.camera_names)
+
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+        """See `pipelines.sources.source.Source`."""
+        return inspect_file(path, poison)
+
+    @contextlib.contextmanager
+    def open(self, path: Path, facts: Mapping[str, Any], told: Told) -> "Iterator[OpenLibero]":
+        """See `pipelines.sources.source.Source`."""
+        with hdf5.open_hdf5(path) as file, Stored(path) as stored:
+            require_header(file, str(facts["instruction"]), str(facts["convention"]))
+            yield OpenLibero(file, stored, str(facts["convention"]), told)
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One canonical episode; images are read on demand, so that memory stays bounded.
+class OpenLibero:
+    """An open file; what `episode` has read is not read again for its `fingerprint`."""
 
-    robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
-    images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
-    (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
-    """
+    def __init__(self, file: h5py.File, stored: Stored, convention: str, told: Told) -> None:
+        self._file, self._stored, self._convention, self._told = file, stored, convention, told
+        self._seen: tuple[str, Seen] | None = None
 
-    demo: str
-    robot_state: NDArray[np.float32]
-    action: NDArray[np.float32]
-    alignment: str
-    image_size: tuple[int, int]
-    images: Callable[[str, int, int, NDArray[np.uint8] | None], NDArray[np.uint8]]
+    def episode(self, name: str) -> Episode:
+        """See `read_demo`."""
+        seen = Seen()
+        self._seen = (name, seen)
+        return read_demo(self._file, name, self._convention, self._told.alignment, seen)
+
+    def fingerprint(self, name: str) -> str:
+        """See `pipelines.sources.fingerprint`."""
+        seen = self._seen[1] if self._seen is not None and self._seen[0] == name else None
+        return fingerprint_demo(self._file, name, self._stored, seen)
+
+
+LIBERO_SOURCE: Final = LiberoSource()
 
 
 def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceFile:
@@ -102,7 +116,9 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
         names = sorted((name for name in found if isinstance(name, str)), key=natural_key)
         for odd in (name.decode(errors="backslashreplace") for name in found if isinstance(name, bytes)):
             refused.append((odd, f"{path.name}/{odd}: expected a name in UTF-8"))
-        rows, sizes, ranges = {}, {}, {}
+        task = task_of(path.name)
+        heads: dict[str, EpisodeHead] = {}
+        ranges: dict[str, list[tuple[int, int]]] = {}
         for position, name in enumerate(names, 1):
             pulse.at(position)
             try:
@@ -111,22 +127,21 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
                     if poison and position in poison:
                         raise SourceError(poison[position])
                     cameras = image_datasets(hdf5.Once(hdf5.group(data, name)))
-                    rows[name], height, width = next(iter(cameras.values())).shape[:3]
-                    sizes[name] = (int(height), int(width))
+                    rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
+                    heads[name] = EpisodeHead(rows, ((height, width),) * len(cameras), task, instruction)
                     ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
             except SourceError as error:
                 refused.append((name, str(error)))
         size = path.stat().st_size
         astray = hdf5.overlapping(ranges, size)  # two names of one dataset, too
         astray |= {name.split("/")[1] for name in hdf5.overlapping(hdf5.claimed(file), size) if "/" in name}
-        for name in sorted(astray & rows.keys(), key=natural_key):
+        for name in sorted(astray & heads.keys(), key=natural_key):
             reason = "something of it lies where other data of the file do, or outside the file"
             refused.append((name, f"{path.name}/{name}: {reason}"))
-            del rows[name], sizes[name]
+            del heads[name]
         return SourceFile(
-            path.name, task_of(path.name), instruction, convention, tuple(n for n in names if n in rows), rows, sizes,
-            tuple(refused), notes,
-        )  # fmt: skip
+            path.name, LIBERO, heads, {"convention": convention, "instruction": instruction}, tuple(refused), notes
+        )
 
 
 def read_header(data: h5py.Group, file: str) -> tuple[str, str, tuple[str, ...]]:
@@ -212,7 +227,7 @@ def read_demo(
     """
     where = f"{Path(file.filename).name}/{name}"
     seen = seen or Seen()
-    hooks = {camera: seen.hook(image_key(camera)) for camera in CAMERAS}
+    hooks = {camera: seen.hook(image_key(camera)) for camera in LIBERO.camera_names}
     with hdf5.reporting(where):
         demo = seen.group = hdf5.Once(hdf5.group(hdf5.group(file, "data"), name))
         cameras = image_datasets(demo)
@@ -224,7 +239,7 @@ def read_demo(
         if declared is not None and declared != rows:
             raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
         shapes = {
-            "actions": (rows, ACTION_DIM),
+            "actions": (rows, LIBERO.action_dim),
             "obs/joint_states": (rows, JOINTS),
             "obs/gripper_states": (rows, FINGERS),
         }
@@ -249,7 +264,7 @@ def read_demo(
         robot_state=state,
         action=(actions[1:] if found == AFTER else actions).astype(np.float32),
         alignment=found,
-        image_size=(height, width),
+        sizes=((height, width),) * len(cameras),
         images=images,
     )
 

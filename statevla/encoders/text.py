@@ -15,11 +15,13 @@ class TextEncoder:
     """A frozen map from text to a vector.
 
     id and revision: recorded with every vector; two stores with equal ones have comparable vectors.
-    encode: texts -> float32 [len(texts), 512]; the vector of a text does not depend on the other texts.
+    width: numbers of a vector.
+    encode: texts -> float32 [len(texts), width]; the vector of a text does not depend on the other texts.
     """
 
     id: str
     revision: str
+    width: int
     encode: Callable[[Sequence[str]], NDArray[np.float32]]
 
 

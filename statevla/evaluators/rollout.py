@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import EpisodeOutcome, Latency, RolloutResults, TaskResult
-from statevla.observation import Observation, ObsSpec, from_simulator, spec_of
+from statevla.observation import Observation, ObsSpec, from_simulator, spec_of, square_side
 from statevla.reports.films import Clip
 from statevla.sims.tabletop import TASKS, TabletopEnv
 from statevla.sims.tabletop_expert import TabletopExpert
 from stores.errors import ObsSpecMismatch, StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
-from stores.schema import ACTION_DIM
+from stores.spec import LIBERO
 
 EVALUATION_SEEDS: Final = 2**63
 """Layout seeds of evaluations start here; demonstrations are collected from seeds below."""
@@ -65,7 +65,7 @@ class ZeroPolicy:
     obs_spec: ObsSpec
 
     def act(self, observations: list[Observation], seed: int = 0) -> NDArray[np.float32]:
-        chunk = np.zeros((len(observations), 1, ACTION_DIM), np.float32)
+        chunk = np.zeros((len(observations), 1, self.obs_spec.action_dim), np.float32)
         chunk[..., -1] = -1.0
         return chunk
 
@@ -163,9 +163,7 @@ def evaluate_tabletop(
     for label, value in (("episodes", episodes), ("batch", batch), ("replan", replan), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise UsageError(f"{label}: expected at least 1, got {value}")
-    height, width = policy.obs_spec.image_size
-    if height != width:
-        raise ObsSpecMismatch(f"tabletop pictures are square; the policy was trained on {height} x {width} pixels")
+    width = square_side(policy.obs_spec, "tabletop")
     runs: list[_Run] = []
     milliseconds: list[float] = []
     noise_seeds = count(seed * SEEDS_A_RUN)
@@ -221,8 +219,8 @@ def _plan(
         chunks = policy.act_in([run.world for run in active])
     else:
         chunks = policy.act([run.observation for run in active if run.observation is not None], seed=noise_seed)
-    if chunks.ndim != 3 or (chunks.shape[0], chunks.shape[2]) != (len(active), ACTION_DIM):
-        raise StateVLAError(f"policy: expected chunks [{len(active)}, K, {ACTION_DIM}], got {chunks.shape}")
+    if chunks.ndim != 3 or (chunks.shape[0], chunks.shape[2]) != (len(active), LIBERO.action_dim):
+        raise StateVLAError(f"policy: expected chunks [{len(active)}, K, {LIBERO.action_dim}], got {chunks.shape}")
     if replan is not None and replan > chunks.shape[1]:
         raise UsageError(f"replan: expected at most the policy's chunk of {chunks.shape[1]} actions, got {replan}")
     if not np.isfinite(chunks).all():

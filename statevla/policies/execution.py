@@ -1,13 +1,13 @@
 """Which actions of which predicted chunk are executed.
 
-Legend: K chunk, n actions executed between two predictions (the replanning horizon).
+Legend: K chunk, A numbers of an action, n actions executed between two predictions (the replanning horizon).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stores.errors import UsageError
-from stores.schema import ACTION_DIM, POSE_DIMS
+from stores.spec import LIBERO
 
 
 class ChunkBuffer:
@@ -15,18 +15,19 @@ class ChunkBuffer:
 
     Without ``ensemble`` these are the first ones of the newest chunk. With it, each is the mean of all chunks that
     predicted it, weighted by ``exp(-ensemble * i)`` with i = 0 for the oldest of them (temporal ensembling as in ACT,
-    Zhao et al. 2023): a small value trusts old and new alike, a large one the oldest. The gripper, which knows only
-    open and closed, goes with the sign of its mean.
+    Zhao et al. 2023): a small value trusts old and new alike, a large one the oldest. Dimensions `binary`, which know
+    two values only, go with the sign of their mean.
     """
 
-    def __init__(self, replan: int | None, ensemble: float | None) -> None:
+    def __init__(self, replan: int | None, ensemble: float | None, binary: tuple[int, ...] = LIBERO.binary) -> None:
         self._replan = replan
+        self._binary = list(binary)
         self._ensemble = ensemble
         self._step = 0
         self._chunks: list[tuple[int, NDArray[np.float64]]] = []
 
     def add(self, chunk: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Takes the chunk ``[K, 7]`` predicted for now; returns the actions ``[n, 7]`` to execute, float64.
+        """Takes the chunk ``[K, A]`` predicted for now; returns the actions ``[n, A]`` to execute, float64.
 
         Raises:
             UsageError: the replanning horizon is longer than the chunk.
@@ -49,5 +50,5 @@ class ChunkBuffer:
             return np.asarray(predictions[-1])
         weights = np.exp(-self._ensemble * np.arange(len(predictions)))
         mean = np.asarray(weights @ predictions / weights.sum())
-        mean[POSE_DIMS:ACTION_DIM] = np.where(mean[POSE_DIMS:ACTION_DIM] > 0, 1.0, -1.0)
+        mean[self._binary] = np.where(mean[self._binary] > 0, 1.0, -1.0)
         return mean

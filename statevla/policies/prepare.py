@@ -4,7 +4,8 @@ What depends on the policy alone (σ tokens of the sampling steps) or on the ins
 when the `Actor` is built. On an NVIDIA GPU the rest, from pixels to actions, is captured once as a CUDA graph for each
 small batch size and replayed: one launch instead of some hundred, inputs and outputs in memory that stays where it is.
 
-Legend: B batch, C cameras, H height, W width, D width of the model, K chunk, I instructions.
+Legend: B batch, H height, W width, D width of the model, K chunk, A numbers of an action, of them C continuous, R of a
+robot state, L of an embedding, I instructions.
 """
 
 from collections.abc import Callable
@@ -28,10 +29,14 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Scene(NamedTuple):
     """What one call decides on, all on the policy's device. language: `Actor.language_tokens`. noise: normal."""
 
-    images: UInt8[Tensor, "B C H W 3"]
-    robot_state: Float[Tensor, "B 9"]
+    images: tuple[UInt8[Tensor, "B _ _ 3"], ...]
+    robot_state: Float[Tensor, "B R"]
     language: Float[Tensor, "B D"]
-    noise: Float[Tensor, "B K 6"]
+    noise: Float[Tensor, "B K C"]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        return [*self.images, self.robot_state, self.language, self.noise]
 
 
 class Actor:
@@ -49,7 +54,7 @@ class Actor:
         with torch.inference_mode():
             self._levels = model.flow.level_tokens(model.config.euler_steps)
 
-    def language_tokens(self, vectors: Float[Tensor, "I 512"]) -> Float[Tensor, "I D"]:
+    def language_tokens(self, vectors: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
         """The token of each instruction's embedding."""
         with torch.inference_mode():
             return self.model.encoder.tokenizer.language_token(vectors.to(self.device))
@@ -59,7 +64,7 @@ class Actor:
         with torch.inference_mode():
             if not self._graphs or len(scene.noise) > GRAPH_ROWS:
                 return self._decide(scene)
-            shape = tuple(scene.images.shape)
+            shape = tuple(size for frames in scene.images for size in frames.shape)
             if shape not in self._captured:
                 self._captured[shape] = Captured(self._decide, scene)
             return self._captured[shape](scene)
@@ -87,11 +92,12 @@ class Captured:
     """`decide` on scenes of one shape: inputs are copied to a fixed place, the recording is replayed."""
 
     def __init__(self, decide: Callable[[Scene], Acted], example: Scene) -> None:
-        self._scene = Scene(*(tensor.clone() for tensor in example))
+        images = tuple(frames.clone() for frames in example.images)
+        self._scene = Scene(images, example.robot_state.clone(), example.language.clone(), example.noise.clone())
         self._acted, self._replay = capture(lambda: decide(self._scene))
 
     def __call__(self, scene: Scene) -> Acted:
-        for mine, new in zip(self._scene, scene, strict=True):
+        for mine, new in zip(self._scene.tensors(), scene.tensors(), strict=True):
             mine.copy_(new, non_blocking=True)
         self._replay()
         chunk, closing = self._acted  # overwritten by the next call

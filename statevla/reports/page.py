@@ -13,7 +13,6 @@ from typing import Final
 from statevla.evaluators.results import OfflineResults, RolloutResults, percent
 from statevla.reports.charts import Bar, Series, line_chart, rate_chart
 from stores.disk import durable
-from stores.schema import ACTION_NAMES
 
 STYLE: Final = """
 :root { color-scheme: light dark; --ground: #fbfaf7; --card: #ffffff; --ink: #1d2430; --dim: #667080; --line: #e2e4e8;
@@ -178,7 +177,7 @@ def _offline(results: OfflineResults) -> str:
         (name, f"{results.mse[name]:.4g}", f"{results.mse_normalized_by_dimension[name]:.4g}")
         if name in results.mse_normalized_by_dimension
         else (name, f"{results.mse[name]:.4g}", "-")
-        for name in ACTION_NAMES
+        for name in results.mse
     ]
     horizon = [(k, value) for k, value in enumerate(results.mse_normalized_by_horizon) if value is not None]
     policy = Series("policy", tuple(float(k) for k, _ in horizon), tuple(value for _, value in horizon))

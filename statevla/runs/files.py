@@ -149,6 +149,6 @@ def require_store(state: CheckpointState, manifest_hash: str, folder: Path | str
     """Raise StaleKey when the checkpoint was trained on another store, or on another state of it."""
     if state.manifest_hash != manifest_hash:
         raise StaleKey(
-            f"{folder} was trained on the store with manifest {state.manifest_hash[:12]}…, but {store} is "
+            f"{folder} was trained on the store with content {state.manifest_hash[:12]}…, but {store} is "
             f"{manifest_hash[:12]}…; train {state.system} again on this store, or name the other store"
         )

@@ -12,11 +12,12 @@ from pathlib import Path
 from statevla.evaluators.libero.results import LiberoResults, save, summarize
 from statevla.evaluators.libero.runner import Policy, Runner
 from statevla.evaluators.libero.trials import RunDescription, Trial, describe_run, load_records, plan_trials
+from statevla.observation import square_side
 from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.sims.libero import paths, suites
 from statevla.sims.libero.worker import Timeouts
 from stores.disk import durable
-from stores.errors import ObsSpecMismatch, UsageError
+from stores.errors import UsageError
 from stores.progress import Progress
 
 CONTROL_IMAGE_SIZE = 128
@@ -134,7 +135,4 @@ def _check_instructions(policy: Policy, chosen: list[suites.Task]) -> None:
 def _image_size(policy: Policy) -> int:
     if isinstance(policy, ExpertControl | ReplayDemos):
         return CONTROL_IMAGE_SIZE
-    height, width = policy.obs_spec.image_size
-    if height != width:
-        raise ObsSpecMismatch(f"LIBERO's pictures are square; the policy was trained on {height} x {width} pixels")
-    return int(height)
+    return square_side(policy.obs_spec, "LIBERO's")

@@ -35,7 +35,7 @@ from statevla.sims.libero.worker import Simulator, Timeouts, ready
 from stores.disk import durable
 from stores.errors import StateVLAError
 from stores.progress import Progress, ProgressEvent
-from stores.schema import ACTION_DIM
+from stores.spec import LIBERO
 
 CONTROL_BLOCK = 40
 """Actions that a control, which waits for nobody, executes in one request."""
@@ -239,7 +239,7 @@ class Runner:
         if isinstance(policy, ExpertControl):
             return RunExpert(count, look=False, film=episode.film)
         recorded = policy.demos[episode.trial.task.name][episode.trial.start].actions
-        still = np.zeros((REPLAY_PATIENCE, ACTION_DIM))
+        still = np.zeros((REPLAY_PATIENCE, LIBERO.action_dim))
         still[:, -1] = recorded[-1, -1]
         return Run(np.concatenate([recorded, still])[episode.steps : episode.steps + count], False, episode.film)
 
@@ -300,7 +300,7 @@ class Runner:
 
 
 def _check_chunks(chunks: NDArray[np.float32], trials: int) -> None:
-    if chunks.ndim != 3 or chunks.shape[0] != trials or chunks.shape[2] != ACTION_DIM or chunks.shape[1] < 1:
-        raise StateVLAError(f"policy: expected chunks [{trials}, K, {ACTION_DIM}], got {list(chunks.shape)}")
+    if chunks.ndim != 3 or chunks.shape[0] != trials or chunks.shape[2] != LIBERO.action_dim or chunks.shape[1] < 1:
+        raise StateVLAError(f"policy: expected chunks [{trials}, K, {LIBERO.action_dim}], got {list(chunks.shape)}")
     if not np.isfinite(chunks).all():
         raise StateVLAError("policy: returned actions that are NaN or infinite; its training diverged")
