@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipelines.sources.reading import read_replay
 from pipelines.sources.sandbox import end_thread_reader
-from statevla.evaluators.libero import ReplayDemo, ReplayDemos
-from statevla.sims.libero import suites
+from statevla.policies.controls import ReplayDemo, ReplayDemos
+from statevla.sims.suites import find_suite
 from stores.errors import UsageError
 
 DEMO_SUFFIX = "_demo.hdf5"
@@ -20,13 +20,15 @@ def replay_of_files(
 ) -> ReplayDemos:
     """Demonstrations of ``<source>/<task>_demo.hdf5`` with the files' own actions; ``limit`` for each task.
 
+    Where noise was added to what an expert wanted, what was executed is replayed.
+
     Raises:
         UsageError: no file of any of the tasks.
         SourceError: a file cannot be read.
     """
     found: dict[str, tuple[ReplayDemo, ...]] = {}
     try:
-        for task in suites.select(suite, tasks):
+        for task in find_suite(suite).tasks(tasks):
             path = source / f"{task.name}{DEMO_SUFFIX}"
             if path.is_file():
                 rows = read_replay(path, limit)

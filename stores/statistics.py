@@ -20,14 +20,14 @@ from stores.errors import StoreCorrupt, UsageError
 from stores.layout import STATISTICS, seal_path
 from stores.spec import ObsSpec
 
-TRANSFORM_VERSION: Final = 1
+TRANSFORM_VERSION: Final = 2
 """Raised when what is computed, or how it is applied, changes: statistics of before are then refused."""
 
 CONSTANT_STD: Final = 1e-4
 """A dimension whose spread is below this (0.1 mrad, 0.1 mm, 0.01 % of a controller unit) counts as constant.
 
 It is centred but not scaled. Dividing by a tiny spread would turn rounding noise, or a small change at test time, into
-huge inputs.
+huge inputs. An action's constant dimension comes out as its constant, whatever a model says.
 """
 
 FIELDS: Final = ("action", "robot_state")
@@ -122,7 +122,7 @@ class Tails:
 class Statistics:
     """Of one field, per dimension.
 
-    std: of the population (divided by n); 1 where that is below `CONSTANT_STD`, so that dividing by it is always safe.
+    std: of the population (divided by n); 0 where that is below `CONSTANT_STD`: the dimension is constant.
     """
 
     mean: tuple[float, ...]
@@ -136,7 +136,8 @@ class Statistics:
     @classmethod
     def of(cls, moments: Moments, q01_q99: NDArray[np.float64]) -> "Statistics":
         """From merged moments and `quantiles` [2, D]."""
-        std = _scale(np.sqrt(moments.m2 / moments.count))
+        std = np.sqrt(moments.m2 / moments.count)
+        std[std < CONSTANT_STD] = 0.0
         columns = (moments.mean, std, moments.min, moments.max, q01_q99[0], q01_q99[1])
         mean, spread, low, high, q01, q99 = (tuple(float(x) for x in column) for column in columns)
         return cls(mean, spread, low, high, q01, q99, moments.count)
@@ -154,9 +155,10 @@ class Statistics:
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
         return cls(**fields)
 
-
-def _scale(spread: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(spread < CONSTANT_STD, 1.0, spread)
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """[D], which dimensions never move."""
+        return np.asarray(np.array(self.std) == 0.0, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -168,16 +170,23 @@ class Normalization:
 
     def affine(self, field: str, spec: ObsSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(shift, scale) [D] with normalized = (x - shift) / scale: of ``action`` (binary dimensions 0 and 1, which
-        leaves them as they are) or ``robot_state``. Raises UsageError where the widths are not the spec's.
+        leaves them as they are) or ``robot_state``.
+
+        The scale of a robot state's constant dimension is 1, that of an action's is 0: whatever a model says of it, the
+        action is its constant. Raises UsageError where the widths are not the spec's.
         """
         widths = {"action": spec.action_dim, "robot_state": spec.robot_state_dim}
         if field not in widths:
             raise UsageError(f"normalized field: expected one of {FIELDS}, got {field!r}")
         of_field: Statistics = getattr(self, field)
-        shift, scale = np.array(of_field.mean), _scale(np.array(of_field.std))
+        still = of_field.constant
+        shift, scale = np.array(of_field.mean), np.where(still, 1.0, np.array(of_field.std))
         if len(shift) != widths[field]:
             raise UsageError(f"statistics of {field}: {len(shift)} dimensions, the obs spec has {widths[field]}")
         if field == "action":
+            low, mean = np.array(of_field.min), np.array(of_field.mean)
+            exact = low == np.array(of_field.max)
+            shift[still], scale[still] = np.where(exact, low, mean)[still], 0.0
             shift[list(spec.binary)], scale[list(spec.binary)] = 0.0, 1.0
         return shift, scale
 

@@ -9,7 +9,7 @@ import pytest
 from statevla.runs.files import PHASE_FOLDERS
 from statevla.runs.folder import find_policy, find_store, plan_training
 from stores.errors import StoreMissing, UsageError
-from stores.manifest import manifest_hash
+from stores.manifest import content_hash
 from tests.trainers.micro import micro_config, micro_store
 from tests.trainers.test_checkpoint import make_snapshot
 
@@ -57,7 +57,7 @@ def test_phase_2_takes_the_encoder_that_was_trained_on_the_store(tmp_path: Path,
         assert job.config.data.store == str(job.store)
         return job.encoder, job.run
 
-    identity = manifest_hash(add_store(tmp_path, "one", template))
+    identity = content_hash(add_store(tmp_path, "one", template))
     add_checkpoint(tmp_path, "foreign", 1, "checkpoint_latest", "0" * 64)
     with pytest.raises(UsageError, match="no phase-1 checkpoint of this store"):
         plan()

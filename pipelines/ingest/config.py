@@ -6,16 +6,19 @@ Reads headers, and for a prediction some frames; writes nothing.
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting
+from pipelines.ingest.entries import other_entries
+from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting, stem_of
 from pipelines.ingest.unit import UnitSettings
-from pipelines.sources.alignment import AFTER, BEFORE, DETECT
+from pipelines.sources.alignment import DETECT
+from pipelines.sources.evidence import Told, gathered
+from pipelines.sources.masks import ASK
 from pipelines.sources.reading import inspect_source, recognize_sources, sample_source
-from pipelines.sources.source import SourceFile, Told
-from pipelines.sources.table import SOURCES, formats_by_suffix, source_of
+from pipelines.sources.source import SourceFile
+from pipelines.sources.table import SOURCES, source_of
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
 from stores.images import JPEG_QUALITY
@@ -34,11 +37,11 @@ TAR_MEMBER: Final = 768
 class IngestConfig:
     """What a store is made of. Equal configurations and sources give equal bytes; `source` and `out` do not matter.
 
-    language_model: weights' name or folder, None for the encoder's default. alignment: "detect", or what is known of
-    files that do not tell. format: a name of `pipelines.sources.table.SOURCES`; None: what the files look like. spec:
-    what they hold, where the format does not know; every demonstration must fit it. hash_sources: record the sha256 of
-    every source file too (a full read of each, and slower than the rest of a rerun); what is reused does not depend on
-    it.
+    language_model: weights' name or folder, None for the encoder's default. alignment, gripper, image_convention,
+    masks: what is known of files that do not tell (`pipelines.sources.evidence.Told`). format: a name of
+    `pipelines.sources.table.SOURCES`; None: what the files look like. spec: what they hold, where the format does not
+    know; every demonstration must fit it. hash_sources: record the sha256 of every source file too (a full read of
+    each, and slower than the rest of a rerun); what is reused does not depend on it.
     """
 
     suite: str
@@ -53,6 +56,9 @@ class IngestConfig:
     language: str = "clip"
     language_model: str | None = None
     alignment: str = DETECT
+    gripper: str = DETECT
+    image_convention: str = DETECT
+    masks: str = ASK
     format: str | None = None
     spec: ObsSpec | None = None
     hash_sources: bool = False
@@ -68,19 +74,19 @@ class IngestConfig:
             raise UsageError(f"quality: expected 1 to 100, got {self.quality}")
         if not 0.0 < self.train_split <= 1.0:
             raise UsageError(f"train_split: expected a number above 0 and at most 1, got {self.train_split}")
-        if self.alignment not in (DETECT, AFTER, BEFORE):
-            raise UsageError(f"alignment {self.alignment!r}: expected {DETECT}, {AFTER} or {BEFORE}")
+        _ = self.told
         if self.format is not None:
             source_of(self.format)
 
     @property
     def told(self) -> Told:
-        """What is known of files that do not tell."""
-        return Told(self.alignment, self.spec)
+        """What is known of files that do not tell. Raises UsageError on what is no choice."""
+        return Told(self.alignment, self.gripper, self.image_convention, self.masks, self.spec)
 
     def recorded(self, encoder: TextEncoder) -> dict[str, Any]:
         """The part that the manifest keeps and identity covers: what bears on data."""
-        names = ("window", "chunk", "codec", "quality", "split_seed", "train_split", "alignment")
+        names = ("window", "chunk", "codec", "quality", "split_seed", "train_split", "alignment", "gripper",
+                 "image_convention", "masks")  # fmt: skip
         language = {"encoder": encoder.id, "revision": encoder.revision}
         return {**{name: getattr(self, name) for name in names}, "language": language}
 
@@ -88,7 +94,7 @@ class IngestConfig:
 @dataclass(frozen=True)
 class IngestPlan:
     """What an ingest will do. source: the files' format. spec: the store's. refused: (file, demo, reason) known before
-    any unit runs; frames: of all units' demos.
+    any unit runs; frames: of all units' demos. facts: how each file of the units is read.
     """
 
     source: str
@@ -99,6 +105,7 @@ class IngestPlan:
     frames: int
     refused: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     stats: tuple[tuple[int, int, int], ...] = ()
 
     @property
@@ -112,7 +119,7 @@ class IngestPlan:
         heads = {demo: (header.episodes[demo].task, header.episodes[demo].instruction) for demo in unit.demos}
         return UnitSettings(
             config.window, config.chunk, config.codec, config.quality, self.source, self.spec, config.told,
-            header.facts, heads,
+            self.facts[unit.file], heads,
         )  # fmt: skip
 
     def unit_frames(self, unit: Unit) -> int:
@@ -125,37 +132,40 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
 
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
-    suffixes = [source_of(name).suffix for name in ([config.format] if config.format else SOURCES)]
-    paths = list_sources(config.source, config.suite, tuple(dict.fromkeys(suffixes)))
-    names = [config.format] if config.format else formats_by_suffix(paths[0].suffix)
-    if not names:
-        raise UsageError(f"{paths[0]}: expected a file that ends in {' or '.join(dict.fromkeys(suffixes))}")
+    names = [config.format] if config.format is not None else list(SOURCES)
+    paths = list_sources(config.source, config.suite, [source_of(name).suffixes for name in names])
     stats = file_stats(paths)  # before anything of them is read
-    source = names[0] if len(names) == 1 else recognize_sources(paths, isolated)
-    files: dict[str, SourceFile] = {}
-    refused: list[dict[str, str]] = []
+    fitting = [name for name in names if paths[0].suffix.lower() in source_of(name).suffixes] or names
+    name = fitting[0] if len(fitting) == 1 else recognize_sources(paths, fitting, isolated)
+    source = source_of(name)
+    refused, beside = other_entries(config.source, paths, source.suffixes)
+    inspected: dict[str, SourceFile] = {}
     for path in paths:
         try:
-            require_fitting(path.stem, NAME_LIMIT)
-            files[path.name] = inspect_source(path, source, config.told, isolated)
+            require_fitting(stem_of(path.name), NAME_LIMIT)
+            inspected[path.name] = inspect_source(path, name, config.told, isolated)
         except SourceError as error:
             refused.append({"file": written(path.name), "demo": "", "reason": str(error)})
             continue
-        refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in files[path.name].refused]
+        refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in inspected[path.name].refused]
+    verdict = source.weigh({file: header for file, header in inspected.items() if header.episodes}, config.told)
+    refused += [{"file": file, "demo": "", "reason": why} for file, why in verdict.refused.items()]
+    files = {file: header for file, header in inspected.items() if file not in verdict.refused}
     # What most demonstrations are is the store's spec; the first in order where two are equally common.
     specs = Counter((header.spec, head.sizes) for header in files.values() for head in header.episodes.values())
     if not specs:
         raise SourceError(f"{config.source}: no usable demonstration in {len(paths)} files: {reasons(refused)}")
     spec, sizes = specs.most_common(1)[0][0]
     return IngestPlan(
-        source=source,
+        source=name,
         spec=spec.sized(sizes) if config.spec is None else config.spec,
         files=files,
         paths=paths,
-        units=plan_units({name: tuple(header.episodes) for name, header in files.items() if header.episodes}),
+        units=plan_units({file: tuple(header.episodes) for file, header in files.items() if header.episodes}),
         frames=sum(head.rows for header in files.values() for head in header.episodes.values()),
         refused=tuple(refused),
-        notes=tuple(note for header in files.values() for note in header.notes),
+        notes=(*beside, *(note for header in files.values() for note in header.notes), *gathered(verdict.notes)),
+        facts=verdict.facts,
         stats=stats,
     )
 

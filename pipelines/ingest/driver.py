@@ -14,12 +14,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, overload
 
 from pipelines.derive.language import write_instructions
-from pipelines.ingest.checks import refuse_quarantine, require_kept, require_same_code
+from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
 from pipelines.ingest.config import (
     IngestConfig,
     IngestPlan,
@@ -30,9 +30,9 @@ from pipelines.ingest.config import (
     reasons,
     written,
 )
-from pipelines.ingest.merge import UnitFacts, split_units, unit_facts, write_merged
+from pipelines.ingest.merge import UnitFacts, copies_of, split_units, unit_facts, write_merged
 from pipelines.ingest.ownership import Holdings, holdings, remove_leftovers, require_own_folder, write_claim
-from pipelines.ingest.plan import Unit, natural_key
+from pipelines.ingest.plan import Unit, natural_key, stem_of
 from pipelines.ingest.record import decode_record, read_record, write_record
 from pipelines.ingest.unit import UnitTask, formats, unit_key, writer
 from pipelines.run import run_units
@@ -140,12 +140,12 @@ def _ingest(
     isolated: bool, prune: bool,
 ) -> IngestSummary | IngestPreview:  # fmt: skip
     started = time.monotonic()
+    encoder = load_text_encoder(config.language, config.language_model)  # first: cheap to ask, and often not to be had
     if dry_run:
         return preview_ingest(config)
     plan = plan_ingest(config, isolated)
     if strict:
         refuse_quarantine(plan.refused)
-    encoder = load_text_encoder(config.language, config.language_model)
     if config.spec is not None and config.spec.language_width != encoder.width:
         raise UsageError(
             f"--spec: language_width {config.spec.language_width}, but {encoder.id} gives {encoder.width} numbers"
@@ -185,12 +185,14 @@ class Ingest:
         units = [facts[unit.name] for unit in self.plan.units]
         if self.strict:
             refuse_quarantine(self._quarantine(units))
+            refuse_findings(_findings(units))
         sources = self._sources(units)
         if file_stats(self.plan.paths) != self.plan.stats:
             raise SourceTrouble(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
-        manifest, changed = self._commit(units, sources, bool(todo))
+        split = self._split(units)
+        manifest, changed = self._commit(units, sources, bool(todo), split)
         if (self.root / CLAIM).is_file():
             durable.remove(self.root / CLAIM)
         seconds = time.monotonic() - started
@@ -206,7 +208,7 @@ class Ingest:
             frames_per_second=self.made_frames / seconds,
             changed=changed,
             quarantine=tuple(self._quarantine(units)),
-            notes=self.plan.notes,
+            notes=(*self.plan.notes, *_findings(units), *_copy_notes(units, split)),
         )
 
     def _open(self) -> None:
@@ -284,11 +286,21 @@ class Ingest:
         rows += self.plan.refused
         return sorted(rows, key=lambda row: (natural_key(row["file"]), natural_key(row["demo"]), row["reason"]))
 
+    def _split(self, units: list[UnitFacts]) -> dict[str, str]:
+        parts = {name: header.parts for name, header in self.plan.files.items() if header.parts}
+        given = {
+            name: parts[unit.file][demo]
+            for unit in units
+            if unit.file in parts
+            for name in unit.ids
+            if (demo := name.removeprefix(f"{stem_of(unit.file)}/")) in parts[unit.file]
+        }
+        return split_units(units, self.config.split_seed, self.config.train_split, given)
+
     def _commit(
-        self, units: list[UnitFacts], sources: dict[str, dict[str, Any]], made: bool
-    ) -> tuple[Manifest, bool]:  # fmt: skip
+        self, units: list[UnitFacts], sources: dict[str, dict[str, Any]], made: bool, split: dict[str, str]
+    ) -> tuple[Manifest, bool]:
         """Write tables, frames, language, quarantine and, last, the manifest; nothing when all of it stands."""
-        split = split_units(units, self.config.split_seed, self.config.train_split)
         quarantine = self._quarantine(units)
         if not split:
             raise SourceError(f"{self.config.source}: no usable demonstration: {reasons(quarantine)}")
@@ -335,8 +347,9 @@ class Ingest:
                     **sources[path.name],
                     "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
                     "episodes": sum(len(unit.ids) for unit in of_file),
-                    "facts": {} if header is None else header.facts,
-                    "notes": [] if header is None else list(header.notes),
+                    **self.plan.facts.get(path.name, {}),
+                    "init_states": _init_states(of_file),
+                    "notes": [*([] if header is None else header.notes), *_findings(of_file)],
                 }
             )
         return Manifest(
@@ -394,6 +407,27 @@ class Ingest:
         manifest = replace(standing, sources=sources)
         manifest.save(self.root)
         return manifest, True
+
+
+def _findings(units: Iterable[UnitFacts]) -> list[str]:
+    return [f"{unit.file}/{row['demo']}: {row['note']}" for unit in units for row in unit.notes]
+
+
+def _copy_notes(units: Sequence[UnitFacts], split: dict[str, str]) -> list[str]:
+    return [
+        f"{', '.join(group)} are the same episode, and all in {split[group[0]]}; remove copies that you did not mean"
+        for group in copies_of(units)
+    ]
+
+
+def _init_states(units: Iterable[UnitFacts]) -> dict[str, dict[str, str]]:
+    """Initial state by demonstration, by task, of those that have one (`stores.init_states`)."""
+    found: dict[str, dict[str, str]] = {}
+    for unit in units:
+        for name, task, state in zip(unit.ids, unit.tasks, unit.init_states, strict=True):
+            if state:
+                found.setdefault(task, {})[name.rsplit("/", 1)[-1]] = state
+    return found
 
 
 def with_objects(manifest: Manifest, objects: tuple[StoreObject, ...]) -> Manifest:

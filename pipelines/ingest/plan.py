@@ -17,6 +17,7 @@ from stores.errors import SourceError, UsageError
 UNIT_DEMOS: Final = 16
 """Demonstrations of a unit: a few hundred MB of raw frames, some tens of MB of JPEG."""
 
+SUFFIX: Final = ".hdf5"
 NAME_LIMIT: Final = 155
 """Bytes of a source's stem as `safe_name` writes it: the folder of a tar's names; files are named after it too."""
 DEMO_LIMIT: Final = 70
@@ -52,27 +53,36 @@ def safe_name(text: str) -> str:
     return re.sub(rb"[^A-Za-z0-9_-]", lambda found: b"=%02x" % found[0][0], text.encode()).decode()
 
 
-def list_sources(source: Path, suite: str, suffixes: Collection[str]) -> tuple[Path, ...]:
-    """The files of folder `source` whose names end in the first of `suffixes` that there is, naturally sorted; or
-    `source` itself, when it is a file.
+def list_sources(source: Path, suite: str, formats: Sequence[Collection[str]]) -> tuple[Path, ...]:
+    """The files of folder `source` that the first of `formats` (suffixes of their names) has any of, naturally sorted;
+    or `source` itself, when it is a file.
 
-    Hidden files are ignored; a link that leads nowhere is listed, and found out when it is read. Raises UsageError when
-    there is nothing to read, saying where it looked.
+    A link that leads nowhere is listed, and found out when it is read. What else lies there:
+    `pipelines.ingest.entries.other_entries`. Raises UsageError when there is nothing to read, saying where it looked.
     """
     if source.is_file():
         return (source,)
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
-    there = [path for path in source.iterdir() if not path.name.startswith(".")]
-    there = [path for path in there if path.is_file() or (path.is_symlink() and not path.exists())]
-    by_suffix = ([path for path in there if path.suffix == suffix] for suffix in suffixes)
-    files = sorted(next(filter(None, by_suffix), []), key=lambda path: natural_key(path.name))
+    there = [path for path in source.iterdir() if path.is_file() or (path.is_symlink() and not path.exists())]
+    by_format = ([path for path in there if is_source(path, suffixes)] for suffixes in formats)
+    files = sorted(next(filter(None, by_format), []), key=lambda path: natural_key(path.name))
     if not files:
         names = sorted(path.name for path in source.iterdir())
         got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"
-        wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
+        wanted = " or ".join(dict.fromkeys(f"*{suffix}" for suffixes in formats for suffix in suffixes))
         raise UsageError(f"suite {suite!r}: expected {wanted} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
     return tuple(files)
+
+
+def is_source(path: Path, suffixes: Collection[str]) -> bool:
+    """Whether a file of that name is to be read, in any case of `suffixes`."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def stem_of(file: str) -> str:
+    """What names the file's units and episodes: without ``.hdf5``, but with any other suffix."""
+    return file.removesuffix(SUFFIX)
 
 
 def require_fitting(name: str, limit: int) -> None:
@@ -89,7 +99,7 @@ def plan_units(demos: Mapping[str, Sequence[str]]) -> tuple[Unit, ...]:
     """Demonstration names by file name -> units, in natural order of files and demonstrations."""
     units = []
     for file in sorted(demos, key=natural_key):
-        stem = safe_name(Path(file).stem)
+        stem = safe_name(stem_of(file))
         names = sorted(demos[file], key=natural_key)
         for number, start in enumerate(range(0, len(names), UNIT_DEMOS)):
             units.append(Unit(f"{stem}-{number:03d}", file, tuple(names[start : start + UNIT_DEMOS])))
@@ -101,8 +111,17 @@ def task_of(file: str) -> str:
     return Path(file).stem.removesuffix("_demo")
 
 
-def split_episodes(ids_by_task: Mapping[str, Sequence[str]], seed: int, train_split: float) -> dict[str, str]:
+def split_episodes(
+    ids_by_task: Mapping[str, Sequence[str]],
+    seed: int,
+    train_split: float,
+    given: Mapping[str, str] | None = None,
+    copies: Sequence[Sequence[str]] = (),
+) -> dict[str, str]:
     """Episode id -> ``train`` or ``val``, the same whatever the order of the input, stratified by task.
+
+    given: parts that are settled, by id. copies: groups of episodes that are the same; each stands on one side, that of
+    its first, or the held-out one where any of it is given that.
 
     Each task gives `train_split` of its episodes to training, at least one; the rounding of one task is carried to
     the next (largest remainder), so that the whole split comes out right even where a task has two episodes.
@@ -112,13 +131,19 @@ def split_episodes(ids_by_task: Mapping[str, Sequence[str]], seed: int, train_sp
     """
     if not 0.0 < train_split <= 1.0:
         raise UsageError(f"train_split: expected a number above 0 and at most 1, got {train_split}")
-    split: dict[str, str] = {}
+    split: dict[str, str] = dict(given or {})
+    first = {name: group[0] for group in copies for name in group[1:]}
+    for group in copies:
+        parts = {split[name] for name in group if name in split}
+        if parts:
+            split.update(dict.fromkeys(group, "val" if "val" in parts else "train"))
     owed = 0.0
     for task in sorted(ids_by_task, key=natural_key):
-        ranked = sorted(ids_by_task[task], key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        free = [name for name in ids_by_task[task] if name not in split and name not in first]
+        ranked = sorted(free, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
         owed += (1.0 - train_split) * len(ranked)
         held_out = min(int(owed + 0.5 + 1e-9), len(ranked) - 1) if ranked else 0
         owed -= held_out
         for rank, name in enumerate(ranked):
             split[name] = "val" if rank < held_out else "train"
-    return split
+    return split | {name: split[kept] for name, kept in first.items()}

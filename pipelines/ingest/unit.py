@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
-from pipelines.ingest.plan import Unit, safe_name
+from pipelines.ingest.plan import Unit, safe_name, stem_of
 from pipelines.sources import pulse
-from pipelines.sources.source import Episode, Told, check_episode
+from pipelines.sources.cameras import CameraWatch
+from pipelines.sources.evidence import Told
+from pipelines.sources.source import Episode, check_episode
 from pipelines.sources.table import source_of
 from statevla import __version__
 from stores.disk import durable
@@ -44,7 +48,7 @@ LIBRARIES: Final = ("simplejpeg", "pillow", "numpy", "pyarrow", "h5py")
 class UnitSettings:
     """What a unit's bytes depend on besides its demonstrations.
 
-    source: the format, by name. spec: the store's. facts: the source file's (`SourceFile.facts`). heads: (task,
+    source: the format, by name. spec: the store's. facts: the source file's (`Verdict.facts`). heads: (task,
     instruction) by demonstration.
     """
 
@@ -119,12 +123,13 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
 
     Returns its record, JSON-ready: ``shard`` (path, bytes, sha256; None when no demonstration was usable),
     ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), ``quarantined``
-    (demo, reason), ``fingerprints`` (by demonstration, but for those that are poison), ``writer``. Raises nothing for a
-    bad demonstration.
+    (demo, reason), ``notes`` (demo, note: cameras that show nothing), ``fingerprints`` (by demonstration, but for those
+    that are poison), ``writer``. Raises nothing for a bad demonstration.
     """
     unit, settings = task.unit, task.settings
-    stem = safe_name(Path(unit.file).stem)
+    stem = safe_name(stem_of(unit.file))
     episodes: list[dict[str, Any]] = []
+    notes: list[dict[str, str]] = []
     quarantined: list[dict[str, str]] = []
     fingerprints: dict[str, str] = {}
 
@@ -139,12 +144,13 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
                 try:
                     episode = opened.episode(demo)
                     check_episode(episode, settings.spec)
-                    images = encode_episode(episode, settings)
+                    images, found = encode_episode(episode, settings)
                 except SourceError as error:
                     quarantined.append({"demo": demo, "reason": str(error)})
                     continue
                 finally:
                     fingerprints[demo] = opened.fingerprint(demo)
+                notes.extend({"demo": demo, "note": note} for note in found)
                 spans = segment_spans(len(episode.robot_state), len(episode.action), settings.window)
                 row = episode_row(unit.file, episode, *settings.heads[demo])
                 episodes.append({**row, "spans": [vars(span) for span in spans]})
@@ -167,6 +173,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
         "shard": shard if episodes else None,
         "episodes": episodes,
         "quarantined": quarantined,
+        "notes": notes,
         "fingerprints": fingerprints,
     }
 
@@ -179,17 +186,20 @@ def refused_unit(unit: Unit, reason: str) -> dict[str, Any]:
         "shard": None,
         "episodes": [],
         "quarantined": [{"demo": demo, "reason": reason} for demo in unit.demos],
+        "notes": [],
         "fingerprints": {},
     }
 
 
-def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[bytes]]:
-    """Camera -> encoded bytes of its T frames. A whole episode before any of it is written: a frame that cannot be
-    read must not leave half an episode in the shard.
+def encode_episode(episode: Episode, settings: UnitSettings) -> tuple[dict[str, list[bytes]], list[str]]:
+    """Camera -> encoded bytes of its T frames; and what is wrong with cameras (`CameraWatch`). A whole episode before
+    any of it is written: a frame that cannot be read must not leave half an episode in the shard.
 
     Raises SourceError on unreadable frames.
     """
     encoded: dict[str, list[bytes]] = {camera: [] for camera in settings.spec.camera_names}
+    moved = joints(episode.robot_state, settings.spec)
+    watches = {camera: CameraWatch(camera, moved) for camera in encoded}
     total = len(episode.robot_state)
     # One camera at a time into the same memory, which stays in the processor's cache.
     buffers = {size: np.empty((READ_FRAMES, *size, 3), np.uint8) for size in set(episode.sizes)}
@@ -197,8 +207,15 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[b
         pulse.beat()
         for (camera, images), size in zip(encoded.items(), episode.sizes, strict=True):
             read = episode.images(camera, start, min(start + READ_FRAMES, total), buffers[size])
+            watches[camera].add(read)
             images += [encode_image(image, settings.codec, settings.quality) for image in read]
-    return encoded
+    return encoded, [finding for watch in watches.values() for finding in watch.findings()]
+
+
+def joints(state: NDArray[np.float32], spec: ObsSpec) -> NDArray[np.float32]:
+    """What of the robot states [T, R] are angles [rad], [T, J]; where nothing is, one column that stands still."""
+    angles = [spec.slice_of(field.name) for field in spec.robot_state if field.unit == "rad"]
+    return np.concatenate([state[:, place] for place in angles] or [np.zeros((len(state), 1), np.float32)], axis=1)
 
 
 def sample_sizes(path: Path, demo: str, settings: UnitSettings, frames: int) -> list[int]:
@@ -217,7 +234,7 @@ def sample_sizes(path: Path, demo: str, settings: UnitSettings, frames: int) -> 
 def episode_row(file: str, episode: Episode, task: str, instruction: str) -> dict[str, Any]:
     """The fields of an episode that do not depend on other units."""
     return {
-        "id": f"{Path(file).stem}/{episode.demo}",
+        "id": f"{stem_of(file)}/{episode.demo}",
         "task": task,
         "instruction": instruction,
         "frames": len(episode.robot_state),
@@ -225,7 +242,16 @@ def episode_row(file: str, episode: Episode, task: str, instruction: str) -> dic
         "source": file,
         "demo": episode.demo,
         "alignment": episode.alignment,
+        "init_state": episode.init_state,
+        "content": episode_hash(episode),
     }
+
+
+def episode_hash(episode: Episode) -> str:
+    """Of its numbers, as they are in the store: equal in copies, however the file holds them."""
+    digest = xxhash.xxh3_128(np.ascontiguousarray(episode.robot_state).data)
+    digest.update(np.ascontiguousarray(episode.action).data)
+    return digest.hexdigest()
 
 
 def pack(

@@ -11,12 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.collect.writer import EXECUTED
 from pipelines.ingest.plan import Unit, natural_key
 from pipelines.ingest.record import decode_record, encode_record
 from pipelines.ingest.unit import UnitSettings, UnitTask, make_unit, refused_unit, sample_sizes
 from pipelines.sources import hdf5, pulse
+from pipelines.sources.evidence import Told
 from pipelines.sources.sandbox import survive, thread_reader
-from pipelines.sources.source import SourceFile, Told
+from pipelines.sources.source import SourceFile
 from pipelines.sources.table import recognize, source_of
 from stores.errors import SourceError
 from stores.spec import LIBERO
@@ -26,7 +28,7 @@ REPLAY_BYTES: Final = 64 * 2**20
 
 
 def _recognize(argument: dict[str, Any]) -> str:
-    return recognize([Path(path) for path in argument["paths"]])
+    return recognize([Path(path) for path in argument["paths"]], argument["names"])
 
 
 def _inspect(argument: dict[str, Any]) -> dict[str, Any]:
@@ -68,9 +70,10 @@ def _replay(argument: dict[str, Any]) -> list[dict[str, Any]]:
             pulse.at(position)
             if str(position) in argument["poison"]:
                 raise SourceError(f"{path.name}/{name}: {argument['poison'][str(position)]}")
+            done = EXECUTED if f"data/{name}/{EXECUTED}" in file else "actions"
             state, actions = (
                 hdf5.read_rows(hdf5.dataset(file, f"data/{name}/{key}", "float", (None, width), REPLAY_BYTES), 0, rows)
-                for key, width, rows in (("states", None, 1), ("actions", LIBERO.action_dim, None))
+                for key, width, rows in (("states", None, 1), (done, LIBERO.action_dim, None))
             )
             found.append({"demo": name, "state": state[0].tolist(), "actions": actions.tolist()})
     return found
@@ -97,9 +100,10 @@ def _ask(name: str, argument: dict[str, Any], where: str, isolated: bool) -> Any
     return survive(thread_reader(CALLS), name, argument, where)
 
 
-def recognize_sources(paths: Sequence[Path], isolated: bool = True) -> str:
+def recognize_sources(paths: Sequence[Path], names: Sequence[str], isolated: bool = True) -> str:
     """`pipelines.sources.table.recognize` in the child."""
-    found: str = _ask("recognize", {"paths": [str(path) for path in paths]}, paths[0].name, isolated)
+    argument = {"paths": [str(path) for path in paths], "names": list(names)}
+    found: str = _ask("recognize", argument, paths[0].name, isolated)
     return found
 
 
@@ -130,7 +134,8 @@ def sample_source(path: Path, demo: str, settings: UnitSettings, frames: int) ->
 
 def read_replay(path: Path, limit: int | None = None) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
     """What the simulator needs to run the demonstrations of a file in LIBERO's layout again, from the child: (name,
-    simulator state [S] before the first action, actions [T, 7]) of the first `limit`, by number. Raises SourceError.
+    simulator state [S] before the first action, actions [T, 7]) of the first `limit`, by number. Where noise was
+    added to what an expert wanted, the actions are what was executed. Raises SourceError.
     """
     rows = _ask("replay", {"path": str(path), "limit": limit}, path.name, isolated=True)
     return [(row["demo"], np.array(row["state"], np.float64), np.array(row["actions"], np.float64)) for row in rows]

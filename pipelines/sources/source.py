@@ -17,29 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.sources.alignment import DETECT
+from pipelines.sources.evidence import Told
 from stores.errors import SourceError
 from stores.spec import ObsSpec
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the user says of files that do not tell. alignment: "detect", or "after" or "before". spec: what the files
-    hold, for formats that do not know.
-    """
-
-    alignment: str = DETECT
-    spec: ObsSpec | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {**asdict(self), "spec": None if self.spec is None else self.spec.to_dict()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Told":
-        """Inverse of `to_dict`."""
-        spec = fields["spec"]
-        return cls(**{**fields, "spec": None if spec is None else ObsSpec.from_dict(spec)})
 
 
 @dataclass(frozen=True)
@@ -57,14 +37,16 @@ class SourceFile:
     """What the header of a file says, without its arrays.
 
     spec: what a frame of it is; the episodes' own picture sizes are in their heads. episodes: by name, in natural
-    order, those that could be opened. facts: what of the file as a whole bears on the bytes of its episodes, for
-    `Source.open`. refused: (demonstration or "", reason). notes: what was assumed.
+    order, those that could be opened. evidence: what the file says and shows of its conventions, for `Source.weigh`.
+    parts: ``train`` or ``val`` by demonstration, where the file says. refused: (demonstration or "", reason). notes:
+    what was assumed, left out or not used.
     """
 
     name: str
     spec: ObsSpec
     episodes: dict[str, EpisodeHead]
-    facts: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -83,10 +65,22 @@ class SourceFile:
             name=fields["name"],
             spec=ObsSpec.from_dict(fields["spec"]),
             episodes=episodes,
-            facts=dict(fields["facts"]),
+            evidence=dict(fields["evidence"]),
+            parts=dict(fields["parts"]),
             refused=tuple((demo, reason) for demo, reason in fields["refused"]),
             notes=tuple(fields["notes"]),
         )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How files are read, seen together. facts: by file, what bears on the bytes of its episodes, JSON-ready: for
+    `Source.open`, and kept in the manifest. refused: reason by file. notes: (file, text): assumed or converted.
+    """
+
+    facts: dict[str, dict[str, Any]]
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 Images = Callable[[str, int, int, NDArray[np.uint8] | None], NDArray[np.uint8]]
@@ -99,6 +93,8 @@ class Episode:
     robot_state: float32 [T, R]. action: float32 [A, D]. sizes: as `EpisodeHead.sizes`.
     images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
     (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
+    init_state: number of the benchmark's initial state that it starts from, or ``sha256:`` of its first simulator
+    state; empty where the file has neither.
     """
 
     demo: str
@@ -107,6 +103,7 @@ class Episode:
     alignment: str
     sizes: tuple[tuple[int, int], ...]
     images: Images
+    init_state: str = ""
 
 
 class Opened(Protocol):
@@ -123,7 +120,7 @@ class Opened(Protocol):
 
 class Source(Protocol):
     """A format. name: in the table and in flags. format: raised by hand when the same file leads to other episodes.
-    suffix: of its files' names.
+    suffixes: of its files' names, in lower case.
     """
 
     @property
@@ -133,7 +130,7 @@ class Source(Protocol):
     def format(self) -> int: ...
 
     @property
-    def suffix(self) -> str: ...
+    def suffixes(self) -> tuple[str, ...]: ...
 
     def recognizes(self, path: Path) -> bool:
         """Whether the file looks like this format. Raises SourceError when it cannot be opened."""
@@ -144,6 +141,9 @@ class Source(Protocol):
         poison: reasons by position (from 1) of demonstrations that must not be touched; say which one is being looked
         at with `pipelines.sources.pulse.at`.
         """
+
+    def weigh(self, files: Mapping[str, SourceFile], told: Told) -> Verdict:
+        """How these files are to be read, from what all of them show. Opens nothing."""
 
     def open(self, path: Path, facts: Mapping[str, Any], told: Told) -> AbstractContextManager[Opened]:
         """The file, to read episodes. Raises SourceError."""

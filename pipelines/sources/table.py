@@ -19,17 +19,10 @@ def source_of(name: str) -> Source:
     return SOURCES[name]
 
 
-def formats_by_suffix(suffix: str) -> list[str]:
-    """Names of the formats whose files end so."""
-    return [name for name, source in SOURCES.items() if source.suffix == suffix]
-
-
-def recognize(paths: Sequence[Path]) -> str:
-    """The format of the first of `paths` that one recognizes; else the first format for such names: it says why not.
-
-    Opens files: call it in the child.
+def recognize(paths: Sequence[Path], names: Sequence[str]) -> str:
+    """Of the formats `names`, that of the first of `paths` which one of them recognizes; else the first: it says why
+    not. Opens files: call it in the child.
     """
-    names = formats_by_suffix(paths[0].suffix)
     for path in paths:
         for name in names:
             try:

@@ -3,6 +3,7 @@
 Legend: B batch, N tokens, D width, K chunk, A numbers of an action, of them C continuous and G binary.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from statevla.config import Config
 from statevla.data.batch import Batch, ObservationBatch
-from statevla.models.encoder import Encoded, StateEncoder
-from statevla.models.flow import FlowPolicy, interpolate, velocity_target
+from statevla.models.encoder import Encoded, MambaBlock, StateEncoder
+from statevla.models.flow import FlowPolicy, GatedMlp, interpolate, velocity_target
 from statevla.models.gripper import GripperClassifier, command, is_closing
 from statevla.models.losses import LossParts, masked_bce, masked_mse
 from statevla.models.standardize import Standardize
 from statevla.runs.files import MODEL, below, load_strict
+from statevla.systems.acting import Acted, Scene
 from statevla.systems.system import Given, Noise, Objective, Terms
+from stores.errors import UsageError
 from stores.spec import LIBERO
 from stores.statistics import Normalization
 
@@ -27,14 +30,6 @@ class FlowNoise(NamedTuple):
 
     sigma: Float[Tensor, " B"]
     epsilon: Float[Tensor, "B K C"]
-
-
-class Acted(NamedTuple):
-    """What a policy wants to do. chunk: action units, continuous dimensions not clipped, binary ones -1 or +1.
-    closing: probability of +1 (to close) of each binary dimension, where the policy tells one."""
-
-    chunk: Float[Tensor, "B K A"]
-    closing: Float[Tensor, "B K G"] | None
 
 
 def draw_noise(
@@ -119,8 +114,8 @@ class PolicyModel(Objective):
         weighted sum ``action_loss``; monitor ``gripper_accuracy``.
         """
         keep, logits, closing = terms["keep"], terms["logits"], terms["closing"]
-        told = keep.unsqueeze(-1).expand_as(closing)
         flow_loss = masked_mse(terms["velocity"], terms["wanted"], keep)
+        told = keep.unsqueeze(-1).expand_as(closing)
         gripper_loss = masked_bce(logits, closing, told)
         total = flow_loss + self.gripper_weight * gripper_loss
         right = ((is_closing(logits) == closing) & told).sum() / told.sum().clamp(min=1)
@@ -132,15 +127,49 @@ class PolicyModel(Objective):
         }
         return LossParts(total, parts, keep.sum().float())
 
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of one row's starting noise: (K, C)."""
+        return self.config.action_seq_len, len(self.spec.continuous)
+
+    @torch.no_grad()
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
+        """The language token of each instruction's embedding."""
+        return self.encoder.tokenizer.language_token(language)
+
+    @torch.no_grad()
+    def decide(self, scene: Scene) -> Acted:
+        """Chunks [B K A]; Euler from the scene's noise, binary dimensions by their classifier."""
+        if scene.noise is None:
+            raise UsageError(f"flow policy: expected noise [B, {', '.join(map(str, self.noise_shape))}], got none")
+        tokens = self.encoder.tokenizer.assemble(scene.condition, scene.images, scene.robot_state)
+        levels = self.flow.level_tokens(self.config.euler_steps)
+        return self.sample(self.encode_tokens(tokens), scene.noise, levels)
+
+    def matrices(self) -> Iterator[Tensor]:
+        """Patch and context projections, and the products of every Mamba block and MLP.
+
+        Norms, the residual stream, the scan's parameters and sums, embeddings and the small outer layers are left out:
+        they must stay exact.
+        """
+        for module in self.modules():
+            if isinstance(module, MambaBlock):
+                layer = module.mamba
+                for matrix in (layer.in_proj, layer.x_proj, layer.out_proj):
+                    yield from matrix.parameters()
+                yield layer.dt_proj.weight
+            elif isinstance(module, GatedMlp):
+                for matrix in (module.gate, module.up, module.down):
+                    yield from matrix.parameters()
+        yield from self.encoder.tokenizer.vision.cameras.parameters()
+        if self.flow.context is not None:
+            yield from self.flow.context.parameters()
+
     @torch.no_grad()
     def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K A"]:
         """One action chunk an observation, with nothing prepared; `acting.Actor` is the quick way to the same."""
-        noise = self.noise(len(obs.robot_state), generator, obs.robot_state.device)
+        noise = draw_noise(len(obs.robot_state), self.config.action_seq_len, generator, obs.robot_state.device).epsilon
         return self.sample(self.encode(obs), noise, self.flow.level_tokens(self.config.euler_steps)).chunk
-
-    def noise(self, rows: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "B K C"]:
-        """What sampling starts from."""
-        return draw_noise(rows, self.config.action_seq_len, generator, device, len(self.spec.continuous)).epsilon
 
     @torch.no_grad()
     def sample(self, encoded: Encoded, noise: Float[Tensor, "B K C"], levels: Float[Tensor, "S D"]) -> Acted:

@@ -8,18 +8,20 @@ import h5py
 import numpy as np
 import pytest
 
+from pipelines.sources.evidence import Told
 from pipelines.sources.hdf5 import open_hdf5, reporting
-from pipelines.sources.libero import Episode, inspect_file, read_demo
+from pipelines.sources.libero import LIBERO_SOURCE, Episode, inspect_file, read_demo
 from stores.errors import SourceError
-from stores.schema import CAMERAS
+from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import MODEL_XML, World, demo_arrays, make_world, write_file
 
 
 def read(path: Path, alignment: str = "detect") -> tuple[Episode, np.ndarray]:
     header = inspect_file(path)
+    facts = LIBERO_SOURCE.weigh({header.name: header}, Told()).facts[header.name]
     with open_hdf5(path) as file:
-        episode = read_demo(file, "demo_0", header.convention, alignment)
-        images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in CAMERAS}
+        episode = read_demo(file, "demo_0", facts["image_convention"], alignment)
+        images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in LIBERO.camera_names}
         return episode, np.stack([images["agentview"], images["eye_in_hand"]], axis=1)
 
 
@@ -68,18 +70,22 @@ def test_images_come_out_upright(tmp_path: Path) -> None:
 
 def test_missing_convention_is_opengl_and_said_so(tmp_path: Path) -> None:
     header = inspect_file(write(tmp_path, make_world(), convention=None))
-    assert header.convention == "opengl"
-    assert any("macros_image_convention" in note for note in header.notes)
+    assert header.evidence["convention"] is None
+    verdict = LIBERO_SOURCE.weigh({header.name: header}, Told())
+    assert verdict.facts[header.name]["image_convention"] == "opengl"
+    notes = verdict.notes
+    assert any("no macros_image_convention" in text and "--image-convention" in text for _, text in notes)
 
 
 def test_instruction_from_problem_info_else_from_the_name_and_reported(tmp_path: Path) -> None:
     path = write(tmp_path, make_world(), instruction="pick the mug")
-    assert (inspect_file(path).instruction, inspect_file(path).notes) == ("pick the mug", ())
+    header = inspect_file(path)
+    assert (header.episodes["demo_0"].instruction, header.notes) == ("pick the mug", ())
     named = write_file(
         tmp_path / "KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5", {"demo_0": demo_arrays(make_world())}, instruction=None
     )
     header = inspect_file(named)
-    assert header.instruction == "turn on the stove"
+    assert header.episodes["demo_0"].instruction == "turn on the stove"
     assert any("file's name" in note for note in header.notes)
 
 
@@ -190,16 +196,26 @@ def test_num_samples_that_lies_is_refused(tmp_path: Path) -> None:
 
 
 def test_undetectable_alignment_needs_to_be_told(tmp_path: Path) -> None:
-    path = write(tmp_path, make_world(), model=None)
-    with pytest.raises(SourceError, match=r"no model_file.*--alignment"):
+    path = change(write(tmp_path, make_world(), model=None), replace("states", lambda a: a * 0))
+    with pytest.raises(SourceError, match=r"cannot tell.*--alignment"):
         read(path)
     assert len(read(path, "after")[0].action) == 39
     assert len(read(path, "before")[0].action) == 40
 
 
-def test_telling_against_the_evidence_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"told 'before'.*show 'after'"):
-        read(write(tmp_path, make_world()), "before")
+@pytest.mark.parametrize("alignment", ["after", "before"])
+def test_alignment_is_seen_without_a_model(tmp_path: Path, alignment: str) -> None:
+    world = make_world(2)
+    assert read(write(tmp_path, world, alignment, model=None))[0].alignment == alignment
+
+
+@pytest.mark.parametrize("model", [MODEL_XML, None])
+@pytest.mark.parametrize("alignment", ["after", "before"])
+def test_telling_against_the_evidence_is_refused(tmp_path: Path, alignment: str, model: str | None) -> None:
+    wrong = {"after": "before", "before": "after"}[alignment]
+    numbers = r"differ by [\d.e-]+ rad read as 'before', [\d.e-]+ rad read as 'after'"
+    with pytest.raises(SourceError, match=rf"told '{wrong}'.*shows '{alignment}'.*{numbers}"):
+        read(write(tmp_path, make_world(), alignment, model=model), wrong)
 
 
 def test_no_hdf5_and_truncated_hdf5(tmp_path: Path) -> None:
@@ -232,8 +248,9 @@ def test_compressed_chunk_that_was_altered(tmp_path: Path) -> None:
 
 def test_fewer_demos_than_declared_is_reported(tmp_path: Path) -> None:
     header = inspect_file(write(tmp_path, make_world(), declared=3))
-    assert header.demos == ("demo_0",)
-    assert "declares 3, the file holds 1" in header.refused[0][1]
+    assert tuple(header.episodes) == ("demo_0",)
+    assert header.refused == ()
+    assert "declares 3, the file holds 1" in header.notes[0]
 
 
 def test_names_and_texts_that_are_not_utf8_are_refused_where_they_are(tmp_path: Path) -> None:
@@ -243,7 +260,7 @@ def test_names_and_texts_that_are_not_utf8_are_refused_where_they_are(tmp_path: 
         data = file["data"]
         data.id.links.move(b"demo_1", data.id, b"demo_\xff")
     header = inspect_file(path)
-    assert header.demos == ("demo_0",)
+    assert tuple(header.episodes) == ("demo_0",)
     assert header.refused == (("demo_\\xff", "x_demo.hdf5/demo_\\xff: expected a name in UTF-8"),)
     for half in ("\ud83d", "pick \udcff"):
         with pytest.raises(SourceError, match="language_instruction: expected UTF-8 text"):
@@ -283,7 +300,7 @@ def test_two_demonstrations_that_share_their_images_are_refused(tmp_path: Path) 
         del file["data/demo_2"]
         file["data/demo_2"] = file["data/demo_0"]
     header = inspect_file(path)
-    assert header.demos == ("demo_1",)
+    assert tuple(header.episodes) == ("demo_1",)
     assert [demo for demo, _ in header.refused] == ["demo_0", "demo_2"]
 
 

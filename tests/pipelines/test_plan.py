@@ -55,7 +55,7 @@ def test_sources_are_sorted_and_hidden_ones_ignored(tmp_path: Path) -> None:
     for name in ("b10.hdf5", "b9.hdf5", ".hidden.hdf5", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.hdf5").mkdir()
-    assert [path.name for path in list_sources(tmp_path, "s")] == ["b9.hdf5", "b10.hdf5"]
+    assert [path.name for path in list_sources(tmp_path, "s", [(".hdf5",)])] == ["b9.hdf5", "b10.hdf5"]
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_a_name_that_fits_no_shard_is_refused(name: str, limit: int, said: str) 
 
 def test_missing_folder_says_where_it_looked_and_how_to_get_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no folder .*nowhere.*download_libero_datasets.*--source"):
-        list_sources(tmp_path / "nowhere", "libero_object")
+        list_sources(tmp_path / "nowhere", "libero_object", [(".hdf5",)])
 
 
 def test_empty_folder_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="an empty folder"):
-        list_sources(tmp_path, "libero_object")
+        list_sources(tmp_path, "libero_object", [(".hdf5",)])
     (tmp_path / "readme.txt").touch()
     with pytest.raises(UsageError, match=r"1 other entries \(readme.txt\)"):
-        list_sources(tmp_path, "libero_object")
+        list_sources(tmp_path, "libero_object", [(".hdf5",)])
 
 
 TASKS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 30), min_size=1)

@@ -3,6 +3,7 @@
 Legend: F frames and S steps of an episode, H side of the square images.
 """
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from stores import schema
 from stores import statistics as norm
+from stores.cloud.storage import Storage, open_storage
 from stores.images import encode_image
 from stores.language import LanguageRow, write_language
 from stores.layout import EPISODES_FILE, LANGUAGE_FILE, SEGMENTS_FILE
-from stores.manifest import Manifest, hash_objects
+from stores.manifest import Manifest, hash_objects, read_manifest
 from stores.numbers import write_frames
 from stores.segments import SegmentMembers, segment_key, segment_members, segment_spans
 from stores.shards import SegmentIndex, write_shard
@@ -233,3 +235,8 @@ def _frames(made: list[MadeEpisode]) -> dict[str, NDArray[np.generic]]:
         "episode": np.concatenate([np.full(len(e.images), i, np.int64) for i, e in enumerate(made)]),
         "index": np.concatenate([np.arange(len(e.images), dtype=np.int64) for e in made]),
     }
+
+
+def manifest_hash(root: Path | str | Storage) -> str:
+    """sha256 (hex) of manifest.json: what `stores.cloud.publish` knows a publication by."""
+    return hashlib.sha256(read_manifest(open_storage(root))).hexdigest()

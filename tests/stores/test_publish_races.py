@@ -19,10 +19,9 @@ from stores.cloud.conditional import ConditionalStorage, Entry
 from stores.cloud.publish import publish_store
 from stores.cloud.storage import open_storage
 from stores.errors import StoreLocked, StoreMissing
-from stores.manifest import manifest_hash
 from stores.verify import verify_store
 from tests.stores.faults import TALLY
-from tests.stores.make_store import make_tiny_store
+from tests.stores.make_store import make_tiny_store, manifest_hash
 
 Target = tuple[str, dict[str, Any]]
 NEVER = 10**9
