@@ -167,7 +167,7 @@ def test_data_moved_onto_bytes_that_nobody_reads_is_found(tmp_path: Path) -> Non
     assert content.count(field) == 1
     path.write_bytes(content.replace(field, (other - 8).to_bytes(8, "little") + field[8:]))
     header = inspect_file(path)
-    assert header.demos == ("demo_1",)
+    assert tuple(header.episodes) == ("demo_1",)
     assert "lies where other data of the file do" in dict(header.refused)["demo_0"]
 
 
@@ -203,10 +203,21 @@ def test_chunks_unpacked_here_are_what_hdf5_reads(tmp_path: Path, chunk: Any, sh
             np.testing.assert_array_equal(hdf5.read_rows(rows, start, stop), values[start:stop])
 
 
-@pytest.mark.parametrize("info", ["[" * 100_000, json.dumps({"language_instruction": "put \x1b[2Jit away"})])
-def test_text_that_does_harm_is_refused_in_words_that_do_none(path: Path, info: str) -> None:
+def test_text_that_nests_without_end_is_refused(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        file["data"].attrs["problem_info"] = info
-    with pytest.raises(SourceError, match="problem_info") as caught:
+        file["data"].attrs["problem_info"] = "[" * 100_000
+    with pytest.raises(SourceError, match="problem_info"):
+        inspect_file(path)
+
+
+def test_text_that_steers_a_terminal_does_not_get_there(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": "put \x1b[2Jit away"})
+        file["data"].attrs["macros_image_convention"] = "\x1b]0;title\x07"
+    with pytest.raises(SourceError, match=r"macros_image_convention") as caught:
         inspect_file(path)
     assert str(caught.value).isprintable()
+    with h5py.File(path, "r+") as file:
+        del file["data"].attrs["macros_image_convention"]
+    header = inspect_file(path)
+    assert all(text.isprintable() for text in (*header.notes, *(e.instruction for e in header.episodes.values())))
