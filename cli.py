@@ -517,7 +517,7 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, mamba, latency or libero.")],
+    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, index, mamba, latency or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Annotated[
@@ -526,13 +526,14 @@ def bench(
     vision: Annotated[str | None, typer.Option(help="conv or siglip, for 'latency'; default: both.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, for 'latency'; default: both.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, for 'latency'.")] = "cpu",
+    segments: Annotated[int | None, typer.Option(help="Size of the synthetic store, for 'index'.")] = None,
     workers: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
     from pipelines.bench.table import BenchOptions, run_bench
 
-    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device)
+    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
 
