@@ -17,7 +17,7 @@ from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.suites import Suite, find_suite
 from statevla.sims.world import Task
 from stores.disk import durable
-from stores.errors import ObsSpecMismatch, UsageError
+from stores.errors import ObsSpecMismatch, StoreMissing, UsageError
 from stores.progress import Progress
 
 
@@ -148,11 +148,13 @@ def _check_instructions(policy: Policy, chosen: Sequence[Task]) -> None:
     if not isinstance(known, Mapping):
         return
     for task in chosen:
-        if task.instruction not in known:
+        try:
+            policy.vector(task.instruction)
+        except StoreMissing as error:
             raise UsageError(
-                f"task {task.index} of {task.suite} says {task.instruction!r}; the policy was trained on "
-                f"{sorted(known)}. Choose tasks it knows (--tasks), or train on a store that has this one"
-            )
+                f"task {task.index} of {task.suite}: {error}. Choose tasks it knows (--tasks), or train on "
+                "a store that has this one"
+            ) from error
 
 
 def _image_size(policy: Policy, row: Suite) -> int:
