@@ -45,6 +45,9 @@ Replan = Annotated[int | None, typer.Option(min=1, help="Actions executed of eac
 Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
 Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
 LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]
+Closed = Annotated[
+    bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
+]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -411,6 +414,7 @@ def eval_tabletop(
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
+    closed: Closed = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -425,7 +429,7 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
 
 
@@ -446,6 +450,7 @@ def eval_libero(
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
+    closed: Closed = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -460,7 +465,8 @@ def eval_libero(
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
-        videos=videos, seed=seed, loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+        videos=videos, seed=seed,
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
 
 
