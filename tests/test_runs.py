@@ -15,7 +15,7 @@ from statevla.systems.system import System
 from statevla.systems.table import find_system
 from statevla.trainers.jobs import TrainingJob, plan_resume, plan_training
 from stores.errors import StoreMissing, UsageError
-from stores.manifest import manifest_hash
+from stores.manifest import content_hash
 from tests.trainers.micro import SETTINGS, micro_config, micro_store
 from tests.trainers.test_checkpoint import make_snapshot
 
@@ -73,7 +73,7 @@ def test_a_policy_takes_the_encoder_that_was_trained_on_the_store(tmp_path: Path
         job = plan(**options)  # type: ignore[arg-type]
         return job.parent, job.run
 
-    identity = manifest_hash(add_store(tmp_path, "one", template))
+    identity = content_hash(add_store(tmp_path, "one", template))
     add_checkpoint(tmp_path, "foreign", JEPA, "checkpoint_latest", "0" * 64)
     with pytest.raises(UsageError, match="no checkpoint of temporal_jepa of this store"):
         plan()
@@ -91,7 +91,7 @@ def test_a_policy_takes_the_encoder_that_was_trained_on_the_store(tmp_path: Path
 
 
 def test_a_policy_inherits_the_model_of_its_encoders_run(tmp_path: Path, template: Path) -> None:
-    identity = manifest_hash(add_store(tmp_path, "one", template))
+    identity = content_hash(add_store(tmp_path, "one", template))
     encoder = add_checkpoint(tmp_path, "a", JEPA, "checkpoint_latest", identity, "model.d_state=2")
     where = {"stores": tmp_path / "stores", "runs": tmp_path / "runs"}
     job = plan_training(FLOW, Request(None, {"model.gripper_width": 8, "training.batch_size": 4}), **where)

@@ -20,7 +20,7 @@ from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, config_of, find_system, sections
 from statevla.trainers.trainer import TrainSummary, train
 from stores.errors import UsageError
-from stores.manifest import manifest_hash
+from stores.manifest import content_hash
 from stores.progress import Progress
 
 
@@ -108,7 +108,7 @@ def plan_training(
         told = read_state(source).config["data"]["store"]
     chosen = find_store(told, stores)
     if encoder is None:
-        encoder = find_parent(system, manifest_hash(chosen), own, runs)
+        encoder = find_parent(system, content_hash(chosen), own, runs)
     if request.preset is None:
         theirs = flatten(config_of(read_state(encoder), encoder).to_dict())
         model = {key: value for key, value in theirs.items() if key.startswith("model.")}
