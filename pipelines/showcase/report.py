@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from pipelines.showcase.config import ENCODER, EVAL, PHASE1, POLICY, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
-from statevla import __version__
 from statevla.evaluators.offline_results import OfflineResults
 from statevla.evaluators.results import Results
 from statevla.reports.charts import Series
@@ -19,6 +18,7 @@ from statevla.reports.page import Curves, OfflineRows, Picture, PolicyRow, Repor
 from statevla.runs.layout import metrics
 from statevla.runs.metrics import read_metrics
 from statevla.systems.table import find_system
+from statevla.version import __version__
 from stores.reader import Store
 
 PACKAGES: Final = ("torch", "numpy", "zarr", "dask", "pyarrow", "h5py")

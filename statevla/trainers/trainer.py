@@ -11,7 +11,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from statevla import __version__
 from statevla.config import Config
 from statevla.config.load import only_sections
 from statevla.config.schema import require_widths
@@ -32,8 +31,10 @@ from statevla.trainers.schedule import learning_rate, step_generator, total_step
 from statevla.trainers.setup import choose_device, require_same_config, use_bf16
 from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.validation import validate
+from statevla.version import __version__
 from stores.disk.durable import LineLog, lock, write_bytes, write_json
 from stores.errors import StateVLAError, UsageError
+from stores.init_states import init_states_by_task
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
@@ -326,6 +327,7 @@ class Run:
             statistics=self.statistics.to_dict(),
             manifest_hash=self.store.content_hash,
             instructions=instructions,
+            init_states=init_states_by_task(self.store.manifest.sources),
             language={"encoder": language.encoder, "revision": language.revision},
             backbone=identity(self.backbone),
             parent=self.parent,
