@@ -85,7 +85,7 @@ def bars(console: "Console | None" = None) -> Iterator[Progress]:
         def update(event: ProgressEvent) -> None:
             if event.task not in tasks:
                 tasks[event.task] = drawn.add_task(event.task, total=event.total, counts="", message="")
-            fields = {"counts": counts_text(event), "message": event.message}
+            fields: dict[str, Any] = {"counts": counts_text(event), "message": event.message}
             drawn.update(tasks[event.task], completed=event.done, total=event.total, **fields)
 
         yield update

@@ -7,6 +7,7 @@ some hundred, inputs and outputs in memory that stays where it is.
 Legend: B batch, I instructions.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -24,7 +25,7 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Actor:
-    """A policy prepared for acting. Its weights must not change afterwards.
+    """A policy prepared for acting. Its weights must not change afterwards. Threads may share it.
 
     Args:
         graphs: capture CUDA graphs, where the policy is on a GPU.
@@ -37,6 +38,7 @@ class Actor:
         self.parameters = sum(weight.numel() for weight in weights)
         self._graphs = graphs and self.device.type == "cuda"
         self._captured: dict[tuple[tuple[int, ...] | None, ...], Captured] = {}
+        self._lock = threading.Lock()
 
     def condition(self, vectors: Float[Tensor, "I L"]) -> Float[Tensor, "I ..."]:
         """`PolicyNet.condition` of each instruction's embedding, on the policy's device."""
@@ -48,35 +50,57 @@ class Actor:
         with torch.inference_mode():
             if not self._graphs or len(scene.robot_state) > GRAPH_ROWS:
                 return self.net.decide(scene)
-            shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in scene)
-            if shapes not in self._captured:
-                self._captured[shapes] = Captured(self.net.decide, scene)
-            return self._captured[shapes](scene)
+            shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in scene.tensors())
+            with self._lock:  # a recording has one place for its inputs and one for its outputs
+                if shapes not in self._captured:
+                    self._captured[shapes] = Captured(self.net.decide, scene)
+                return self._captured[shapes](scene)
 
 
-def capture(run: Callable[[], Acted]) -> tuple[Acted, Callable[[], None]]:
-    """Record what `run` launches as a CUDA graph: its outputs, and a call that computes them again in their place."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):  # kernels compile and libraries allocate: neither may happen while capturing
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        acted = run()
+def capture(run: Callable[[], Acted], device: torch.device) -> tuple[Acted, Callable[[], None]]:
+    """Record what `run` launches on `device` as a CUDA graph: its outputs, and a call that computes them again in their
+    place, after all that any thread asked of the call before.
+
+    Streams belong to a device: recorded on another than the current one, nothing would be, and the first outputs would
+    be returned for ever. Other threads (loaders, other actors) may allocate meanwhile; `thread_local` lets them.
+    """
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):  # kernels compile and libraries allocate: neither may happen while capturing
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            acted = run()
     return acted, graph.replay
 
 
 class Captured:
-    """`decide` on scenes of one shape: inputs are copied to a fixed place, the recording is replayed."""
+    """`decide` on scenes of one shape: inputs are copied to a fixed place, the recording is replayed.
+
+    Calls must not overlap; on a GPU, threads with streams of their own are put in line by an event.
+    """
 
     def __init__(self, decide: Callable[[Scene], Acted], example: Scene) -> None:
-        self._scene = Scene._make(None if tensor is None else tensor.clone() for tensor in example)
-        self._acted, self._replay = capture(lambda: decide(self._scene))
+        copies = [None if tensor is None else tensor.clone() for tensor in example.tensors()]
+        self._scene = Scene.of_tensors(copies, len(example.images))
+        self._device = example.robot_state.device
+        self._acted, self._replay = capture(lambda: decide(self._scene), self._device)
+        self._done = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, scene: Scene) -> Acted:
-        for mine, new in zip(self._scene, scene, strict=True):
+        if self._done is None:
+            return self._run(scene)
+        with torch.cuda.device(self._device):
+            self._done.wait()
+            acted = self._run(scene)
+            self._done.record()
+        return acted
+
+    def _run(self, scene: Scene) -> Acted:
+        for mine, new in zip(self._scene.tensors(), scene.tensors(), strict=True):
             if mine is not None and new is not None:
                 mine.copy_(new, non_blocking=True)
         self._replay()
