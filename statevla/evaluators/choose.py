@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from statevla.evaluators.runner import Policy
-from statevla.observation import ObsSpec
+from statevla.observation import libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemos, ZeroPolicy
 from statevla.policies.policy import Policy as TrainedPolicy
 from statevla.runs.layout import RUNS, evaluation
@@ -63,7 +63,7 @@ def choose_policy(
     if kind == "expert":
         control = ExpertControl(seed)
     elif kind == "zero":
-        control = ZeroPolicy(ObsSpec(image_size=(row.image_size, row.image_size)))
+        control = ZeroPolicy(libero_spec(row.image_size))
     elif demos is not None:
         control = demos
     else:
