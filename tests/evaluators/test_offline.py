@@ -3,6 +3,7 @@
 Legend: S steps of an episode, K chunk.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from statevla.config import load_config
 from statevla.data.batch import ObservationBatch
-from statevla.evaluators.offline import evaluate_offline
+from statevla.evaluators.offline import evaluate_offline, measure, predict
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec, libero_spec
 from statevla.policies.noise import Draw
@@ -161,6 +162,16 @@ def test_the_demonstrator_itself_has_no_error(made: Made) -> None:
     assert results.gripper_accuracy == results.gripper_transition_f1 == 1.0
     assert results.smoothness.policy_jerk == results.smoothness.demo_jerk
     assert results.smoothness.policy_seam == results.smoothness.demo_seam
+
+
+def test_a_constant_dimension_is_measured_and_hides_nothing(made: Made) -> None:
+    predictions = predict(made.policy, made.store, "val", batch_size=64, seed=0)
+    shift, scale = np.zeros(7), np.ones(7)
+    moving = measure(predictions, shift, scale, np.zeros(7), "val")
+    scale[3] = 0.0
+    constant = measure(predictions, shift, scale, np.zeros(7), "val")
+    assert constant.mse_normalized_by_dimension == moving.mse_normalized_by_dimension
+    json.dumps(constant.to_dict(), allow_nan=False)
 
 
 def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
