@@ -18,7 +18,7 @@ from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
-from stores.schema import LANGUAGE_DIM
+from stores.spec import LIBERO
 from tests.trainers.micro import micro_config, micro_store
 
 
@@ -154,7 +154,7 @@ def test_a_new_instruction_is_embedded_as_the_trained_ones_were_and_said(
     known = dict(policy.language)
     nearest = sorted(known)[1]
     said = {**known, "go on, " + nearest: known[nearest] * 2}
-    encoder = TextEncoder("toy", "1", LANGUAGE_DIM, lambda texts: np.stack([said[text] for text in texts]))
+    encoder = TextEncoder("toy", "1", LIBERO.language_width, lambda texts: np.stack([said[text] for text in texts]))
     monkeypatch.setattr(instructions, "encoder_of", lambda recorded: encoder)
     for _ in range(2):  # embedded, and warned of, once
         new = policy.act([replace(good, instruction="go on, " + nearest)])

@@ -19,7 +19,6 @@ from statevla.reports.charts import Dot, Series, colour_of, panel
 from statevla.reports.films import png_bytes
 from statevla.reports.page import Demonstration, Scatter, Traces
 from stores.reader import Store
-from stores.schema import ACTION_NAMES
 
 SHOWN_DEMONSTRATIONS: Final = 20
 STATE_EPISODES: Final = 40
@@ -84,7 +83,7 @@ def traces(policy: Policy, store: Store, replan: int) -> Traces:
     times = tuple(float(n) for n in range(steps))
     drawn, still = [], []
     everywhere = np.asarray(store.frames["action"])
-    for number, name in enumerate(ACTION_NAMES):
+    for number, name in enumerate(store.spec.action_names):
         if number not in moving(everywhere):
             still.append(name)
             continue
@@ -104,7 +103,7 @@ def demonstrations(store: Store) -> tuple[Demonstration, ...]:
     for row in rows_of(store, "train")[:SHOWN_DEMONSTRATIONS]:
         episode = Episode.read(store, row)
         times = tuple(float(n) for n in range(len(episode.action)))
-        lines = [Series(ACTION_NAMES[n], times, tuple(map(float, episode.action[:, n]))) for n in shown]
+        lines = [Series(store.spec.action_names[n], times, tuple(map(float, episode.action[:, n]))) for n in shown]
         trace = panel(f"{len(times)} steps", lines, low, high, height=96.0)
         found.append(Demonstration(png_bytes(episode.images[0], THUMBNAIL), episode.instruction, trace))
     return tuple(found)
@@ -112,7 +111,7 @@ def demonstrations(store: Store) -> tuple[Demonstration, ...]:
 
 def moving_names(store: Store) -> tuple[str, ...]:
     """Names of the action dimensions that ever change in the store, in the order of `demonstrations`' lines."""
-    return tuple(ACTION_NAMES[n] for n in moving(np.asarray(store.frames["action"])))
+    return tuple(store.spec.action_names[n] for n in moving(np.asarray(store.frames["action"])))
 
 
 def states(policy: Policy, store: Store) -> Scatter | None:
