@@ -265,6 +265,8 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, bool, tuple[str,
     given = fields["language_instruction"]
     instruction = clean_instruction(given)
     hdf5.require_unicode(instruction, "problem_info.language_instruction")
+    if not instruction.isprintable():
+        raise SourceError(f"problem_info.language_instruction: expected printable text, got {instruction!r:.80}")
     if isinstance(given, str) and given.strip() == instruction:
         return instruction, True, ()
     return instruction, True, (f"{file}: instruction {given!r:.200} is read as {instruction!r}",)
