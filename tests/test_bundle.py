@@ -43,7 +43,7 @@ def observations(policy: Policy, count: int) -> list[Observation]:
     texts = sorted(policy.language)
     return [
         Observation(
-            images=rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8),
+            images=tuple(rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)),
             robot_state=rng.normal(size=9).astype(np.float32),
             instruction=texts[i % len(texts)],
         )
@@ -133,9 +133,9 @@ def test_other_observations_are_refused(run: Path) -> None:
     policy = Policy.load(checkpoint(run))
     good = observations(policy, 1)[0]
     with pytest.raises(ObsSpecMismatch, match="cameras"):
-        policy.act([replace(good, images=np.zeros((2, 16, 16, 3), np.uint8))])
+        policy.act([replace(good, images=tuple(np.zeros((2, 16, 16, 3), np.uint8)))])
     with pytest.raises(ObsSpecMismatch, match="images"):
-        policy.act([with_images(good, good.images.astype(np.float32))])
+        policy.act([with_images(good, tuple(image.astype(np.float32) for image in good.images))])
     with pytest.raises(ObsSpecMismatch, match="images"):
         policy.act([replace(good, images=good.images[:1])])
     with pytest.raises(ObsSpecMismatch, match="robot_state"):

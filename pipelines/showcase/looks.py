@@ -30,7 +30,7 @@ THUMBNAIL: Final = 72
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration, decoded: images uint8 [T, H, W, 3] a camera, robot_state [T, S], action [T, A]."""
+    """One demonstration, decoded: images uint8 [T, H, W, 3] of each camera, robot_state [T, S], action [T, A]."""
 
     instruction: str
     images: tuple[NDArray[np.uint8], ...]
@@ -44,15 +44,18 @@ class Episode:
         first, steps = int(columns["first_frame"][row]), int(columns["steps"][row])
         segment, lengths = int(columns["first_segment"][row]), store.segment_columns["steps"]
         segments = range(segment, segment + int(columns["segments"][row]))
-        parts = [[frames[: int(lengths[n])] for frames in store.decode_segment(n)] for n in segments]
+        parts = [[camera[: int(lengths[n])] for camera in store.decode_segment(n)] for n in segments]
         rows = slice(first, first + steps)
         state, action = (np.asarray(store.frames[name][rows], np.float32) for name in ("robot_state", "action"))
-        images = tuple(np.concatenate(frames) for frames in zip(*parts, strict=True))
-        return cls(str(columns["instruction"][row]), images, state, action)
+        return cls(
+            str(columns["instruction"][row]), tuple(map(np.concatenate, zip(*parts, strict=True))), state, action
+        )
+
+    def at(self, step: int) -> tuple[NDArray[np.uint8], ...]:
+        return tuple(camera[step] for camera in self.images)
 
     def observation(self, step: int) -> Observation:
-        images = tuple(frames[step] for frames in self.images)
-        return Observation(images, self.robot_state[step], self.instruction)
+        return Observation(self.at(step), self.robot_state[step], self.instruction)
 
 
 def rows_of(store: Store, split: str) -> list[int]:
@@ -107,7 +110,7 @@ def demonstrations(store: Store) -> tuple[Demonstration, ...]:
         times = tuple(float(n) for n in range(len(episode.action)))
         lines = [Series(store.spec.action_names[n], times, tuple(map(float, episode.action[:, n]))) for n in shown]
         trace = panel(f"{len(times)} steps", lines, low, high, height=96.0)
-        found.append(Demonstration(png_bytes(episode.observation(0).images, THUMBNAIL), episode.instruction, trace))
+        found.append(Demonstration(png_bytes(episode.at(0), THUMBNAIL), episode.instruction, trace))
     return tuple(found)
 
 
@@ -145,7 +148,7 @@ def _states_of(policy: Policy, episode: Episode) -> NDArray[np.float32]:
     """float32 [T, D]."""
     batch: ObservationBatch = policy.observe([episode.observation(step) for step in range(len(episode.action))])
     encoded = policy.model.encode(batch.to(policy.device))  # type: ignore[attr-defined]  # asked for above
-    return np.asarray(encoded.z.float().cpu().numpy())
+    return np.asarray(encoded.state.float().cpu().numpy())
 
 
 def progress_colour(share: float) -> str:
