@@ -19,7 +19,6 @@ from statevla.reports.charts import Dot, Series, colour_of, panel
 from statevla.reports.films import png_bytes
 from statevla.reports.page import Demonstration, Scatter, Traces
 from stores.reader import Store
-from stores.schema import ACTION_NAMES
 
 SHOWN_DEMONSTRATIONS: Final = 20
 STATE_EPISODES: Final = 40
@@ -31,10 +30,10 @@ THUMBNAIL: Final = 72
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration, decoded: images uint8 [T, C, H, W, 3], robot_state [T, S], action [T, A]."""
+    """One demonstration, decoded: images uint8 [T, H, W, 3] of each camera, robot_state [T, S], action [T, A]."""
 
     instruction: str
-    images: NDArray[np.uint8]
+    images: tuple[NDArray[np.uint8], ...]
     robot_state: NDArray[np.float32]
     action: NDArray[np.float32]
 
@@ -45,13 +44,18 @@ class Episode:
         first, steps = int(columns["first_frame"][row]), int(columns["steps"][row])
         segment, lengths = int(columns["first_segment"][row]), store.segment_columns["steps"]
         segments = range(segment, segment + int(columns["segments"][row]))
-        parts = [store.decode_segment(n)[: int(lengths[n])] for n in segments]
+        parts = [[camera[: int(lengths[n])] for camera in store.decode_segment(n)] for n in segments]
         rows = slice(first, first + steps)
         state, action = (np.asarray(store.frames[name][rows], np.float32) for name in ("robot_state", "action"))
-        return cls(str(columns["instruction"][row]), np.concatenate(parts), state, action)
+        return cls(
+            str(columns["instruction"][row]), tuple(map(np.concatenate, zip(*parts, strict=True))), state, action
+        )
+
+    def at(self, step: int) -> tuple[NDArray[np.uint8], ...]:
+        return tuple(camera[step] for camera in self.images)
 
     def observation(self, step: int) -> Observation:
-        return Observation(self.images[step], self.robot_state[step], self.instruction)
+        return Observation(self.at(step), self.robot_state[step], self.instruction)
 
 
 def rows_of(store: Store, split: str) -> list[int]:
@@ -84,7 +88,7 @@ def traces(policy: Policy, store: Store, replan: int) -> Traces:
     times = tuple(float(n) for n in range(steps))
     drawn, still = [], []
     everywhere = np.asarray(store.frames["action"])
-    for number, name in enumerate(ACTION_NAMES):
+    for number, name in enumerate(store.spec.action_names):
         if number not in moving(everywhere):
             still.append(name)
             continue
@@ -104,15 +108,15 @@ def demonstrations(store: Store) -> tuple[Demonstration, ...]:
     for row in rows_of(store, "train")[:SHOWN_DEMONSTRATIONS]:
         episode = Episode.read(store, row)
         times = tuple(float(n) for n in range(len(episode.action)))
-        lines = [Series(ACTION_NAMES[n], times, tuple(map(float, episode.action[:, n]))) for n in shown]
+        lines = [Series(store.spec.action_names[n], times, tuple(map(float, episode.action[:, n]))) for n in shown]
         trace = panel(f"{len(times)} steps", lines, low, high, height=96.0)
-        found.append(Demonstration(png_bytes(episode.images[0], THUMBNAIL), episode.instruction, trace))
+        found.append(Demonstration(png_bytes(episode.at(0), THUMBNAIL), episode.instruction, trace))
     return tuple(found)
 
 
 def moving_names(store: Store) -> tuple[str, ...]:
     """Names of the action dimensions that ever change in the store, in the order of `demonstrations`' lines."""
-    return tuple(ACTION_NAMES[n] for n in moving(np.asarray(store.frames["action"])))
+    return tuple(store.spec.action_names[n] for n in moving(np.asarray(store.frames["action"])))
 
 
 def states(policy: Policy, store: Store) -> Scatter | None:

@@ -67,7 +67,7 @@ def frames_of_gif(gif: bytes, quality: int = 82) -> tuple[tuple[bytes, ...], int
     """The frames of a GIF as JPEG, and the milliseconds of the first, for a player that can stop and scrub."""
     frames = []
     with Image.open(io.BytesIO(gif)) as film:
-        every = int(film.info.get("duration", 1000 * 2 // CONTROL_HZ))
+        every = int(film.info["duration"])
         for frame in ImageSequence.Iterator(film):
             buffer = io.BytesIO()
             frame.convert("RGB").save(buffer, format="JPEG", quality=quality)

@@ -105,7 +105,7 @@ def offline() -> OfflineResults:
 
 @pytest.fixture
 def report() -> Report:
-    seen = Observation((np.zeros((8, 8, 3), np.uint8),) * 2, np.zeros(9, np.float32), NASTY)
+    seen = Observation(tuple(np.zeros((2, 8, 8, 3), np.uint8)), np.zeros(9, np.float32), NASTY)
     return Report(
         title="Demo <1>",
         about="About & so on",

@@ -1,4 +1,4 @@
-"""The page in a browser, on a phone and on a wide screen: nothing wider than the screen, nothing wrong in the console."""
+"""The page in a browser, on a phone and on a wide screen: nothing wider than it, no word in the console."""
 
 import html
 import json
