@@ -22,7 +22,7 @@ from statevla.sims.libero import paths, suites, worker
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, Run, RunExpert
 from statevla.systems.acting import Acted
-from stores.errors import ObsSpecMismatch, StateVLAError, StoreCorrupt, UsageError
+from stores.errors import ObsSpecMismatch, StateVLAError, StoreCorrupt, StoreMissing, UsageError
 
 SIZE = 16
 INIT_STATES = 6
@@ -142,6 +142,11 @@ class Pushes:
         self.draws += draws or []
         self.seen += [o.instruction for o in observations]
         return Acted(torch.full((len(observations), self.chunk, 7), self.value), None)
+
+    def vector(self, instruction: str) -> int:
+        if instruction not in self.language:
+            raise StoreMissing(f"{instruction!r} is not one of {sorted(self.language)}")
+        return self.language[instruction]
 
 
 class Wanders(Pushes):
