@@ -22,7 +22,7 @@ from statevla.systems.acting import Acted
 from stores.errors import ObsSpecMismatch, StaleKey, StateVLAError
 from stores.progress import ProgressEvent
 from stores.reader import Store
-from stores.schema import ACTION_NAMES
+from stores.spec import LIBERO
 from tests.stores.make_store import MadeEpisode, make_tiny_store
 
 K = 10
@@ -98,7 +98,7 @@ def test_errors_match_plain_loops(made: Made) -> None:
     pairs = made.pairs()
     train = np.concatenate([e.action for e in made.episodes if e.split == "train"]).astype(np.float64)
     mean, std = train.mean(axis=0), train.std(axis=0)
-    for d, name in enumerate(ACTION_NAMES):
+    for d, name in enumerate(LIBERO.action_names):
         assert results.mse[name] == pytest.approx(np.mean([(p[d] - t[d]) ** 2 for _, p, t in pairs]), rel=1e-5)
     normalized = [((p[:6] - mean[:6]) / std[:6], (t[:6] - mean[:6]) / std[:6], k) for k, p, t in pairs]
     assert results.mse_normalized == pytest.approx(np.mean([(p - t) ** 2 for p, t, _ in normalized]), rel=1e-5)

@@ -32,7 +32,7 @@ from statevla.reports.page import (
     write_report,
 )
 from statevla.reports.render import render
-from stores.schema import ACTION_NAMES
+from stores.spec import LIBERO
 
 NASTY = "put <script>alert('x')</script> & \"that\" in the bowl"
 VOID = {"meta", "img", "line", "rect", "path", "polyline", "circle"}
@@ -88,9 +88,9 @@ def offline() -> OfflineResults:
         split="val",
         episodes=3,
         frames=90,
-        mse=dict.fromkeys(ACTION_NAMES, 0.125),
+        mse=dict.fromkeys(LIBERO.action_names, 0.125),
         mse_normalized=0.25,
-        mse_normalized_by_dimension=dict.fromkeys(ACTION_NAMES[:6], 0.25),
+        mse_normalized_by_dimension=dict.fromkeys(LIBERO.action_names[:6], 0.25),
         mse_normalized_by_horizon=[0.2, 0.3, None],
         baseline_mean_action_mse_normalized=1.0,
         gripper_accuracy=0.9,
@@ -196,7 +196,7 @@ def test_saved_results_are_json_and_markdown(offline: OfflineResults, tmp_path: 
     offline.save(tmp_path)
     results(3, 4).save(tmp_path)
     data = json.loads((tmp_path / "offline.json").read_text())
-    assert list(data["mse"]) == sorted(ACTION_NAMES)
+    assert list(data["mse"]) == sorted(LIBERO.action_names)
     fixed = {"mse", "mse_normalized", "baseline_mean_action_mse_normalized", "gripper_accuracy", "episodes", "frames"}
     assert fixed <= set(data)
     data = json.loads((tmp_path / "results.json").read_text())
