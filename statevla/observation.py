@@ -28,7 +28,8 @@ FINGERS: Final = 2
 
 SIMULATOR_IMAGE_KEYS: Final = {"agentview": "agentview_image", "eye_in_hand": "robot0_eye_in_hand_image"}
 HDF5_IMAGE_KEYS: Final = {"agentview": "agentview_rgb", "eye_in_hand": "eye_in_hand_rgb"}
-IMAGE_CONVENTIONS: Final = ("opengl", "opencv")
+IMAGE_CONVENTIONS: Final = ("opengl", "opencv", "upright")
+"""OpenGL's first row is the bottom one; the others are upright as they are."""
 
 
 @dataclass(frozen=True)

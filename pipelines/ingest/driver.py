@@ -20,7 +20,16 @@ from typing import Any, Final, Literal, overload
 
 from pipelines.derive.language import write_instructions
 from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
-from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
+from pipelines.ingest.config import (
+    IngestConfig,
+    IngestPlan,
+    IngestPreview,
+    file_stats,
+    plan_ingest,
+    preview_ingest,
+    reasons,
+    written,
+)
 from pipelines.ingest.merge import UnitFacts, copies_of, split_units, unit_facts, write_merged
 from pipelines.ingest.ownership import Holdings, holdings, remove_leftovers, require_own_folder, write_claim
 from pipelines.ingest.plan import Unit, natural_key, stem_of
@@ -33,7 +42,7 @@ from statevla.encoders.table import load_text_encoder
 from statevla.encoders.text import TextEncoder
 from stores.disk import durable
 from stores.disk.sync import Together, kernel
-from stores.errors import SourceError, StateVLAError, StoreError, UsageError
+from stores.errors import SourceError, SourceTrouble, StoreError, UsageError
 from stores.layout import (
     CLAIM,
     LANGUAGE_FILE,
@@ -159,7 +168,6 @@ class Ingest:
         self.root = config.out
         self.progress = progress
         self.name = os.urandom(6).hex()
-        self.before = self._stat()
         self.made_frames = 0
         self.together = Together()
         before = holdings(self.root) or Holdings()
@@ -180,8 +188,8 @@ class Ingest:
             refuse_quarantine(self._quarantine(units))
             refuse_findings(_findings(units))
         sources = self._sources(units)
-        if self._stat() != self.before:
-            raise StateVLAError(
+        if file_stats(self.plan.paths) != self.plan.stats:
+            raise SourceTrouble(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
         split = self._split(units)
@@ -208,10 +216,6 @@ class Ingest:
         """From here on there is no store, and the claim says what may be found instead."""
         write_claim(self.root, self.config.suite, self.held)
         durable.remove(self.root / MANIFEST)
-
-    def _stat(self) -> list[tuple[int, int]]:
-        stats = [path.stat() for path in self.plan.paths]
-        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
     def _report(self, done: int, message: str) -> None:
         if self.progress is not None:
@@ -340,7 +344,7 @@ class Ingest:
             header = self.plan.files.get(path.name)
             entries.append(
                 {
-                    "file": path.name,
+                    "file": written(path.name),
                     **sources[path.name],
                     "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
                     "episodes": sum(len(unit.ids) for unit in of_file),

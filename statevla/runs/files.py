@@ -35,9 +35,9 @@ class CheckpointState:
     step: optimizer steps done. loader: epoch, batch and manifest hash to go on from. loss: training loss of the last
     step. best: step and val_loss of the best validation so far, or None. scheduler: the learning rate's rule (a pure
     function of the step). rng: torch's generator states in hex, and the seed of the per-step noise. statistics: the
-    store's normalization. instructions: rows of language.safetensors. backbone: name and revision of the frozen vision
-    weights, which no checkpoint holds. parent: of a policy, where its frozen encoder came from. files: bytes and sha256
-    by name.
+    store's normalization. instructions: rows of language.safetensors. init_states: by task, those that the store's
+    demonstrations start from. backbone: name and revision of the frozen vision weights, which no checkpoint holds.
+    parent: of a policy, where its frozen encoder came from. files: bytes and sha256 by name.
     """
 
     format: int
@@ -52,8 +52,9 @@ class CheckpointState:
     config: dict[str, Any]
     obs_spec: dict[str, Any]
     statistics: dict[str, Any]
-    manifest_hash: str
+    content_hash: str
     instructions: list[str]
+    init_states: dict[str, list[str]]
     language: dict[str, Any]
     backbone: dict[str, Any] | None
     parent: dict[str, Any] | None
@@ -145,10 +146,10 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def require_store(state: CheckpointState, manifest_hash: str, folder: Path | str, store: str) -> None:
+def require_store(state: CheckpointState, content_hash: str, folder: Path | str, store: str) -> None:
     """Raise StaleKey when the checkpoint was trained on another store, or on another state of it."""
-    if state.manifest_hash != manifest_hash:
+    if state.content_hash != content_hash:
         raise StaleKey(
-            f"{folder} was trained on the store with content {state.manifest_hash[:12]}…, but {store} is "
-            f"{manifest_hash[:12]}…; train {state.system} again on this store, or name the other store"
+            f"{folder} was trained on the store with content {state.content_hash[:12]}…, but {store} is "
+            f"{content_hash[:12]}…; train {state.system} again on this store, or name the other store"
         )

@@ -3,6 +3,7 @@
 Legend: S steps of an episode, K chunk.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from statevla.config import load_config
 from statevla.data.batch import ObservationBatch
-from statevla.evaluators.offline import evaluate_offline
+from statevla.evaluators.offline import evaluate_offline, measure, predict
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec, libero_spec
 from statevla.policies.noise import Draw
@@ -45,7 +46,7 @@ class LinearModel:
 class FakePolicy:
     model: LinearModel
     obs_spec: ObsSpec
-    manifest_hash: str
+    content_hash: str
     chunk: int = K
 
     @property
@@ -163,6 +164,16 @@ def test_the_demonstrator_itself_has_no_error(made: Made) -> None:
     assert results.smoothness.policy_seam == results.smoothness.demo_seam
 
 
+def test_a_constant_dimension_is_measured_and_hides_nothing(made: Made) -> None:
+    predictions = predict(made.policy, made.store, "val", batch_size=64, seed=0)
+    shift, scale = np.zeros(7), np.ones(7)
+    moving = measure(predictions, shift, scale, np.zeros(7), "val")
+    scale[3] = 0.0
+    constant = measure(predictions, shift, scale, np.zeros(7), "val")
+    assert constant.mse_normalized_by_dimension == moving.mse_normalized_by_dimension
+    json.dumps(constant.to_dict(), allow_nan=False)
+
+
 def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
     overrides = ("model.encoder_depth=1", "model.policy_layers=1", "model.image_size=16", "model.embed_dim=32")
     config = load_config("tiny", None, overrides)
@@ -176,7 +187,7 @@ def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
 
 
 def test_a_policy_of_another_store_is_refused_unless_allowed(made: Made) -> None:
-    policy = replace(made.policy, manifest_hash="f" * 64)
+    policy = replace(made.policy, content_hash="f" * 64)
     with pytest.raises(StaleKey, match="another store"):
         evaluate_offline(policy, made.store)
     assert evaluate_offline(policy, made.store, allow_other_store=True) == evaluate_offline(made.policy, made.store)

@@ -94,7 +94,10 @@ def test_binary_dimensions_are_left_alone_and_the_others_are_standardized() -> N
         of_field = getattr(normalization, field)
         moved = [d for d in range(width) if field == "robot_state" or d in LIBERO.continuous]
         np.testing.assert_array_equal(shift[moved], np.array(of_field.mean)[moved])
-        np.testing.assert_array_equal(scale[moved], np.array(of_field.std)[moved])
+        spread = np.array(of_field.std)
+        if field == "robot_state":
+            spread[of_field.constant] = 1.0
+        np.testing.assert_array_equal(scale[moved], spread[moved])
         if field == "action":
             assert (shift[6], scale[6]) == (0.0, 1.0)
     first = dataclasses.replace(
@@ -107,10 +110,14 @@ def test_binary_dimensions_are_left_alone_and_the_others_are_standardized() -> N
         normalization.affine("robot_state", dataclasses.replace(LIBERO, robot_state=(StateField("q", 3, "rad"),)))
 
 
-def test_a_constant_dimension_is_only_centred() -> None:
-    action = _normalization().action
-    assert action.std[2] == 1.0
-    assert action.min[2] == action.max[2] == action.mean[2] == 0.25
+def test_a_constant_dimension_has_no_spread_and_an_actions_comes_back_as_its_constant() -> None:
+    normalization = _normalization()
+    action, state = normalization.action, normalization.robot_state
+    assert (action.std[2], state.std[5]) == (0.0, 0.0)
+    assert action.constant.tolist() == [False, False, True, False, False, False, False]
+    shift, scale = normalization.affine("action", LIBERO)
+    assert (shift[2], scale[2]) == (0.25, 0.0)  # x * scale + shift is the constant, whatever x is
+    assert normalization.affine("robot_state", LIBERO)[1][5] == 1.0  # centred, never divided by nothing
 
 
 def test_bad_input_is_refused() -> None:
