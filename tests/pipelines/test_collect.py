@@ -138,7 +138,7 @@ def _demo(steps: int) -> Demo:
 def test_quaternions_of_known_turns() -> None:
     half = np.sqrt(0.5)
     turns = np.array([[0.0, 0, 0], [0, 0, np.pi / 2], [np.pi, 0, 0]])
-    np.testing.assert_allclose(quaternions(turns), [[1, 0, 0, 0], [half, 0, 0, half], [0, 1, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(quaternions(turns), [[0, 0, 0, 1], [0, 0, half, half], [1, 0, 0, 0]], atol=1e-12)
 
 
 @pytest.mark.parametrize(("episodes", "align"), [(0, "after"), (1, "sideways")])
