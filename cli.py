@@ -45,12 +45,16 @@ Replan = Annotated[int | None, typer.Option(min=1, help="Actions executed of eac
 Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
 Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
 LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]
+Closed = Annotated[
+    bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
+]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
 Videos = Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")]
-Preset = Annotated[str, typer.Option(help="base, original, small or tiny.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="base (the default), original, small or tiny.")]
+Recipe = Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same keys as --set.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: training.batch_size=32.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: beside the checkpoint's run.")]
@@ -73,7 +77,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from statevla import __version__
+        from statevla.version import __version__
 
         print(f"statevla {__version__}")
         raise typer.Exit
@@ -289,18 +293,24 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+def describe(
+    preset: Preset = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
     """Print the parameter count of every part of the model."""
-    from statevla.config import load_config
     from statevla.systems.describe import describe as describe_model
     from statevla.systems.table import sections
+    from statevla.trainers.jobs import ask
 
-    result = describe_model(load_config(preset, config, tuple(set_ or ()), sections()))
+    result = describe_model(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
     if as_json:
         print_json(result)
     else:
         rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
-        print_table(f"Preset {preset}", ("part", "parameters"), rows)
+        print_table(recipe or f"Preset {preset or 'base'}", ("part", "parameters"), rows)
 
 
 @app.command()
@@ -312,8 +322,8 @@ def train(
     encoder: Annotated[
         Path | None, typer.Option(help="Checkpoint or run of the state encoder; default: the only one of this store.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")] = None,
-    preset: Annotated[str | None, typer.Option(help="base (the default), original, small or tiny.")] = None,
+    recipe: Recipe = None,
+    preset: Preset = None,
     config: ConfigFile = None,
     set_: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Run or checkpoint to go on from; needs no other option.")] = None,
@@ -338,17 +348,23 @@ def train(
 
 
 @app.command("config")
-def show_config(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+def show_config(
+    preset: Preset = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
     """Print every configuration key: its value, its range, and what it is."""
-    from statevla.config import load_config
-    from statevla.systems.describe import list_keys
+    from statevla.systems.describe import key_lines, list_keys
     from statevla.systems.table import sections
+    from statevla.trainers.jobs import ask
 
-    rows = list_keys(load_config(preset, config, tuple(set_ or ()), sections()))
+    rows = list_keys(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
     if as_json:
         print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
     else:
-        print_table(f"Preset {preset}", ("key", "value", "range", "what it is"), [tuple(row) for row in rows])
+        print("\n".join(key_lines(rows)))
 
 
 @eval_app.command("offline")
@@ -398,6 +414,7 @@ def eval_tabletop(
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
+    closed: Closed = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -412,7 +429,7 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
 
 
@@ -433,6 +450,7 @@ def eval_libero(
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
+    closed: Closed = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -447,7 +465,8 @@ def eval_libero(
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
-        videos=videos, seed=seed, loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+        videos=videos, seed=seed,
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
 
 
@@ -504,7 +523,7 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, mamba, latency or libero.")],
+    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, index, mamba, latency or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Annotated[
@@ -513,13 +532,14 @@ def bench(
     vision: Annotated[str | None, typer.Option(help="conv or siglip, for 'latency'; default: both.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, for 'latency'; default: both.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, for 'latency'.")] = "cpu",
+    segments: Annotated[int | None, typer.Option(help="Size of the synthetic store, for 'index'.")] = None,
     workers: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
     from pipelines.bench.table import BenchOptions, run_bench
 
-    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device)
+    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
 

@@ -11,9 +11,10 @@ features, latents, checkpoints) outlives another version of the code that makes 
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ from stores.layout import is_data
 from stores.schema import SCHEMA_VERSION
 
 SEAL: Final = "sha256"
+_SEAL_LINE: Final = re.compile(rb'^ "sha256": "([0-9a-f]{64})",?\n', re.MULTILINE)
+"""In the one JSON form (`durable.json_bytes`) only fields of the outermost object are indented by one space."""
 CLAIM: Final = "publishing"
 """The only field of what stands in the manifest's place while a store is being published (`stores.cloud.publish`)."""
 IDENTITY: Final = "content_hash"
@@ -68,7 +71,7 @@ class Manifest:
         and data objects (`stores.layout.is_data`), as JSON.
         """
         content = {name: getattr(self, name) for name in _CONTENT}
-        objects = [asdict(item) for item in self._ordered() if is_data(item.path)]
+        objects = [vars(item) for item in self._ordered() if is_data(item.path)]
         return hashlib.sha256(durable.json_bytes({**content, "objects": objects})).hexdigest()
 
     def save(self, root: Path | str) -> None:
@@ -82,8 +85,9 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's content, with its seal."""
-        objects = [asdict(item) for item in self._ordered()]
-        return durable.json_bytes(seal({**asdict(self), "objects": objects, IDENTITY: self.content_hash}))
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        objects = [vars(item) for item in self._ordered()]
+        return durable.json_bytes(seal({**fields, "objects": objects, IDENTITY: self.content_hash}))
 
     def _ordered(self) -> list[StoreObject]:
         return sorted(self.objects, key=lambda item: item.path)
@@ -116,20 +120,37 @@ class Manifest:
         wanted = set(cls.__dataclass_fields__) - {"schema_version"}
         if set(fields) != wanted or set(fields["counts"]) != set(_COUNTS):
             raise StoreCorrupt(f"{where}: expected fields {sorted(wanted)} and counts {_COUNTS}, got {sorted(fields)}")
-        outside = [item["path"] for item in fields["objects"] if not is_inside(item["path"])]
-        if outside:
-            raise StoreCorrupt(f"{where}: expected paths below the store, got {outside}")
+        objects = parse_objects(fields["objects"], where)
         manifest = cls(
             **{
                 **fields,
                 "sources": tuple(fields["sources"]),
                 "instructions": tuple(fields["instructions"]),
-                "objects": tuple(StoreObject(**item) for item in fields["objects"]),
+                "objects": objects,
             }
         )
         if manifest.content_hash != identity:
             raise StoreCorrupt(f"{where}: expected {IDENTITY} {manifest.content_hash} of what it says, got {identity}")
         return manifest
+
+
+_OBJECT: Final = {"path": str, "bytes": int, "sha256": str}
+_OUTSIDE: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|\\")
+"""A part that is empty, ``.`` or ``..``, or a backslash."""
+
+
+def parse_objects(items: Any, where: str) -> tuple[StoreObject, ...]:
+    """A list of {path, bytes, sha256} as it came from JSON. Raises StoreCorrupt naming `where`."""
+    if not isinstance(items, list):
+        raise StoreCorrupt(f"{where}: expected a list of objects, got {type(items).__name__}")
+    objects = []
+    for item in items:
+        if not isinstance(item, dict) or {name: type(item[name]) for name in item} != _OBJECT:
+            raise StoreCorrupt(f"{where}: expected objects {{path, bytes, sha256}}, got {str(item)[:200]}")
+        if item["bytes"] < 0 or not is_inside(item["path"]):
+            raise StoreCorrupt(f"{where}: expected paths below the store and sizes, got {str(item)[:200]}")
+        objects.append(StoreObject(**item))
+    return tuple(objects)
 
 
 def content_hash(root: Path | str | Storage) -> str:
@@ -161,7 +182,7 @@ def is_claim(data: bytes) -> bool:
 
 def is_inside(path: str) -> bool:
     """Whether `path` stays below a store's root: relative, normal, with '/'."""
-    return all(part not in ("", ".", "..") for part in path.split("/")) and "\\" not in path
+    return _OUTSIDE.search(path) is None
 
 
 def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,11 +195,16 @@ def read_sealed(data: bytes, where: str) -> dict[str, Any]:
     """The fields of a sealed JSON object, without the seal. Raises StoreCorrupt naming `where`."""
     try:
         fields = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreCorrupt(f"{where}: not JSON: {error}") from error
     if not isinstance(fields, dict) or SEAL not in fields:
         raise StoreCorrupt(f"{where}: expected a JSON object with a {SEAL!r} field")
-    if seal(fields)[SEAL] != fields[SEAL] or durable.json_bytes(fields) != data:
+    found = _SEAL_LINE.search(data)
+    # The line of the seal is taken out of the text: to write the fields again would cost several times their reading.
+    rest = b"" if found is None else data[: found.start()] + data[found.end() :]
+    if found is not None and rest.endswith(b",\n}\n"):
+        rest = rest[:-4] + b"\n}\n"  # it was the last field
+    if found is None or hashlib.sha256(rest).hexdigest().encode() != found[1]:
         raise StoreCorrupt(f"{where}: its content does not match its own sha256; it was altered after it was written")
     del fields[SEAL]
     return fields

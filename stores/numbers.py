@@ -163,3 +163,29 @@ def read_frames(
     if broken:
         raise StoreCorrupt(f"{storage.root}: {FRAMES}: {broken} do not fit the lengths in episodes.parquet")
     return found
+
+
+BLOCK_ROWS: Final = 16 * CHUNK_ROWS
+
+
+def check_frames(
+    arrays: Mapping[str, CheckedArray], frames: NDArray[np.int64], steps: NDArray[np.int64], where: str
+) -> None:
+    """What `read_frames` checks, holding `BLOCK_ROWS` rows at a time. Raises StoreCorrupt."""
+    first, total = np.cumsum(frames) - frames, int(frames.sum())
+    for start in range(0, total, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, total)
+        found = {name: array.read(start, stop) for name, array in arrays.items()}
+        rows = np.arange(start, stop)
+        episode = np.searchsorted(first, rows, side="right") - 1
+        index = rows - first[episode]
+        no_action = index >= steps[episode]
+        agrees = {
+            "episode": np.array_equal(found["episode"], episode),
+            "index": np.array_equal(found["index"], index),
+            "robot_state": bool(np.isfinite(found["robot_state"]).all()),
+            "action": np.array_equal(np.isnan(found["action"]).all(axis=1), no_action)
+            and bool(np.isfinite(found["action"][~no_action]).all()),
+        }
+        if broken := [name for name, good in agrees.items() if not good]:
+            raise StoreCorrupt(f"{where}: {FRAMES}: {broken} do not fit the lengths in episodes.parquet")

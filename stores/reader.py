@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stores.arrays import CheckedArray
 from stores.cloud.storage import Storage, open_storage
+from stores.columns import Columns
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from stores.images import decode_image
 from stores.language import LanguageCache
@@ -36,7 +37,7 @@ from stores.segments import image_name
 from stores.shards import read_segment
 from stores.spec import ObsSpec
 from stores.statistics import Normalization, load_stats
-from stores.tables import check_tables, columns, parse_table
+from stores.tables import check_tables
 
 
 @dataclass(frozen=True)
@@ -88,34 +89,19 @@ class Segment:
         return tuple(out)
 
 
-@dataclass(frozen=True)
-class _SegmentIndex:
-    """segments.parquet as flat arrays; `start` [segments + 1] cuts the member columns; names are rows of `names`."""
-
-    shard: NDArray[Any]
-    key: NDArray[Any]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    crc32: NDArray[np.uint32]
-    start: NDArray[np.int64]
-    names: list[str]
-    member_name: NDArray[np.int32]
-    member_offset: NDArray[np.int64]
-    member_size: NDArray[np.int64]
-
-
 @dataclass(frozen=True, eq=False)
 class Store:
     """An open store; immutable, usable from any thread.
 
-    root: path or URL. spec: what its frames are. episodes, segments: the index tables (`stores.schema`).
+    root: path or URL. spec: what its frames are. episode_columns, segment_columns: the index tables
+    (`stores.schema`) as columns, each read when it is asked for: numbers as arrays, text as object arrays.
     """
 
     storage: Storage
     manifest: Manifest
     spec: ObsSpec
-    episodes: pa.Table
-    segments: pa.Table
+    episode_columns: Columns
+    segment_columns: Columns
 
     @classmethod
     def open(cls, root: Path | str | Storage, **options: Any) -> "Store":
@@ -128,14 +114,14 @@ class Store:
         data = read_manifest(storage)
         manifest = Manifest.from_bytes(data, storage.root)
         spec = ObsSpec.from_dict(manifest.obs_spec, f"{storage.root}: {MANIFEST}, obs_spec")
-        tables = {}
-        for name, schema in ((EPISODES_FILE, EPISODES), (SEGMENTS_FILE, SEGMENTS)):
-            content = _read_object(storage, _named(manifest, storage, name))
-            tables[name] = parse_table(content, schema, f"{storage.root}: {name}")
-        check_tables(tables[EPISODES_FILE], tables[SEGMENTS_FILE], manifest.counts, storage.root)
-        check_tiling(tables[SEGMENTS_FILE], manifest, storage.root)
+        counts = manifest.counts
+        episodes = Columns(storage, _named(manifest, storage, EPISODES_FILE), EPISODES, counts["episodes"])
+        segments = Columns(storage, _named(manifest, storage, SEGMENTS_FILE), SEGMENTS, counts["segments"])
+        check_tables(episodes, segments, episodes.codes("split")[1], counts, storage.root)
+        check_tiling(segments, manifest, storage.root)
         check_presence(storage, manifest)
-        return cls(storage, manifest, spec, tables[EPISODES_FILE], tables[SEGMENTS_FILE])
+        segments.forget("segment")
+        return cls(storage, manifest, spec, episodes, segments)
 
     @property
     def root(self) -> str:
@@ -159,17 +145,17 @@ class Store:
 
     def __len__(self) -> int:
         """Number of segments."""
-        return len(self.segments)
+        return self.segment_columns.rows
 
     @functools.cached_property
-    def episode_columns(self) -> dict[str, NDArray[Any]]:
-        """episodes.parquet as arrays; text as object arrays."""
-        return columns(self.episodes)
+    def episodes(self) -> pa.Table:
+        """episodes.parquet, whole."""
+        return self.episode_columns.table()
 
     @functools.cached_property
-    def segment_columns(self) -> dict[str, NDArray[Any]]:
-        """segments.parquet as arrays, without the member lists."""
-        return columns(self.segments)
+    def segments(self) -> pa.Table:
+        """segments.parquet, whole, with the member tables: a kilobyte a segment. Reading segments does not need it."""
+        return self.segment_columns.table()
 
     @functools.cached_property
     def language(self) -> LanguageCache:
@@ -206,26 +192,21 @@ class Store:
         """
         if not 0 <= i < len(self):
             raise UsageError(f"{self.root}: segment {i}: the store has {len(self)}")
-        index, seg = self._index, self.segment_columns
-        low, high = int(index.start[i]), int(index.start[i + 1])
-        key, shard = str(index.key[i]), str(index.shard[i])
+        seg = self.segment_columns
+        codes, names = seg.codes("shard")
+        shard = names[int(codes[i])]
         if shard not in self._ends:
             check_end(self.storage, shard, self._objects[shard].bytes)
             self._ends.add(shard)
-        members = read_segment(
-            self.storage,
-            shard,
-            key,
-            int(index.offset[i]),
-            int(index.size[i]),
-            int(index.crc32[i]),
-            [index.names[code] for code in index.member_name[low:high].tolist()],
-            index.member_offset[low:high].tolist(),
-            index.member_size[low:high].tolist(),
-        )
-        return self._segment(
-            f"{self.root}: {shard}, segment {key!r}", key, members, seg["steps"][i], seg["observations"][i]
-        )
+        place = int(seg["offset"][i]), int(seg["size"][i]), int(seg["crc32"][i])
+        key, members = read_segment(self.storage, shard, *place, lambda: self._where(i, shard))
+        where = f"{self.root}: {shard}, segment {key!r}"
+        return self._segment(where, key, members, int(seg["steps"][i]), int(seg["observations"][i]))
+
+    def _where(self, i: int, shard: str) -> str:
+        """Names a segment, with its key from the table."""
+        group, row = self.segment_columns.group(i, ["key"])
+        return f"{self.root}: {shard}, segment {group['key'][row].as_py()!r}"
 
     def decode_segment(self, i: int, cameras: Sequence[str] | None = None) -> tuple[NDArray[np.uint8], ...]:
         """Images of segment `i` by camera: uint8 RGB [O, H, W, 3] each."""
@@ -263,26 +244,6 @@ class Store:
     @functools.cached_property
     def _objects(self) -> dict[str, StoreObject]:
         return {item.path: item for item in self.manifest.objects}
-
-    @functools.cached_property
-    def _index(self) -> _SegmentIndex:
-        seg, lists = self.segment_columns, {}
-        for name in ("member_name", "member_offset", "member_size"):
-            lists[name] = self.segments[name].combine_chunks()
-        lengths = lists["member_name"].value_lengths().to_numpy()
-        names = lists["member_name"].flatten().dictionary_encode()
-        return _SegmentIndex(
-            seg["shard"],
-            seg["key"],
-            seg["offset"],
-            seg["size"],
-            seg["crc32"],
-            np.concatenate([[0], np.cumsum(lengths)]),
-            names.dictionary.to_pylist(),
-            names.indices.to_numpy(),
-            lists["member_offset"].flatten().to_numpy(),
-            lists["member_size"].flatten().to_numpy(),
-        )
 
 
 def _array(members: dict[str, bytes], where: str, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

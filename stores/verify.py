@@ -15,6 +15,7 @@ from stores.derived import BEGUN, parse_seal
 from stores.errors import StoreCorrupt, StoreError
 from stores.layout import MANIFEST, is_leftover, is_seal, is_writers
 from stores.manifest import Manifest, StoreObject, hash_stream
+from stores.numbers import check_frames
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
@@ -103,6 +104,8 @@ def _open(storage: Storage) -> Iterator[Problem]:
     """All bytes are as written: do they also make sense together?"""
     try:
         store = Store.open(storage)
-        _ = store.frames, store.language
+        episodes = store.episode_columns
+        check_frames(store.numbers, episodes["frames"], episodes["steps"], store.root)
+        _ = store.language
     except StoreError as error:
         yield Problem(MANIFEST, f"the objects contradict each other: {error}")

@@ -77,7 +77,7 @@ def collect_libero(
     if align not in ALIGNMENTS:
         raise UsageError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
     paths.prepare()
-    chosen = with_expert(suites.select(suite, tasks), tasks is None)
+    chosen = with_expert(suite, suites.select(suite, tasks), tasks is None)
     workers = memory.workers_that_fit() if workers is None else workers
     last = min(len(suites.init_states(task)) for task in chosen)
     span = last - first_init if init_states is None else init_states

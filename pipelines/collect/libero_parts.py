@@ -221,14 +221,14 @@ class TaskWork:
             ) from error
 
 
-def with_expert(tasks: list[suites.Task], choose: bool) -> list[suites.Task]:
-    """The tasks that have an expert, of a suite that has one; all must, unless it is to ``choose``.
+def with_expert(suite: str, tasks: list[suites.Task], choose: bool) -> list[suites.Task]:
+    """The ``tasks`` that have an expert, of a suite that has one; all must, unless it is to ``choose``.
 
     Raises:
         UsageError: the suite or one of the tasks has none.
     """
-    check_expert(tasks[0].suite, [] if choose else [task.index for task in tasks])
-    return [task for task in tasks if program_of(task.suite, task.index) is not None]
+    check_expert(suite, [] if choose else [task.index for task in tasks])
+    return [task for task in tasks if program_of(suite, task.index) is not None]
 
 
 def holds(track: Track, hold: int = HOLD) -> bool:

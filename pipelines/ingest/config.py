@@ -3,6 +3,7 @@
 Reads headers, and for a prediction some frames; writes nothing.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.ingest.entries import other_entries
-from pipelines.ingest.plan import Unit, list_sources, plan_units
+from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting, stem_of
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import DETECT
 from pipelines.sources.evidence import Told, gathered
@@ -105,6 +106,7 @@ class IngestPlan:
     refused: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stats: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -132,6 +134,7 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     """
     names = [config.format] if config.format is not None else list(SOURCES)
     paths = list_sources(config.source, config.suite, [source_of(name).suffixes for name in names])
+    stats = file_stats(paths)  # before anything of them is read
     fitting = [name for name in names if paths[0].suffix.lower() in source_of(name).suffixes] or names
     name = fitting[0] if len(fitting) == 1 else recognize_sources(paths, fitting, isolated)
     source = source_of(name)
@@ -139,9 +142,10 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     inspected: dict[str, SourceFile] = {}
     for path in paths:
         try:
+            require_fitting(stem_of(path.name), NAME_LIMIT)
             inspected[path.name] = inspect_source(path, name, config.told, isolated)
         except SourceError as error:
-            refused.append({"file": path.name, "demo": "", "reason": str(error)})
+            refused.append({"file": written(path.name), "demo": "", "reason": str(error)})
             continue
         refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in inspected[path.name].refused]
     verdict = source.weigh({file: header for file, header in inspected.items() if header.episodes}, config.told)
@@ -162,7 +166,26 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
         refused=tuple(refused),
         notes=(*beside, *(note for header in files.values() for note in header.notes), *gathered(verdict.notes)),
         facts=verdict.facts,
+        stats=stats,
     )
+
+
+def file_stats(paths: Sequence[Path]) -> tuple[tuple[int, int, int], ...]:
+    """(inode, bytes, time of change) of each file, zeros where it cannot be had: what tells that one was replaced."""
+    found = []
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError:
+            found.append((0, 0, 0))
+        else:
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
+def written(name: str) -> str:
+    """A file's name as JSON and Parquet can hold it."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def reasons(refused: Sequence[dict[str, str]], limit: int = 5) -> str:

@@ -20,7 +20,16 @@ from typing import Any, Final, Literal, overload
 
 from pipelines.derive.language import write_instructions
 from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
-from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
+from pipelines.ingest.config import (
+    IngestConfig,
+    IngestPlan,
+    IngestPreview,
+    file_stats,
+    plan_ingest,
+    preview_ingest,
+    reasons,
+    written,
+)
 from pipelines.ingest.merge import UnitFacts, copies_of, split_units, unit_facts, write_merged
 from pipelines.ingest.ownership import Holdings, holdings, remove_leftovers, require_own_folder, write_claim
 from pipelines.ingest.plan import Unit, natural_key, stem_of
@@ -32,7 +41,7 @@ from pipelines.sources.sandbox import end_thread_reader
 from statevla.encoders.text import TextEncoder, load_text_encoder
 from stores.disk import durable
 from stores.disk.sync import Together, kernel
-from stores.errors import SourceError, StateVLAError, StoreError, UsageError
+from stores.errors import SourceError, SourceTrouble, StoreError, UsageError
 from stores.layout import (
     CLAIM,
     LANGUAGE_FILE,
@@ -158,7 +167,6 @@ class Ingest:
         self.root = config.out
         self.progress = progress
         self.name = os.urandom(6).hex()
-        self.before = self._stat()
         self.made_frames = 0
         self.together = Together()
         before = holdings(self.root) or Holdings()
@@ -179,8 +187,8 @@ class Ingest:
             refuse_quarantine(self._quarantine(units))
             refuse_findings(_findings(units))
         sources = self._sources(units)
-        if self._stat() != self.before:
-            raise StateVLAError(
+        if file_stats(self.plan.paths) != self.plan.stats:
+            raise SourceTrouble(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
         split = self._split(units)
@@ -207,10 +215,6 @@ class Ingest:
         """From here on there is no store, and the claim says what may be found instead."""
         write_claim(self.root, self.config.suite, self.held)
         durable.remove(self.root / MANIFEST)
-
-    def _stat(self) -> list[tuple[int, int]]:
-        stats = [path.stat() for path in self.plan.paths]
-        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
     def _report(self, done: int, message: str) -> None:
         if self.progress is not None:
@@ -339,7 +343,7 @@ class Ingest:
             header = self.plan.files.get(path.name)
             entries.append(
                 {
-                    "file": path.name,
+                    "file": written(path.name),
                     **sources[path.name],
                     "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
                     "episodes": sum(len(unit.ids) for unit in of_file),

@@ -84,7 +84,7 @@ def remove_leftovers(root: Path, units: Iterable[str], named: frozenset[str] | s
     """Remove shards and records of `units` that the coming manifest does not name (`named`: its paths)."""
     paths = {path for unit in units for path in (shard_path(unit), record_path(unit))} - named
     for name in sorted(_files(root, UNIT_FOLDERS)):
-        if name in paths:
+        if name in paths or durable.is_leftover(name.rpartition("/")[2]):  # of a process that died making a unit
             durable.remove(root / name)
 
 

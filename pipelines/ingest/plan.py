@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stores.errors import UsageError
+from stores.errors import SourceError, UsageError
 
 UNIT_DEMOS: Final = 16
 """Demonstrations of a unit: a few hundred MB of raw frames, some tens of MB of JPEG."""
 
 SUFFIX: Final = ".hdf5"
-NAME_LIMIT: Final = 200
-"""Bytes of a unit's name; file systems allow 255 and the suffixes need some."""
+NAME_LIMIT: Final = 155
+"""Bytes of a source's stem as `safe_name` writes it: the folder of a tar's names; files are named after it too."""
+DEMO_LIMIT: Final = 70
+"""Bytes of a demonstration's name as `safe_name` writes it: of the 100 of a tar's name, members need the rest."""
 
 HOW_TO_GET: Final = (
     "Download the suite with LIBERO's own benchmark_scripts/download_libero_datasets.py, or make tabletop data with "
@@ -55,15 +57,14 @@ def list_sources(source: Path, suite: str, formats: Sequence[Collection[str]]) -
     """The files of folder `source` that the first of `formats` (suffixes of their names) has any of, naturally sorted;
     or `source` itself, when it is a file.
 
-    What else lies there: `pipelines.ingest.entries.other_entries`. Raises UsageError when there is nothing to read,
-    saying where it looked, and for a file whose name is not UTF-8.
+    A link that leads nowhere is listed, and found out when it is read. What else lies there:
+    `pipelines.ingest.entries.other_entries`. Raises UsageError when there is nothing to read, saying where it looked.
     """
     if source.is_file():
-        _require_utf8(source)
         return (source,)
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
-    there = [path for path in source.iterdir() if path.is_file()]
+    there = [path for path in source.iterdir() if path.is_file() or (path.is_symlink() and not path.exists())]
     by_format = ([path for path in there if is_source(path, suffixes)] for suffixes in formats)
     files = sorted(next(filter(None, by_format), []), key=lambda path: natural_key(path.name))
     if not files:
@@ -71,8 +72,6 @@ def list_sources(source: Path, suite: str, formats: Sequence[Collection[str]]) -
         got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"
         wanted = " or ".join(dict.fromkeys(f"*{suffix}" for suffixes in formats for suffix in suffixes))
         raise UsageError(f"suite {suite!r}: expected {wanted} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
-    for path in files:
-        _require_utf8(path)
     return tuple(files)
 
 
@@ -86,24 +85,21 @@ def stem_of(file: str) -> str:
     return file.removesuffix(SUFFIX)
 
 
-def _require_utf8(path: Path) -> None:
-    """A store names its sources in JSON and Parquet."""
+def require_fitting(name: str, limit: int) -> None:
+    """Raise SourceError when `name` cannot name things in a store: not UTF-8, or more than `limit` bytes as written."""
     try:
-        path.name.encode()
+        written = len(safe_name(name))
     except UnicodeEncodeError as error:
-        raise UsageError(f"{os.fsencode(path.name)!r}: the file's name is not UTF-8; rename it") from error
+        raise SourceError(f"{os.fsencode(name)!r}: expected a name in UTF-8; rename it") from error
+    if written > limit:
+        raise SourceError(f"the name needs {written} bytes in a shard, expected at most {limit}; rename it")
 
 
 def plan_units(demos: Mapping[str, Sequence[str]]) -> tuple[Unit, ...]:
-    """Demonstration names by file name -> units, in natural order of files and demonstrations.
-
-    Raises UsageError when a file's name is too long to name a unit after.
-    """
+    """Demonstration names by file name -> units, in natural order of files and demonstrations."""
     units = []
     for file in sorted(demos, key=natural_key):
         stem = safe_name(stem_of(file))
-        if len(stem) > NAME_LIMIT:
-            raise UsageError(f"{file}: the name is too long for a shard; rename it to less than {NAME_LIMIT} bytes")
         names = sorted(demos[file], key=natural_key)
         for number, start in enumerate(range(0, len(names), UNIT_DEMOS)):
             units.append(Unit(f"{stem}-{number:03d}", file, tuple(names[start : start + UNIT_DEMOS])))

@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.ingest.plan import natural_key, task_of
+from pipelines.ingest.plan import DEMO_LIMIT, natural_key, require_fitting, task_of
 from pipelines.sources import hdf5, pulse
 from pipelines.sources.alignment import (
     AFTER,
@@ -49,7 +49,7 @@ from pipelines.sources.orientation import Look
 from pipelines.sources.source import Episode, EpisodeHead, SourceFile, Verdict
 from pipelines.sources.texts import clean_instruction
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
-from stores.errors import SourceError
+from stores.errors import SourceError, SourceTrouble
 from stores.init_states import init_state_hash
 from stores.spec import LIBERO
 
@@ -92,12 +92,17 @@ class LiberoSource:
         texts = dict.fromkeys(head.instruction for header in files.values() for head in header.episodes.values())
         verdict = weigh(evidence, texts, told)
         facts = {name: found.to_dict() for name, found in verdict.facts.items()}
+        for name, found in facts.items():  # what `open` finds again, or the file is another one by then
+            head = next(iter(files[name].episodes.values()))
+            found["header"] = [head.instruction, evidence[name].convention]
         return Verdict(facts, verdict.refused, verdict.notes)
 
     @contextlib.contextmanager
     def open(self, path: Path, facts: Mapping[str, Any], told: Told) -> Iterator["OpenLibero"]:
         """See `pipelines.sources.source.Source`."""
         with hdf5.open_hdf5(path) as file, Stored(path) as stored:
+            if "header" in facts:
+                require_header(file, *facts["header"])
             yield OpenLibero(file, stored, Facts.from_dict(facts), told)
 
 
@@ -158,6 +163,7 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told
                 continue
             try:
                 with hdf5.reporting(f"{path.name}/{name}"):
+                    require_fitting(name, DEMO_LIMIT)
                     if poison and position in poison:
                         raise SourceError(poison[position])
                     cameras = image_datasets(hdf5.Once(hdf5.group(data, name)))
@@ -166,8 +172,11 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told
                     ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
             except SourceError as error:
                 refused.append((name, str(error)))
-        for name in sorted(hdf5.overlapping(ranges, path.stat().st_size), key=natural_key):
-            reason = "its images lie where another demonstration's do, or outside the file"
+        size = path.stat().st_size
+        astray = hdf5.overlapping(ranges, size)  # two names of one dataset, too
+        astray |= {name.split("/")[1] for name in hdf5.overlapping(hdf5.claimed(file), size) if "/" in name}
+        for name in sorted(astray & heads.keys(), key=natural_key):
+            reason = "something of it lies where other data of the file do, or outside the file"
             refused.append((name, f"{path.name}/{name}: {reason}"))
             del heads[name]
         demos = tuple(heads)
@@ -175,6 +184,19 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told
         parts = {demo: split.parts[demo] for demo in demos if demo in split.parts}
         evidence = Evidence(own, convention, seen, looks).to_dict()
         return SourceFile(path.name, LIBERO, heads, evidence, parts, tuple(refused), notes)
+
+
+def require_header(file: h5py.File, instruction: str, convention: str | None) -> None:
+    """Raise SourceTrouble unless the open file says what its header said when the ingest was planned."""
+    name = Path(file.filename).name
+    with hdf5.reporting(name):
+        data = hdf5.group(file, "data")
+        found = read_instruction(data, name)[0], hdf5.text(data, "macros_image_convention")
+    if found != (instruction, convention):
+        raise SourceTrouble(
+            f"{name}: was replaced while it was read: the plan was made for {(instruction, convention)}, the file now "
+            f"says {found}; run the same command again"
+        )
 
 
 def gather(
@@ -235,13 +257,15 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, bool, tuple[str,
         return words, False, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
     try:
         fields = json.loads(info)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"problem_info: expected JSON, got {error}") from error
     if not isinstance(fields, dict) or "language_instruction" not in fields:
         raise SourceError("problem_info: expected an object with language_instruction")
     given = fields["language_instruction"]
     instruction = clean_instruction(given)
     hdf5.require_unicode(instruction, "problem_info.language_instruction")
+    if not instruction.isprintable():
+        raise SourceError(f"problem_info.language_instruction: expected printable text, got {instruction!r:.80}")
     if isinstance(given, str) and given.strip() == instruction:
         return instruction, True, ()
     return instruction, True, (f"{file}: instruction {given!r:.200} is read as {instruction!r}",)
@@ -393,6 +417,11 @@ def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, 
         raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
     try:
         fit = _fit(demo, joints, seen)
+    except hdf5.Missing:  # what is there and cannot be read is no absence
+        if told == DETECT:
+            raise
+        return told
+    try:
         found = detect_alignment(fit)
     except SourceError:
         if told == DETECT:

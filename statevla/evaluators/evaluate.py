@@ -5,7 +5,7 @@ fails costs its trial an ``error``, which is neither success nor failure, and is
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from statevla.evaluators.results import Results, summarize
@@ -19,7 +19,7 @@ from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.suites import Suite, find_suite
 from statevla.sims.world import Task
 from stores.disk import durable
-from stores.errors import UsageError
+from stores.errors import StoreMissing, UsageError
 from stores.progress import Progress
 
 
@@ -150,15 +150,17 @@ def _trials(
 
 
 def _check_instructions(policy: Policy, chosen: Sequence[Task]) -> None:
-    known = getattr(policy, "language", None)
-    if not isinstance(known, Mapping):
+    vector = getattr(policy, "vector", None)  # controls take no instruction
+    if vector is None:
         return
     for task in chosen:
-        if task.instruction not in known:
+        try:
+            vector(task.instruction)
+        except StoreMissing as error:
             raise UsageError(
-                f"task {task.index} of {task.suite} says {task.instruction!r}; the policy was trained on "
-                f"{sorted(known)}. Choose tasks it knows (--tasks), or train on a store that has this one"
-            )
+                f"task {task.index} of {task.suite}: {error}. Choose tasks it knows (--tasks), or train on "
+                "a store that has this one"
+            ) from error
 
 
 def _image_size(policy: Policy, row: Suite) -> int:

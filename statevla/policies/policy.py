@@ -19,6 +19,7 @@ from statevla.data.batch import ObservationBatch
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.standardize import Standardize
 from statevla.observation import Observation, ObsSpec, check_observation
+from statevla.policies import instructions
 from statevla.policies.identity import identity_of, tensors_hash
 from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.prepare import Actor, choose_device, convert, torch_dtype
@@ -26,7 +27,7 @@ from statevla.runs.files import LANGUAGE, MODEL, CheckpointState, load_strict, r
 from statevla.systems.acting import Acted, PolicyNet, Scene
 from statevla.systems.system import Given, Objective
 from statevla.systems.table import config_of, find_system, require_kind
-from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.errors import StateVLAError, StoreCorrupt, StoreMissing, UsageError
 
 if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
     from stores.reader import Store
@@ -36,10 +37,11 @@ if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
 class Policy:
     """Everything that acting needs.
 
-    language: float32 [L] by instruction, the only instructions that the policy knows. manifest_hash: the store that
-    it was trained on. name: for reports, where it came from. identity: sha256 of weights, options, precision, sampling
-    steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction. init_states: by task,
-    those that its demonstrations started from.
+    language: float32 [L] by instruction, those that the policy was trained on and those it was asked for since.
+    manifest_hash: the store that it was trained on. name: for reports, where it came from. identity: sha256 of weights,
+    options, precision, sampling steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each
+    instruction. init_states: by task, those that its demonstrations started from. text_encoder: id and revision of what
+    embedded the instructions; None where a new one is an error. trained: those of `language` that were trained on.
     """
 
     model: PolicyNet
@@ -53,16 +55,20 @@ class Policy:
     actor: Actor
     conditions: dict[str, Tensor]
     init_states: dict[str, list[str]] = field(default_factory=dict)
+    text_encoder: Mapping[str, str] | None = None
+    trained: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def load(
-        cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None
-    ) -> "Policy":
+        cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None,
+        closed: bool = False,
+    ) -> "Policy":  # fmt: skip
         """Read a policy's checkpoint folder, with every weight checked by name, shape and dtype.
 
         device: ``auto``, ``cpu`` or ``cuda``. dtype: what the large matrix products are computed in, float32 or
-        bfloat16. euler_steps: of sampling, when not as configured in training. Raises StoreMissing, StoreCorrupt, or
-        UsageError for an encoder's.
+        bfloat16. euler_steps: of sampling, when not as configured in training. closed: an instruction that it was not
+        trained on is an error, instead of being embedded by the same text encoder. Raises StoreMissing, StoreCorrupt,
+        or UsageError for an encoder's.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
@@ -86,7 +92,8 @@ class Policy:
         sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
         identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
         made = ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
-        return dataclasses.replace(made, init_states=state.init_states)
+        made = dataclasses.replace(made, init_states=state.init_states)
+        return made if closed else dataclasses.replace(made, text_encoder=state.language, trained=dict(language))
 
     @classmethod
     def untrained(
@@ -159,11 +166,28 @@ class Policy:
         )
 
     def vector(self, instruction: str) -> NDArray[np.float32]:
-        """The stored embedding of `instruction`, float32 [L]."""
+        """The embedding of `instruction`, float32 [L].
+
+        One that was not trained on is embedded once by the policy's own text encoder, with a warning that names the
+        nearest trained one. Raises StoreMissing where that encoder cannot be had or the policy is closed.
+        """
         if instruction not in self.language:
-            known = "; ".join(sorted(self.language))
-            raise StoreMissing(f"instruction {instruction!r} is not one that {self.name} was trained on: {known}")
+            self._introduce(instruction)
         return self.language[instruction]
+
+    def _introduce(self, instruction: str) -> None:
+        trained = "; ".join(sorted(self.language))
+        refusal = f"instruction {instruction!r} is not one that {self.name} was trained on: {trained}"
+        if self.text_encoder is None:
+            raise StoreMissing(refusal)
+        try:
+            encoder = instructions.encoder_of(self.text_encoder)
+            nearest = instructions.embed(instruction, self.trained, encoder)
+        except StateVLAError as error:
+            raise StoreMissing(f"{refusal}; and it cannot be embedded here: {error}") from error
+        instructions.warn(instruction, nearest, encoder)
+        self.language[instruction] = nearest.vector
+        self.conditions[instruction] = self.actor.condition(torch.from_numpy(nearest.vector[None]))[0]
 
 
 def identify(

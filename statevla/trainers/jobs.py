@@ -52,13 +52,16 @@ class TrainingJob:
 
 
 def ask(
-    system: System,
+    system: System | None,
     preset: str | None = None,
     recipe: str | None = None,
     file: Path | None = None,
     overrides: tuple[str, ...] = (),
 ) -> Request:
-    """Recipe or preset, then the file's keys, then the overrides. Raises UsageError."""
+    """Recipe or preset, then the file's keys, then the overrides; without a system, what holds for all.
+
+    Raises UsageError.
+    """
     request = Request(preset, {})
     if recipe is not None:
         if preset is not None:
@@ -68,7 +71,7 @@ def ask(
         if unknown:
             known = ", ".join(row.name for row in SYSTEMS)
             raise UsageError(f"recipe {recipe}: systems: expected some of {known}, got {', '.join(unknown)}")
-        request = found.request(system.name)
+        request = found.request("" if system is None else system.name)
     given = {} if file is None else read_keys(file)
     return Request(request.preset, {**request.changes, **given, **parse_overrides(overrides)})
 

@@ -11,7 +11,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from statevla import __version__
 from statevla.config import Config
 from statevla.config.load import only_sections
 from statevla.config.schema import require_widths
@@ -32,6 +31,7 @@ from statevla.trainers.schedule import learning_rate, step_generator, total_step
 from statevla.trainers.setup import choose_device, require_same_config, use_bf16
 from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.validation import validate
+from statevla.version import __version__
 from stores.disk.durable import LineLog, lock, write_bytes, write_json
 from stores.errors import StateVLAError, UsageError
 from stores.init_states import init_states_by_task
@@ -202,8 +202,10 @@ class Run:
         self.step = self.began = state.step
         self.best, self.last_loss = state.best, state.loss
         self.parent = state.parent
-        kept = [record for record in read_metrics(self.metrics) if record["step"] <= state.step]
-        write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
+        records = read_metrics(self.metrics)
+        kept = [record for record in records if record["step"] <= state.step]
+        if kept != records:
+            write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
         return Position(int(state.loader["epoch"]), int(state.loader["batch"]))
 
     def loop(self, position: Position) -> TrainSummary:

@@ -27,7 +27,6 @@ from statevla.sims.libero.protocol import (
     PROPRIOCEPTION_KEYS,
     Demonstrate,
     Draw,
-    Follow,
     Reply,
     Reset,
     Run,
@@ -80,6 +79,10 @@ class Environment:
                 horizon=NO_HORIZON,
                 ignore_done=True,
             )
+        except KeyError as error:  # LIBERO's table of things, asked for a class by name
+            raise SimulatorMissing(
+                f"{spec.suite}, task {spec.task!r}: the simulator has no class, and the assets no model, for {error}"
+            ) from error
         except Exception as error:  # bindings of OpenGL raise ImportError, AttributeError, RuntimeError, their own, ...
             drawn = (
                 render_check.check(os.environ["MUJOCO_GL"])
@@ -229,18 +232,6 @@ class Environment:
             achieved = held >= request.hold and expert.stage == DONE
             if achieved or steps >= request.steps + (request.hold if first else 0):
                 return self._reply(False, np.array(tape.executed), None, started, track=tape.track())
-
-    def follow(self, request: Follow) -> Reply:
-        """Executes a policy's actions beside the expert; see :class:`Follow`."""
-        started = time.perf_counter()
-        expert = self._need_expert(request)
-        tape = self._tape()
-        for number, action in enumerate(np.asarray(request.actions, np.float64)):
-            label = expert.act(self._pose())
-            with self._open(number == len(request.actions) - 1):
-                if self._step_on(tape, action, label, expert.stage):
-                    break
-        return self._reply(True, np.array(tape.executed), None, started, track=tape.track())
 
     def draw(self, request: Draw) -> Reply:
         """Draws recorded moments; see :class:`Draw`."""
