@@ -346,3 +346,9 @@ def test_chosen_trials_are_filmed(world: World, tmp_path: Path) -> None:
     assert [(r.task, r.start) for r in filmed] == [("task_0", 0), ("task_1", 0)]
     assert all((tmp_path / r.video).read_bytes()[:6] == b"GIF89a" for r in filmed)
     assert filmed[0].video in (tmp_path / "index.html").read_text()
+
+
+def test_a_suite_without_expert_is_a_wrong_use_and_starts_no_simulator(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="libero_90 has no scripted expert; there is one for libero_spatial"):
+        evaluate(ExpertControl(), "libero_90", out=tmp_path, name="expert", num_trials=1, first_init=0)
+    assert list(tmp_path.iterdir()) == []
