@@ -166,7 +166,7 @@ def test_recordings_of_another_collection_are_not_touched_unless_told(tmp_path: 
     others: list[tuple[int, int, Align]] = [(2, 1, "after"), (9, 2, "after"), (9, 1, "before")]
     for episodes, seed, align in others:
         with pytest.raises(UsageError, match=r"demonstrations of another collection.*--append.*--replace"):
-            collect_tabletop(tmp_path, image_size=16, **other)
+            collect_tabletop(tmp_path, episodes, seed=seed, image_size=16, align=align)
         assert contents(tmp_path) == before
     again = collect_tabletop(tmp_path, 9, seed=1, image_size=16)  # the very same is complete
     assert contents(tmp_path) == before
