@@ -62,7 +62,7 @@ def test_a_loaded_policy_is_self_contained(run: Path) -> None:
     policy = Policy.load(checkpoint(run))
     store = Store.open(run.parent / "store")
     assert policy.obs_spec == ObsSpec.from_dict(store.obs_spec)
-    assert policy.manifest_hash == store.content_hash
+    assert policy.content_hash == store.content_hash
     assert policy.language.keys() == set(store.manifest.instructions)
     for text, vector in policy.language.items():
         np.testing.assert_array_equal(vector, store.language.vector(text))
