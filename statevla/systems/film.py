@@ -1,0 +1,81 @@
+"""FiLM: the instruction scales and shifts what a convolutional trunk sees (Perez et al. 2018; BAKU, 2406.07539).
+
+Each stage is Conv 3 × 3 with stride 2 → GroupNorm → (1 + γ) x + β → ReLU, with γ and β from the instruction. The
+generators' last layers start at zero, so that an untrained net sees every picture unchanged, and they never decay: with
+decay their output stays at zero.
+
+Legend: B batch, C cameras, F hidden width, K chunk, P pose dimensions.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from statevla.models.heads import ChunkOutput, split_output
+from statevla.models.stems import Stage
+from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
+
+POOL = 4
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that gives zeros until it has learned."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class FilmNet(nn.Module):
+    """cameras: how many. robot, language: widths. outputs: numbers a step, pose and gripper logit."""
+
+    def __init__(
+        self, size: int, hidden: int, stages: tuple[int, ...], cameras: int, robot: int, language: int, chunk: int,
+        outputs: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.size, self.chunk = size, chunk
+        self.language = nn.Sequential(nn.Linear(language, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((3, *stages), stages, strict=False))
+        self.generators = nn.ModuleList(zero_linear(hidden, 2 * width) for width in stages)
+        self.pool = nn.AdaptiveAvgPool2d(POOL)
+        self.camera = nn.Linear(stages[-1] * POOL**2, hidden)
+        self.camera_embedding = embedding(cameras, hidden)
+        self.robot = nn.Sequential(nn.Linear(robot, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.policy = nn.Sequential(
+            nn.Linear((cameras + 2) * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, chunk * outputs),
+        )  # fmt: skip
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
+        """Once an instruction."""
+        out: Tensor = self.language(language)
+        return out
+
+    def see(self, images: UInt8[Tensor, "B H W 3"], condition: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """One camera's features under an instruction, before its embedding."""
+        x = prepare_pixels(images, self.size).to(dtype_of(self.stages))
+        for stage, generator in zip(self.stages, self.generators, strict=True):
+            gamma, beta = generator(condition.to(dtype_of(generator)))[..., None, None].chunk(2, dim=1)
+            x = ((1 + gamma) * stage(x) + beta).relu()
+        out: Tensor = self.camera(self.pool(x).flatten(1))
+        return out
+
+    def forward(
+        self, images: UInt8[Tensor, "B C H W 3"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
+    ) -> ChunkOutput:
+        """robot: standardized."""
+        seen = [self.see(images[:, c], condition) + self.camera_embedding[c] for c in range(images.shape[1])]
+        joined = torch.cat([*seen, condition, self.robot(robot)], dim=-1)
+        return split_output(self.policy(joined.to(dtype_of(self.policy))).float(), self.chunk)
+
+    def undecayed(self) -> list[nn.Module]:
+        """Modules whose matrices do not decay."""
+        return list(self.generators)
+
+
+def trunks(net: FilmNet) -> list[Any]:
+    """What bfloat16 may store."""
+    return [net.stages, net.generators, net.camera, net.policy]
