@@ -106,6 +106,7 @@ def ingest(
     scheduler: Scheduler = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the predicted size only.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a demonstration cannot be used.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Drop episodes whose source file is gone.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
@@ -121,7 +122,9 @@ def ingest(
     )  # fmt: skip
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
     with show_progress() as progress:
-        summary = run(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict)
+        summary = run(
+            config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
+        )
     report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED)

@@ -54,13 +54,13 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def save(self, root: Path | str) -> None:
-        """Commit: make every folder that holds an object durable, then write the manifest."""
-        root = Path(root)
-        folders = {
-            folder for item in self.objects for folder in (root / item.path).parents if folder.is_relative_to(root)
-        }
-        durable.fsync_dirs(sorted(folders, reverse=True))  # an interrupted run may have renamed an object without this
-        durable.write_bytes(root / MANIFEST, self.to_bytes())
+        """Commit: make every object durable with all folders on the way, whoever wrote it, then write the manifest.
+
+        A run before this one may have written an object and died before it was durable; its hash matches all the same,
+        as long as the system has it in memory.
+        """
+        durable.settle(root, [item.path for item in self.objects])
+        durable.write_bytes(Path(root, MANIFEST), self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The file's content, with its seal."""

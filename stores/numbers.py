@@ -4,6 +4,7 @@ Legend: N frames of the store.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -107,6 +108,16 @@ def frame_objects(frames: int) -> list[str]:
         names.append(f"{FRAMES}/{name}/zarr.json")
         names += [f"{FRAMES}/{name}/{spec.chunk_name(m)}" for m in range(spec.chunks)]
     return sorted(names)
+
+
+def is_frame_object(path: str) -> bool:
+    """Whether `path`, below a store, is a name that `frame_objects` of some number of frames may give."""
+    return _OBJECT.fullmatch(path) is not None
+
+
+_OBJECT: Final = re.compile(
+    rf"{re.escape(FRAMES)}/({re.escape(METADATA)}|({'|'.join(FIELDS)})/({re.escape(METADATA)}|c/[0-9]+(/0)*))"
+)
 
 
 def read_frames(

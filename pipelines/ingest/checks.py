@@ -1,17 +1,11 @@
 """What an ingest refuses to go on with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from pipelines.ingest.config import reasons
 from pipelines.ingest.unit import unit_code_version
 from stores.errors import SourceError, StateVLAError, UsageError
-from stores.manifest import MANIFEST
-from stores.numbers import FRAMES
-
-OWN_FOLDERS: Final = ("shards", "units", FRAMES)
-"""Folders in which a file that the manifest does not name is a leftover of an earlier ingest, and is removed."""
 
 
 def refuse_quarantine(quarantine: Sequence[dict[str, str]]) -> None:
@@ -23,15 +17,19 @@ def refuse_quarantine(quarantine: Sequence[dict[str, str]]) -> None:
         )
 
 
-def require_own_folder(out: Path) -> None:
-    """Refuse a folder that holds something else: ingest removes files that it does not know from its own folders."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"{out}: expected a folder for the store, got a file")
-    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if names and not names & {MANIFEST, *OWN_FOLDERS}:
-        raise UsageError(f"{out}: expected a store or an empty folder, got {sorted(names)[:5]}; choose another --out")
+def require_kept(sources: Mapping[str, int], paths: Sequence[Path], prune: bool) -> None:
+    """Raise UsageError when a source file that the store has episodes of is not there any more, unless told to `prune`.
+
+    sources: episodes by file name. A disk that is not mounted today looks like this too.
+    """
+    here = {path.name for path in paths}
+    gone = sorted(name for name, episodes in sources.items() if episodes and name not in here)
+    if gone and not prune:
+        lost = sum(sources[name] for name in gone)
+        raise UsageError(
+            f"source: {gone[:5]} ({len(gone)} files) are gone, and the store has {lost} episodes of them. Nothing was "
+            "changed; bring them back, or remove their episodes with --prune"
+        )
 
 
 def require_same_code(unit: str, version: str) -> None:

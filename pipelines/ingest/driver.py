@@ -3,8 +3,10 @@
 The driver is the store's only writer, under its lock; workers write shards only. Everything is keyed: a unit whose
 record has the key of its demonstrations' bytes of today, settings and code, and whose shard still has the recorded
 hash, is reused. Sources are read in a child process, so that a hostile file cannot take the run down.
-A run that would change anything removes the manifest first and writes it last, so a half-made store is never taken
-for a whole one; a run that would change nothing writes nothing.
+A run that would change anything writes a claim (`pipelines.ingest.ownership`), removes the manifest, and writes it
+last, so a half-made store is never taken for a whole one; a run that would change nothing writes nothing. What the
+manifest names is durable before it is, and what stands is made durable before a run says so: whoever wrote it may have
+died before.
 """
 
 import contextlib
@@ -24,9 +26,10 @@ import stores.language
 import stores.numbers
 import stores.tables
 from pipelines.derive.language import write_instructions
-from pipelines.ingest.checks import OWN_FOLDERS, refuse_quarantine, require_own_folder, require_same_code
+from pipelines.ingest.checks import refuse_quarantine, require_kept, require_same_code
 from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
 from pipelines.ingest.merge import UnitFacts, split_units, unit_facts, write_merged
+from pipelines.ingest.ownership import CLAIM, Holdings, holdings, remove_leftovers, require_own_folder, write_claim
 from pipelines.ingest.plan import Unit, natural_key
 from pipelines.ingest.record import decode_record, read_record, record_path, write_record
 from pipelines.ingest.unit import UnitTask, staged_path, unit_code_version, unit_key
@@ -82,6 +85,7 @@ def ingest(
     progress: Progress | None = None,
     strict: bool = False,
     isolated: bool = True,
+    prune: bool = False,
 ) -> IngestSummary: ...
 
 
@@ -94,6 +98,7 @@ def ingest(
     progress: Progress | None = None,
     strict: bool = False,
     isolated: bool = True,
+    prune: bool = False,
 ) -> IngestSummary | IngestPreview: ...
 
 
@@ -105,6 +110,7 @@ def ingest(
     progress: Progress | None = None,
     strict: bool = False,
     isolated: bool = True,
+    prune: bool = False,
 ) -> IngestSummary | IngestPreview:
     """Bring the store at `config.out` to exactly what `config` says of the sources as they are now.
 
@@ -112,18 +118,19 @@ def ingest(
     dry_run: write nothing, return an `IngestPreview`.
     strict: a demonstration that cannot be used is an error, and no store is committed; what is made stays for a rerun.
     isolated: read sources in a child process; without it a file that crashes HDF5 takes this process down.
+    prune: episodes of the store whose source file is gone are removed; without it the run refuses to.
     Raises UsageError, SourceError when nothing is usable or `strict` refuses, StoreLocked when another process writes
     to the store.
     """
     try:
-        return _ingest(config, workers, scheduler, dry_run, progress, strict, isolated)
+        return _ingest(config, workers, scheduler, dry_run, progress, strict, isolated, prune)
     finally:
         end_thread_reader()
 
 
 def _ingest(
     config: IngestConfig, workers: int, scheduler: str | None, dry_run: bool, progress: Progress | None, strict: bool,
-    isolated: bool,
+    isolated: bool, prune: bool,
 ) -> IngestSummary | IngestPreview:  # fmt: skip
     started = time.monotonic()
     if dry_run:
@@ -134,7 +141,7 @@ def _ingest(
     encoder = load_text_encoder(config.language, config.language_model)
     require_own_folder(config.out)
     with durable.lock(config.out, f"statevla ingest {config.suite}"):
-        return Ingest(config, plan, encoder, progress, strict, isolated).run(workers, scheduler, started)
+        return Ingest(config, plan, encoder, progress, strict, isolated, prune).run(workers, scheduler, started)
 
 
 def store_code_version() -> str:
@@ -151,7 +158,7 @@ class Ingest:
 
     def __init__(
         self, config: IngestConfig, plan: IngestPlan, encoder: TextEncoder, progress: Progress | None, strict: bool,
-        isolated: bool,
+        isolated: bool, prune: bool,
     ) -> None:  # fmt: skip
         self.config, self.plan, self.encoder = config, plan, encoder
         self.strict, self.isolated = strict, isolated
@@ -161,6 +168,9 @@ class Ingest:
         self.before = self._stat()
         self.made_frames = 0
         self.together = Together()
+        before = holdings(self.root) or Holdings()
+        require_kept(before.sources, plan.paths, prune)
+        self.held = Holdings(before.units | {unit.name for unit in plan.units}, before.sources)
 
     def run(self, workers: int, scheduler: str | None, started: float) -> IngestSummary:
         """Make what is missing or stale, merge, commit."""
@@ -168,7 +178,7 @@ class Ingest:
         reused = len(facts)
         todo = [unit for unit in self.plan.units if unit.name not in facts]
         if todo:
-            durable.remove(self.root / MANIFEST)
+            self._open()
         for made in self._make(todo, workers, scheduler):
             facts[made.name] = made
         units = [facts[unit.name] for unit in self.plan.units]
@@ -180,7 +190,8 @@ class Ingest:
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
         manifest, changed = self._commit(units, sources, bool(todo))
-        self._remove_strangers(manifest)
+        if (self.root / CLAIM).is_file():
+            durable.remove(self.root / CLAIM)
         seconds = time.monotonic() - started
         return IngestSummary(
             episodes=manifest.counts["episodes"],
@@ -196,6 +207,11 @@ class Ingest:
             quarantine=tuple(self._quarantine(units)),
             notes=self.plan.notes,
         )
+
+    def _open(self) -> None:
+        """From here on there is no store, and the claim says what may be found instead."""
+        write_claim(self.root, self.config.suite, self.held)
+        durable.remove(self.root / MANIFEST)
 
     def _stat(self) -> list[tuple[int, int]]:
         stats = [path.stat() for path in self.plan.paths]
@@ -288,14 +304,15 @@ class Ingest:
         if not made:
             standing = self._standing(wanted, paths)
             if standing is not None:
+                durable.settle(self.root, [*paths, MANIFEST])
                 return standing, False
-            durable.remove(self.root / MANIFEST)
+            self._open()
         with self.together:  # no manifest names them yet
             write_merged(self.root, units, split)
             write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
             lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine]
             durable.write_text(self.root / QUARANTINE, "".join(lines))
-        self.together.sync()
+            remove_leftovers(self.root, self.held.units, set(paths))
         objects = shards | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in shards])}
         manifest = with_objects(wanted, tuple(objects[path] for path in sorted(paths)))
         manifest.save(self.root)
@@ -350,15 +367,6 @@ class Ingest:
             return None
         same = {item.path for item in found} == set(paths) and tuple(found) == standing.objects
         return standing if same and with_objects(wanted, standing.objects) == standing else None
-
-    def _remove_strangers(self, manifest: Manifest) -> None:
-        """Remove what an earlier ingest wrote and this store no longer names."""
-        named = {item.path for item in manifest.objects}
-        for folder in OWN_FOLDERS:
-            for path in sorted((self.root / folder).rglob("*"), reverse=True):
-                name = path.relative_to(self.root).as_posix()
-                if not any(item == name or item.startswith(f"{name}/") for item in named):
-                    durable.remove(path)
 
 
 def with_objects(manifest: Manifest, objects: tuple[StoreObject, ...]) -> Manifest:

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -34,6 +35,7 @@ from stores.errors import StoreLocked
 TEMP_PREFIX: Final = ".tmp-"
 OLD_PREFIX: Final = ".old-"
 LOCK_NAME: Final = ".lock"
+_TEMP: Final = re.compile(re.escape(TEMP_PREFIX) + r"[0-9a-f]{12}-.+", re.DOTALL)
 
 
 def fsync_dir(path: Path | str) -> None:
@@ -65,6 +67,11 @@ def make_dir(path: Path | str) -> None:
 def temp_name(final: Path) -> Path:
     """A fresh temporary name beside `final`, recognised by `clean`."""
     return final.with_name(f"{TEMP_PREFIX}{os.urandom(6).hex()}-{final.name[:120]}")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether only an interrupted writer leaves a file or folder of this name."""
+    return name.startswith(OLD_PREFIX) or _TEMP.fullmatch(name) is not None
 
 
 class Writer:
@@ -156,7 +163,9 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def remove(path: Path | str) -> None:
-    """Remove a file or a folder with all it holds, durably. No error when it is not there."""
+    """Remove a file or a folder with all it holds, durably. No error when it is not there; that it is not is then made
+    durable: who removed it may have died before.
+    """
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         announce("remove_tree", path)
@@ -164,9 +173,23 @@ def remove(path: Path | str) -> None:
     elif path.is_symlink() or path.exists():
         announce("remove", path)
         path.unlink()
-    else:
-        return
-    fsync_dir(path.parent)
+    if path.parent.is_dir():
+        fsync_dir(path.parent)
+
+
+def settle(root: Path | str, names: Iterable[str]) -> None:
+    """Make files `names` (paths below `root`) durable, and every folder on the way to them, whoever wrote them.
+
+    An fsync of what is durable already costs next to nothing. Folders above `root` that may not be opened are left out.
+    """
+    root = Path(os.path.abspath(root))
+    paths = [root / name for name in names]
+    inside = {folder for path in paths for folder in path.parents if folder.is_relative_to(root)} | {root}
+    sync.sync_all(paths, "fsync")
+    sync.sync_all(sorted(inside, reverse=True), "fsync_dir")
+    for folder in root.parents:
+        with contextlib.suppress(PermissionError):
+            sync.sync_all([folder], "fsync_dir")
 
 
 @contextlib.contextmanager
@@ -269,10 +292,10 @@ def clean(root: Path | str) -> list[Path]:
                     aside.rename(final)
                     fsync_dir(folder)
         for name in sorted(folders + files):
-            if name.startswith(TEMP_PREFIX):
+            if _TEMP.fullmatch(name):
                 remove(Path(folder, name))
                 removed.append(Path(folder, name))
-        folders[:] = [name for name in folders if not name.startswith((TEMP_PREFIX, OLD_PREFIX))]
+        folders[:] = [name for name in folders if not is_leftover(name)]
     return removed
 
 
@@ -280,7 +303,8 @@ def clean(root: Path | str) -> list[Path]:
 def lock(root: Path | str, holder: str) -> Iterator[None]:
     """Be the only writer of `root` (created when absent); leftovers of dead writers are removed on entry.
 
-    `holder` says in words who writes, for the other's error. The kernel frees the lock when the holder dies.
+    The lock file is removed by its holder only, and only while it is the holder's own: somebody may have removed it by
+    hand, and another writer made a new one. `holder` says in words who writes, for the other's error. The kernel frees the lock when the holder dies.
     Raises StoreLocked naming the holder.
     """
     root = Path(root)
@@ -296,8 +320,9 @@ def lock(root: Path | str, holder: str) -> Iterator[None]:
         yield
     finally:
         try:
-            announce("remove", path)  # before the lock is freed, so that nobody waits on a removed file unknowingly
-            path.unlink(missing_ok=True)
+            if _is_held(descriptor, path):
+                announce("remove", path)  # before the lock is freed, so that nobody waits on a removed file unknowingly
+                path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
 
@@ -316,10 +341,17 @@ def _take_lock(path: Path, root: Path) -> int:
             os.close(descriptor)
             raise
         # A holder that ended between our open and our flock has removed the file we locked: lock the new one.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
+        if _is_held(descriptor, path):
+            return descriptor
         os.close(descriptor)
+
+
+def _is_held(descriptor: int, path: Path) -> bool:
+    """Whether the file at `path` is the one that `descriptor` has open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(text: bytes) -> str:

@@ -18,13 +18,13 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from statevla.encoders.text import load_text_encoder
 from stores.disk import durable
-from stores.errors import StoreMissing
+from stores.errors import SourceError, StoreMissing
 from stores.language import LanguageCache
 from stores.manifest import Manifest
 from stores.statistics import load_stats
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
-from tests.stores.faults import FAULTS, every_crash, read_tree
+from tests.stores.faults import FAULTS, every_crash, every_pair, read_tree
 
 pytestmark = pytest.mark.crash
 ALL = pytest.param(1, marks=pytest.mark.slow, id="every operation")
@@ -81,6 +81,67 @@ def test_ingest(tmp_path: Path, source: Path, over: str, fault: str, stride: int
     if stride == 1:
         assert found["no store yet"] > 0
         assert found["complete"] > 0 or fault in ("torn", "enospc")
+
+
+PAIRS = [
+    *((first, then) for first in ("kill", "torn", "enospc") for then in ("power", "power_data", "kill")),
+    ("none", "power"),
+    ("none", "power_data"),
+]
+OVER = ("nothing", "another configuration")
+MANY = [
+    pytest.param(over, faults, (12, 8), marks=pytest.mark.slow, id=f"over {over}, {' then '.join(faults)}")
+    for over in OVER
+    for faults in PAIRS
+]
+FEW = [
+    pytest.param("nothing", faults, (1, 2), id=f"some, {' then '.join(faults)}")
+    for faults in (("kill", "power_data"), ("none", "power"))
+]
+
+
+@pytest.mark.parametrize(("over", "faults", "places"), [*FEW, *MANY])
+def test_two_faults(
+    tmp_path: Path, source: Path, over: str, faults: tuple[str, str], places: tuple[int, int]
+) -> None:
+    """"none": the first run is refused by ``--strict`` when its shards are there. A rerun that ended well is
+    believed: a power loss after it takes nothing.
+    """
+    run(source, tmp_path / "old", window=2)
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    arrays = demo_arrays(make_world(9, steps=5, side=8))
+    arrays["actions"][1] = float("nan")
+    write_file(broken / "task_9_demo.hdf5", {"demo_0": arrays}, "do task 9")
+
+    def prepare(disk: Path) -> None:
+        if over != "nothing":
+            shutil.copytree(tmp_path / "old", disk / "a/store")
+
+    def again(disk: Path) -> None:
+        run(source, disk / "a/store")
+
+    def refused(disk: Path) -> None:
+        config = IngestConfig("toy", broken, disk / "a/store", language="hashed", window=3)
+        with contextlib.suppress(SourceError):
+            ingest(config, isolated=False, strict=True)
+
+    run(source, tmp_path / "whole/a/store")
+    first = refused if faults[0] == "none" else again
+    name = f"ingest over {over}, two faults" + ("" if places[0] > 1 else ", some")
+    found = Counter[bool]()
+    pairs = every_pair(tmp_path / "crash", prepare, first, again, faults, name, places)
+    for crash, ended, disk in pairs:
+        try:
+            assert without_leftovers(disk / "a/store") == [], crash
+            found[True] += 1
+        except StoreMissing:
+            assert not ended, f"{crash}: a run that ended well left no store"
+            found[False] += 1
+        again(disk)
+        assert read_tree(disk) == read_tree(tmp_path / "whole"), crash
+    assert found[True]
+    assert found[False] or places[0] == 1
 
 
 def enumerate_writer(

@@ -7,10 +7,16 @@ Faults:
   power        the power goes: nothing is left but what was fsynced: contents by file, names by folder
   power_data   the power goes: names are as they were, but contents that were not fsynced are gone
 
+Pairs of faults (`every_pair`): the first kills the writer or fills its disk, the same work is then begun again, and the
+second strikes that. What is durable is followed through both: that the dead writer's bytes are in memory, where
+their hash is right, makes none of them durable.
+
 The writer runs in a forked child, so a thousand crashes take seconds. The power models are pessimistic on purpose: a
 real file system keeps more, but promises no more.
 """
 
+import contextlib
+import contextvars
 import errno
 import os
 import resource
@@ -81,7 +87,7 @@ def every_crash(
     for fault in faults:
         for at in range(0, len(steps) + fault.startswith("power"), stride):
             kind = steps[at].split()[0] if at < len(steps) else "end"
-            if (fault == "torn" and kind != "write") or (fault == "enospc" and kind not in _FULL_DISK_KINDS):
+            if not _strikes(fault, kind):
                 continue
             shutil.rmtree(disk, ignore_errors=True)
             disk.mkdir()
@@ -89,6 +95,110 @@ def every_crash(
             _fork(disk, work, fault, at)
             tally[fault] += 1
             yield Crash(fault, at, len(steps), steps[at] if at < len(steps) else "end"), disk
+
+
+def every_pair(
+    scratch: Path,
+    prepare: Callable[[Path], None],
+    first: Callable[[Path], None],
+    again: Callable[[Path], None],
+    faults: tuple[str, str],
+    name: str,
+    places: tuple[int, int],
+) -> Iterator[tuple[Crash, bool, Path]]:
+    """The first of `faults` in `first`, then the second in `again`: (what was done, whether `again` had ended, the
+    disk), on a fresh disk.
+
+    faults: "kill", "torn", "enospc" or "none" (`first` runs to its end, such as a refusal), then one of `FAULTS`.
+    places: how many operations of each are tried, evenly spread; the last of `again` is its end.
+    """
+    tally = TALLY.setdefault(name, Counter())
+    clean = scratch / "undisturbed"
+    clean.mkdir(parents=True)
+    prepare(clean)
+    steps = operations(first, clean)
+    disk = scratch / "disk"
+    open_to = [at for at, step in enumerate(steps) if _strikes(faults[0], step.split()[0])]
+    chosen = [open_to[place] for place in spread(len(open_to), places[0])]
+    for at in [len(steps)] if faults[0] == "none" else chosen:
+        total = _pair(scratch, prepare, first, again, (faults[0], "none"), (at, 0))
+        for then in spread(total + 1, places[1]):
+            _pair(scratch, prepare, first, again, faults, (at, then))
+            tally[" then ".join(faults)] += 1
+            where = steps[at] if at < len(steps) else "end"
+            yield Crash(f"{faults[0]} at {at} ({where}), then {faults[1]}", then, total, ""), then == total, disk
+
+
+def _strikes(fault: str, kind: str) -> bool:
+    return kind == "write" if fault == "torn" else kind in _FULL_DISK_KINDS if fault == "enospc" else True
+
+
+def spread(total: int, places: int) -> list[int]:
+    """At most `places` numbers of 0 … total - 1, evenly spread, the last one among them."""
+    return sorted({total - 1 - round(place * total / places) for place in range(min(places, total))} - {-1})
+
+
+def _pair(
+    scratch: Path,
+    prepare: Callable[[Path], None],
+    first: Callable[[Path], None],
+    again: Callable[[Path], None],
+    faults: tuple[str, str],
+    at: tuple[int, int],
+) -> int:
+    """One pair on a fresh disk; how many operations `again` announced."""
+    disk = scratch / "disk"
+    shutil.rmtree(disk, ignore_errors=True)
+    disk.mkdir()
+    prepare(disk)
+    answer, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.environ[durable.NO_FSYNC] = "1"
+            model = _Disk(disk)
+
+            def rerun() -> None:
+                _drop_handles(disk, model)
+                hook = _Injector(disk, faults[1], at[1], model)
+                set_hook(hook)
+                contextvars.Context().run(again, disk)
+                os.write(tell, str(hook.seen).encode())
+                if faults[1].startswith("power"):
+                    hook.unplug()
+
+            hook = _Injector(disk, faults[0], at[0], model, rerun)
+            set_hook(hook)
+            try:
+                first(disk)
+            except OSError as error:
+                if faults[0] != "enospc" or error.errno != errno.ENOSPC:
+                    raise
+            model.complete(None)
+            rerun()
+            os._exit(0)
+        except OSError as error:
+            os._exit(_RAISED if error.errno == errno.ENOSPC else 1)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+    os.close(tell)
+    with os.fdopen(answer, "rb") as pipe:
+        seen = int(pipe.read() or 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status not in (0, _DIED, _RAISED):
+        raise AssertionError(f"{faults} at {at}: the writer ended with {status}")
+    return seen
+
+
+def _drop_handles(disk: Path, model: "_Disk") -> None:
+    """Close what the killed writer had open on the disk, its lock among it, as its death would."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if int(name) not in model.handles and os.readlink(f"/proc/self/fd/{name}").startswith(f"{disk}/"):
+                os.close(int(name))
 
 
 def read_tree(root: Path) -> Tree:
@@ -124,21 +234,29 @@ def _fork(disk: Path, work: Callable[[Path], None], fault: str, at: int) -> None
 class _Injector:
     """The hook: counts operations and does `fault` at number `at`."""
 
-    def __init__(self, disk: Path, fault: str, at: int) -> None:
+    def __init__(
+        self, disk: Path, fault: str, at: int, model: "_Disk | None" = None, rerun: Callable[[], None] | None = None
+    ) -> None:
         self.fault, self.at, self.seen = fault, at, 0
-        self.disk = _Disk(disk) if fault.startswith("power") else None
+        self.disk = model or (_Disk(disk) if fault.startswith("power") else None)
+        self.rerun = rerun
 
     def __call__(self, op: Operation) -> None:
         if self.disk is not None:
             self.disk.complete(op)
         self.seen += 1
-        if self.seen - 1 != self.at:
+        if self.seen - 1 != self.at or self.fault == "none":
             return
         if self.fault in ("torn", "enospc") and op.kind == "write" and op.handle is not None and op.data is not None:
             op.handle.write(memoryview(op.data)[: len(op.data) // 2])
         if self.fault == "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(op.path))
-        if self.disk is not None:
+        if self.rerun is not None:  # the kill: what follows happens here, while the dead writer's frames stand still
+            if self.disk is not None:
+                self.disk.pending = None
+            self.rerun()
+            os._exit(0)
+        if self.fault.startswith("power"):
             self.unplug()
         os._exit(_DIED)
 
@@ -161,6 +279,7 @@ class _Disk:
         self.contents: dict[int, bytes] = {}
         self.names: dict[int, dict[str, tuple[int, bool]]] = {}
         self.held: set[int] = set()
+        self.handles: set[int] = set()
         self.pending: Operation | None = None
         self._remember_folder(root)
         for path in root.rglob("*"):
@@ -209,6 +328,6 @@ class _Disk:
         """The inode, kept open so that its number is not given to another file."""
         inode = path.stat().st_ino
         if inode not in self.held:
-            os.open(path, os.O_RDONLY)
+            self.handles.add(os.open(path, os.O_RDONLY))
             self.held.add(inode)
         return inode

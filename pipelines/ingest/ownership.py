@@ -1,0 +1,134 @@
+"""Whose folder is it? What an ingest may write into, replace and remove.
+
+A folder is ours by a sealed manifest, by the *claim* of an unfinished ingest (``.ingest.json``), or by a sealed record
+in ``units/``; any other folder with something in it is refused. Nothing is removed that none of these names.
+
+The claim is written before the first change and removed after the commit. It names every unit whose shard or record may
+lie there, whoever made it, and the sources of the last committed store: what the manifest knew while it was there.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.ingest.record import read_record, record_path
+from pipelines.ingest.unit import shard_path
+from stores.cloud.publish import PUBLISHED
+from stores.disk import durable
+from stores.errors import StoreError, UsageError
+from stores.manifest import MANIFEST, read_sealed, seal
+from stores.numbers import FRAMES, is_frame_object
+
+CLAIM: Final = ".ingest.json"
+UNIT_FOLDERS: Final = ("shards", "units")
+OWN_FOLDERS: Final = (*UNIT_FOLDERS, FRAMES)
+"""Folders that nobody but ingest writes into."""
+_IGNORED: Final = frozenset({durable.LOCK_NAME, PUBLISHED, CLAIM, ".DS_Store"})
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What of ours a folder holds, or may. units: names. sources: episodes by source file, of the last commit."""
+
+    units: frozenset[str] = frozenset()
+    sources: dict[str, int] = field(default_factory=dict)
+
+
+def write_claim(root: Path, suite: str, held: Holdings) -> None:
+    """Say durably that an ingest is under way here, and what may be found."""
+    fields = {"ingest": suite, "units": sorted(held.units), "sources": held.sources}
+    durable.write_json(root / CLAIM, seal(fields))
+
+
+def holdings(root: Path) -> Holdings | None:
+    """What of ours is in folder `root`; None when nothing says that it is ours. Reads only."""
+    claim, manifest = _sealed(root / CLAIM), _sealed(root / MANIFEST)
+    units: set[str] = set()
+    sources: dict[str, int] = {}
+    if claim is not None and "ingest" in claim:
+        units |= set(claim["units"])
+        sources = claim["sources"]
+    if manifest is not None and "objects" in manifest:
+        units |= set(map(_unit_of, (item["path"] for item in manifest["objects"]))) - {""}
+        sources = {row["file"]: row["episodes"] for row in manifest["sources"] if "episodes" in row}
+    elif claim is None:
+        units |= set(_recorded(root))
+        if not units:
+            return None
+    return Holdings(frozenset(units), sources)
+
+
+def require_own_folder(root: Path) -> None:
+    """Refuse a folder that is not ours, or holds what nothing of ours names. Raises UsageError; writes nothing."""
+    if not os.path.lexists(root):
+        return
+    if not root.is_dir():
+        raise UsageError(f"{root}: expected a folder for the store, got something else under that name")
+    found = sorted(path.name for path in root.iterdir() if not _is_writers(path.name))
+    held = holdings(root)
+    if held is None and found:
+        raise UsageError(
+            f"{root}: expected an empty folder, or a store of ours (a sealed {MANIFEST}, or the claim of an unfinished "
+            f"ingest), got {found[:5]}; choose another --out, or move what is there away. Nothing was changed"
+        )
+    links = [name for name in OWN_FOLDERS if (root / name).is_symlink()]
+    if links:
+        raise UsageError(f"{root}: {links} are links; a store's own folders are folders. Move them, or choose another")
+    strangers = sorted(name for name in _files(root) if not _is_ours(name, (held or Holdings()).units))
+    if strangers:
+        raise UsageError(
+            f"{root}: {strangers[:5]} ({len(strangers)} such entries): neither the manifest nor a record of this store "
+            "names them, so they are not removed; move them away, then run the same command again"
+        )
+
+
+def remove_leftovers(root: Path, units: Iterable[str], named: frozenset[str] | set[str]) -> None:
+    """Remove shards and records of `units` that the coming manifest does not name (`named`: its paths)."""
+    paths = {path for unit in units for path in (shard_path(unit), record_path(unit))} - named
+    for name in sorted(_files(root, UNIT_FOLDERS)):
+        if name in paths:
+            durable.remove(root / name)
+
+
+def _sealed(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_sealed(path.read_bytes(), path.name) if path.is_file() else None
+    except (StoreError, OSError):
+        return None
+
+
+def _unit_of(path: str) -> str:
+    """The unit whose shard or record `path` is, "" where it is neither."""
+    folder, _, name = path.partition("/")
+    unit = name.rpartition(".")[0]
+    return unit if folder in UNIT_FOLDERS and path in (shard_path(unit), record_path(unit)) else ""
+
+
+def _recorded(root: Path) -> Iterator[str]:
+    """Units with a sound record."""
+    for name in _files(root, ("units",)):
+        unit = _unit_of(name)
+        if unit and read_record(root, unit) is not None:
+            yield unit
+
+
+def _is_writers(name: str) -> bool:
+    return name in _IGNORED or durable.is_leftover(name)
+
+
+def _is_ours(name: str, units: frozenset[str]) -> bool:
+    parts = name.split("/")
+    if any(durable.is_leftover(part) for part in parts):
+        return True
+    return _unit_of(name) in units or is_frame_object(name)
+
+
+def _files(root: Path, folders: Iterable[str] = OWN_FOLDERS) -> Iterator[str]:
+    """Paths below `root` of every file and link in `folders`, which are not followed when they are links."""
+    for top in folders:
+        for folder, names, files in os.walk(root / top):
+            links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+            for name in (*files, *links):
+                yield Path(folder, name).relative_to(root).as_posix()
