@@ -101,10 +101,8 @@ FEW = [
 
 
 @pytest.mark.parametrize(("over", "faults", "places"), [*FEW, *MANY])
-def test_two_faults(
-    tmp_path: Path, source: Path, over: str, faults: tuple[str, str], places: tuple[int, int]
-) -> None:
-    """"none": the first run is refused by ``--strict`` when its shards are there. A rerun that ended well is
+def test_two_faults(tmp_path: Path, source: Path, over: str, faults: tuple[str, str], places: tuple[int, int]) -> None:
+    """ "none": the first run is refused by ``--strict`` when its shards are there. A rerun that ended well is
     believed: a power loss after it takes nothing.
     """
     run(source, tmp_path / "old", window=2)
