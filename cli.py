@@ -1,9 +1,11 @@
 """The `statevla` command: parse, make a config, call one library function, print its result.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantined. With ``--json`` a command prints
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantined,
+130 and 143 stopped by Ctrl-C or SIGTERM (training saves first). With ``--json`` a command prints
 exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports stay inside the commands.
 """
 
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from statevla.console import print_json, print_table, report, show_progress
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
+SIGNALLED = 128
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,7 +178,7 @@ def publish(
 def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
     """Compute the train split's action and robot-state statistics and keep them in the store."""
     from pipelines.derive.stats import compute_statistics
-    from statevla.runs.folder import find_store
+    from statevla.runs.stores import find_store
     from stores.schema import ACTION_NAMES
 
     result = compute_statistics(find_store(store), workers=workers, scheduler=scheduler)
@@ -192,9 +195,10 @@ def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None
 def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Print the parameter count of every part of the model."""
     from statevla.config import load_config
-    from statevla.models.describe import describe as describe_model
+    from statevla.systems.describe import describe as describe_model
+    from statevla.systems.table import sections
 
-    result = describe_model(load_config(preset, config, tuple(set_ or ())))
+    result = describe_model(load_config(preset, config, tuple(set_ or ()), sections()))
     if as_json:
         print_json(result)
     else:
@@ -204,29 +208,50 @@ def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = Non
 
 @app.command()
 def train(
-    phase: Annotated[int, typer.Option(min=1, max=2, help="1: Temporal JEPA. 2: flow-matching policy.")],
+    phase: Annotated[int | None, typer.Option(min=1, max=2, help="1: temporal_jepa. 2: flow_matching.")] = None,
+    system: Annotated[str | None, typer.Option(help="What to train, by name.")] = None,
     store: Store = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/STORE.")] = None,
-    encoder: Annotated[Path | None, typer.Option(help="Phase-1 checkpoint; default: the run's latest.")] = None,
-    preset: Preset = "base",
+    encoder: Annotated[
+        Path | None, typer.Option(help="Checkpoint or run of the state encoder; default: the only one of this store.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="base (the default), original, small or tiny.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from checkpoint_latest.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Run or checkpoint to go on from; needs no other option.")] = None,
+    unfinished_encoder: Annotated[
+        bool, typer.Option("--unfinished-encoder", help="Take an encoder whose training was stopped.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train one phase from a store."""
-    from statevla.config import load_config
-    from statevla.runs.folder import plan_training
-    from statevla.trainers.trainer import train as run_training
+    """Train a state encoder or a policy from a store, or go on with a run."""
+    from statevla.trainers.command import TrainFlags, run_training
 
-    settings = load_config(preset, config, tuple(set_ or ()))
-    job = plan_training(phase, settings, store=store, run=run, encoder=encoder)
-    print(job.text, file=sys.stderr)
-    with show_progress() as progress:
-        summary = run_training(
-            phase, job.config, job.store, job.run, resume=resume, encoder_checkpoint=job.encoder, progress=progress
-        )
-    report(f"Trained phase {phase}", summary.to_dict(), as_json)
+    flags = TrainFlags(phase, system, store, run, encoder, recipe, preset, config, tuple(set_ or ()), resume,
+                       unfinished_encoder)  # fmt: skip
+    try:
+        with show_progress() as progress:
+            summary = run_training(flags, say=partial(print, file=sys.stderr), progress=progress)
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    report(f"Trained {summary.system}", summary.to_dict(), as_json)
+    if summary.signal is not None:
+        raise typer.Exit(SIGNALLED + summary.signal)
+
+
+@app.command("config")
+def show_config(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+    """Print every configuration key: its value, its range, and what it is."""
+    from statevla.config import load_config
+    from statevla.systems.describe import list_keys
+    from statevla.systems.table import sections
+
+    rows = list_keys(load_config(preset, config, tuple(set_ or ()), sections()))
+    if as_json:
+        print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
+    else:
+        print_table(f"Preset {preset}", ("key", "value", "range", "what it is"), [tuple(row) for row in rows])
 
 
 @eval_app.command("offline")
@@ -243,7 +268,8 @@ def eval_offline(
     """Compare predicted chunks with the demonstrations'."""
     from statevla.evaluators.offline import evaluate_offline
     from statevla.policies.policy import Policy
-    from statevla.runs.folder import find_policy, find_store
+    from statevla.runs.stores import find_store
+    from statevla.systems.find import find_policy
     from stores.reader import Store as OpenStore
 
     path = find_policy(checkpoint)
@@ -269,7 +295,7 @@ def eval_tabletop(
     """Close the loop in the tabletop world."""
     from statevla.evaluators.rollout import evaluate_tabletop
     from statevla.policies.policy import Policy
-    from statevla.runs.folder import find_policy
+    from statevla.systems.find import find_policy
 
     path = find_policy(checkpoint)
     with show_progress() as progress:

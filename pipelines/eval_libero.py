@@ -42,7 +42,7 @@ def choose_policy(
         raise UsageError(f"euler_steps: {euler_steps} makes sense for a checkpoint only; {kind} samples nothing")
     if kind == "checkpoint":
         from statevla.policies.policy import Policy
-        from statevla.runs.folder import find_policy
+        from statevla.systems.find import find_policy
 
         path = find_policy(checkpoint)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"

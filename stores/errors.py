@@ -21,6 +21,10 @@ class StoreMissing(StoreError):
     """A store, or an object that its manifest names, is not there."""
 
 
+class PlaceMissing(StoreMissing):
+    """There is no bucket of that name; no store, nor a place for one."""
+
+
 class StoreCorrupt(StoreError):
     """An object of a store is not what the manifest or an index says: size, checksum, shape or content."""
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
-from stores.errors import StoreCorrupt, StoreError, StoreMissing
+from stores.errors import PlaceMissing, StoreCorrupt, StoreError, StoreMissing
 from stores.schema import SCHEMA_VERSION
 
 MANIFEST: Final = "manifest.json"
@@ -112,9 +112,9 @@ def read_manifest(storage: Storage) -> bytes:
     """Bytes of the manifest. Raises StoreMissing when there is none: `storage` is then no store."""
     try:
         data = storage.read(MANIFEST)
+    except PlaceMissing:
+        raise
     except StoreMissing as error:
-        if "bucket" in str(error):
-            raise
         raise StoreMissing(
             f"{storage.root} is not a store: it has no {MANIFEST}. An interrupted ingest leaves none: run it again"
         ) from error

@@ -9,7 +9,8 @@ import torch
 
 from statevla.observation import Observation, ObsSpec
 from statevla.policies.policy import Policy
-from statevla.runs.files import PHASE_FOLDERS
+from statevla.runs.layout import checkpoints
+from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
@@ -22,14 +23,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bundle")
     store = micro_store(root / "store")
     config = micro_config("training.max_steps=2")
-    encoder = root / "run/checkpoints" / PHASE_FOLDERS[1] / "checkpoint_latest"
-    train(1, config, store, root / "run")
-    train(2, config, store, root / "run", encoder_checkpoint=encoder)
+    encoder = checkpoint(root / "run", "temporal_jepa")
+    train("temporal_jepa", config, store, root / "run")
+    train("flow_matching", config, store, root / "run", encoder_checkpoint=encoder)
     return root / "run"
 
 
-def checkpoint(run: Path, phase: int = 2) -> Path:
-    return run / "checkpoints" / PHASE_FOLDERS[phase] / "checkpoint_latest"
+def checkpoint(run: Path, system: str = "flow_matching") -> Path:
+    return checkpoints(run, find_system(system).folder) / "checkpoint_latest"
 
 
 def observations(policy: Policy, count: int) -> list[Observation]:
@@ -109,8 +110,8 @@ def test_other_observations_are_refused(run: Path) -> None:
 
 
 def test_what_is_no_policy_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="expected a phase-2 policy"):
-        Policy.load(checkpoint(run, 1))
+    with pytest.raises(UsageError, match="expected a trained policy \\(phase2_flow_matching\\), got the encoder"):
+        Policy.load(checkpoint(run, "temporal_jepa"))
     with pytest.raises(StoreMissing, match="no checkpoint here"):
         Policy.load(tmp_path)
 

@@ -20,7 +20,14 @@ MICRO = (
         "--set",
         "model.image_size=32",
     ),
-    *("--set", "model.policy_layers=1", "--set", "model.predictor_width=32", "--set", "model.gripper_width=32"),
+    *(
+        "--set",
+        "model.policy_layers=1",
+        "--set",
+        "training.phase1.temporal_predictor_hidden_dim=32",
+        "--set",
+        "model.gripper_width=32",
+    ),
     *("--set", "training.max_steps=3", "--set", "training.batch_size=8", "--set", "training.log_interval=1"),
 )
 

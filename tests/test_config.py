@@ -23,7 +23,7 @@ def test_defaults_are_the_documented_ones():
         "training.phase2.num_epochs": 1000,
         "training.save_interval": 100,
         "training.log_interval": 10,
-        "training.phase1.ema_momentum": 0.996,
+        "training.ema_momentum": 0.996,
         "training.phase1.covariance_weight": 0.04,
     }
     assert {key: flat[key] for key in documented} == documented
@@ -44,7 +44,7 @@ def test_file_then_overrides(tmp_path):
     [
         ("training.phase1.learning_rat=1", "did you mean 'training.phase1.learning_rate'"),
         ("training.batch_size=many", "expected int, got 'many'"),
-        ("training.batch_size=0", "positive"),
+        ("training.batch_size=0", "1 or more"),
         ("training.batch_size", "KEY=VALUE"),
         ("training.batch_size=true", "expected int"),
         ("model.vision=vit", "expected one of conv, siglip"),

@@ -13,6 +13,7 @@ from statevla.config import DataConfig
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.frames import derange
 from statevla.data.loaders import SegmentLoader, SplitReader, iterate_once
+from statevla.data.needs import NOW, PAIRS, Needs
 from statevla.data.prefetch import Position
 from stores.errors import StoreCorrupt, UsageError
 from stores.reader import Store
@@ -38,8 +39,8 @@ def same(one: Batch, two: Batch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(two), strict=True))
 
 
-def loader(store: Store, phase: int = 1, data: DataConfig = DATA, batch: int = 8) -> SegmentLoader:
-    return SegmentLoader(store, "train", batch, 3, data, CHUNK, phase)
+def loader(store: Store, needs: Needs = PAIRS, data: DataConfig = DATA, batch: int = 8) -> SegmentLoader:
+    return SegmentLoader(store, "train", batch, 3, data, CHUNK, needs)
 
 
 def check_row(batch: Batch, row: int, episode: MadeEpisode, store: Store, *, with_next: bool) -> None:
@@ -59,21 +60,23 @@ def check_row(batch: Batch, row: int, episode: MadeEpisode, store: Store, *, wit
         np.testing.assert_array_equal(batch.next_obs.robot_state[row].numpy(), episode.robot_state[t + 1])
 
 
-@pytest.mark.parametrize("phase", [1, 2])
-def test_rows_are_what_was_ingested_and_come_once(made: tuple[Store, list[MadeEpisode]], phase: int) -> None:
+@pytest.mark.parametrize("needs", [PAIRS, NOW])
+def test_rows_are_what_was_ingested_and_come_once(made: tuple[Store, list[MadeEpisode]], needs: Needs) -> None:
     store, episodes = made
-    load = loader(store, phase)
+    load = loader(store, needs)
     seen = []
     for _, batch in itertools.islice(load.batches(), load.batches_per_epoch):
         for row in range(len(batch)):
             episode = episodes[int(batch.episode[row])]
             assert episode.split == "train"
-            check_row(batch, row, episode, store, with_next=phase == 1)
+            check_row(batch, row, episode, store, with_next=needs.next)
             seen.append((int(batch.episode[row]), int(batch.frame[row])))
-        assert phase == 2 or bool(batch.has_next.all())
+        assert needs == NOW or bool(batch.has_next.all())
     assert len(seen) == len(set(seen)) == load.batches_per_epoch * 8
     usable = sum(
-        min(len(e.action), len(e.images) - 1) if phase == 1 else len(e.action) for e in episodes if e.split == "train"
+        min(len(e.action), len(e.images) - 1) if needs.require else len(e.action)
+        for e in episodes
+        if e.split == "train"
     )
     assert len(seen) + load.order.dropped == usable
 
@@ -104,7 +107,7 @@ def test_resuming_anywhere_continues_the_uninterrupted_run(made: tuple[Store, li
 
 def test_ranks_split_the_global_batch(made: tuple[Store, list[MadeEpisode]]) -> None:
     store, _ = made
-    streams = [SegmentLoader(store, "train", 8, 3, DATA, CHUNK, 1, rank=r, world=2).batches() for r in range(2)]
+    streams = [SegmentLoader(store, "train", 8, 3, DATA, CHUNK, PAIRS, rank=r, world=2).batches() for r in range(2)]
     for (_, whole), (_, first), (_, second) in itertools.islice(zip(loader(store).batches(), *streams, strict=True), 5):
         rows = {(int(e), int(f)) for b in (first, second) for e, f in zip(b.episode, b.frame, strict=True)}
         assert len(first) == len(second) == 4
@@ -129,10 +132,10 @@ def test_a_pass_meets_every_step_of_the_split_once(
                 check_row(batch, row, episodes[int(batch.episode[row])], store, with_next=False)
 
 
-def test_iterate_once_gives_next_observations_in_phase_1(made: tuple[Store, list[MadeEpisode]]) -> None:
+def test_iterate_once_gives_next_observations_where_needed(made: tuple[Store, list[MadeEpisode]]) -> None:
     store, episodes = made
     rows = 0
-    for batch in iterate_once(store, "val", 5, CHUNK, phase=1):
+    for batch in iterate_once(store, "val", 5, CHUNK, needs=PAIRS):
         assert bool(batch.has_next.all())
         check_row(batch, len(batch) - 1, episodes[int(batch.episode[-1])], store, with_next=True)
         rows += len(batch)
@@ -145,7 +148,7 @@ def test_shuffled_instructions_are_another_tasks_for_the_whole_episode(made: tup
     vectors = np.stack([store.language.vector(text) for text in texts])
     data = replace(DATA, shuffle_instructions=True)
     chosen: dict[int, set[str]] = {}
-    for _, batch in itertools.islice(loader(store, 2, data).batches(), loader(store, 2).batches_per_epoch):
+    for _, batch in itertools.islice(loader(store, NOW, data).batches(), loader(store, NOW).batches_per_epoch):
         for episode, vector in zip(batch.episode.tolist(), batch.obs.language.numpy(), strict=True):
             chosen.setdefault(episode, set()).add(texts[int((vectors == vector).all(axis=1).argmax())])
     assert all(len(names) == 1 and episodes[e].instruction not in names for e, names in chosen.items())
@@ -188,8 +191,8 @@ def test_closing_early_ends_the_threads(made: tuple[Store, list[MadeEpisode]]) -
 def test_what_cannot_be_loaded(made: tuple[Store, list[MadeEpisode]]) -> None:
     store, _ = made
     with pytest.raises(UsageError, match="chunks of 8"):
-        SegmentLoader(store, "train", 8, 0, DATA, 9, 1)
+        SegmentLoader(store, "train", 8, 0, DATA, 9, PAIRS)
     with pytest.raises(UsageError, match="split 'test'; the store has train, val"):
-        SegmentLoader(store, "test", 8, 0, DATA, CHUNK, 1)
+        SegmentLoader(store, "test", 8, 0, DATA, CHUNK, PAIRS)
     with pytest.raises(UsageError, match="more than the"):
-        SegmentLoader(store, "train", 4096, 0, DATA, CHUNK, 1)
+        SegmentLoader(store, "train", 4096, 0, DATA, CHUNK, PAIRS)

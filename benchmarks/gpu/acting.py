@@ -82,7 +82,7 @@ def training(device: str, preset: str, backend: str, batch: int, steps: int) -> 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device, dtype=torch.bfloat16):
-                total = model(data).total
+                total = model.loss(model(data, {})).total
             total.backward()
             optimizer.step()
             model.update_target(0.996)

@@ -35,7 +35,7 @@ def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
 
 def _stream(options: BenchOptions) -> dict[str, Any]:
     from statevla.bench.stream import bench_stream
-    from statevla.runs.folder import find_store
+    from statevla.runs.stores import find_store
 
     return bench_stream(find_store(options.store))
 

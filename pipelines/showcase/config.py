@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from statevla.config import Config, load_config
+from statevla.config import Config
 from statevla.evaluators.intervals import disjoint
 from statevla.evaluators.results import OfflineResults, RolloutResults, percent
+from statevla.systems.table import find_system, sections
+from statevla.trainers.jobs import ask
+
+ENCODER, POLICY = "temporal_jepa", "flow_matching"
+"""The systems that the demo trains."""
 
 RAW, STORE, TRAIN, TRAIN_SHUFFLED, EVAL = "raw", "store", "train", "train_shuffled", "eval"
 PHASE1: Final = ("phase1", "phase1_second_seed")
@@ -18,31 +23,17 @@ OUTPUTS: Final = (RAW, STORE, *PHASE1, TRAIN, TRAIN_SHUFFLED, EVAL, REPORT, SUMM
 class DemoConfig:
     """Every knob of the demo.
 
-    episodes: demonstrations. preset, settings, phase1, phase2: the model and its training, as for ``statevla train``.
-    checkpoint: of phase 2, ``latest`` or ``best``. trials, replan, max_steps: of the closed loop, for each
-    policy. videos: rollouts shown of the trained policy, and half as many of the control with shuffled instructions.
-    min_trained, max_untrained: success rates below or from which the demo counts as failed.
+    episodes: demonstrations. recipe, settings: the model and its training, as for ``statevla train``'s ``--recipe`` and
+    ``--set``. checkpoint: of the policy, ``latest`` or ``best``. trials, replan, max_steps: of the closed loop, for
+    each policy. videos: rollouts shown of the trained policy, and half as many of the control with shuffled
+    instructions. min_trained, max_untrained: success rates below or from which the demo counts as failed.
     """
 
     episodes: int = 2000
     image_size: int = 64
     train_split: float = 0.975
-    preset: str = "tiny"
-    settings: tuple[str, ...] = (
-        "training.schedule=cosine",
-        "training.warmup_steps=100",
-        "training.weight_decay=0.01",
-        "training.log_interval=25",
-        "training.validate_every_steps=500",
-        "data.block_segments=256",
-    )
-    phase1: tuple[str, ...] = (
-        "training.max_steps=4200",
-        "training.phase1.learning_rate=3e-3",
-        "training.phase1.inverse_dynamics_weight=10",
-        "training.phase1.inverse_dynamics_horizon=10",
-    )
-    phase2: tuple[str, ...] = ("training.max_steps=2500", "training.phase2.learning_rate=2e-3")
+    recipe: str = "tabletop"
+    settings: tuple[str, ...] = ()
     checkpoint: str = "latest"
     trials: int = 50
     replan: int | None = None
@@ -51,12 +42,12 @@ class DemoConfig:
     min_trained: float = 0.8
     max_untrained: float = 0.1
 
-    def training(self, phase: int, seed: int, shuffled: bool = False) -> Config:
+    def training(self, system: str, seed: int, shuffled: bool = False) -> Config:
         """The configuration of one training run."""
-        own = self.phase1 if phase == 1 else self.phase2
         control = ("data.shuffle_instructions=true",) if shuffled else ()
         common = (f"training.seed={seed}", "training.torch_threads=1")
-        return load_config(self.preset, None, (*common, *self.settings, *own, *control))
+        row = find_system(system)
+        return ask(row, recipe=self.recipe, overrides=(*common, *self.settings, *control)).config(sections())
 
 
 @dataclass(frozen=True)

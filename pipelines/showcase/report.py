@@ -9,13 +9,15 @@ from typing import Final
 import torch
 import yaml
 
-from pipelines.showcase.config import PHASE1, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
+from pipelines.showcase.config import ENCODER, PHASE1, POLICY, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
 from statevla import __version__
 from statevla.evaluators.results import RolloutResults
 from statevla.reports.charts import Series
 from statevla.reports.films import gif_bytes, png_bytes
 from statevla.reports.page import Curves, Picture, PolicyRollouts, Report, ReportStep, Video
+from statevla.runs.layout import metrics
 from statevla.runs.metrics import read_metrics
+from statevla.systems.table import find_system
 from stores.reader import Store
 
 VIDEO_SIDE: Final = 184
@@ -47,13 +49,11 @@ def build_report(
         store=_store_facts(store),
         curves=(
             *(
-                _curves(title, out / run / "metrics_phase1.jsonl", "loss", ("mse", "inverse"))
+                _curves(title, out / run, ENCODER, ("jepa_mse", "inverse"))
                 for title, run in zip(("Phase 1: temporal JEPA", "Phase 1, another seed"), PHASE1, strict=True)
             ),
-            _curves("Phase 2: flow policy", out / TRAIN / "metrics_phase2.jsonl", "loss", ("flow", "gripper")),
-            _curves(
-                "Phase 2 with shuffled instructions", out / TRAIN_SHUFFLED / "metrics_phase2.jsonl", "loss", ("flow",)
-            ),
+            _curves("Phase 2: flow policy", out / TRAIN, POLICY, ("pos_rot_loss", "gripper_loss")),
+            _curves("Phase 2 with shuffled instructions", out / TRAIN_SHUFFLED, POLICY, ("pos_rot_loss",)),
         ),
         offline=summary.offline,
         policies=tuple(PolicyRollouts(name, WHAT[name], results) for name, results in summary.policies.items()),
@@ -85,17 +85,17 @@ def _store_facts(store: Store) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _curves(title: str, metrics: Path, total: str, parts: tuple[str, ...]) -> Curves:
+def _curves(title: str, run: Path, system: str, parts: tuple[str, ...]) -> Curves:
     """Training and validation of the total loss, and the named parts in training."""
-    records = read_metrics(metrics)
+    records = read_metrics(metrics(run, find_system(system).folder))
 
     def line(name: str, kind: str, key: str) -> Series:
         points = [(float(r["step"]), float(r[key])) for r in records if r["kind"] == kind and key in r]
         return Series(name, tuple(step for step, _ in points), tuple(value for _, value in points))
 
     series = (
-        line("training", "train", total),
-        line("validation", "val", total),
+        line("training", "train", "loss"),
+        line("validation", "val", "loss"),
         *(line(f"{part}, training", "train", part) for part in parts),
     )
     validation = series[1].values
@@ -113,7 +113,7 @@ def _videos(name: str, results: RolloutResults) -> tuple[Video, ...]:
 def _configuration(config: DemoConfig, seed: int) -> str:
     """The demo's knobs, and the configuration of phase 2 in full, as YAML."""
     knobs = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
-    phase1, phase2 = config.training(1, seed).to_dict(), config.training(2, seed).to_dict()
+    phase1, phase2 = config.training(ENCODER, seed).to_dict(), config.training(POLICY, seed).to_dict()
     tree = {"demo": {"seed": seed, **knobs}, "phase 1, training": phase1["training"], "phase 2": phase2}
     return str(yaml.safe_dump(tree, sort_keys=False))
 

@@ -23,9 +23,11 @@ from pipelines.derive.stats import compute_statistics
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.showcase.config import (
+    ENCODER,
     EVAL,
     OUTPUTS,
     PHASE1,
+    POLICY,
     RAW,
     REPORT,
     STORE,
@@ -115,7 +117,7 @@ def _make_policies(
         suite="tabletop",
         source=out / RAW,
         out=out / STORE,
-        chunk=config.training(2, seed).model.action_seq_len,
+        chunk=config.training(POLICY, seed).model.action_seq_len,
         language="hashed",
         train_split=config.train_split,
         split_seed=seed,
@@ -129,8 +131,8 @@ def _make_policies(
     candidates = stages.run(
         "phase 1, temporal JEPA, two seeds",
         lambda: _side_by_side(
-            Training(1, config.training(1, seed), out / PHASE1[0]),
-            Training(1, config.training(1, seed + 1), out / PHASE1[1]),
+            Training(ENCODER, config.training(ENCODER, seed), out / PHASE1[0]),
+            Training(ENCODER, config.training(ENCODER, seed + 1), out / PHASE1[1]),
             store=out / STORE,
             progress=progress,
         ),
@@ -140,8 +142,8 @@ def _make_policies(
     trained, shuffled = stages.run(
         "phase 2, flow policy and control",
         lambda: _side_by_side(
-            Training(2, config.training(2, seed), out / TRAIN, encoder),
-            Training(2, config.training(2, seed, shuffled=True), out / TRAIN_SHUFFLED, encoder),
+            Training(POLICY, config.training(POLICY, seed), out / TRAIN, encoder),
+            Training(POLICY, config.training(POLICY, seed, shuffled=True), out / TRAIN_SHUFFLED, encoder),
             store=out / STORE,
             progress=progress,
         ),
@@ -153,21 +155,21 @@ def _make_policies(
 
     return {
         "trained": load(trained),
-        "untrained": Policy.untrained(config.training(2, seed), Store.open(out / STORE), seed=seed),
+        "untrained": Policy.untrained(config.training(POLICY, seed), Store.open(out / STORE), seed=seed),
         "shuffled": load(shuffled),
     }
 
 
 class Training(NamedTuple):
-    """One run: phase, configuration, its folder, and for phase 2 the checkpoint of phase 1."""
+    """One run: system, configuration, its folder, and for the policy the checkpoint of the encoder."""
 
-    phase: int
+    system: str
     config: Config
     run: Path
     encoder: Path | None = None
 
     def start(self, store: Path, progress: Progress | None = None) -> TrainSummary:
-        return train(self.phase, self.config, store, self.run, encoder_checkpoint=self.encoder, progress=progress)
+        return train(self.system, self.config, store, self.run, encoder_checkpoint=self.encoder, progress=progress)
 
 
 def _side_by_side(

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from statevla.bench.machine import describe_machine, usable_cores
 from statevla.config import DataConfig
 from statevla.data.loaders import SegmentLoader
+from statevla.data.needs import PAIRS
 from statevla.data.prefetch import Position
 from stores.errors import UsageError
 from stores.reader import Segment, Store
 from stores.schema import CAMERAS
 
-PHASE: Final = 1
 SHUFFLE_BUFFER: Final = 2048
 """Transitions in the peer's shuffle buffer; ours holds about lanes x block_segments x W = 4096."""
 
@@ -32,7 +32,7 @@ SHUFFLE_BUFFER: Final = 2048
 def bench_stream(
     store: Store | Path | str, *, batch_size: int = 64, repeats: int = 3, threads: int | None = None, peer: bool = True
 ) -> dict[str, Any]:
-    """Medians of `repeats` interleaved passes over the train split; one pass is one epoch of phase-1 batches.
+    """Medians of `repeats` interleaved passes over the train split; one pass is one epoch of pairs of frames.
 
     threads: decoding threads of ours and of the limit, processes of the peer; default the usable cores.
     Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details. `details.cached` is an epoch from
@@ -42,7 +42,7 @@ def bench_stream(
     threads = usable_cores() if threads is None else threads
     chunk = int(store.manifest.config["chunk"])
     loader = SegmentLoader(
-        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=0.0), chunk, PHASE
+        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=0.0), chunk, PAIRS
     )
     segments = [store.read_segment(int(i)) for i in loader.segments]
     transitions = int(loader.order.counts.sum())
@@ -58,7 +58,7 @@ def bench_stream(
         samples, seconds = contenders[name]()
         rates[name].append(samples / seconds)
     cached = SegmentLoader(
-        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=1e6), chunk, PHASE
+        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=1e6), chunk, PAIRS
     )
     _drain(cached, batch_size)
     again = [_drain(cached, batch_size, epoch) for epoch in range(1, repeats + 1)]
@@ -156,7 +156,7 @@ class _InSplit:
 
 
 class _Transitions:
-    """Decoded segments -> one dict a transition, with the fields of a phase-1 batch row."""
+    """Decoded segments -> one dict a transition, with the fields of a batch row with a successor."""
 
     def __init__(self, vectors: dict[str, torch.Tensor], chunk: int, suffix: str) -> None:
         self.vectors, self.chunk, self.suffix = vectors, chunk, suffix

@@ -13,6 +13,7 @@ import numpy as np
 from statevla.config import DataConfig
 from statevla.data.batch import Batch
 from statevla.data.frames import Ints, Table, make_table
+from statevla.data.needs import NOW, Needs
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
 from statevla.data.prefetch import BatchPlan, Blocks, Position, Rows, stream
 from stores.errors import UsageError
@@ -27,7 +28,7 @@ PASS: Final = 4
 def split_segments(store: Store, table: Table, split: str, *, with_next_only: bool) -> tuple[Ints, Ints]:
     """Segments of a split and the transitions to take from each: int64 [segments] twice, none empty.
 
-    With `with_next_only` the last step of an episode without a successor observation is left out (phase 1).
+    With `with_next_only` the last step of an episode without a successor observation is left out (`Needs.require`).
     Raises UsageError when the split is empty.
     """
     counts = np.minimum(table.steps, table.observations - 1) if with_next_only else table.steps
@@ -42,7 +43,7 @@ def split_segments(store: Store, table: Table, split: str, *, with_next_only: bo
 class SegmentLoader:
     """Endless training batches in the order of `statevla/data/order.py`, from any position, equal for any threads.
 
-    phase 1 uses transitions with a successor only, phase 2 every step (then `next_obs` is `obs`, `has_next` false).
+    needs: what the batches hold; where no next observation is needed, `next_obs` is `obs` and `has_next` false.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class SegmentLoader:
         seed: int,
         data: DataConfig,
         chunk: int,
-        phase: int,
+        needs: Needs,
         *,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.store, self.data, self.phase = store, data, phase
+        self.store, self.data, self.needs = store, data, needs
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
-        self.segments, counts = split_segments(store, self.table, split, with_next_only=phase == 1)
+        self.segments, counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.order = plan_order(
             counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments
         )
@@ -79,7 +80,7 @@ class SegmentLoader:
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
         plans = training_plans(self.order, self.segments, self.lanes, start)
-        return stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.phase == 1)
+        return stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next)
 
 
 def training_plans(order: Order, segments: Ints, lanes: range, start: Position) -> Iterator[BatchPlan]:
@@ -147,25 +148,25 @@ class SplitReader:
         chunk: int,
         data: DataConfig,
         *,
-        phase: int = 2,
+        needs: Needs = NOW,
         seed: int = 0,
         mixed: bool = False,
     ) -> None:
-        self.batch_size, self.data, self.phase, self.mixed = batch_size, data, phase, mixed
+        self.batch_size, self.data, self.needs, self.mixed = batch_size, data, needs, mixed
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
-        self.segments, self.counts = split_segments(store, self.table, split, with_next_only=phase == 1)
+        self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
 
     def batches(self) -> Iterator[Batch]:
         """Every transition exactly once; the last batch may be smaller."""
         size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
         plans = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
-        for _, batch in stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.phase == 1):
+        for _, batch in stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next):
             yield batch
 
 
 def iterate_once(
-    store: Store, split: str, batch_size: int, chunk: int, data: DataConfig | None = None, *, phase: int = 2
+    store: Store, split: str, batch_size: int, chunk: int, data: DataConfig | None = None, *, needs: Needs = NOW
 ) -> Iterator[Batch]:
-    """Every step of a split exactly once, in store order (phase 1: those with a successor, and `next_obs` filled)."""
-    return SplitReader(store, split, batch_size, chunk, data or DataConfig(), phase=phase).batches()
+    """Every step of a split that `needs` allows exactly once, in store order."""
+    return SplitReader(store, split, batch_size, chunk, data or DataConfig(), needs=needs).batches()

@@ -16,9 +16,8 @@ from stores.schema import ACTION_DIM
 class TemporalPredictor(nn.Module):
     """Residual: starts as "nothing changes", because the last layer starts at zero."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, hidden: int) -> None:
         super().__init__()
-        hidden = config.predictor_width
         self.state = nn.Linear(config.embed_dim, hidden)
         self.action = nn.Linear(ACTION_DIM, hidden)
         self.hidden = nn.Sequential(
@@ -48,9 +47,8 @@ class InverseDynamics(nn.Module):
     longer horizon cannot be read off z_{t+1}: to foretell them, z_t must hold what the demonstrator acts on.
     """
 
-    def __init__(self, config: ModelConfig, horizon: int) -> None:
+    def __init__(self, config: ModelConfig, horizon: int, hidden: int) -> None:
         super().__init__()
-        hidden = config.predictor_width
         self.horizon = horizon
         self.layers = nn.Sequential(
             nn.Linear(2 * config.embed_dim, hidden),

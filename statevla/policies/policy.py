@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from statevla.config import Config, from_dict, replace
+from statevla.config import Config, replace
 from statevla.data.batch import ObservationBatch
 from statevla.encoders.siglip import SiglipBackbone
 from statevla.encoders.vision import load_backbone, require_identity
@@ -19,8 +19,9 @@ from statevla.models.encoder import StateEncoder
 from statevla.models.standardize import Standardize
 from statevla.observation import Observation, ObsSpec, spec_of
 from statevla.policies.prepare import Actor, Scene, convert, torch_dtype
-from statevla.runs.files import LANGUAGE, MODEL, load_strict, read_state, read_tensors, require_phase
+from statevla.runs.files import LANGUAGE, MODEL, load_strict, read_state, read_tensors
 from statevla.systems.flow_matching import Acted, PolicyModel, draw_noise
+from statevla.systems.table import config_of, require_kind
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
@@ -57,8 +58,8 @@ class Policy:
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
-        require_phase(state, 2, folder)
-        config = from_dict(state.config)
+        require_kind(state, "policy", folder)
+        config = config_of(state, folder)
         if euler_steps is not None:
             config = replace(config, {"model.euler_steps": euler_steps})
         precision = torch_dtype(dtype)

@@ -1,6 +1,6 @@
 """A checkpoint on disk, read side: a folder of safetensors and one JSON file, which trainers write and everyone reads.
 
-    model.safetensors      the phase's model: weights, normalization buffers, in phase 1 the moving average ("target.")
+    model.safetensors      the system's model: weights, normalization buffers, a JEPA's moving average ("target.")
     optimizer.safetensors  "<parameter>/<slot>", AdamW's moments by parameter name
     language.safetensors   "vectors" float32 [instructions, 512], rows in the order of state.json's "instructions"
     state.json             everything else (`CheckpointState`), with size and sha256 of the three files
@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
-from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
+from statevla.runs.layout import STATE
+from statevla.runs.migrations import migrate
+from stores.errors import StaleKey, StoreCorrupt, StoreMissing
 
-FORMAT: Final = 1
-STATE: Final = "state.json"
 MODEL: Final = "model.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
 LANGUAGE: Final = "language.safetensors"
-PHASE_FOLDERS: Final = {1: "phase1_temporal_jepa", 2: "phase2_flow_matching"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,12 @@ class CheckpointState:
     step. best: step and val_loss of the best validation so far, or None. scheduler: the learning rate's rule (a pure
     function of the step). rng: torch's generator states in hex, and the seed of the per-step noise. statistics: the
     store's normalization. instructions: rows of language.safetensors. backbone: name and revision of the frozen vision
-    weights, which no checkpoint holds. encoder: for phase 2 where the frozen encoder came from. files: bytes and
-    sha256 by name.
+    weights, which no checkpoint holds. parent: of a policy, where its frozen encoder came from. files: bytes and sha256
+    by name.
     """
 
     format: int
-    phase: int
+    system: str
     epoch: int
     step: int
     loader: dict[str, Any]
@@ -57,7 +56,7 @@ class CheckpointState:
     instructions: list[str]
     language: dict[str, Any]
     backbone: dict[str, Any] | None
-    encoder: dict[str, Any] | None
+    parent: dict[str, Any] | None
     code_version: str
     files: dict[str, dict[str, Any]]
 
@@ -65,11 +64,22 @@ class CheckpointState:
         """JSON-ready form."""
         return asdict(self)
 
+    @property
+    def total_steps(self) -> int:
+        """Length of the run that was asked for."""
+        return int(self.scheduler["total_steps"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run had reached its length."""
+        return self.step >= self.total_steps
+
 
 def read_state(folder: Path | str) -> CheckpointState:
     """Parse state.json of a checkpoint folder.
 
-    Raises StoreMissing when there is no checkpoint, StoreCorrupt when its fields are not the ones expected.
+    An earlier format is migrated. Raises StoreMissing when there is no checkpoint, StoreCorrupt when its format is
+    unknown or its fields are not those of its format.
     """
     path = Path(folder) / STATE
     try:
@@ -78,14 +88,14 @@ def read_state(folder: Path | str) -> CheckpointState:
         raise StoreMissing(f"{folder}: no checkpoint here ({STATE} is missing); run `statevla train`") from error
     except ValueError as error:
         raise StoreCorrupt(f"{path}: not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise StoreCorrupt(f"{path}: expected an object, got {type(tree).__name__}")
+    tree = migrate(tree, str(path))
     wanted = {item.name for item in fields(CheckpointState)}
-    if not isinstance(tree, dict) or set(tree) != wanted:
-        came = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
-        raise StoreCorrupt(f"{path}: expected the fields {sorted(wanted)}, got {came}")
-    state = CheckpointState(**tree)
-    if state.format != FORMAT or state.phase not in PHASE_FOLDERS:
-        raise StoreCorrupt(f"{path}: expected format {FORMAT}, phase 1 or 2; got {state.format!r}, {state.phase!r}")
-    return state
+    if set(tree) != wanted:
+        missing, extra = sorted(wanted - set(tree)), sorted(set(tree) - wanted)
+        raise StoreCorrupt(f"{path}: format {tree['format']} lacks the fields {missing}, has the unknown {extra}")
+    return CheckpointState(**tree)
 
 
 def read_tensors(folder: Path | str, state: CheckpointState, name: str) -> dict[str, Tensor]:
@@ -135,20 +145,10 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def require_phase(state: CheckpointState, phase: int, folder: Path | str) -> None:
-    """Raise UsageError when the checkpoint is of the other phase."""
-    if state.phase != phase:
-        what = {1: "a phase-1 state encoder", 2: "a phase-2 policy"}
-        raise UsageError(
-            f"{folder}: expected {what[phase]} ({PHASE_FOLDERS[phase]}), got {what[state.phase]}; "
-            f"run `statevla train --phase {phase}` or name a checkpoint below {PHASE_FOLDERS[phase]}/"
-        )
-
-
 def require_store(state: CheckpointState, manifest_hash: str, folder: Path | str, store: str) -> None:
     """Raise StaleKey when the checkpoint was trained on another store, or on another state of it."""
     if state.manifest_hash != manifest_hash:
         raise StaleKey(
             f"{folder} was trained on the store with manifest {state.manifest_hash[:12]}…, but {store} is "
-            f"{manifest_hash[:12]}…; train phase {state.phase} again on this store, or name the other store"
+            f"{manifest_hash[:12]}…; train {state.system} again on this store, or name the other store"
         )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -12,22 +12,14 @@ from statevla.runs.files import (
     LANGUAGE,
     MODEL,
     OPTIMIZER,
-    STATE,
     CheckpointState,
     describe_bytes,
     load_strict,
     read_tensors,
 )
+from statevla.runs.layout import STATE
 from stores.disk.durable import json_bytes, staging_dir, write_bytes
 from stores.errors import StoreCorrupt
-
-LATEST: Final = "checkpoint_latest"
-BEST: Final = "checkpoint_best"
-
-
-def epoch_name(epoch: int) -> str:
-    """Folder of the checkpoint kept after `epoch` epochs."""
-    return f"checkpoint_epoch_{epoch}"
 
 
 @dataclass(frozen=True)

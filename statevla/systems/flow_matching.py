@@ -1,4 +1,4 @@
-"""Phase 2: frozen state encoder, flow-matching policy for the pose, classifier for the gripper.
+"""Flow matching: frozen state encoder, flow policy for the pose, classifier for the gripper.
 
 Legend: B batch, N tokens, D width, K chunk.
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from statevla.config import Config
 from statevla.data.batch import Batch, ObservationBatch
@@ -16,6 +16,8 @@ from statevla.models.flow import FlowPolicy, interpolate, velocity_target
 from statevla.models.gripper import GripperClassifier, command, is_closing
 from statevla.models.losses import LossParts, masked_bce, masked_mse
 from statevla.models.standardize import Standardize
+from statevla.runs.files import MODEL, below, load_strict
+from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.schema import POSE_DIMS
 from stores.statistics import Normalization
 
@@ -45,7 +47,7 @@ def draw_noise(rows: int, chunk: int, generator: torch.Generator, device: torch.
     return FlowNoise(sigma.to(device), epsilon.to(device))
 
 
-class PolicyModel(nn.Module):
+class PolicyModel(Objective):
     """encoder (the one given, frozen here), flow, gripper.
 
     Its state dict is a whole policy: statistics too, the vision backbone not.
@@ -73,35 +75,47 @@ class PolicyModel(nn.Module):
         z = self.encoder.encode_state(tokens)
         return Encoded(z, z.new_empty(len(z), 0, z.shape[1]))
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> LossParts:
-        """`loss`, under the name that wrappers such as DistributedDataParallel call."""
-        return self.loss(batch, generator)
+    def draw(self, rows: int, generator: torch.Generator) -> Noise:
+        """``sigma`` and ``epsilon`` of `FlowNoise`."""
+        return draw_noise(rows, self.config.action_seq_len, generator, generator.device)._asdict()
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> LossParts:
-        """Flow MSE + weighted gripper BCE over the steps that are not padding."""
-        return self.loss_of_state(self.encode(batch.obs), batch.chunk, batch.is_pad, generator)
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """`terms_of_state` of the frozen encoder's state."""
+        return self.terms_of_state(self.encode(batch.obs), batch.chunk, batch.is_pad, noise)
 
-    def loss_of_state(
-        self,
-        encoded: Encoded,
-        chunk: Float[Tensor, "B K 7"],
-        is_pad: Bool[Tensor, "B K"],
-        generator: torch.Generator,
-    ) -> LossParts:
-        """The same from states already made. Parts: ``flow``, ``gripper`` (unweighted), ``gripper_accuracy``."""
-        keep = ~is_pad
+    def terms_of_state(
+        self, encoded: Encoded, chunk: Float[Tensor, "B K 7"], is_pad: Bool[Tensor, "B K"], noise: Noise
+    ) -> Terms:
+        """``velocity`` and ``wanted`` [B K 6], ``logits`` and ``closing`` [B K], ``keep`` [B K] (no padding)."""
         clean = self.standardize_action(chunk)[..., :POSE_DIMS]
-        noise = draw_noise(len(chunk), chunk.shape[1], generator, chunk.device)
-        noisy = interpolate(clean, noise.epsilon, noise.sigma)
-        velocity = self.flow(noisy, noise.sigma, encoded.z, encoded.tokens)
-        logits = self.gripper(encoded.z, encoded.tokens)
-        closing = is_closing(chunk[..., POSE_DIMS])
-        flow_loss = masked_mse(velocity, velocity_target(clean, noise.epsilon), keep)
+        noisy = interpolate(clean, noise["epsilon"], noise["sigma"])
+        return {
+            "velocity": self.flow(noisy, noise["sigma"], encoded.z, encoded.tokens),
+            "wanted": velocity_target(clean, noise["epsilon"]),
+            "logits": self.gripper(encoded.z, encoded.tokens),
+            "closing": is_closing(chunk[..., POSE_DIMS]),
+            "keep": ~is_pad,
+        }
+
+    def loss(self, terms: Terms) -> LossParts:
+        """Flow MSE + weighted gripper BCE over the steps that are not padding.
+
+        Parts, named as the StateVLA documents log them: ``pos_rot_loss``, ``gripper_loss`` (unweighted) and their
+        weighted sum ``action_loss``; monitor ``gripper_accuracy``.
+        """
+        keep, logits, closing = terms["keep"], terms["logits"], terms["closing"]
+        flow_loss = masked_mse(terms["velocity"], terms["wanted"], keep)
         gripper_loss = masked_bce(logits, closing, keep)
+        total = flow_loss + self.gripper_weight * gripper_loss
         steps = keep.sum()
         right = ((is_closing(logits) == closing) & keep).sum() / steps.clamp(min=1)
-        parts = {"flow": flow_loss.detach(), "gripper": gripper_loss.detach(), "gripper_accuracy": right}
-        return LossParts(flow_loss + self.gripper_weight * gripper_loss, parts, steps.float())
+        parts = {
+            "pos_rot_loss": flow_loss.detach(),
+            "gripper_loss": gripper_loss.detach(),
+            "action_loss": total.detach(),
+            "gripper_accuracy": right,
+        }
+        return LossParts(total, parts, steps.float())
 
     @torch.no_grad()
     def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K 7"]:
@@ -117,3 +131,11 @@ class PolicyModel(nn.Module):
         logits = self.gripper(z, tokens).float()
         standardized = torch.cat([pose, command(logits).unsqueeze(-1)], dim=-1)
         return Acted(self.standardize_action.inverse(standardized), torch.sigmoid(logits))
+
+
+def build(config: Config, given: Given) -> PolicyModel:
+    """Fresh weights around the encoder of the parent's checkpoint, or around a fresh one that is still to be loaded."""
+    encoder = StateEncoder(config.model, given.statistics, given.backbone)
+    if given.parent is not None:
+        load_strict(encoder, below(given.parent.tensors, "encoder."), f"{given.parent.folder / MODEL} (encoder.)")
+    return PolicyModel(config, encoder, given.statistics)

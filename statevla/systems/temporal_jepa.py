@@ -1,24 +1,29 @@
-"""Phase 1, temporal JEPA: predict the next state, made by a slow copy of the encoder, from this one and the action.
+"""Temporal JEPA: predict the next state, made by a slow copy of the encoder, from this one and the action.
 
-Legend: B batch, D width.
+Legend: B batch, R rows of a step, D width, H horizon of the inverse dynamics.
 """
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from statevla.config import Config
 from statevla.data.batch import Batch
+from statevla.data.needs import PAIRS
 from statevla.models.encoder import StateEncoder
 from statevla.models.losses import LossParts, masked_mse, mean_std, variance_covariance
-from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_update
+from statevla.models.monitors import rank_me
+from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_momentum, ema_update
 from statevla.models.standardize import Standardize
 from statevla.models.tokenizer import Backbone
+from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.statistics import Normalization
 
 
-class JepaModel(nn.Module):
+class JepaModel(Objective):
     """encoder (trained), target (its moving average, never trained by gradient), predictor, inverse (an option)."""
+
+    needs = PAIRS
 
     def __init__(
         self,
@@ -28,42 +33,49 @@ class JepaModel(nn.Module):
     ) -> None:
         super().__init__()
         self.options = config.training.phase1
+        self.momentum = config.training.ema_momentum
         self.encoder = StateEncoder(config.model, statistics, backbone)
         self.target = StateEncoder(config.model, statistics, backbone)
         self.target.load_state_dict(self.encoder.state_dict())
         self.target.requires_grad_(False)
-        self.predictor = TemporalPredictor(config.model)
+        self.predictor = TemporalPredictor(config.model, self.options.temporal_predictor_hidden_dim)
         self.standardize_action = Standardize("action", statistics)
         self.inverse = (
-            InverseDynamics(config.model, self.options.inverse_dynamics_horizon)
+            InverseDynamics(
+                config.model, self.options.inverse_dynamics_horizon, self.options.temporal_predictor_hidden_dim
+            )
             if self.options.inverse_dynamics_weight > 0
             else None
         )
 
-    def forward(self, batch: Batch) -> LossParts:
-        """`loss`, under the name that wrappers such as DistributedDataParallel call."""
-        return self.loss(batch)
-
-    def loss(self, batch: Batch) -> LossParts:
-        """Over the rows with a successor: MSE to the target's next state, variance and covariance of predictions.
-
-        Parts: ``mse``, ``variance``, ``covariance`` (unweighted), ``inverse`` where it is on; monitors ``z_std``
-        (1 is healthy, 0 is collapse) and ``copy_mse``, the MSE of predicting that nothing changes.
-        """
-        keep = batch.has_next
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """``z``, ``predicted`` and ``wanted`` [B D], ``keep`` [B] (has a successor); with the inverse dynamics also
+        ``told``, ``actions`` [B H 7] and ``told_keep`` [B H]."""
         action = self.standardize_action(batch.action)
         z = self.encoder.state(batch.obs)
         wanted = self.target_state(batch)
-        predicted = self.predictor(z, action)
+        terms = {"z": z, "predicted": self.predictor(z, action), "wanted": wanted, "keep": batch.has_next}
+        if self.inverse is not None:
+            horizon = self.inverse.horizon
+            terms["told"] = self.inverse(z, wanted)
+            terms["actions"] = self.standardize_action(batch.chunk[:, :horizon])
+            terms["told_keep"] = batch.has_next[:, None] & ~batch.is_pad[:, :horizon]
+        return terms
+
+    def loss(self, terms: Terms) -> LossParts:
+        """Over the rows with a successor: MSE to the target's next state, variance and covariance of predictions.
+
+        Parts, named as the StateVLA documents log them: ``jepa_mse``, ``jepa_variance``, ``jepa_covariance``
+        (unweighted); ``inverse`` where it is on; monitors ``z_std`` (1 is healthy, 0 is collapse) and ``copy_mse``, the
+        MSE of predicting that nothing changes.
+        """
+        z, predicted, wanted, keep = terms["z"], terms["predicted"], terms["wanted"], terms["keep"]
         mse = masked_mse(predicted, wanted, keep)
         variance, covariance = variance_covariance(predicted, keep)
         total = mse + self.options.variance_weight * variance + self.options.covariance_weight * covariance
-        parts = {"mse": mse, "variance": variance, "covariance": covariance}
+        parts = {"jepa_mse": mse, "jepa_variance": variance, "jepa_covariance": covariance}
         if self.inverse is not None:
-            horizon = self.inverse.horizon
-            future = self.standardize_action(batch.chunk[:, :horizon])
-            told = keep[:, None] & ~batch.is_pad[:, :horizon]
-            parts["inverse"] = masked_mse(self.inverse(z, wanted), future, told)
+            parts["inverse"] = masked_mse(terms["told"], terms["actions"], terms["told_keep"])
             total = total + self.options.inverse_dynamics_weight * parts["inverse"]
         parts["z_std"] = mean_std(z, keep)
         parts["copy_mse"] = masked_mse(z, wanted, keep)
@@ -74,6 +86,19 @@ class JepaModel(nn.Module):
         """The target encoder's state of the next observation."""
         return self.target.state(batch.next_obs)
 
+    def after_step(self, step: int, total: int) -> None:
+        """Move the target towards the encoder."""
+        self.update_target(ema_momentum(step, total, self.momentum))
+
     def update_target(self, momentum: float) -> None:
-        """One step of the moving average; call it after every optimizer step with `ema_momentum`."""
+        """One step of the moving average."""
         ema_update(self.target, self.encoder, momentum)
+
+    def monitors(self, terms: Terms) -> dict[str, float]:
+        """``z_rank``: the effective rank of the states."""
+        return {"z_rank": rank_me(terms["z"].float())}
+
+
+def build(config: Config, given: Given) -> JepaModel:
+    """Fresh weights; the target starts as the encoder."""
+    return JepaModel(config, given.statistics, given.backbone)

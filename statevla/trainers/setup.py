@@ -1,20 +1,15 @@
-"""What a run checks and chooses before its first step: device, precision, configuration of a resumed run."""
+"""What a run checks and chooses before its first step: device, precision, which keys a resumed run may change."""
 
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from statevla.config import Config, flatten
-from statevla.runs.files import MODEL, CheckpointState, read_state
+from statevla.config import Config
+from statevla.config.load import flatten
+from statevla.config.options import keys
+from statevla.systems.system import System
 from stores.errors import UsageError
-
-MAY_CHANGE: Final = (
-    "data.store", "data.loader_threads", "data.cache_gib", "training.max_steps", "training.save_interval",
-    "training.log_interval", "training.validate_every_steps", "training.device", "training.torch_threads",
-    "training.phase1.num_epochs", "training.phase2.num_epochs", "model.mamba_backend",
-)  # fmt: skip
-"""Configuration keys that a resumed run may set otherwise; with the others it would be another run."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,18 +30,41 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
-def encoder_origin(folder: Path) -> dict[str, Any]:
-    """Where a frozen encoder came from, for the policy's checkpoints."""
-    state = read_state(folder)
-    return {"checkpoint": folder.name, "step": state.step, "sha256": state.files[MODEL]["sha256"]}
+@dataclass(frozen=True)
+class Difference:
+    """A key that two configurations set differently."""
+
+    key: str
+    mine: Any
+    theirs: Any
 
 
-def require_same_config(config: Config, state: CheckpointState, where: Path) -> None:
-    """Raise UsageError naming the first key on which a resumed run differs from its checkpoint."""
-    saved = flatten(state.config)
-    for key, mine in flatten(config.to_dict()).items():
-        if key not in MAY_CHANGE and saved[key] != mine:
-            raise UsageError(
-                f"{key}: {mine!r} here, {saved[key]!r} in {where}; a resumed run keeps its configuration, "
-                f"use --set {key}={saved[key]}, or start another run without --resume"
-            )
+def differences(mine: Config, theirs: Config, which: str) -> list[Difference]:
+    """Keys on which two configurations differ.
+
+    which: ``resume``, those that a resumed run must keep, or ``parent``, those that fix a frozen encoder.
+    """
+    left, right = flatten(mine.to_dict()), flatten(theirs.to_dict())
+    checked = [
+        key.name
+        for name, part in mine.parts().items()
+        for key in keys(part, f"{name}.")
+        if (key.option.parent if which == "parent" else not key.option.resume)
+    ]
+    return [Difference(key, left[key], right[key]) for key in checked if key in right and left[key] != right[key]]
+
+
+def require_same_config(config: Config, saved: Config, system: System, where: object) -> None:
+    """Raise UsageError naming every key on which a resumed run may not differ from its checkpoint, but does.
+
+    Options of other systems do not count.
+    """
+    others = tuple(f"{path}." for path in ("training.phase1", "training.phase2", *config.sections)
+                   if path != system.section)  # fmt: skip
+    found = [each for each in differences(config, saved, "resume") if not each.key.startswith(others)]
+    if found:
+        listed = "; ".join(f"{each.key}: {each.mine!r} here, {each.theirs!r} there" for each in found)
+        raise UsageError(
+            f"a resumed run keeps the configuration of {where}, but: {listed}; "
+            "leave these keys, or the preset, out, or start another run without --resume"
+        )

@@ -4,30 +4,38 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; a second SIGINT interrupts at once.
+@dataclass
+class Stop:
+    """signal: the first one that came, None until then."""
 
-    Outside the main thread, where Python delivers no signals, the event is never set.
+    signal: int | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Yield what the first SIGINT or SIGTERM is noted in; a second SIGINT interrupts at once.
+
+    Outside the main thread, where Python delivers no signals, nothing is ever noted.
     """
-    event = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if event.is_set() and number == signal.SIGINT:
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        event.set()
+        stop.signal = stop.signal or number
 
     for number in before:
-        signal.signal(number, stop)
+        signal.signal(number, note)
     try:
-        yield event
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,46 +1,46 @@
-"""The one training loop. What differs between phases is in `phase1.py` and `phase2.py`."""
+"""The one training loop, of every system in the table."""
 
 import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from statevla import __version__
-from statevla.config import Config, Phase1Config, Phase2Config
+from statevla.config import Config
+from statevla.config.load import only_sections
+from statevla.config.schema import require_widths
 from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.prefetch import Position
-from statevla.encoders.siglip import SiglipBackbone
 from statevla.encoders.vision import identity, load_backbone, require_identity
-from statevla.models.losses import LossParts
 from statevla.models.optim import parameter_groups
+from statevla.runs import layout
 from statevla.runs import write as checkpoint
-from statevla.runs.files import FORMAT, PHASE_FOLDERS, CheckpointState, read_state, require_phase, require_store
+from statevla.runs.files import CheckpointState, read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
-from statevla.systems import flow_matching_build as phase2
-from statevla.systems import temporal_jepa_build as phase1
-from statevla.trainers.monitors import rank_me
+from statevla.runs.migrations import FORMAT
+from statevla.systems.system import Given, System
+from statevla.systems.table import config_of, find_system, own_sections
+from statevla.trainers.parents import load_parent, origin
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import choose_device, encoder_origin, require_same_config, use_bf16
-from statevla.trainers.stop import stop_on_signals
+from statevla.trainers.setup import choose_device, require_same_config, use_bf16
+from statevla.trainers.stop import Stop, stop_on_signals
+from statevla.trainers.validation import validate
 from stores.disk.durable import LineLog, lock, write_bytes, write_json
 from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
+from stores.schema import ACTION_DIM, LANGUAGE_DIM, ROBOT_STATE_DIM
 
 ADAM_BETAS: Final = (0.9, 0.999)
 SAVE_SECONDS: Final = 300.0
 """A run also saves checkpoint_latest when this long has passed since it last did."""
-
-VALIDATION_SEED: Final = 2**31 - 1
-MONITOR_ROWS: Final = 2048
 
 
 class NonFiniteLoss(StateVLAError):
@@ -48,79 +48,76 @@ class NonFiniteLoss(StateVLAError):
 
 
 @dataclass(frozen=True)
-class Phase:
-    """What the loop needs of a phase."""
-
-    number: int
-    build: Callable[[Config, Store, Path | None, SiglipBackbone | None], Any]
-    loss: Callable[[nn.Module, Batch, torch.Generator], LossParts]
-    after_step: Callable[[Any, Config, int, int], None]
-    options: Callable[[Config], Phase1Config | Phase2Config]
-
-
-PHASES: Final = {
-    1: Phase(1, phase1.build, phase1.loss, phase1.after_step, lambda config: config.training.phase1),
-    2: Phase(2, phase2.build, phase2.loss, phase2.after_step, lambda config: config.training.phase2),
-}
-
-
-@dataclass(frozen=True)
 class TrainSummary:
-    """Outcome of a run. best: {"step", "val_loss"}, None without validation episodes. stopped: by a signal, early."""
+    """Outcome of a run. best: {"step", "val_loss"}, None without validation episodes.
+
+    began: step at which this call began. signal: what stopped the run before its end, None when it is finished.
+    """
 
     run: str
-    phase: int
+    system: str
     steps: int
     best: dict[str, Any] | None
     checkpoint: str
-    stopped: bool
+    began: int
+    signal: int | None
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal, early."""
+        return self.signal is not None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that `statevla train --json` prints."""
         return {
             "run": self.run,
-            "phase": self.phase,
+            "system": self.system,
             "steps": self.steps,
             "best": self.best,
             "checkpoint": self.checkpoint,
+            "stopped": self.stopped,
         }
 
 
 def train(
-    phase: int,
+    system: System | str,
     config: Config,
     store_path: Path | str,
     run_dir: Path,
-    resume: bool = False,
+    resume: Path | bool = False,
     encoder_checkpoint: Path | None = None,
     progress: Progress | None = None,
+    unfinished_encoder: bool = False,
 ) -> TrainSummary:
-    """Train one phase until its epochs or ``training.max_steps`` are done, or a signal says stop.
+    """Train one system until its epochs or ``training.max_steps`` are done, or a signal says stop.
 
-    Checkpoints go to ``<run_dir>/checkpoints/<phase folder>/``; with `resume` the run goes on from checkpoint_latest,
-    on a CPU to the bit. SIGINT and SIGTERM save checkpoint_latest and return.
+    Checkpoints go to ``<run_dir>/checkpoints/<system's folder>/``; with `resume` the run goes on from
+    checkpoint_latest, or from the checkpoint named, on a CPU to the bit. SIGINT and SIGTERM save checkpoint_latest and
+    return.
 
-    Raises UsageError (checkpoints already there, nothing to resume, another configuration), StaleKey (checkpoint or
-    statistics of another store), NonFiniteLoss, StoreCorrupt.
+    Raises UsageError (checkpoints already there, nothing to resume, another configuration, an encoder that is missing
+    or unfinished, too few rows a batch), StaleKey (checkpoint or statistics of another store), NonFiniteLoss,
+    StoreCorrupt.
     """
-    if phase not in PHASES:
-        raise UsageError(f"phase: expected 1 or 2, got {phase}")
+    row = find_system(system) if isinstance(system, str) else system
     if config.training.torch_threads is not None:
         torch.set_num_threads(config.training.torch_threads)
-    folder = run_dir / "checkpoints" / PHASE_FOLDERS[phase]
-    latest = folder / checkpoint.LATEST
-    if latest.exists() and not resume:
-        raise UsageError(f"{latest} exists already; use --resume to go on from it, or another --run folder")
-    if resume and not latest.exists():
-        raise UsageError(f"{latest}: nothing to resume; train without --resume first")
-    if phase == 2 and encoder_checkpoint is None and not resume:
+    folder = layout.checkpoints(run_dir, row.folder)
+    latest = folder / layout.LATEST
+    if latest.exists() and resume is False:
+        raise UsageError(f"{latest} exists already; go on from it with --resume {run_dir}, or use another --run folder")
+    source = latest if resume is True else resume or None
+    if source is not None and not layout.is_checkpoint(source):
+        raise UsageError(f"{source}: nothing to resume; train without --resume first")
+    if row.parent and encoder_checkpoint is None and source is None:
         raise UsageError(
-            "phase 2 needs the state encoder of a phase-1 checkpoint; run `statevla train --phase 1` first"
+            f"{row.name} needs the state encoder of a checkpoint of {' or '.join(row.parent)}; "
+            f"run `statevla train --system {row.parent[0]}` first"
         )
-    encoder = None if resume else encoder_checkpoint  # a resumed policy has its encoder in its own checkpoint
-    with lock(folder, f"train phase {phase}"):
-        run = Run(PHASES[phase], config, Store.open(store_path), run_dir, folder, encoder, progress)
-        start = run.resume(latest) if resume else run.start()
+    parent = encoder_checkpoint if source is None else None  # a resumed policy has its encoder in its own checkpoint
+    with lock(folder, f"train {row.name}"):
+        run = Run(row, config, Store.open(store_path), run_dir, parent, progress, unfinished_encoder)
+        start = run.start() if source is None else run.resume(source)
         return run.loop(start)
 
 
@@ -129,38 +126,46 @@ class Run:
 
     def __init__(
         self,
-        phase: Phase,
+        system: System,
         config: Config,
         store: Store,
         run_dir: Path,
-        folder: Path,
-        encoder_checkpoint: Path | None,
-        progress: Progress | None,
+        parent: Path | None = None,
+        progress: Progress | None = None,
+        unfinished_parent: bool = False,
     ) -> None:
         training = config.training
-        self.phase, self.config, self.store = phase, config, store
-        self.run_dir, self.folder, self.progress = run_dir, folder, progress
-        self.metrics = run_dir / f"metrics_phase{phase.number}.jsonl"
+        self.system, self.options, self.store = system, system.options_of(config), store
+        self.config = only_sections(config, own_sections(system))
+        self.run_dir, self.folder, self.progress = run_dir, layout.checkpoints(run_dir, system.folder), progress
+        self.metrics = layout.metrics(run_dir, system.folder)
+        require_widths(config.model, LANGUAGE_DIM, ROBOT_STATE_DIM, ACTION_DIM, str(store.root))
         self.device = choose_device(training.device)
         self.autocast = use_bf16(training.precision, self.device)
         self.statistics = store.stats()
+        found = None if parent is None else load_parent(system, config, parent, store, unfinished_parent)
+        self.parent = None if found is None else origin(found)
         torch.manual_seed(training.seed)
         self.backbone = load_backbone(config.model, self.device)
-        self.model = phase.build(config, store, encoder_checkpoint, self.backbone).to(self.device)
-        self.encoder = None if encoder_checkpoint is None else encoder_origin(encoder_checkpoint)
+        self.model = system.build(config, Given(self.statistics, self.backbone, found)).to(self.device)
+        needs = self.model.needs
+        if training.batch_size < needs.rows:
+            raise UsageError(
+                f"training.batch_size: {system.name} takes statistics of a batch and needs {needs.rows} rows or more, "
+                f"got {training.batch_size}"
+            )
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, training.weight_decay),
-            lr=phase.options(config).learning_rate,
+            parameter_groups(self.model, training.weight_decay, self.model.undecayed),
+            lr=self.options.learning_rate,
             betas=ADAM_BETAS,
             fused=True,
         )
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.loader = SegmentLoader(
-            store, "train", training.batch_size, training.seed, config.data, config.model.action_seq_len, phase.number
-        )
-        self.total = total_steps(phase.options(config).num_epochs, self.loader.batches_per_epoch, training.max_steps)
+        chunk = config.model.action_seq_len
+        self.loader = SegmentLoader(store, "train", training.batch_size, training.seed, config.data, chunk, needs)
+        self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
         self.validation = self._validation_reader()
-        self.step = 0
+        self.step = self.began = 0
         self.last_loss = math.nan
         self.best: dict[str, Any] | None = None
         self.unsaved_best: checkpoint.Snapshot | None = None
@@ -172,65 +177,76 @@ class Run:
         training = self.config.training
         return SplitReader(
             self.store, "val", training.batch_size, self.config.model.action_seq_len, self.config.data,
-            phase=self.phase.number, seed=training.seed, mixed=True,
+            needs=self.model.needs, seed=training.seed, mixed=True,
         )  # fmt: skip
 
     def start(self) -> Position:
         """Begin at step 0 with an empty metrics file."""
         write_bytes(self.metrics, b"")
-        write_json(self.run_dir / f"config_phase{self.phase.number}.json", self.config.to_dict())
+        write_json(layout.configuration(self.run_dir, self.system.folder), self.config.to_dict())
         return Position(0, 0)
 
-    def resume(self, latest: Path) -> Position:
-        """Put everything back as `latest` has it; metrics of later steps are dropped."""
-        state = read_state(latest)
-        require_phase(state, self.phase.number, latest)
-        require_store(state, self.store.manifest_hash, latest, str(self.store.root))
-        require_same_config(self.config, state, latest)
-        require_identity(self.backbone, state.backbone, str(latest))
-        checkpoint.restore(latest, state, self.model, self.optimizer)
-        self.step, self.best, self.last_loss = state.step, state.best, state.loss
-        self.encoder = state.encoder
+    def resume(self, source: Path) -> Position:
+        """Put everything back as the checkpoint has it; metrics of later steps are dropped."""
+        state = read_state(source)
+        require_store(state, self.store.manifest_hash, source, str(self.store.root))
+        require_same_config(self.config, config_of(state, source), self.system, source)
+        require_identity(self.backbone, state.backbone, str(source))
+        if state.step > self.total:
+            raise UsageError(
+                f"{source}: already at step {state.step}, the run is to end at {self.total}; "
+                "raise training.max_steps or the epochs"
+            )
+        checkpoint.restore(source, state, self.model, self.optimizer)
+        self.step = self.began = state.step
+        self.best, self.last_loss = state.best, state.loss
+        self.parent = state.parent
         kept = [record for record in read_metrics(self.metrics) if record["step"] <= state.step]
         write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
         return Position(int(state.loader["epoch"]), int(state.loader["batch"]))
 
     def loop(self, position: Position) -> TrainSummary:
         """Steps from `position` to the end, or to a signal."""
+        if self.step == self.total:
+            return self.summary(None)
         with contextlib.ExitStack() as stack:
-            stopping = stack.enter_context(stop_on_signals())
+            stop = stack.enter_context(stop_on_signals())
             log = stack.enter_context(LineLog(self.metrics))
-            saved_at = logged_at = time.monotonic()
-            logged_step = self.step
-            batches = stack.enter_context(contextlib.closing(self.loader.batches(position)))
-            while self.step < self.total and not stopping.is_set():
-                position, batch = next(batches)
-                parts, norm, lr = self.train_step(batch.to(self.device))
-                training, epoch_done = self.config.training, position.batch == 0
-                if self.step % training.log_interval == 0 or self.step == self.total:
-                    now = time.monotonic()
-                    rate = (self.step - logged_step) * training.batch_size / max(now - logged_at, 1e-9)
-                    logged_at, logged_step = now, self.step
-                    self.log_training(log, position, parts, norm, lr, rate)
-                every = training.validate_every_steps
-                if (epoch_done if every is None else self.step % every == 0) or self.step == self.total:
-                    pause = time.monotonic()
-                    self.validate(log, position)
-                    logged_at += time.monotonic() - pause
-                if epoch_done and position.epoch % training.save_interval == 0:
-                    self.save(position, checkpoint.epoch_name(position.epoch))
-                    self.save(position, checkpoint.LATEST)
-                    saved_at = time.monotonic()
-                elif time.monotonic() - saved_at > SAVE_SECONDS:
-                    self.save(position, checkpoint.LATEST)
-                    saved_at = time.monotonic()
-        self.save(position, checkpoint.LATEST)
-        title = f"{self.run_dir.name}, phase {self.phase.number}"
-        plot_losses(self.metrics, self.metrics.with_name(f"losses_phase{self.phase.number}.png"), title)
-        stopped = self.step < self.total
-        self.report(self.step, f"stopped, {checkpoint.LATEST} saved" if stopped else "done")
-        latest = str(self.folder / checkpoint.LATEST)
-        return TrainSummary(str(self.run_dir), self.phase.number, self.step, self.best, latest, stopped)
+            position = self._steps(position, stop, log, stack)
+        self.save(position, layout.LATEST)
+        title = f"{self.run_dir.name}, {self.system.title}"
+        plot_losses(self.metrics, layout.losses(self.run_dir, self.system.folder), title)
+        stopped = stop.signal if self.step < self.total else None
+        self.report(self.step, "done" if stopped is None else f"stopped, {layout.LATEST} saved")
+        return self.summary(stopped)
+
+    def _steps(self, position: Position, stop: Stop, log: LineLog, stack: contextlib.ExitStack) -> Position:
+        training = self.config.training
+        saved_at = logged_at = time.monotonic()
+        logged_step = self.step
+        batches = stack.enter_context(contextlib.closing(self.loader.batches(position)))
+        while self.step < self.total and stop.signal is None:
+            position, batch = next(batches)
+            parts, norm, lr = self.train_step(batch)
+            epoch_done = position.batch == 0
+            if self.step % training.log_interval == 0 or self.step == self.total:
+                now = time.monotonic()
+                rate = (self.step - logged_step) * training.batch_size / max(now - logged_at, 1e-9)
+                logged_at, logged_step = now, self.step
+                self.log_training(log, position, parts, norm, lr, rate)
+            every = training.validate_every_steps
+            if (epoch_done if every is None else self.step % every == 0) or self.step == self.total:
+                pause = time.monotonic()
+                self.validate(log, position)
+                logged_at += time.monotonic() - pause
+            if epoch_done and position.epoch % training.save_interval == 0:
+                self.save(position, layout.epoch_name(position.epoch))
+                self.save(position, layout.LATEST)
+                saved_at = time.monotonic()
+            elif time.monotonic() - saved_at > SAVE_SECONDS:
+                self.save(position, layout.LATEST)
+                saved_at = time.monotonic()
+        return position
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, float]:
         """One optimizer step. Returns loss parts with the total, gradient norm before clipping, learning rate.
@@ -238,12 +254,14 @@ class Run:
         Raises NonFiniteLoss before any weight changes.
         """
         training = self.config.training
-        lr = learning_rate(self.step, self.total, self.phase.options(self.config).learning_rate, training)
+        lr = learning_rate(self.step, self.total, self.options.learning_rate, training)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
+        noise = self.model.draw(len(batch), step_generator(training.seed, self.step))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            loss = self.phase.loss(self.model, batch, step_generator(training.seed, self.step))
+            terms = self.model(batch.to(self.device), {name: value.to(self.device) for name, value in noise.items()})
+            loss = self.model.loss(terms)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.trained, training.gradient_clip)
@@ -251,12 +269,12 @@ class Run:
         if not (math.isfinite(self.last_loss) and math.isfinite(size)):
             values = {name: float(value) for name, value in loss.parts.items()}
             raise NonFiniteLoss(
-                f"loss {self.last_loss}, gradient norm {size} at step {self.step + 1} of phase {self.phase.number}, "
+                f"loss {self.last_loss}, gradient norm {size} at step {self.step + 1} of {self.system.name}, "
                 f"parts {values}; nothing was overwritten, {self.folder} holds the checkpoints saved before; "
                 "lower the learning rate, or check the store with `statevla verify`"
             )
         self.optimizer.step()
-        self.phase.after_step(self.model, self.config, self.step, self.total)
+        self.model.after_step(self.step, self.total)
         self.step += 1
         return {"loss": loss.total.detach(), **loss.parts}, norm, lr
 
@@ -271,28 +289,11 @@ class Run:
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.report(self.step, f"{shown} | {rate:,.0f} samples/s | {left:.0f} s left")
 
-    @torch.no_grad()
     def validate(self, log: LineLog, position: Position) -> None:
-        """Loss over the validation split with always the same noise; keeps a snapshot when it is the best so far."""
+        """Log the validation losses and keep a snapshot when they are the best so far."""
         if self.validation is None:
             return
-        self.model.eval()
-        sums: dict[str, float] = {}
-        weights = 0.0
-        states: list[Tensor] = []
-        for number, batch in enumerate(self.validation.batches()):
-            batch = batch.to(self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                loss = self.phase.loss(self.model, batch, step_generator(VALIDATION_SEED, number))
-                if self.phase.number == 1 and len(states) * len(batch) < MONITOR_ROWS:
-                    states.append(self.model.encoder.state(batch.obs).float())
-            weight = float(loss.weight)
-            weights += weight
-            for name, value in {"loss": loss.total, **loss.parts}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * weight
-        values = {name: value / weights for name, value in sums.items()}
-        if states:
-            values["z_rank"] = rank_me(torch.cat(states))
+        values = validate(self.model, self.validation, self.device, self.autocast)
         if not math.isfinite(values["loss"]):
             raise NonFiniteLoss(f"validation loss is {values['loss']} after step {self.step}; nothing was overwritten")
         log.append(json.dumps({"kind": "val", "step": self.step, "epoch": position.epoch, **values}))
@@ -308,7 +309,7 @@ class Run:
         language = self.store.language
         state = CheckpointState(
             format=FORMAT,
-            phase=self.phase.number,
+            system=self.system.name,
             epoch=position.epoch,
             step=self.step,
             loader=self.loader.state(position),
@@ -316,7 +317,7 @@ class Run:
             best=self.best,
             scheduler={
                 "name": training.schedule,
-                "base": self.phase.options(self.config).learning_rate,
+                "base": self.options.learning_rate,
                 "warmup_steps": training.warmup_steps,
                 "total_steps": self.total,
             },
@@ -328,7 +329,7 @@ class Run:
             instructions=instructions,
             language={"encoder": language.encoder, "revision": language.revision},
             backbone=identity(self.backbone),
-            encoder=self.encoder,
+            parent=self.parent,
             code_version=__version__,
             files={},
         )
@@ -343,11 +344,16 @@ class Run:
     def save(self, position: Position, name: str) -> None:
         """Write a checkpoint, after the best one that validation has found since the last save."""
         if self.unsaved_best is not None:
-            checkpoint.save(self.folder / checkpoint.BEST, self.unsaved_best)
+            checkpoint.save(self.folder / layout.BEST, self.unsaved_best)
             self.unsaved_best = None
         checkpoint.save(self.folder / name, self.snapshot(position))
+
+    def summary(self, stopped: int | None) -> TrainSummary:
+        """What `train` hands back."""
+        latest = str(self.folder / layout.LATEST)
+        return TrainSummary(str(self.run_dir), self.system.name, self.step, self.best, latest, self.began, stopped)
 
     def report(self, done: int, message: str) -> None:
         """One progress event of this run."""
         if self.progress is not None:
-            self.progress(ProgressEvent(f"train phase {self.phase.number}", done, self.total, "steps", message))
+            self.progress(ProgressEvent(f"train {self.system.name}", done, self.total, "steps", message))

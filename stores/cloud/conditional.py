@@ -4,6 +4,7 @@ A *tag* names one version of an object (S3's ETag). With conditional puts two wr
 wrote an object, without any lock: ``If-None-Match: *`` to create, ``If-Match: <tag>`` to replace.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -11,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from stores.cloud.storage import RemoteStorage, named_errors
+from stores.cloud.storage import RemoteStorage, error_code, named_errors
 from stores.disk.durable import TEMP_PREFIX
-from stores.errors import StoreChanged, StoreError, UsageError
+from stores.errors import PlaceMissing, StoreChanged, StoreError, StoreMissing, UsageError
 from stores.manifest import hash_stream
 
 _LOST: Final = ("PreconditionFailed", "ConditionalRequestConflict")
@@ -50,8 +51,7 @@ def _put_s3(files: Any, path: str, data: bytes, tag: str | None) -> str:
     try:
         answer = files.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
     except OSError as error:
-        response = getattr(error.__cause__, "response", None)
-        code = response["Error"]["Code"] if isinstance(response, dict) and "Error" in response else None
+        code = error_code(error)
         if code in _LOST or (code == "NoSuchKey" and tag is not None):
             raise StoreChanged(f"{path} is not what it was") from error
         raise
@@ -128,12 +128,12 @@ class ConditionalStorage:
         self.remove([probe])
         raise StoreError(f"{self.root}: the server ignores the condition of a put; of two writers both would win")
 
-    def listing(self) -> dict[str, Entry]:
-        """Every object below the prefix, as it is now."""
+    def listing(self, folder: str = "") -> dict[str, Entry]:
+        """Every object below the prefix (and its `folder`), as it is now, by its name below the prefix."""
         base = self._path.rstrip("/") + "/"
         with named_errors(self.root, "the list of objects"):
             self._files.invalidate_cache()
-            found = self._files.find(self._path, detail=True)
+            found = self._files.find(f"{base}{folder}".rstrip("/"), detail=True)
             return {
                 path.removeprefix(base): Entry(
                     int(info["size"]), info["ETag"] if "ETag" in info else self._kind.tag(self._files, path)
@@ -144,17 +144,17 @@ class ConditionalStorage:
     def get(self, name: str) -> tuple[bytes, str] | None:
         """(content, tag) of one object, both of the same moment; None when there is none."""
         path = f"{self._path}/{name}"
-        with named_errors(self.root, name):
-            for _ in range(_READS):
-                try:
+        for _ in range(_READS):
+            try:
+                with named_errors(self.root, name):
                     data = bytes(self._files.cat_file(path))
                     tag = self._kind.tag(self._files, path)
                     if tag == self._kind.tag_of(data) or bytes(self._files.cat_file(path)) == data:
                         return data, tag
-                except FileNotFoundError as error:
-                    if "bucket" in str(error).lower():
-                        raise
-                    return None
+            except PlaceMissing:
+                raise
+            except StoreMissing:
+                return None
         raise StoreChanged(f"{self.root}: {name} changes all the time: somebody else writes there")
 
     def put(self, name: str, data: bytes, tag: str | None) -> str:
@@ -172,18 +172,34 @@ class ConditionalStorage:
                 return found[1]
             raise StoreChanged(f"{self.root}: {name} was changed by somebody else meanwhile") from error
 
+    def shows(self, entry: Entry, data: bytes) -> bool:
+        """Whether the listing alone says that the object is `data`; it does not where the server has tags of its own."""
+        return entry.bytes == len(data) and entry.tag == self._kind.tag_of(data)
+
     def holds(self, name: str, entry: Entry, data: bytes) -> bool:
         """Whether object `name`, listed as `entry`, is `data`; it is read only where its tag does not tell."""
-        if entry.bytes != len(data):
-            return False
-        if entry.tag == self._kind.tag_of(data):
+        if self.shows(entry, data):
             return True
-        return hash_stream(self.storage.pieces(name)) == (len(data), hashlib.sha256(data).hexdigest())
+        return entry.bytes == len(data) and hash_stream(self.storage.pieces(name)) == (len(data), hashlib.sha256(data).hexdigest())
+
+    def copy(self, name: str, target: str) -> bool:
+        """Copy an object on the server, over what is at `target`; False when there is none of that `name`."""
+        try:
+            with named_errors(self.root, name, "copied"):
+                self._files.cp_file(f"{self._path}/{name}", f"{self._path}/{target}")
+        except PlaceMissing:
+            raise
+        except StoreMissing:
+            return False
+        return True
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; no error where there is none."""
+        self._files.invalidate_cache()
         for name in names:
-            with named_errors(self.root, name, "removed"):
-                self._files.invalidate_cache()
-                if self._files.exists(f"{self._path}/{name}"):
-                    self._files.rm_file(f"{self._path}/{name}")
+            self.remove_one(name)
+
+    def remove_one(self, name: str) -> None:
+        """Remove an object; no error where there is none."""
+        with named_errors(self.root, name, "removed"), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._path}/{name}")

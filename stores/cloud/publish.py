@@ -1,15 +1,21 @@
 """A committed store into object storage: of two writers exactly one wins, and no reader sees half of two stores.
 
-Object storage has no rename and no lock, but conditional puts (`conditional`). There ``manifest.json`` is a
-register:
+Object storage has no rename and no lock, but conditional puts (`conditional`). ``manifest.json`` is a register, and
+every publication has a folder of its own beside it, ``publication-<16 hex digits>/``, which holds a whole store:
 
-1. A *claim* takes its place, which names the manifest that is coming. From here on there is no store to read, and no
-   other publisher gets in.
-2. Every object that is not there already is put, each only where there is what was seen; leftovers are removed.
-3. The manifest takes the claim's place: the commit.
+1. A *claim* takes the register, which names the manifest that is coming and the fresh folder. From here on there is no
+   store to read, and no other publisher gets in.
+2. Every object is put into that folder, or copied there from the one before.
+3. A *pointer* to the folder takes the claim's place: the commit.
+4. Folders that the register does not name are removed.
 
-An interrupted publication is continued by whoever publishes the same content. A store that is there is replaced only by
-the folder that published it (``.published.json`` in the folder says so), or when told to (`replace`).
+Why whole under any stall: an object's name has one right content for ever, because all who write into a folder have its
+manifest; a late put changes nothing. And a folder that was listed, and that the register did not name when it was read
+*after* that, was claimed once and lost: no later claim names it again, so who removes it takes nothing from anybody.
+
+An interrupted publication is continued, in its folder, by whoever publishes the same content. A store that is there is
+replaced only by the folder that published it (``.published.json`` in the local folder says so), or when told to
+(`replace`). A store that was copied here by other means, its manifest in the register, is read and replaced too.
 """
 
 import contextlib
@@ -19,13 +25,14 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from stores.cloud.conditional import ConditionalStorage, Entry
-from stores.cloud.storage import LocalStorage
+from stores.cloud.storage import POINTER, LocalStorage, is_publication, pointed
 from stores.disk import durable
-from stores.errors import StoreChanged, StoreCorrupt, StoreLocked
+from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked
 from stores.manifest import CLAIM, MANIFEST, Manifest, hash_objects, is_claim, read_manifest
 from stores.progress import Progress, ProgressEvent
 
@@ -33,10 +40,22 @@ PUBLISHED: Final = ".published.json"
 """In the local folder, by URL: hashes of the manifests that this folder last published, or began to."""
 THREADS: Final = 4
 """Objects on their way at once; each is in memory meanwhile (a shard is some tens of MB)."""
-OWN_FOLDERS: Final = ("shards/", "units/", "frames.zarr/")
-"""Folders in which an object that the manifest does not name is a leftover of an earlier store, and is removed."""
-_PARTS: Final = ("episodes.parquet", "segments.parquet", "language.parquet", "quarantine.jsonl", "stats/", "features/",
-                 "latents/", MANIFEST, *OWN_FOLDERS)  # fmt: skip
+LEGACY: Final = ""
+"""The folder of a store whose objects lie beside the register."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the register says. manifest: hash of the store that is there, or, with `who`, of the one that is coming.
+
+    at: its folder. who: process, host and nonce of a claim. tag: of the register. objects: of a store beside it.
+    """
+
+    manifest: str
+    at: str
+    tag: str
+    who: dict[str, Any] | None = None
+    objects: tuple[str, ...] = ()
 
 
 def check_target(root: Path | str, url: str, replace: bool = False, **options: Any) -> tuple[str, ...]:
@@ -49,18 +68,18 @@ def check_target(root: Path | str, url: str, replace: bool = False, **options: A
     there = remote.listing()
     remote.check()
     ours = _published(root).get(remote.root, [])
-    found = remote.get(MANIFEST)
+    found = _registered(remote)
     if found is None:
-        strangers = sorted(name for name in there if not name.startswith((".", *_PARTS)))
+        strangers = sorted(name for name in there if not (name.startswith(".") or is_publication(name.partition("/")[0])))
         if strangers:
             raise StoreLocked(
                 f"{remote.root}: expected a store or nothing there, got {strangers[:5]}; choose another prefix"
             )
         return tuple(ours)
     if replace:
-        return (*ours, _content(found[0]))
-    if _content(found[0]) not in ours:
-        raise _refused(remote.root, found[0])
+        return (*ours, found.manifest)
+    if found.manifest not in ours:
+        raise _refused(remote.root, found)
     return tuple(ours)
 
 
@@ -80,22 +99,21 @@ def publish_store(
     target = hashlib.sha256(content).hexdigest()
     manifest = Manifest.from_bytes(content, f"{root}: {MANIFEST}")
     with _writing(root):
+        before = _registered(remote)
         if allowed is None:
-            found = remote.get(MANIFEST)
-            same = found is not None and _content(found[0]) == target
+            same = before is not None and before.manifest == target
             allowed = (target,) if same else check_target(root, url, replace, **options)
         _check_local(local, manifest)  # before the claim, which takes the old store away from its readers
-        claim = _claim(root, remote, target, {target, *allowed})
-        tags = _send(local, remote, manifest, progress)
-        there = remote.listing()
-        strangers = [name for name in there if name.startswith(OWN_FOLDERS) and name not in tags]
-        changed = [name for name, tag in tags.items() if name not in there or there[name].tag != tag]
-        if changed:
-            raise StoreChanged(f"{remote.root}: somebody else writes there: {changed[:5]} changed; run it again")
-        if claim is not None:
-            remote.remove(strangers)
-            remote.put(MANIFEST, content, claim)
+        now = _claim(root, remote, target, {target, *allowed})
+        _send(local, remote, manifest, now.at, before, progress)
+        _require_whole(remote, now.at, manifest)
+        if now.at != LEGACY:
+            _put_manifest(remote, _under(now.at, MANIFEST), content)
+        if now.who is not None:
+            pointer = {"at": now.at, "manifest": target}
+            remote.put(MANIFEST, durable.json_bytes({POINTER: pointer}), now.tag)
             _remember(root, remote.root, [target])
+        _remove_dead(remote, before)
     return target
 
 
@@ -114,77 +132,135 @@ def _check_local(local: LocalStorage, manifest: Manifest) -> None:
             )
 
 
-def _claim(root: Path | str, remote: ConditionalStorage, target: str, allowed: set[str]) -> str | None:
-    """Put the claim in the manifest's place; its tag. None when the manifest itself is there already."""
+def _registered(remote: ConditionalStorage) -> Registered | None:
+    """What the register says now, None when there is none. Raises StoreLocked when it is not ours to read."""
     found = remote.get(MANIFEST)
-    if found is not None and not is_claim(found[0]) and _content(found[0]) == target:
-        return None
-    if found is not None and _content(found[0]) not in allowed:
-        raise _refused(remote.root, found[0])
-    ours = _published(root).get(remote.root, [])
-    _remember(
-        root, remote.root, [*dict.fromkeys([*ours, target])]
-    )  # before the claim: a claim that nobody remembers stays for ever
-    who = {"manifest": target, "pid": os.getpid(), "host": socket.gethostname(), "nonce": os.urandom(8).hex()}
+    return None if found is None else _parse(remote.root, *found)
+
+
+def _parse(url: str, data: bytes, tag: str) -> Registered:
     try:
-        return remote.put(MANIFEST, durable.json_bytes({CLAIM: who}), None if found is None else found[1])
+        if is_claim(data):
+            who = json.loads(data)[CLAIM]
+            at = who.get("at", LEGACY)
+            if at == LEGACY or is_publication(at):
+                return Registered(str(who["manifest"]), at, tag, who)
+        elif (at := pointed(data)) is not None:
+            return Registered(str(json.loads(data)[POINTER]["manifest"]), at, tag)
+        else:
+            objects = tuple(item.path for item in Manifest.from_bytes(data, f"{url}: {MANIFEST}").objects)
+            return Registered(hashlib.sha256(data).hexdigest(), LEGACY, tag, objects=objects)
+    except (ValueError, KeyError, TypeError, RecursionError, StoreError):
+        pass
+    raise StoreLocked(f"{url}: its {MANIFEST} is not one of a store (or is damaged); choose another prefix")
+
+
+def _claim(root: Path | str, remote: ConditionalStorage, target: str, allowed: set[str]) -> Registered:
+    """Take the register for `target`; what it says then. Without `who` where the store is there already."""
+    found = _registered(remote)
+    if found is not None and found.who is None and found.manifest == target:
+        return found
+    if found is not None and found.manifest not in allowed:
+        raise _refused(remote.root, found)
+    ours = _published(root).get(remote.root, [])
+    # Before the claim: a claim that nobody remembers stays for ever.
+    _remember(root, remote.root, [*dict.fromkeys([*ours, target])])
+    nonce = os.urandom(8).hex()
+    goes_on = found is not None and found.manifest == target and found.at != LEGACY
+    at = found.at if found is not None and goes_on else f"publication-{nonce}"
+    who = {"manifest": target, "at": at, "pid": os.getpid(), "host": socket.gethostname(), "nonce": nonce}
+    try:
+        tag = remote.put(MANIFEST, durable.json_bytes({CLAIM: who}), None if found is None else found.tag)
     except StoreChanged as error:
-        now = remote.get(MANIFEST)
-        raise (_refused(remote.root, now[0]) if now is not None else error) from error
+        now = _registered(remote)
+        raise (_refused(remote.root, now) if now is not None else error) from error
+    return Registered(target, at, tag, who)
 
 
 def _send(
-    local: LocalStorage, remote: ConditionalStorage, manifest: Manifest, progress: Progress | None
-) -> dict[str, str]:
-    """Put every object that is not there as it should be; the tag of each."""
+    local: LocalStorage, remote: ConditionalStorage, manifest: Manifest, at: str, before: Registered | None,
+    progress: Progress | None,
+) -> None:  # fmt: skip
+    """Put or copy into folder `at` every object that is not there as it should be. before: what may be copied from."""
     items = {item.path: item for item in manifest.objects}
-    there = remote.listing()
+    there = remote.listing(at)
+    # Not from beside the register: who writes there by other means is not held to one content for a name.
+    older = {} if before is None or before.at in (at, LEGACY) else remote.listing(before.at)
     done, total = 0, sum(item.bytes for item in items.values())
 
-    def send(path: str) -> str:
+    def send(path: str) -> None:
         data = local.read(path)
         if (len(data), hashlib.sha256(data).hexdigest()) != (items[path].bytes, items[path].sha256):
             raise StoreCorrupt(f"{local.root}: {path} is not what {MANIFEST} says; run `statevla verify {local.root}`")
-        entry: Entry | None = there.get(path)
-        if entry is not None and remote.holds(path, entry, data):
-            return entry.tag
-        return remote.put(path, data, None if entry is None else entry.tag)
+        name = _under(at, path)
+        entry: Entry | None = there.get(name)
+        if entry is not None and remote.holds(name, entry, data):
+            return
+        old = "" if before is None else _under(before.at, path)
+        if old in older and remote.shows(older[old], data) and remote.copy(old, name):
+            return
+        remote.put(name, data, None if entry is None else entry.tag)
 
-    tags = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for path, tag in zip(sorted(items), pool.map(send, sorted(items)), strict=True):
-            tags[path] = tag
+        for path, _ in zip(sorted(items), pool.map(send, sorted(items)), strict=True):
             done += items[path].bytes
             if progress is not None:
                 progress(ProgressEvent("publish", done, total, "B"))
-    return tags
+
+
+def _require_whole(remote: ConditionalStorage, at: str, manifest: Manifest) -> None:
+    """Raise StoreChanged unless every object is in folder `at`. What is there is right: nobody writes others."""
+    there = remote.listing(at)
+    names = {_under(at, item.path): item.bytes for item in manifest.objects}
+    changed = [name for name, size in names.items() if name not in there or there[name].bytes != size]
+    if changed:
+        raise StoreChanged(f"{remote.root}: somebody else writes there: {changed[:5]} changed; run it again")
+
+
+def _put_manifest(remote: ConditionalStorage, name: str, content: bytes) -> None:
+    found = remote.get(name)
+    if found is None or found[0] != content:
+        remote.put(name, content, None if found is None else found[1])
+
+
+def _remove_dead(remote: ConditionalStorage, before: Registered | None) -> None:
+    """Remove the folders of publications that lost, and what lay beside the register before it pointed to a folder."""
+    there = remote.listing()
+    now = _registered(remote)  # after the listing: a folder that is claimed in between is not in it
+    if now is None or now.at == LEGACY:
+        return
+    folders = {folder for folder in (name.partition("/")[0] for name in there) if is_publication(folder)}
+    beside = set(before.objects) if before is not None else set()
+    remote.remove(name for name in there if name.partition("/")[0] in folders - {now.at} or name in beside)
+
+
+def _under(at: str, path: str) -> str:
+    return path if at == LEGACY else f"{at}/{path}"
+
+
+def _tag(remote: ConditionalStorage, name: str) -> str | None:
+    found = remote.get(name)
+    return None if found is None else found[1]
 
 
 def put_derived(url: str, name: str, data: bytes) -> None:
     """Put a file of a derived folder, in place of what is there now (a damaged one). Raises StoreError."""
     remote = ConditionalStorage(url)
-    found = remote.get(name)
-    remote.put(name, data, None if found is None else found[1])
+    found = _registered(remote)
+    where = _under(LEGACY if found is None else found.at, name)
+    remote.put(where, data, _tag(remote, where))
 
 
-def _content(data: bytes) -> str:
-    """The hash of the manifest that `data` is, or claims the place for."""
-    if is_claim(data):
-        claimed: str = json.loads(data)[CLAIM]["manifest"]
-        return claimed
-    return hashlib.sha256(data).hexdigest()
-
-
-def _refused(url: str, data: bytes) -> StoreLocked:
-    if not is_claim(data):
+def _refused(url: str, found: Registered) -> StoreLocked:
+    if found.who is None:
         return StoreLocked(
-            f"{url}: another store is there, which this folder did not publish (manifest {_content(data)[:16]}…). "
+            f"{url}: another store is there, which this folder did not publish (manifest {found.manifest[:16]}…). "
             "Nothing was overwritten; choose another prefix, or replace it with --replace"
         )
-    who = json.loads(data)[CLAIM]
     return StoreLocked(
-        f"{url}: another store is being published there, by process {who['pid']} on {who['host']}. Wait for it, or "
-        "choose another prefix; if it died, publish that store again, or replace it with --replace"
+        f"{url}: another store is being published there, by process {found.who.get('pid')} on "
+        f"{found.who.get('host')}. Wait for it, or choose another prefix; if it died, publish that store again, or "
+        "replace it with --replace"
     )
 
 

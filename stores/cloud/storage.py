@@ -1,19 +1,29 @@
 """Reading bytes by name from a folder or from any fsspec URL. Nothing here writes (`stores.cloud.conditional` does).
 
 A name is a path below the root with ``/``. No handle is kept open between calls.
+
+What `stores.cloud.publish` put at a URL lies in a folder of its own; ``manifest.json`` is then a *pointer* to it, which
+`open_storage` follows once: a reader stays with the store that it opened.
 """
 
 import contextlib
+import json
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from stores.errors import StateVLAError, StoreCorrupt, StoreError, StoreMissing
+from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing
 
 IOV_MAX: Final = 1024
 """Buffers that one system call may fill."""
 
+POINTER: Final = "published"
+"""The only field of a pointer: {"at": folder, "manifest": its manifest's hash}."""
+REGISTER: Final = "manifest.json"
+_POINTER_BYTES: Final = 512
+_FOLDER: Final = re.compile(r"publication-[0-9a-f]{16}")
 PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
 
@@ -98,6 +108,22 @@ class LocalStorage:
         return found
 
 
+def is_publication(folder: str) -> bool:
+    """Whether `folder` is a name that a publication gives to its folder."""
+    return _FOLDER.fullmatch(folder) is not None
+
+
+def pointed(data: bytes) -> str | None:
+    """The folder that a pointer names; None where `data` is none."""
+    if not data.startswith(f'{{\n "{POINTER}": {{'.encode()):
+        return None
+    try:
+        at = json.loads(data)[POINTER]["at"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return at if isinstance(at, str) and is_publication(at) else None
+
+
 class RemoteStorage:
     """Any file system of fsspec: ``memory://``, ``s3://``, ``gs://``, ``https://`` … by byte ranges.
 
@@ -111,6 +137,14 @@ class RemoteStorage:
         self.lists = not self.root.startswith(("http://", "https://"))
         with named_errors(self.root, "the file system of this URL"):
             self.files, self.path = fsspec.core.url_to_fs(self.root, **options)
+
+    def follow(self) -> "RemoteStorage":
+        """Read, from now on, the folder that the pointer here names; nothing changes where there is none."""
+        with contextlib.suppress(StoreMissing), named_errors(self.root, REGISTER):
+            head = bytes(self.files.cat_file(f"{self.path}/{REGISTER}", start=0, end=_POINTER_BYTES))
+            if (folder := pointed(head)) is not None:
+                self.path = f"{self.path}/{folder}"
+        return self
 
     def read(self, name: str) -> bytes:
         with named_errors(self.root, name):
@@ -170,15 +204,16 @@ HINTS: Final = {
 def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
     """Turn whatever a file system raises into a StoreError that names the object.
 
-    All exceptions, because every fsspec backend has its own (no credentials, no bucket, no network).
+    All exceptions, because every fsspec backend has its own (no credentials, no bucket, no network). They are told by
+    type and by the server's code; what their text says depends on names that people chose.
     """
     try:
         yield
     except StateVLAError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        if "bucket" in str(error).lower():
-            raise StoreMissing(f"{root}: there is no such bucket: {error}") from error
+        if error_code(error) == "NoSuchBucket":
+            raise PlaceMissing(f"{root}: there is no such bucket: {error}") from error
         raise StoreMissing(
             f"{root}: {name} is missing; run `statevla verify {root}` to see what else is, then ingest again"
         ) from error
@@ -188,14 +223,25 @@ def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
         raise StoreError(f"{root}: {name} cannot be {done}: {reason}") from error
 
 
+def error_code(error: BaseException | None) -> str | None:
+    """What the server said (S3: "NoSuchKey", "PreconditionFailed" …), from the error or what it came from."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict) and isinstance(response.get("Error"), dict):
+            code = response["Error"].get("Code")
+            return None if code is None else str(code)
+        error = error.__cause__
+    return None
+
+
 def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
-    """A path or URL -> Storage (one that is given is returned). `options` go to fsspec."""
+    """A path or URL -> Storage (one that is given is returned), pointers followed. `options` go to fsspec."""
     if isinstance(root, Path):
         return LocalStorage(root)
     if isinstance(root, str):
         if root.startswith("file://"):
             return LocalStorage(root.removeprefix("file://"))
-        return RemoteStorage(root, **options) if "://" in root else LocalStorage(root)
+        return RemoteStorage(root, **options).follow() if "://" in root else LocalStorage(root)
     return root
 
 

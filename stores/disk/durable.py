@@ -304,7 +304,8 @@ def lock(root: Path | str, holder: str) -> Iterator[None]:
     """Be the only writer of `root` (created when absent); leftovers of dead writers are removed on entry.
 
     The lock file is removed by its holder only, and only while it is the holder's own: somebody may have removed it by
-    hand, and another writer made a new one. `holder` says in words who writes, for the other's error. The kernel frees the lock when the holder dies.
+    hand, and another writer made a new one. `holder` says in words who writes, for the other's error. The kernel frees
+    the lock when the holder dies.
     Raises StoreLocked naming the holder.
     """
     root = Path(root)

@@ -4,6 +4,8 @@ import torch
 
 from statevla.config import Config, load_config
 from statevla.data.batch import Batch, ObservationBatch
+from statevla.models.losses import LossParts
+from statevla.systems.system import Objective
 from stores.statistics import Normalization, Statistics
 
 MICRO = (
@@ -11,7 +13,7 @@ MICRO = (
     "model.patch_size=16",
     "model.embed_dim=32",
     "model.encoder_depth=2",
-    "model.predictor_width=48",
+    "training.phase1.temporal_predictor_hidden_dim=48",
     "model.policy_layers=2",
     "model.policy_d_state=8",
     "model.gripper_width=24",
@@ -65,3 +67,9 @@ def statistics(size: int, offset: float) -> Statistics:
 def normalization() -> Normalization:
     """No two dimensions alike; the gripper's statistics are there to be ignored."""
     return Normalization(action=statistics(7, 0.3), robot_state=statistics(9, -0.4))
+
+
+def loss_of(model: Objective, data: Batch, generator: torch.Generator | None = None) -> LossParts:
+    """The loss of one batch, with the noise of `generator`."""
+    noise = model.draw(len(data), generator or torch.Generator().manual_seed(0))
+    return model.loss(model(data, noise))

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from statevla.config import PRESETS, load_config
-from statevla.models.describe import count, describe
+from statevla.systems.describe import count, describe
 from statevla.systems.flow_matching import PolicyModel
 from statevla.systems.temporal_jepa import JepaModel
+from stores.errors import UsageError
 from tests.models.build import micro
 
 BASE = {
@@ -50,5 +51,5 @@ def test_the_table_adds_up_to_what_trains(context: str) -> None:
 
 def test_width_must_suit_the_sinusoid_and_the_heads() -> None:
     config = PRESETS["tiny"]
-    with pytest.raises(Exception, match=r"model\.width: 130"):
-        dataclasses.replace(config, model=dataclasses.replace(config.model, width=130))
+    with pytest.raises(UsageError, match=r"model\.embed_dim: 130"):
+        dataclasses.replace(config, model=dataclasses.replace(config.model, embed_dim=130))

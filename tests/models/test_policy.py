@@ -8,7 +8,7 @@ import torch
 
 from statevla.models.encoder import Encoded, StateEncoder
 from statevla.systems.flow_matching import PolicyModel, draw_noise
-from tests.models.build import batch, micro, normalization, observations
+from tests.models.build import batch, loss_of, micro, normalization, observations
 
 CONTEXTS = ["z", "z+tokens"]
 
@@ -25,7 +25,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_loss_by_numpy() -> None:
     model, data = policy("z", "training.phase2.gripper_weight=0.5"), batch(6)
-    result = model.loss(data, seeded(3))
+    result = loss_of(model, data, seeded(3))
     g = seeded(3)
     sigma = torch.rand(6, generator=g)
     epsilon = torch.randn(6, 10, 6, generator=g)
@@ -40,8 +40,8 @@ def test_loss_by_numpy() -> None:
     flow = ((velocity - (epsilon.numpy() - clean))[keep] ** 2).mean()
     closing = data.chunk[..., 6].numpy() > 0
     bce = np.log1p(np.exp(np.where(closing, -logits, logits)))[keep].mean()
-    assert float(result.parts["flow"]) == pytest.approx(flow, rel=1e-4)
-    assert float(result.parts["gripper"]) == pytest.approx(bce, rel=1e-4)
+    assert float(result.parts["pos_rot_loss"]) == pytest.approx(flow, rel=1e-4)
+    assert float(result.parts["gripper_loss"]) == pytest.approx(bce, rel=1e-4)
     assert float(result.parts["gripper_accuracy"]) == pytest.approx(((logits > 0) == closing)[keep].mean())
     assert result.total.item() == pytest.approx(flow + 0.5 * bce, rel=1e-4)
     assert float(result.weight) == keep.sum() == 53
@@ -51,21 +51,21 @@ def test_loss_by_numpy() -> None:
 def test_padded_steps_have_no_gradient_and_no_say(context: str) -> None:
     model, data = policy(context), batch(6)
     chunk = data.chunk.clone().requires_grad_()
-    model.loss(dataclasses.replace(data, chunk=chunk), seeded()).total.backward()
+    loss_of(model, dataclasses.replace(data, chunk=chunk), seeded()).total.backward()
     assert chunk.grad is not None
     assert not chunk.grad[data.is_pad].any()
     assert chunk.grad[..., :6][~data.is_pad].abs().sum(-1).min() > 0
     changed = data.chunk.clone()
     changed[data.is_pad] = -5
     assert torch.equal(
-        model.loss(dataclasses.replace(data, chunk=changed), seeded()).total, model.loss(data, seeded()).total
+        loss_of(model, dataclasses.replace(data, chunk=changed), seeded()).total, loss_of(model, data, seeded()).total
     )
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_gradient_reaches_all_but_the_frozen_encoder(context: str) -> None:
     model, data = policy(context, "model.policy_mlp=16"), batch(6)
-    model.loss(data, seeded()).total.backward()
+    loss_of(model, data, seeded()).total.backward()
     assert all(p.grad is None and not p.requires_grad for p in model.encoder.parameters())
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert [n for n, p in trained.items() if p.grad is None or not p.grad.any()] == []
@@ -123,8 +123,8 @@ def test_a_state_made_before_gives_the_same_loss(context: str) -> None:
     """What a cache of states relies on."""
     model, data = policy(context), batch(6)
     encoded = model.encode(data.obs)
-    again = model.loss_of_state(Encoded(*encoded), data.chunk, data.is_pad, seeded())
-    assert torch.equal(again.total, model.loss(data, seeded()).total)
+    again = model.loss(model.terms_of_state(Encoded(*encoded), data.chunk, data.is_pad, model.draw(6, seeded())))
+    assert torch.equal(again.total, loss_of(model, data, seeded()).total)
 
 
 def test_a_policy_learns_a_state_dependent_action() -> None:
@@ -142,7 +142,9 @@ def test_a_policy_learns_a_state_dependent_action() -> None:
     optimizer = torch.optim.AdamW([*model.flow.parameters(), *model.gripper.parameters()], lr=3e-3)
     g = seeded(2)
     for _ in range(150):
-        loss = model.loss_of_state(encoded, chunk, torch.zeros_like(data.is_pad), g).total
+        loss = model.loss(
+            model.terms_of_state(encoded, chunk, torch.zeros_like(data.is_pad), model.draw(rows, g))
+        ).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -13,11 +13,11 @@ from tests.models.build import micro
 
 def test_starts_as_nothing_changes() -> None:
     z = torch.randn(4, 32)
-    assert torch.equal(TemporalPredictor(micro().model)(z, torch.randn(4, 7)), z)
+    assert torch.equal(TemporalPredictor(micro().model, 48)(z, torch.randn(4, 7)), z)
 
 
 def test_moves_once_the_last_layer_has_weights() -> None:
-    predictor = TemporalPredictor(micro().model)
+    predictor = TemporalPredictor(micro().model, 48)
     torch.nn.init.normal_(predictor.delta.weight)
     z, action = torch.randn(4, 32), torch.randn(4, 7)
     assert not torch.allclose(predictor(z, action), predictor(z, action + 1))

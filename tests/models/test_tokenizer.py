@@ -21,7 +21,7 @@ class Recorded:
         return means[:, None, None] * torch.linspace(-1, 1, 4 * 12).reshape(1, 4, 12)
 
 
-SIGLIP = ("model.vision=siglip", "model.vision_width=12")
+SIGLIP = ("model.vision=siglip", "model.vision_model=recorded", "model.vision_width=12")
 
 
 def test_pixels_without_resizing_run_from_minus_one_to_one() -> None:
@@ -127,7 +127,7 @@ def test_missing_or_foreign_backbone_is_named() -> None:
     with pytest.raises(UsageError, match="without its backbone"):
         Tokenizer(micro(*SIGLIP).model)(obs)
     with pytest.raises(UsageError, match=r"\(4, 12\)"):
-        Tokenizer(micro("model.vision=siglip").model, None, Recorded())(obs)
+        Tokenizer(micro("model.vision=siglip", "model.vision_model=recorded").model, None, Recorded())(obs)
 
 
 def test_one_camera_is_refused() -> None:

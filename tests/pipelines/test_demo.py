@@ -19,10 +19,9 @@ SMALLEST = DemoConfig(
     train_split=0.75,
     settings=(
         "model.image_size=32", "model.embed_dim=32", "model.encoder_depth=1", "model.policy_layers=1",
-        "model.predictor_width=32", "model.gripper_width=32", "training.batch_size=64", "training.log_interval=1",
+        "training.phase1.temporal_predictor_hidden_dim=32", "model.gripper_width=32", "training.batch_size=64",
+        "training.log_interval=1", "training.max_steps=3",
     ),
-    phase1=("training.max_steps=3",),
-    phase2=("training.max_steps=3",),
     trials=3,
     max_steps=12,
     videos=2,
@@ -83,7 +82,7 @@ def test_a_demo_in_which_the_simulator_only_crashed_did_not_learn() -> None:
 
 def test_the_control_differs_in_the_instructions_only() -> None:
     config = DemoConfig()
-    control, policy = config.training(2, 7, shuffled=True), config.training(2, 7)
+    control, policy = config.training("flow_matching", 7, shuffled=True), config.training("flow_matching", 7)
     assert control.data.shuffle_instructions
     assert replace(control, data=policy.data) == policy
     assert policy.training.seed == 7

@@ -135,7 +135,7 @@ def test_removed_and_changed_sources_give_the_store_of_what_is_there_now(source:
     (source / "put_the_cup_0_away_demo.hdf5").unlink()
     with h5py.File(source / "put_the_cup_1_away_demo.hdf5", "r+") as file:
         file["data/demo_0/actions"][4, 0] = 0.123
-    summary = run(source, tmp_path / "store")
+    summary = ingest(IngestConfig("toy", source, tmp_path / "store", language="hashed"), prune=True)
     assert summary.units_reused == 1
     run(source, tmp_path / "fresh")
     assert_same_bytes(tmp_path / "store", tmp_path / "fresh")

@@ -13,7 +13,7 @@ from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.ingest.remote import ingest_to_url, work_folder
 from stores.cloud.conditional import ConditionalStorage
 from stores.cloud.publish import PUBLISHED
-from stores.cloud.storage import RemoteStorage
+from stores.cloud.storage import open_storage
 from stores.errors import SourceError, StoreError, StoreLocked, StoreMissing
 from stores.reader import Store
 from stores.summary import inspect_store
@@ -57,7 +57,7 @@ def run(source: Path, out: Path, url: str, **options: Any) -> IngestSummary:
 def assert_same_objects(url: str, source: Path, scratch: Path) -> None:
     """What is at `url` is, object by object, what an undisturbed local ingest of `source` writes."""
     ingest(config(source, scratch), isolated=False)
-    remote = RemoteStorage(url)
+    remote = open_storage(url)
     local = {name: data for name, data in read_tree(scratch).items() if data is not None}
     assert sorted(remote.sizes()) == sorted(local)
     for name, data in local.items():
@@ -101,7 +101,7 @@ def test_killed_while_making_and_while_sending_it_goes_on(
         patch.setattr(pipelines.ingest.driver, "make_here", make_one)
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path / "work", url)
-    assert RemoteStorage(url).sizes() == {}
+    assert open_storage(url).sizes() == {}
     with monkeypatch.context() as patch:
         patch.setattr(ConditionalStorage, "put", send_five)
         with pytest.raises(KeyboardInterrupt):
@@ -120,7 +120,7 @@ def test_a_new_and_a_removed_demonstration_reach_the_same_url(source: Path, tmp_
     run(source, tmp_path / "work", url)
     (source / "put_the_cup_0_away_demo.hdf5").unlink()
     write_file(source / "a_new_task_demo.hdf5", {"demo_0": demo_arrays(make_world(99))}, "a new task")
-    assert run(source, tmp_path / "work", url).units_reused == 1
+    assert run(source, tmp_path / "work", url, prune=True).units_reused == 1
     assert_same_objects(url, source, tmp_path / "local")
 
 
@@ -178,7 +178,7 @@ def test_strict_and_dry_run_write_nothing_there(source: Path, tmp_path: Path, ur
     (source / "broken.hdf5").write_bytes(b"nonsense")
     with pytest.raises(SourceError, match="--strict"):
         run(source, tmp_path / "work", url, strict=True)
-    assert RemoteStorage(url).sizes() == {}
+    assert open_storage(url).sizes() == {}
     assert run(source, tmp_path / "work", url).quarantined == 1
 
 
@@ -190,7 +190,7 @@ def test_statistics_of_a_store_at_a_url(source: Path, tmp_path: Path, url: str) 
     assert Store.open(url).stats().to_dict() == found
     assert inspect_store(url)["statistics"]
     assert verify_store(url) == []
-    remote = RemoteStorage(url)
+    remote = open_storage(url)
     (name,) = (name for name in remote.sizes() if name.startswith("stats/"))
     data = remote.read(name)
     assert data == (tmp_path / "local" / name).read_bytes()

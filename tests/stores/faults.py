@@ -57,7 +57,7 @@ class Crash:
 def operations(work: Callable[[Path], None], disk: Path) -> list[str]:
     """What `work` does to `disk`, in order, undisturbed."""
     seen: list[str] = []
-    set_hook(lambda op: seen.append(f"{op.kind} {op.path.name}"))
+    set_hook(lambda op: seen.append(f"{op.kind} {op.path.name or '/'}"))
     try:
         work(disk)
     finally:

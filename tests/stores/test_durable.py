@@ -1,5 +1,6 @@
 """Atomic files and folders, locks and logs, crashed at every operation."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -172,7 +173,7 @@ def test_the_second_writer_is_refused_by_the_firsts_name_and_let_in_when_it_is_k
         holder.communicate()
     assert (tmp_path / "store" / durable.LOCK_NAME).exists()
     (tmp_path / "store/shards").mkdir()
-    (tmp_path / "store/shards/.tmp-0123-x.tar").write_bytes(b"half")
+    (tmp_path / "store/shards/.tmp-0123456789ab-x.tar").write_bytes(b"half")
     with durable.lock(tmp_path / "store", "second"):
         assert list((tmp_path / "store/shards").iterdir()) == []
     assert read_tree(tmp_path / "store") == {"shards": None}
@@ -183,6 +184,34 @@ def test_the_lock_is_refused_inside_one_process_too(tmp_path: Path) -> None:
         pass
     with durable.lock(tmp_path, "third"):
         pass
+
+
+def test_a_lock_removed_by_hand_lets_one_more_in_and_not_a_third(tmp_path: Path) -> None:
+    """Who ends removes its own lock file, not that of the writer which came after the removal."""
+    with contextlib.ExitStack() as first:
+        first.enter_context(durable.lock(tmp_path, "first"))
+        (tmp_path / durable.LOCK_NAME).unlink()
+        with durable.lock(tmp_path, "second"):
+            first.close()
+            assert (tmp_path / durable.LOCK_NAME).exists()
+            with pytest.raises(StoreLocked, match="second"), durable.lock(tmp_path, "third"):
+                pass
+    assert read_tree(tmp_path) == {}
+
+
+def test_only_what_this_code_leaves_behind_is_cleaned(tmp_path: Path) -> None:
+    for name in (".tmp-notes", ".tmp-12-x", "deep/.tmp-0123456789ab"):
+        durable.write_bytes(tmp_path / name, b"theirs")
+    durable.write_bytes(tmp_path / "deep" / durable.temp_name(Path("x")).name, b"ours")
+    before = len(read_tree(tmp_path))
+    assert len(durable.clean(tmp_path)) == 1
+    assert len(read_tree(tmp_path)) == before - 1
+
+
+def test_an_absence_is_made_durable(tmp_path: Path) -> None:
+    """Who removed it may have died before its folder was synced."""
+    seen = operations(lambda disk: durable.remove(disk / "gone"), tmp_path)
+    assert [step.split()[0] for step in seen] == ["fsync_dir"]
 
 
 def test_a_line_log_drops_a_torn_line_and_goes_on(tmp_path: Path) -> None:

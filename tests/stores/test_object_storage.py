@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stores.cloud.publish import publish_store
-from stores.cloud.storage import RemoteStorage
+from stores.cloud.storage import open_storage
 from stores.errors import StoreError
 from stores.manifest import manifest_hash
 from stores.reader import Store
@@ -39,7 +39,7 @@ def test_a_published_store_reads_and_verifies_as_the_local_one(local: Path, targ
     for i in range(len(here)):
         np.testing.assert_array_equal(remote.decode_segment(i), here.decode_segment(i))
     np.testing.assert_array_equal(remote.frames["robot_state"], here.frames["robot_state"])
-    assert verify_store(RemoteStorage(url, **options)) == []
+    assert verify_store(open_storage(url, **options)) == []
 
 
 def test_missing_bucket_credentials_and_kind_are_said(
@@ -66,8 +66,8 @@ def test_damage_in_a_bucket_is_refused(local: Path, s3: dict[str, Any]) -> None:
     content = bytearray(files.cat_file(shard))
     content[len(content) // 3] ^= 1
     files.pipe_file(shard, bytes(content))
-    problems = verify_store(RemoteStorage(url, **s3))
-    assert [problem.object for problem in problems] == [shard.removeprefix(f"{path}/")]
+    problems = verify_store(open_storage(url, **s3))
+    assert [problem.object for problem in problems] == [shard.removeprefix(f"{path}/").partition("/")[2]]
     store = Store.open(url, **s3)
     with pytest.raises(StoreError, match=r"\.tar"):
         [store.decode_segment(i) for i in range(len(store))]

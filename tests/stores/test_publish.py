@@ -14,7 +14,7 @@ import pytest
 import stores.cloud.publish
 from stores.cloud.conditional import ConditionalStorage
 from stores.cloud.publish import PUBLISHED, check_target, publish_store
-from stores.cloud.storage import RemoteStorage
+from stores.cloud.storage import RemoteStorage, is_publication, open_storage
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked, StoreMissing, UsageError
 from stores.manifest import manifest_hash
 from stores.reader import Store
@@ -62,7 +62,7 @@ def become(folder: Path, other: Path) -> None:
 
 
 def remote_bytes(target: Target) -> dict[str, bytes]:
-    remote = RemoteStorage(target[0], **target[1])
+    remote = open_storage(target[0], **target[1])
     return {name: remote.read(name) for name in remote.sizes()}
 
 
@@ -77,10 +77,12 @@ def puts(monkeypatch: pytest.MonkeyPatch, before: Callable[[int, str], None] = l
 
     def watched(self: ConditionalStorage, name: str, data: bytes, tag: str | None) -> str:
         if not name.startswith(".tmp-probe"):
+            short = name.partition("/")[2] if is_publication(name.partition("/")[0]) else name
+            short = short if short != name or name != "manifest.json" else "(register)"
             with guard:
-                names.append(name)
+                names.append(short)
                 count = len(names)
-            before(count, name)
+            before(count, short)
         return put(self, name, data, tag)
 
     monkeypatch.setattr(ConditionalStorage, "put", watched)
@@ -99,7 +101,7 @@ def test_a_published_store_is_the_local_one(one: Path, target: Target) -> None:
     events: list[Any] = []
     assert publish_store(one, target[0], events.append, **target[1]) == manifest_hash(one)
     assert remote_bytes(target) == local_bytes(one)
-    assert verify_store(RemoteStorage(target[0], **target[1])) == []
+    assert verify_store(open_storage(target[0], **target[1])) == []
     assert verify_store(one) == []
     assert events[-1].done == events[-1].total
 
@@ -114,7 +116,7 @@ def test_publishing_again_sends_nothing(one: Path, target: Target, monkeypatch: 
 @pytest.mark.parametrize("damage", ["missing", "altered", "short"])
 def test_damage_over_there_is_repaired(one: Path, target: Target, damage: str) -> None:
     publish_store(one, target[0], **target[1])
-    remote = RemoteStorage(target[0], **target[1])
+    remote = open_storage(target[0], **target[1])
     path = f"{remote.path}/segments.parquet"
     data = remote.read("segments.parquet")
     remote.files.rm(path)
@@ -131,13 +133,13 @@ def test_a_publication_killed_again_and_again_is_continued(
     monkeypatch.setattr(stores.cloud.publish, "THREADS", 1)
     shutil.copytree(one, tmp_path / "copy")  # the same content from another folder
     sent: list[str] = []
-    for number in range(len(local_bytes(one)) + 1):
+    for number in range(len(local_bytes(one)) + 2):
         with monkeypatch.context() as patch:
-            names = puts(patch, die_at(3))
+            names = puts(patch, die_at(3))  # the claim, one object
             with contextlib.suppress(KeyboardInterrupt):
                 publish_store((one, tmp_path / "copy")[number % 2], target[0], **target[1])
-        sent += names[1:2]
-        if "manifest.json" in names[1:2]:
+        sent += [name for name in names[1:2] if name != "(register)"]
+        if names[1:2] == ["(register)"]:
             break
         with pytest.raises(StoreMissing, match="not a store yet: one is being published"):
             Store.open(target[0], **target[1])
@@ -150,29 +152,64 @@ def test_its_owner_replaces_a_store_and_leaves_nothing_of_it(
 ) -> None:
     publish_store(one, target[0], **target[1])
     remote = ConditionalStorage(target[0], **target[1])
-    remote.put("shards/stranger.tar", b"of an earlier store", None)
-    remote.put("stats/0011.json", b"derived", None)
+    remote.put("shards/stranger.tar", b"of somebody else", None)
     become(one, two)
     assert check_target(one, target[0], **target[1]) == (_hash_there(target),)
     seen: list[str] = []
 
     def look(count: int, name: str) -> None:
-        if name != "manifest.json":
+        if name != "(register)" and "manifest.json" not in seen:
             with pytest.raises(StoreMissing, match="not a store yet"):
                 Store.open(target[0], **target[1])
-            seen.append(name)
+        seen.append(name)
 
     with monkeypatch.context() as patch:
         puts(patch, look)
         publish_store(one, target[0], **target[1])
-    assert seen
-    found = remote_bytes(target)
-    assert found.pop("stats/0011.json") == b"derived"
-    assert found == local_bytes(two)
+    assert len(seen) > 3
+    assert remote_bytes(target) == local_bytes(two)
+    folders = {name.partition("/")[0] for name in remote.listing()}
+    assert sum(map(is_publication, folders)) == 1
+    assert folders - {"manifest.json", "shards"} == {name for name in folders if is_publication(name)}
+    assert remote.get("shards/stranger.tar") is not None  # no store of ours named it
+
+
+def test_what_did_not_change_is_copied_over_there(
+    one: Path, two: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_store(one, target[0], **target[1])
+    become(one, two)
+    names = puts(monkeypatch)
+    publish_store(one, target[0], **target[1])
+    assert "frames.zarr/index/c/0" not in names
+    assert "frames.zarr/action/c/0/0" in names
+    assert remote_bytes(target) == local_bytes(one)
+
+
+def test_a_store_copied_by_other_means_is_read_and_replaced(one: Path, two: Path, target: Target) -> None:
+    remote = ConditionalStorage(target[0], **target[1])
+    for name, data in local_bytes(one).items():
+        remote.put(name, data, None)
+    assert remote_bytes(target) == local_bytes(one)
+    publish_store(one, target[0], **target[1])  # it is there
+    assert "publication" not in str(sorted(remote.listing()))
+    publish_store(two, target[0], replace=True, **target[1])
+    assert remote_bytes(target) == local_bytes(two)
+    assert {name for name in remote.listing() if not name.startswith("publication-")} == {"manifest.json"}
+
+
+@pytest.mark.parametrize("content", [b'{"name": "my app"}', b"[" * 100_000, b"\xff", b'{\n "published": {"at": ".."}}'])
+def test_a_manifest_of_something_else_is_never_overwritten(one: Path, target: Target, content: bytes) -> None:
+    remote = ConditionalStorage(target[0], **target[1])
+    remote.put("manifest.json", content, None)
+    for replace in (False, True):
+        with pytest.raises(StoreLocked, match="is not one of a store"):
+            publish_store(one, target[0], replace=replace, **target[1])
+    assert set(remote.listing()) == {"manifest.json"}
 
 
 def _hash_there(target: Target) -> str:
-    return manifest_hash(RemoteStorage(target[0], **target[1]))
+    return manifest_hash(open_storage(target[0], **target[1]))
 
 
 def test_an_interrupted_publication_of_ours_gives_way_to_newer_content(
@@ -258,7 +295,7 @@ def test_of_two_publishers_at_once_exactly_one_wins(one: Path, two: Path, target
         ends = list(pool.map(write, [one, two]))
     assert sum(end is not None for end in ends) == 1
     assert ends.index(_hash_there(target)) == [end is not None for end in ends].index(True)
-    assert verify_store(RemoteStorage(target[0], **target[1])) == []
+    assert verify_store(open_storage(target[0], **target[1])) == []
 
 
 def test_two_publishers_of_the_same_content_agree(one: Path, target: Target, tmp_path: Path) -> None:

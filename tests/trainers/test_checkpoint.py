@@ -12,6 +12,7 @@ from torch import nn
 from statevla.models.optim import parameter_groups
 from statevla.runs import write as checkpoint
 from statevla.runs.files import load_strict, read_state, read_tensors
+from statevla.runs.migrations import FORMAT
 from stores.errors import StoreCorrupt, StoreMissing
 from tests.trainers.micro import micro_config
 
@@ -53,15 +54,16 @@ def make_model() -> nn.Module:
 
 def make_snapshot(step: int) -> checkpoint.Snapshot:
     model = make_model()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=0.01)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1, frozenset()), lr=0.01)
     for _ in range(step):
         optimizer.zero_grad()
         model(torch.ones(2, 3)).square().sum().backward()
         optimizer.step()
     state = checkpoint.CheckpointState(
-        format=1, phase=1, epoch=0, step=step, loader={"epoch": 0, "batch": step}, loss=0.5, best=None,
+        format=FORMAT, system="temporal_jepa", epoch=0, step=step, loader={"epoch": 0, "batch": step}, loss=0.5,
+        best=None,
         scheduler={"name": "constant"}, rng=checkpoint.rng_state(), config=micro_config().to_dict(), obs_spec={},
-        statistics={}, manifest_hash="ab" * 32, instructions=["push"], language={}, backbone=None, encoder=None,
+        statistics={}, manifest_hash="ab" * 32, instructions=["push"], language={}, backbone=None, parent=None,
         code_version="test", files={},
     )  # fmt: skip
     tensors = checkpoint.copy_tensors(checkpoint.optimizer_tensors(optimizer))
@@ -73,7 +75,7 @@ def test_restoring_gives_back_weights_moments_and_generators(tmp_path: Path) -> 
     checkpoint.save(tmp_path / "c", snapshot)
     expected = torch.rand(4)
     model = make_model()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=0.01)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1, frozenset()), lr=0.01)
     state = read_state(tmp_path / "c")
     checkpoint.restore(tmp_path / "c", state, model, optimizer)
     assert torch.equal(torch.rand(4), expected)
@@ -101,8 +103,8 @@ def test_a_changed_byte_or_a_missing_file_is_named(tmp_path: Path, name: str) ->
 def test_state_json_must_be_whole(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing, match="statevla train"):
         read_state(tmp_path)
-    (tmp_path / "state.json").write_text('{"format": 1}')
-    with pytest.raises(StoreCorrupt, match="expected the fields"):
+    (tmp_path / "state.json").write_text('{"format": 2}')
+    with pytest.raises(StoreCorrupt, match="format 2 lacks the fields"):
         read_state(tmp_path)
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(StoreCorrupt, match="not JSON"):

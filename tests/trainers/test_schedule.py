@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from statevla.config import TrainingConfig
-from statevla.trainers.monitors import mean_deviation, rank_me
+from statevla.models.monitors import rank_me
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 
 
@@ -38,5 +38,3 @@ def test_rank_counts_directions() -> None:
     basis = torch.linalg.qr(torch.randn(40, 3))[0]
     assert rank_me(basis @ torch.linalg.qr(torch.randn(16, 3))[0].T) == pytest.approx(3, abs=0.01)
     assert rank_me(torch.ones(40, 16)) == pytest.approx(1, abs=0.01)
-    assert mean_deviation(torch.ones(5, 4)) == 0
-    assert mean_deviation(torch.tensor([[-1.0, 0.0], [1.0, 2.0]])) == pytest.approx(math.sqrt(2))

@@ -1,11 +1,12 @@
-"""Parameter table of a configuration, counted on modules that are built without memory (the meta device)."""
+"""What a configuration says: the parameters of every part, counted without memory (the meta device), and its keys."""
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import nn
 
 from statevla.config import Config
+from statevla.config.options import keys
 from statevla.systems.flow_matching import PolicyModel
 from statevla.systems.temporal_jepa import JepaModel
 
@@ -44,3 +45,23 @@ def describe(config: Config) -> Description:
         parts["inverse_dynamics"] = count(jepa.inverse)
     trainable = sum(parts.values())
     return Description(parts=parts, trainable=trainable, total=trainable + parts["context_encoder"])
+
+
+class KeyRow(NamedTuple):
+    """One configuration key for people. range: its type too."""
+
+    key: str
+    value: object
+    range: str
+    help: str
+
+
+def list_keys(config: Config) -> list[KeyRow]:
+    """Every key of `config` in order."""
+    rows = []
+    for name, part in config.parts().items():
+        for key in keys(part, f"{name}."):
+            allowed = ", ".join(text for text in (key.type, key.option.range) if text)
+            value = "" if key.value is None else key.value
+            rows.append(KeyRow(key.name, value, key.option.range if key.option.choices else allowed, key.option.help))
+    return rows

@@ -16,8 +16,3 @@ def rank_me(z: Float[Tensor, "B D"]) -> float:
     singular = torch.linalg.svdvals(z.detach().double().cpu())
     share = singular / singular.sum().clamp(min=1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
-
-
-def mean_deviation(z: Float[Tensor, "B D"]) -> float:
-    """Standard deviation over rows (B - 1), averaged over dimensions: about 1 is healthy, 0 is collapse."""
-    return float(z.detach().double().cpu().std(dim=0).mean()) if len(z) > 1 else 0.0

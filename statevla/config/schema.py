@@ -1,0 +1,220 @@
+"""The configuration as frozen dataclasses. Keys are those of the StateVLA documents.
+
+``data.*``, ``model.*``, ``training.*``; the options of the two first systems stand in ``training.phase1.*`` and
+``training.phase2.*``, those of every other system in a section of its own name (``systems.SYSTEMS``).
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from statevla.config.options import keys, option
+from stores.errors import UsageError
+from stores.schema import CHUNK
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to stream and how. `lanes` and `block_segments` fix the sample order (see `statevla/data/order.py`)."""
+
+    store: str | None = option(None, "store folder or URL; nothing: the only one below data/stores/", resume=True)
+    lanes: int = option(8, "streams that the segments of an epoch are dealt to", least=1)
+    block_segments: int = option(32, "segments of a lane that are mixed at a time", least=1)
+    loader_threads: int = option(2, "threads that fetch and decode", least=1, resume=True)
+    cache_gib: float = option(
+        2.0, "keep a split's decoded frames when they fit in this many GiB; 0: always stream", least=0, resume=True
+    )
+    shuffle_instructions: bool = option(False, "a control: pair every episode with another task's instruction")
+    data_directory: str | None = option(
+        None, "the documents': folder of HDF5 files named like the suite (statevla ingest)", resume=True, compare=False
+    )
+    demos_per_task: int = option(50, "the documents': demonstrations a task that were ingested", least=1, resume=True)
+    max_len_data: int = option(260, "the documents': longest episode that was ingested", least=1, resume=True)
+    train_split: float = option(
+        0.9, "the documents': share of episodes to train on; of an ingest", above=0, most=1, resume=True
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of every part; defaults are the documents' base model."""
+
+    vision: str = option("conv", "patch convolution, or a frozen tower", choices=("conv", "siglip"), parent=True)
+    vision_model: str = option("google/siglip-base-patch16-224", "name or folder of the frozen tower", parent=True)
+    vision_width: int = option(768, "feature width of vision_model", least=1, parent=True)
+    image_size: int = option(224, "pictures are resized to this many pixels a side", least=1, parent=True)
+    patch_size: int = option(16, "pixels a side of a patch", least=1, parent=True)
+    embed_dim: int = option(256, "width of tokens and state; a multiple of 4", least=4, parent=True)
+    encoder_depth: int = option(12, "Mamba blocks of the context encoder", least=1, parent=True)
+    d_state: int = option(16, "Mamba's state size in the encoder", least=1, parent=True)
+    d_conv: int = option(4, "Mamba's convolution width", least=1, parent=True)
+    expand: int = option(2, "Mamba's inner width over embed_dim", least=1, parent=True)
+    action_seq_len: int = option(CHUNK, "actions a decision; at most the store's chunk", least=1)
+    policy_layers: int = option(3, "Mamba blocks of the flow policy", least=1)
+    policy_d_state: int = option(64, "Mamba's state size in the flow policy", least=1)
+    policy_mlp: int = option(0, "hidden width of a gated MLP in each policy block; 0: none", least=0)
+    policy_context: str = option(
+        "z", "what the policy sees: the state, or the encoder's tokens too", choices=("z", "z+tokens")
+    )
+    gripper_width: int = option(256, "hidden width of the gripper classifier", least=1)
+    euler_steps: int = option(4, "steps of sampling", least=1)
+    mamba_backend: str = option(
+        "auto", "kernels", choices=("auto", "cuda", "triton", "cpu", "loop", "reference"), resume=True
+    )
+    lang_emb_dim: int | None = option(
+        None, "says the store's language width again", least=1, resume=True, compare=False
+    )
+    robot_state_dim: int | None = option(
+        None, "says the store's robot state again", least=1, resume=True, compare=False
+    )
+    action_dim: int | None = option(None, "says the store's action width again", least=1, resume=True, compare=False)
+    state_dim: int | None = option(None, "says embed_dim again", least=1, resume=True, compare=False)
+    policy_embed_dim: int | None = option(None, "says embed_dim again", least=1, resume=True, compare=False)
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of one camera."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class SystemOptions:
+    """What every system's section has."""
+
+    num_epochs: int = option(1000, "epochs; training.max_steps may end a run before", least=1, resume=True)
+    learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)
+
+
+@dataclass(frozen=True)
+class Phase1Config(SystemOptions):
+    """Temporal JEPA."""
+
+    temporal_predictor_hidden_dim: int = option(512, "hidden width of the temporal predictor", least=1)
+    variance_weight: float = option(1.0, "weight of the variance term", least=0)
+    covariance_weight: float = option(0.04, "weight of the covariance term", least=0)
+    inverse_dynamics_weight: float = option(
+        0.0, "foretell actions from this state and the target's next one; 0 leaves it out", least=0
+    )
+    inverse_dynamics_horizon: int = option(1, "how many actions it foretells; up to model.action_seq_len", least=1)
+
+
+@dataclass(frozen=True)
+class Phase2Config(SystemOptions):
+    """Flow-matching policy on the frozen state."""
+
+    learning_rate: float = option(5e-5, "of this system; not given: training.learning_rate if that is", above=0)
+    gripper_weight: float = option(1.0, "weight of the gripper's cross entropy", least=0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    seed: int = option(0, "of weights, order and noise", least=0, most=2**63 - 1)
+    batch_size: int = option(64, "transitions a step", least=1)
+    learning_rate: float = option(1e-4, "of every system whose section does not give its own", above=0)
+    weight_decay: float = option(0.05, "AdamW's, on matrices and kernels", least=0)
+    gradient_clip: float = option(1.0, "largest norm of the gradient", above=0)
+    schedule: str = option("constant", "of the learning rate, after the warmup", choices=("constant", "cosine"))
+    warmup_steps: int = option(0, "steps of linear warmup", least=0)
+    ema_momentum: float = option(0.996, "of moving averages, at the first step", least=0, most=1)
+    ema_momentum_schedule: str = option("cosine", "from ema_momentum to 1 over the run", choices=("cosine",))
+    max_steps: int | None = option(None, "a run ends here; nothing: its epochs decide", least=1, resume=True)
+    save_interval: int = option(100, "epochs between the checkpoints that are kept", least=1, resume=True)
+    log_interval: int = option(10, "steps between the lines of the metrics", least=1, resume=True)
+    validate_every_steps: int | None = option(
+        None, "steps between validations; nothing: at the end of every epoch", least=1, resume=True
+    )
+    device: str = option("auto", "auto, cpu or cuda", resume=True)
+    precision: str = option(
+        "auto", "bf16 is autocast; auto: bf16 on CUDA, fp32 elsewhere", choices=("auto", "fp32", "bf16")
+    )
+    torch_threads: int | None = option(
+        None, "threads of torch on the CPU; nothing: its own choice", least=1, resume=True
+    )
+    phase1: Phase1Config = field(default_factory=Phase1Config)
+    phase2: Phase2Config = field(default_factory=Phase2Config)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a training run needs; equal configs give equal runs. sections: of further systems, by name."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sections: Mapping[str, SystemOptions] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def section(self, path: str) -> Any:
+        """Options at a dotted path: ``training.phase1``, or the name of a further system's section."""
+        if path in self.sections:
+            return self.sections[path]
+        node: Any = self
+        for name in path.split("."):
+            node = getattr(node, name)
+        return node
+
+    def parts(self) -> dict[str, Any]:
+        """The sections that stand at the top of the YAML, by name."""
+        return {"data": self.data, "model": self.model, "training": self.training, **self.sections}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict with the YAML keys."""
+        return {name: dataclasses.asdict(part) for name, part in self.parts().items()}
+
+
+def check(config: Config) -> None:
+    """Raise UsageError naming the key when a value is outside its range, or two values do not go together."""
+    for name, part in config.parts().items():
+        for key in keys(part, f"{name}."):
+            key.option.check(key.name, key.value)
+    model = config.model
+    if model.image_size % model.patch_size:
+        raise UsageError(
+            f"model.image_size: {model.image_size} is not a multiple of model.patch_size {model.patch_size}"
+        )
+    horizon = config.training.phase1.inverse_dynamics_horizon
+    if horizon > model.action_seq_len:
+        raise UsageError(
+            f"training.phase1.inverse_dynamics_horizon: {horizon} is more than "
+            f"model.action_seq_len {model.action_seq_len}"
+        )
+    if model.embed_dim % 4:
+        raise UsageError(f"model.embed_dim: {model.embed_dim} is not a multiple of 4")
+    for name in ("state_dim", "policy_embed_dim"):
+        _same(f"model.{name}", getattr(model, name), "model.embed_dim", model.embed_dim)
+    _check_tower(model)
+
+
+TOWER: Final = re.compile(r"patch(\d+)-(\d+)$")
+
+
+def _check_tower(model: ModelConfig) -> None:
+    """A frozen tower has one picture size and one patch size, and its public name tells both."""
+    told = TOWER.search(model.vision_model) if model.vision == "siglip" else None
+    if told is not None and (model.patch_size, model.image_size) != (int(told[1]), int(told[2])):
+        raise UsageError(
+            f"model.image_size, model.patch_size: {model.vision_model} takes pictures of {told[2]} pixels in patches "
+            f"of {told[1]}, got {model.image_size} and {model.patch_size}; "
+            f"use --set model.image_size={told[2]} --set model.patch_size={told[1]}"
+        )
+
+
+def require_widths(config: ModelConfig, language: int, robot_state: int, action: int, store: str) -> None:
+    """Raise UsageError where a key that says one of the store's widths again says another one."""
+    for key, mine, theirs in (
+        ("lang_emb_dim", config.lang_emb_dim, language),
+        ("robot_state_dim", config.robot_state_dim, robot_state),
+        ("action_dim", config.action_dim, action),
+    ):
+        _same(f"model.{key}", mine, store, theirs)
+
+
+def _same(key: str, value: int | None, where: str, wanted: int) -> None:
+    if value is not None and value != wanted:
+        raise UsageError(f"{key}: {value}, but {where} has {wanted}; this key only says it again, leave it out")

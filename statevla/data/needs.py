@@ -1,0 +1,46 @@
+"""What a loader must deliver for a system to be trained: data, not a phase's number."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from stores.errors import UsageError
+
+OFFSETS: Final = ((0,), (0, 1))
+VIEWS: Final = ("pixels",)
+GOALS: Final = ("none",)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What of each transition a batch must hold.
+
+    offsets: observation frames relative to t. require: leave out steps that lack one of them, instead of masking.
+    views: what of an observation is loaded. goal: whether a later observation comes with each row. rows: fewest rows of
+    a batch for which the loss means something. Raises UsageError for what no loader delivers.
+    """
+
+    offsets: tuple[int, ...] = (0,)
+    require: bool = False
+    views: tuple[str, ...] = ("pixels",)
+    goal: str = "none"
+    rows: int = 1
+
+    def __post_init__(self) -> None:
+        unknown = [view for view in self.views if view not in VIEWS]
+        if self.offsets not in OFFSETS or unknown or self.goal not in GOALS:
+            raise UsageError(
+                f"needs: expected offsets of {OFFSETS}, views of {VIEWS}, a goal of {GOALS}; "
+                f"got {self.offsets}, {self.views}, {self.goal!r}"
+            )
+
+    @property
+    def next(self) -> bool:
+        """Whether batches hold the next observation."""
+        return 1 in self.offsets
+
+
+NOW: Final = Needs()
+"""Every step, with its own observation."""
+
+PAIRS: Final = Needs(offsets=(0, 1), require=True, rows=2)
+"""Steps that have a successor, with both observations; statistics of a batch need two rows."""

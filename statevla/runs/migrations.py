@@ -1,0 +1,72 @@
+"""Checkpoints of earlier formats, brought to this one step by step: the number is read first, then what it means.
+
+A migration says what the earlier format meant by leaving something out, with the values of then; today's defaults are
+never filled in. A change of `CheckpointState` or of the configuration's keys raises `FORMAT` and adds a step here.
+
+    1  phases by number, the keys of the configuration before they were the documents'
+    2  systems by name
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from stores.errors import StoreCorrupt
+
+FORMAT: Final = 2
+Tree = dict[str, Any]
+
+
+def migrate(tree: Tree, where: str) -> Tree:
+    """`tree`, a state.json of any known format, as one of `FORMAT`. Raises StoreCorrupt for an unknown format."""
+    number = tree.get("format")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise StoreCorrupt(f"{where}: expected a format number from 1 to {FORMAT}, got {number!r}")
+    if number > FORMAT:
+        raise StoreCorrupt(
+            f"{where}: checkpoint of format {number}, written by statevla {tree.get('code_version', '(unknown)')}; "
+            f"this one reads formats up to {FORMAT}; use a newer statevla"
+        )
+    for step in range(number, FORMAT):
+        try:
+            tree = {**MIGRATIONS[step](tree), "format": step + 1}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreCorrupt(f"{where}: not a whole checkpoint of format {step}: {error!r} is missing") from error
+    return tree
+
+
+def _systems_by_name(old: Tree) -> Tree:
+    """1 to 2."""
+    tree = dict(old)
+    names = {1: "temporal_jepa", 2: "flow_matching"}
+    tree["system"] = names[tree.pop("phase")]
+    parent = tree.pop("encoder")
+    tree["parent"] = None if parent is None else {"system": "temporal_jepa", **parent}
+    tree["config"] = _documents_keys(tree["config"])
+    return tree
+
+
+def _documents_keys(old: Tree) -> Tree:
+    data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
+    first, second = dict(training["phase1"]), dict(training["phase2"])
+    _rename(model, width="embed_dim", depth="encoder_depth", chunk="action_seq_len", policy_depth="policy_layers")
+    _rename(training, grad_clip="gradient_clip", save_every_epochs="save_interval", log_every_steps="log_interval")
+    for phase in (first, second):
+        _rename(phase, epochs="num_epochs", lr="learning_rate")
+    first["temporal_predictor_hidden_dim"] = model.pop("predictor_width")
+    training |= {
+        "ema_momentum": first.pop("ema_start"), "ema_momentum_schedule": "cosine", "learning_rate": 1e-4,
+        "phase1": first, "phase2": second,
+    }  # fmt: skip
+    data |= {"data_directory": None, "demos_per_task": 50, "max_len_data": 260, "train_split": 0.9}
+    restated = ("lang_emb_dim", "robot_state_dim", "action_dim", "state_dim", "policy_embed_dim")
+    model |= dict.fromkeys(restated)
+    return {"data": data, "model": model, "training": training}
+
+
+def _rename(tree: Tree, **names: str) -> None:
+    for old, new in names.items():
+        tree[new] = tree.pop(old)
+
+
+MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _systems_by_name}
+"""From the format of the key to the next one."""

@@ -1,0 +1,128 @@
+"""Which run and checkpoint a command means: what it was told, in any of the ways to say it, or the only one that fits.
+
+A checkpoint is named by its folder, by the documents' name of it (``….pt``), by the folder of a system's
+checkpoints, or by the run folder. Runs are looked for right below ``runs/``, then one folder deeper (the demo's);
+controls trained with shuffled instructions are never meant unless named.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from statevla.runs.files import CheckpointState, read_state
+from statevla.runs.layout import BEST, LATEST, RUNS, checkpoints, is_checkpoint, systems_in, without_suffix
+from statevla.systems.system import System
+from statevla.systems.table import SYSTEMS, find_system, require_kind
+from stores.errors import StoreMissing, UsageError
+
+
+def resolve(path: Path, rows: Iterable[System], names: tuple[str, ...] = (BEST, LATEST)) -> Path:
+    """The checkpoint that `path` means: itself, or in a run folder the first of `names` of the only fitting system.
+
+    Raises StoreMissing when there is no checkpoint, UsageError when several fit.
+    """
+    path = without_suffix(path)
+    if is_checkpoint(path):
+        return path
+    folders = [path, *(checkpoints(path, row.folder) for row in rows)]
+    found = [next(folder / name for name in names if is_checkpoint(folder / name)) for folder in folders
+             if any(is_checkpoint(folder / name) for name in names)]  # fmt: skip
+    if not found:
+        kinds = " or ".join(sorted({row.name for row in rows}))
+        raise StoreMissing(f"{path}: no checkpoint here, and no run that has one of {kinds}; run `statevla train`")
+    if len(found) > 1:
+        raise UsageError(f"{path}: several checkpoints fit: {listing(found)}; name one")
+    return found[0]
+
+
+def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:
+    """The checkpoint that is meant by `checkpoint`, else the best (without validation the latest) of the only policy.
+
+    Raises UsageError when there is none or several fit, or when it is not a policy's.
+    """
+    rows = [row for row in SYSTEMS if row.kind == "policy"]
+    if checkpoint is not None:
+        path = resolve(checkpoint, rows)
+        require_kind(read_state(path), "policy", path)
+        return path
+    found = [path for path in _find(rows, root, (BEST, LATEST)) if not _is_control(read_state(path))]
+    if not found:
+        raise UsageError(f"no policy's checkpoint below {root}/; run `statevla train --phase 2` first")
+    if len(found) > 1:
+        raise UsageError(f"several policies below {root}/: {listing(found)}; name one with --checkpoint")
+    return found[0]
+
+
+def find_parent(system: System, store_hash: str, run: Path | None = None, root: Path = RUNS) -> Path:
+    """checkpoint_latest of a parent of `system` in `run`, else of the only run that was trained on that store.
+
+    Raises UsageError when there is none or several runs fit.
+    """
+    rows = [find_system(name) for name in system.parent]
+    found = _in_run(run, rows, (LATEST,)) if run is not None else _find(rows, root, (LATEST,), store_hash)
+    fitting = [path for path in found if read_state(path).manifest_hash == store_hash]
+    where = f"in {run}" if run is not None else f"below {root}/"
+    what = " or ".join(row.name for row in rows)
+    if not fitting:
+        raise UsageError(
+            f"no checkpoint of {what} of this store {where}; run `statevla train --system {rows[0].name}` first"
+        )
+    if len(fitting) > 1:
+        raise UsageError(f"several checkpoints of {what} of this store {where}: {listing(fitting)}; "
+                         "name one with --encoder")  # fmt: skip
+    return fitting[0]
+
+
+def to_resume(path: Path, system: System | None = None) -> tuple[System, Path]:
+    """The system and its checkpoint_latest that ``--resume PATH`` means.
+
+    In a run of several systems the only one that is not finished, else the last of them. Raises StoreMissing when there
+    is nothing to resume, UsageError when several are unfinished.
+    """
+    path = without_suffix(path)
+    if is_checkpoint(path):
+        own = find_system(read_state(path).system)
+        _require(path, own, system)
+        return own, path
+    if is_checkpoint(path / LATEST):
+        return to_resume(path / LATEST, system)
+    there = [row for row in SYSTEMS if row.folder in systems_in(path) and (system is None or row == system)]
+    found = [(row, checkpoints(path, row.folder) / LATEST) for row in there]
+    found = [(row, latest) for row, latest in found if is_checkpoint(latest)]
+    if not found:
+        what = "" if system is None else f" of {system.name}"
+        raise StoreMissing(f"{path}: nothing to resume, no {LATEST}{what} there; train without --resume first")
+    unfinished = [(row, latest) for row, latest in found if not read_state(latest).finished]
+    if len(unfinished) > 1:
+        names = " or ".join(f"--system {row.name}" for row, _ in unfinished)
+        raise UsageError(f"{path}: several systems are unfinished there; say {names}")
+    return (unfinished or found)[-1]
+
+
+def _require(path: Path, own: System, wanted: System | None) -> None:
+    if wanted is not None and own != wanted:
+        raise UsageError(f"{path}: a checkpoint of {own.name}, not of {wanted.name}")
+
+
+def _find(rows: Iterable[System], root: Path, names: tuple[str, ...], store_hash: str | None = None) -> list[Path]:
+    rows = list(rows)
+    for depth in ("*", "*/*"):
+        found = [path for run in sorted(root.glob(depth)) for path in _in_run(run, rows, names)]
+        if store_hash is not None:
+            found = [path for path in found if read_state(path).manifest_hash == store_hash]
+        if found:
+            return found
+    return []
+
+
+def _in_run(run: Path, rows: Iterable[System], names: tuple[str, ...]) -> list[Path]:
+    candidates = ([checkpoints(run, row.folder) / name for name in names] for row in rows)
+    return [next(filter(is_checkpoint, paths)) for paths in candidates if any(map(is_checkpoint, paths))]
+
+
+def _is_control(state: CheckpointState) -> bool:
+    return bool(state.config["data"]["shuffle_instructions"])
+
+
+def listing(paths: Iterable[Path]) -> str:
+    """Paths for an error message."""
+    return ", ".join(str(path) for path in paths)

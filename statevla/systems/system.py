@@ -1,0 +1,108 @@
+"""What a system that can be trained is: an `Objective`, and the row of `SYSTEMS` that says how one is built.
+
+Legend: B batch, R rows of all batches that one optimizer step sees.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from statevla.config import Config
+from statevla.config.schema import SystemOptions
+from statevla.data.batch import Batch
+from statevla.data.needs import NOW, Needs
+from statevla.encoders.siglip import SiglipBackbone
+from statevla.models.losses import LossParts
+from statevla.models.optim import undecayed_names
+from statevla.runs.files import CheckpointState
+from stores.statistics import Normalization
+
+Noise = Mapping[str, Tensor]
+"""Everything random in one step, rows first, on the CPU: a rank takes its rows of the global batch's."""
+
+Terms = Mapping[str, Tensor]
+"""What a loss is made of, rows first: terms of several ranks or micro-batches are concatenated."""
+
+
+class Objective(nn.Module):
+    """A model with its loss. The forward pass is `terms`, so that wrappers which change it wrap what has gradients."""
+
+    needs: Needs = NOW
+
+    def draw(self, rows: int, generator: torch.Generator) -> Noise:
+        """Noise of a global batch, from `generator` alone; the default draws nothing."""
+        return {}
+
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """Of every row by itself, differentiable. `noise` is on the batch's device."""
+        raise NotImplementedError
+
+    def loss(self, terms: Terms) -> LossParts:
+        """Of all rows [R ...] together; what averages over rows or takes their statistics stands here."""
+        raise NotImplementedError
+
+    def after_step(self, step: int, total: int) -> None:
+        """What follows optimizer step number `step` (0-based) of `total`; the default does nothing."""
+
+    def monitors(self, terms: Terms) -> dict[str, float]:
+        """Numbers to watch in validation, from the terms of many rows; the default has none."""
+        return {}
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Parameters without weight decay: all but the weights of linear layers and convolutions."""
+        return undecayed_names(self)
+
+    def forward(self, batch: Batch, noise: Noise) -> Terms:
+        """`terms`."""
+        return self.terms(batch, noise)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The checkpoint whose encoder a policy takes, frozen. tensors: its model, by name."""
+
+    folder: Path
+    state: CheckpointState
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What building takes beside the configuration.
+
+    statistics: the store's; None where weights that are still to be loaded bring them. parent: None for systems without
+    one, and where a whole policy is still to be loaded.
+    """
+
+    statistics: Normalization | None = None
+    backbone: SiglipBackbone | None = None
+    parent: Parent | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table.
+
+    folder: of its checkpoints in a run, and in the names of its metrics. build: fresh weights from torch's generator.
+    options, section: its options and where they stand in the configuration, its own name for all but the documents' two
+    phases. parent: systems whose checkpoint it takes as its frozen encoder.
+    """
+
+    name: str
+    folder: str
+    kind: Literal["encoder", "policy"]
+    title: str
+    build: Callable[[Config, Given], Objective]
+    options: type[SystemOptions]
+    section: str
+    parent: tuple[str, ...] = ()
+
+    def options_of(self, config: Config) -> SystemOptions:
+        """This system's options in `config`."""
+        options: SystemOptions = config.section(self.section)
+        return options

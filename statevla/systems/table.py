@@ -1,0 +1,68 @@
+"""The table of systems: a new one is one file beside this one and one row here."""
+
+from typing import Final
+
+from statevla.config.load import Sections, from_dict
+from statevla.config.schema import Config, Phase1Config, Phase2Config
+from statevla.runs.files import CheckpointState
+from statevla.systems import flow_matching, temporal_jepa
+from statevla.systems.system import System
+from stores.errors import UsageError
+
+SYSTEMS: Final[list[System]] = [
+    System(
+        "temporal_jepa", "phase1_temporal_jepa", "encoder", "Temporal JEPA", temporal_jepa.build, Phase1Config,
+        "training.phase1",
+    ),
+    System(
+        "flow_matching", "phase2_flow_matching", "policy", "flow-matching policy", flow_matching.build, Phase2Config,
+        "training.phase2", parent=("temporal_jepa",),
+    ),
+]  # fmt: skip
+
+
+def find_system(name: str) -> System:
+    """A row by name; ``1`` and ``2``, the documents' phases, are other names of the first two. Raises UsageError."""
+    phases = {str(number): row.name for number, row in enumerate(SYSTEMS[:2], 1)}
+    for row in SYSTEMS:
+        if row.name == phases.get(name, name):
+            return row
+    raise UsageError(f"system {name!r}: expected one of {', '.join(row.name for row in SYSTEMS)}")
+
+
+def system_of(state: CheckpointState, where: object) -> System:
+    """The row that a checkpoint was trained by. Raises UsageError when this version has none of its name."""
+    try:
+        return find_system(state.system)
+    except UsageError as error:
+        raise UsageError(f"{where}: checkpoint of a system that this statevla does not know: {error}") from error
+
+
+def sections() -> Sections:
+    """Sections of the configuration beside ``data``, ``model`` and ``training``."""
+    return {row.section: row.options for row in SYSTEMS if "." not in row.section}
+
+
+def own_sections(system: System) -> tuple[str, ...]:
+    """Sections that the checkpoints of `system` record: its own and its parents'."""
+    rows = (system, *(find_system(name) for name in system.parent))
+    return tuple(row.section for row in rows if "." not in row.section)
+
+
+def config_of(state: CheckpointState, where: object) -> Config:
+    """The configuration in a checkpoint. Raises StoreCorrupt when a key is missing or unknown."""
+    names = own_sections(system_of(state, where))
+    known = {name: options for name, options in sections().items() if name in names}
+    return from_dict(state.config, known, f"{where} (format {state.format}, statevla {state.code_version})")
+
+
+def require_kind(state: CheckpointState, kind: str, where: object) -> System:
+    """The row of a checkpoint. Raises UsageError when it is not an encoder, or not a policy, as wanted."""
+    row = system_of(state, where)
+    if row.kind != kind:
+        fitting = [other for other in SYSTEMS if other.kind == kind]
+        raise UsageError(
+            f"{where}: expected a trained {kind} ({', '.join(other.folder for other in fitting)}), got the {row.kind} "
+            f"{row.name}; run `statevla train --system {fitting[0].name}` or name another checkpoint"
+        )
+    return row

@@ -1,0 +1,68 @@
+"""The checkpoint whose encoder a policy takes, frozen: whether it fits, and where it came from."""
+
+from pathlib import Path
+from typing import Any
+
+from statevla.config import Config, replace
+from statevla.runs.files import MODEL, read_state, read_tensors, require_store
+from statevla.runs.layout import LATEST, is_checkpoint
+from statevla.systems.system import Parent, System
+from statevla.systems.table import config_of, find_system, system_of
+from statevla.trainers.setup import differences
+from stores.errors import UsageError
+from stores.reader import Store
+
+
+def load_parent(system: System, config: Config, folder: Path, store: Store, unfinished: bool = False) -> Parent:
+    """Read the parent's checkpoint of a run of `system`.
+
+    Raises UsageError when it is of a system that is no parent, when its model is configured otherwise (all keys at
+    once), or when its training is not finished and `unfinished` does not allow that; StaleKey for another store's.
+    """
+    state = read_state(folder)
+    row = system_of(state, folder)
+    if row.name not in system.parent:
+        wanted = " or ".join(system.parent)
+        raise UsageError(
+            f"{folder}: {system.name} needs a state encoder of {wanted}, got a checkpoint of {row.name}; "
+            f"run `statevla train --system {system.parent[0]}` or name another checkpoint"
+        )
+    require_store(state, store.manifest_hash, folder, str(store.root))
+    found = differences(config, config_of(state, folder), "parent")
+    if found:
+        listed = "; ".join(f"{each.key}: {each.mine!r} here, {each.theirs!r} there" for each in found)
+        raise UsageError(
+            f"{folder}: both share one encoder, but {listed}; leave these keys out, the encoder's are taken over"
+        )
+    if not unfinished:
+        require_finished(folder)
+    return Parent(folder, state, read_tensors(folder, state, MODEL))
+
+
+def require_finished(folder: Path) -> None:
+    """Raise UsageError when the run of an encoder's checkpoint has not reached its length."""
+    latest = folder.parent / LATEST
+    state = read_state(latest if is_checkpoint(latest) else folder)
+    if not state.finished:
+        raise UsageError(
+            f"{folder}: its training stopped at step {state.step} of {state.total_steps}; finish it with "
+            f"`statevla train --resume {latest}`, or take it as it is with --unfinished-encoder"
+        )
+
+
+def inherit(config: Config, folder: Path, given: frozenset[str]) -> Config:
+    """`config` with the encoder's model as its checkpoint has it, but for the keys in `given`, which a user set."""
+    theirs = config_of(read_state(folder), folder)
+    taken = {each.key: each.theirs for each in differences(config, theirs, "parent") if each.key not in given}
+    return replace(config, taken)
+
+
+def origin(parent: Parent) -> dict[str, Any]:
+    """Where a frozen encoder came from, for the policy's checkpoints."""
+    state = parent.state
+    return {
+        "system": find_system(state.system).name,
+        "checkpoint": parent.folder.name,
+        "step": state.step,
+        "sha256": state.files[MODEL]["sha256"],
+    }
