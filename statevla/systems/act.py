@@ -6,16 +6,27 @@ The output is the decoder's last layer's (the original reads its first, so that 
 Legend: B batch, C cameras, N tokens, K chunk, D width, Z latent, P pose dimensions, R robot state, I instructions.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from statevla.config import Config
+from statevla.config.options import option
+from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, DecoderLayer, Queries, grid_sinusoids, sinusoids
 from statevla.models.heads import ChunkOutput
+from statevla.models.losses import LossParts
 from statevla.models.stems import ConvStem
 from statevla.models.tokenizer import dtype_of, embedding
+from statevla.systems.acting import Acted, Scene
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, stages_of
+from statevla.systems.system import Given, Noise, Terms
+from stores.schema import CAMERAS, LANGUAGE_DIM, POSE_DIMS, ROBOT_STATE_DIM
+from stores.statistics import Normalization
 
 LOG_VARIANCE = 10.0
 
@@ -135,3 +146,101 @@ class ActNet(nn.Module):
             steps = layer(steps, memory.to(steps.dtype))
         out = self.norm(steps.float())
         return ChunkOutput(self.pose(out).float(), self.gripper(out).squeeze(-1).float())
+
+
+@dataclass(frozen=True)
+class ActOptions(ChunkOptions):
+    """``act.*``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {
+            "image_size": 64, "width": 64, "heads": 4, "hidden": 256, "chunk_blocks": 1, "blocks": 1,
+            "decoder_blocks": 1, "latent": 8, "stages": "16-32-64", "kl_weight": 1.0, "learning_rate": 1e-3,
+        },
+    }  # fmt: skip
+
+    learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    width: int = option(256, "of the tokens", least=8)
+    heads: int = option(8, "of every attention", least=1)
+    hidden: int = option(1024, "of every block's MLP", least=1)
+    chunk_blocks: int = option(2, "of the encoder that reads the chunk, in training", least=1)
+    blocks: int = option(4, "of the memory's encoder", least=1)
+    decoder_blocks: int = option(2, "of the decoder, whose last one is read", least=1)
+    latent: int = option(32, "size of the latent", least=1)
+    stages: str = option("32-64-128-256", "channels of the stem's stages, each half as large as the one before")
+    prior: str = option(
+        "standard", "of the latent: normal, or told by state and instruction", choices=("standard", "learned")
+    )
+    kl_weight: float = option(10.0, "weight of the divergence from the prior, summed over the latent", least=0)
+    sample: bool = option(False, "act with a sample of the prior instead of its mean")
+    dropout: float = option(0.0, "of every block", least=0, most=1)
+
+
+class ActPolicy(ChunkPolicy):
+    """The net with its loss and its decision. Acting sees no actions, so that the latent has no other way in."""
+
+    options: ActOptions
+
+    def __init__(self, config: Config, options: ActOptions, statistics: Normalization | None) -> None:
+        super().__init__(options, statistics)
+        self.net = ActNet(
+            size=options.image_size, width=options.width, heads=options.heads, hidden=options.hidden,
+            chunk_blocks=options.chunk_blocks, blocks=options.blocks, decoder_blocks=options.decoder_blocks,
+            latent=options.latent, stages=stages_of("act.stages", options.stages), cameras=len(CAMERAS),
+            robot=ROBOT_STATE_DIM, language=LANGUAGE_DIM, chunk=config.model.action_seq_len, pose=POSE_DIMS,
+            prior=options.prior, dropout=options.dropout,
+        )  # fmt: skip
+
+    @property
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Of the latent, where it is sampled."""
+        return (self.options.latent,) if self.options.sample else None
+
+    def draw(self, rows: int, generator: torch.Generator) -> Noise:
+        """``latent`` [B Z], standard normal."""
+        return {"latent": torch.randn(rows, self.options.latent, generator=generator)}
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I L"]:
+        return scale_language(language)
+
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """``pose``, ``logits``, ``divergence`` [B Z]; in validation ``pose_of_prior`` [B K P] too."""
+        obs = batch.obs
+        robot, condition = self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
+        wanted = self.wanted(batch)
+        shown = torch.cat([wanted["wanted"], batch.chunk[..., POSE_DIMS:]], dim=-1)
+        q, p = self.net.chunk_encoder(robot, shown, batch.is_pad), self.net.prior(robot, condition)
+        pose, logits = self.net(obs.images, robot, condition, q.sample(noise["latent"]))
+        found = {"pose": pose, "logits": logits, "divergence": divergence(q, p), **wanted}
+        if not self.training:
+            found["pose_of_prior"] = self.net(obs.images, robot, condition, p.mean).pose
+        return found
+
+    def loss(self, terms: Terms) -> LossParts:
+        """`ChunkPolicy.loss` + β KL, the KL summed over the latent and averaged over rows. Part: ``kl`` in nats."""
+        chunk, kl = super().loss(terms), terms["divergence"].sum(dim=-1).mean()
+        total = chunk.total + self.options.kl_weight * kl
+        return LossParts(total, {**chunk.parts, "kl": kl.detach()}, chunk.weight)
+
+    def monitors(self, terms: Terms) -> dict[str, float]:
+        """``z_used``: share of the latent that carries more than 0.01 nats. ``z_gain``: how much worse the pose gets
+        with the prior's mean instead of what the chunk told, in the units of the loss; near 0 the latent is unused.
+        """
+        of_prior = self.pose_loss({**terms, "pose": terms["pose_of_prior"]})
+        used = (terms["divergence"].mean(dim=0) > 0.01).float().mean()
+        return {"z_used": used.item(), "z_gain": (of_prior - self.pose_loss(terms)).item()}
+
+    def decide(self, scene: Scene) -> Acted:
+        robot = self.standardize_robot_state(scene.robot_state)
+        prior = self.net.prior(robot, scene.condition)
+        latent = prior.mean if scene.noise is None else prior.sample(scene.noise)
+        return self.acted(*self.net(scene.images, robot, scene.condition, latent))
+
+    def matrices(self) -> Iterator[Tensor]:
+        return parameters_of(self.net.stem, self.net.encoder, self.net.decoder)
+
+
+def build(config: Config, given: Given) -> ActPolicy:
+    """Fresh weights."""
+    return ActPolicy(config, config.section("act"), given.statistics)

@@ -7,15 +7,25 @@ decay their output stays at zero.
 Legend: B batch, C cameras, F hidden width, K chunk, P pose dimensions.
 """
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from statevla.config import Config
+from statevla.config.options import option
+from statevla.data.batch import Batch
 from statevla.models.heads import ChunkOutput, split_output
 from statevla.models.stems import Stage
 from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
+from statevla.systems.acting import Acted, Scene
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, stages_of
+from statevla.systems.system import Given, Noise, Terms
+from stores.schema import ACTION_DIM, CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+from stores.statistics import Normalization
 
 POOL = 4
 
@@ -71,11 +81,53 @@ class FilmNet(nn.Module):
         joined = torch.cat([*seen, condition, self.robot(robot)], dim=-1)
         return split_output(self.policy(joined.to(dtype_of(self.policy))).float(), self.chunk)
 
-    def undecayed(self) -> list[nn.Module]:
-        """Modules whose matrices do not decay."""
-        return list(self.generators)
+
+@dataclass(frozen=True)
+class FilmOptions(ChunkOptions):
+    """``film.*``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {"image_size": 64, "hidden": 64, "stages": "16-32-64"},
+        "small": {"image_size": 128, "hidden": 256, "stages": "32-64-128-256", "learning_rate": 3e-4},
+    }
+
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    hidden: int = option(256, "width of the fused features", least=8)
+    stages: str = option("32-64-128-256", "channels of the trunk's stages, each half as large as the one before")
 
 
-def trunks(net: FilmNet) -> list[Any]:
-    """What bfloat16 may store."""
-    return [net.stages, net.generators, net.camera, net.policy]
+class FilmPolicy(ChunkPolicy):
+    """The net with its loss and its decision."""
+
+    def __init__(self, config: Config, options: FilmOptions, statistics: Normalization | None) -> None:
+        super().__init__(options, statistics)
+        self.net = FilmNet(
+            options.image_size, options.hidden, stages_of("film.stages", options.stages), len(CAMERAS),
+            ROBOT_STATE_DIM, LANGUAGE_DIM, config.model.action_seq_len, ACTION_DIM,
+        )  # fmt: skip
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """The generators too: with decay their output would stay at zero."""
+        names = {f"net.generators.{name}" for name, _ in self.net.generators.named_parameters()}
+        return super().undecayed | names
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
+        return self.net.condition(scale_language(language))
+
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """``pose`` [B K P] and ``logits`` [B K] beside `ChunkPolicy.wanted`."""
+        obs = batch.obs
+        pose, logits = self.net(obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language))
+        return {"pose": pose, "logits": logits, **self.wanted(batch)}
+
+    def decide(self, scene: Scene) -> Acted:
+        return self.acted(*self.net(scene.images, self.standardize_robot_state(scene.robot_state), scene.condition))
+
+    def matrices(self) -> Iterator[Tensor]:
+        return parameters_of(self.net.stages, self.net.generators, self.net.camera, self.net.policy)
+
+
+def build(config: Config, given: Given) -> FilmPolicy:
+    """Fresh weights."""
+    return FilmPolicy(config, config.section("film"), given.statistics)

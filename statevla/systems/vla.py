@@ -6,14 +6,26 @@ token (head ``chunked``: one query a step) look at all of them, so that the acti
 Legend: B batch, C cameras, P patches, D width, N tokens, K chunk, A pose dimensions, I instructions.
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from statevla.config import Config
+from statevla.config.options import option
+from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, CrossLayer, Queries
-from statevla.models.heads import ChunkOutput, split_output
+from statevla.models.heads import Bins, ChunkOutput, split_output
 from statevla.models.stems import PatchStem
 from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
+from statevla.systems.acting import Acted, Scene
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.system import Given, Noise, Terms
+from stores.schema import ACTION_NAMES, CAMERAS, LANGUAGE_DIM, POSE_DIMS, ROBOT_STATE_DIM
+from stores.statistics import Normalization
 
 FUSIONS = ("concat", "cross_attention", "perceiver")
 HEADS = ("continuous", "discrete", "chunked")
@@ -121,3 +133,96 @@ class VlaNet(nn.Module):
         """Head ``discrete``: logits of the bins, and of the gripper."""
         read = self.read(images, robot, condition)[:, 0]
         return self.out(read).float().view(len(read), self.chunk, self.pose, self.bins), self.gripper(read).float()
+
+
+@dataclass(frozen=True)
+class VlaOptions(ChunkOptions):
+    """``vla.*``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {
+            "image_size": 64, "patch_size": 8, "width": 64, "heads": 4, "vision_blocks": 1, "blocks": 2,
+            "learning_rate": 1e-3,
+        },
+        "base": {
+            "image_size": 224, "patch_size": 14, "width": 768, "heads": 12, "vision_blocks": 12, "blocks": 6,
+            "queries": 32, "dropout": 0.1, "learning_rate": 1e-4,
+        },
+    }  # fmt: skip
+
+    learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    patch_size: int = option(16, "pixels a side of a patch", least=1)
+    width: int = option(192, "of the tokens", least=8)
+    heads: int = option(6, "of every attention", least=1)
+    vision_blocks: int = option(4, "blocks over each camera's patches", least=0)
+    blocks: int = option(4, "blocks over all tokens", least=1)
+    fusion: str = option("concat", "how vision meets instruction and robot", choices=FUSIONS)
+    head: str = option("chunked", "what the actions are read from", choices=HEADS)
+    queries: int = option(16, "learned queries of the perceiver", least=1)
+    bins: int = option(256, "of each pose dimension, head discrete", least=2)
+    expectation: bool = option(False, "head discrete: act with the bins' mean instead of the most likely one")
+    dropout: float = option(0.0, "of every block", least=0, most=1)
+
+
+class VlaPolicy(ChunkPolicy):
+    """The net with its loss and its decision."""
+
+    options: VlaOptions
+
+    def __init__(self, config: Config, options: VlaOptions, statistics: Normalization | None) -> None:
+        super().__init__(options, statistics)
+        self.net = VlaNet(
+            size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
+            vision_blocks=options.vision_blocks, blocks=options.blocks, cameras=len(CAMERAS), robot=ROBOT_STATE_DIM,
+            language=LANGUAGE_DIM, chunk=config.model.action_seq_len, pose=POSE_DIMS, fusion=options.fusion,
+            head=options.head, queries=options.queries, bins=options.bins, dropout=options.dropout,
+        )  # fmt: skip
+        self.bins = self._make_bins(statistics) if options.head == "discrete" else None
+
+    def _make_bins(self, statistics: Normalization | None) -> Bins:
+        """Between the train split's 1% and 99% quantiles, standardized; without statistics, still to be loaded."""
+        if statistics is None:
+            low, high = -torch.ones(POSE_DIMS), torch.ones(POSE_DIMS)
+        else:
+            quantiles = torch.tensor([statistics.action.q01, statistics.action.q99])
+            low, high = self.standardize_action(quantiles)[:, :POSE_DIMS]
+        return Bins(low, high, ACTION_NAMES[:POSE_DIMS], self.options.bins)
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
+        return self.net.condition(scale_language(language))
+
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """``pose`` [B K P] (head discrete: ``bins`` [B K P N]) and ``logits`` [B K] beside `ChunkPolicy.wanted`."""
+        obs = batch.obs
+        inputs = obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
+        if self.bins is None:
+            pose, logits = self.net(*inputs)
+            return {"pose": pose, "logits": logits, **self.wanted(batch)}
+        bins, logits = self.net.bin_logits(*inputs)
+        return {"bins": bins, "logits": logits, **self.wanted(batch)}
+
+    def pose_loss(self, terms: Terms) -> Float[Tensor, ""]:
+        """Head discrete: cross entropy of the bins; others: `ChunkPolicy.pose_loss`."""
+        if self.bins is None:
+            return super().pose_loss(terms)
+        return self.bins.loss(terms["bins"], terms["wanted"], terms["keep"])
+
+    def decide(self, scene: Scene) -> Acted:
+        inputs = scene.images, self.standardize_robot_state(scene.robot_state), scene.condition
+        if self.bins is None:
+            return self.acted(*self.net(*inputs))
+        bins, logits = self.net.bin_logits(*inputs)
+        if self.options.expectation:
+            values = self.bins.value(torch.arange(self.options.bins, device=bins.device).unsqueeze(-1))  # [N P]
+            return self.acted((bins.softmax(dim=-1) * values.T).sum(dim=-1), logits)
+        return self.acted(self.bins.value(bins.argmax(dim=-1)), logits)
+
+    def matrices(self) -> Iterator[Tensor]:
+        stems = (stem for stem in self.net.vision.stems)
+        return parameters_of(*stems, self.net.vision.blocks, self.net.cross, self.net.backbone)
+
+
+def build(config: Config, given: Given) -> VlaPolicy:
+    """Fresh weights. Raises UsageError where head discrete has a pose dimension that never moves."""
+    return VlaPolicy(config, config.section("vla"), given.statistics)

@@ -180,7 +180,10 @@ class ConditionalStorage:
         """Whether object `name`, listed as `entry`, is `data`; it is read only where its tag does not tell."""
         if self.shows(entry, data):
             return True
-        return entry.bytes == len(data) and hash_stream(self.storage.pieces(name)) == (len(data), hashlib.sha256(data).hexdigest())
+        return entry.bytes == len(data) and hash_stream(self.storage.pieces(name)) == (
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+        )
 
     def copy(self, name: str, target: str) -> bool:
         """Copy an object on the server, over what is at `target`; False when there is none of that `name`."""

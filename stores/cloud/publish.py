@@ -70,7 +70,9 @@ def check_target(root: Path | str, url: str, replace: bool = False, **options: A
     ours = _published(root).get(remote.root, [])
     found = _registered(remote)
     if found is None:
-        strangers = sorted(name for name in there if not (name.startswith(".") or is_publication(name.partition("/")[0])))
+        strangers = sorted(
+            name for name in there if not (name.startswith(".") or is_publication(name.partition("/")[0]))
+        )
         if strangers:
             raise StoreLocked(
                 f"{remote.root}: expected a store or nothing there, got {strangers[:5]}; choose another prefix"

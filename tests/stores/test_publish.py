@@ -14,7 +14,7 @@ import pytest
 import stores.cloud.publish
 from stores.cloud.conditional import ConditionalStorage
 from stores.cloud.publish import PUBLISHED, check_target, publish_store
-from stores.cloud.storage import RemoteStorage, is_publication, open_storage
+from stores.cloud.storage import is_publication, open_storage
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked, StoreMissing, UsageError
 from stores.manifest import manifest_hash
 from stores.reader import Store

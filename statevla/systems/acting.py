@@ -1,0 +1,65 @@
+"""What a system offers to act: one scene in, one decision out, and nothing remembered in between.
+
+Legend: B batch, C cameras, H height, W width, D width of the model, K chunk, I instructions.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+NOTHING: Final[Mapping[str, Tensor]] = MappingProxyType({})
+
+
+class Scene(NamedTuple):
+    """What one call decides on, all on the policy's device.
+
+    condition: `PolicyNet.condition` of each row's instruction. noise: normal, ``[B, *noise_shape]``; None for a policy
+    that draws none. goal: what is to be reached, where the system takes a goal. prefix and given: actions that are
+    already committed, and which. memory: what the system handed out before, where it remembers.
+    """
+
+    images: UInt8[Tensor, "B C H W 3"]
+    robot_state: Float[Tensor, "B R"]
+    condition: Float[Tensor, "B ..."]
+    noise: Float[Tensor, "B ..."] | None
+    goal: Tensor | None = None
+    prefix: Float[Tensor, "B K A"] | None = None
+    given: Bool[Tensor, "B K"] | None = None
+    memory: Tensor | None = None
+
+
+class Acted(NamedTuple):
+    """What a policy wants to do.
+
+    chunk: action units, pose not clipped, gripper -1 or +1. closing: probability to close the gripper, where the
+    policy tells one. extras: whatever else it has to show (a predicted state, its memory), by name.
+    """
+
+    chunk: Float[Tensor, "B K A"]
+    closing: Float[Tensor, "B K"] | None
+    extras: Mapping[str, Tensor] = NOTHING
+
+
+@runtime_checkable
+class PolicyNet(Protocol):
+    """A network that acts. Pure: equal scenes give equal decisions, and memory goes in and comes out."""
+
+    @property
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Of one row's noise; None for a deterministic policy."""
+        ...
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I ..."]:
+        """What of `decide` depends on the instruction alone; called once an instruction."""
+        ...
+
+    def decide(self, scene: Scene) -> Acted:
+        """Chunks of a scene. Shapes follow from the scene's: it can be recorded as a CUDA graph."""
+        ...
+
+    def matrices(self) -> Iterator[Tensor]:
+        """The weights of large matrix products, which may be stored in bfloat16."""
+        ...
