@@ -9,11 +9,12 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from statevla.console import print_json, print_table, report, show_progress
+from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
 
 QUARANTINED = 3
@@ -21,8 +22,8 @@ SIGNALLED = 128
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
 )
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
@@ -35,8 +36,20 @@ Store = Annotated[str | None, typer.Option(help="Store folder or URL; default: t
 Replace = Annotated[bool, typer.Option("--replace", help="Replace whatever store is at the URL now.")]
 StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Policy checkpoint folder; default: the best one of the latest phase-2 run.")
+    Path | None, typer.Option(help="Policy: a run or checkpoint folder; default: the latest phase-2 run's best.")
 ]
+Control = Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")]
+Source = Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")]
+Tasks = Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")]
+Replan = Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")]
+Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
+Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
+LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]
+EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
+Videos = Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")]
 Preset = Annotated[str, typer.Option(help="base, original, small or tiny.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same keys as --set.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: training.batch_size=32.")]
@@ -53,6 +66,26 @@ def main() -> None:
     except StateVLAError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"error: {describe_trouble(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from statevla import __version__
+
+        print(f"statevla {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _statevla(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation."""
 
 
 @app.command()
@@ -61,12 +94,25 @@ def collect(
     episodes: Annotated[int, typer.Option(min=1, help="Episodes: in all (tabletop), a task (LIBERO).")] = 100,
     out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.")] = None,
     seed: int = 0,
-    tasks: Annotated[str, typer.Option(help="LIBERO task numbers, such as 0-2,5.")] = "0-9",
+    tasks: Annotated[
+        str | None, typer.Option(help="LIBERO task numbers, such as 0-2,5; default: all with an expert.")
+    ] = None,
     first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    init_states: Annotated[
+        int | None, typer.Option(min=1, help="LIBERO initial states used; default: to the last.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: 1 (tabletop), what memory and cores allow (LIBERO).")
+    ] = None,
     align: Annotated[
         Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
     ] = "after",
+    image_size: Annotated[int, typer.Option(min=16, help="LIBERO: pixels a side.")] = 128,
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
+    ] = 0.0,
+    noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
@@ -76,14 +122,27 @@ def collect(
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 
-            summary = collect_tabletop(folder, episodes, seed=seed, align=align, workers=workers, progress=progress)
+            summary = collect_tabletop(
+                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress
+            )
+        elif dry_run:
+            from pipelines.collect.libero_trial import try_expert
+
+            trials = try_expert(
+                suite, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init, noise=noise,
+                progress=progress,
+            )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
 
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
-                align=align, progress=progress,
+                init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
+                progress=progress,
             )  # fmt: skip
+    if suite != "tabletop" and dry_run:
+        report("Expert", trials.to_dict(), as_json, trials.to_markdown())
+        return
     report("Collected", summary.to_dict(), as_json)
 
 
@@ -94,7 +153,9 @@ def ingest(
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
     replace: Replace = False,
-    language: Annotated[str, typer.Option(help="clip, or hashed (offline, no semantics).")] = "clip",
+    language: Annotated[
+        str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
+    ] = "clip",
     language_model: Annotated[
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
     ] = None,
@@ -102,6 +163,18 @@ def ingest(
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
+    gripper: Annotated[
+        Literal["detect", "high-closes", "high-opens"],
+        typer.Option(help="What the higher gripper command does, where the fingers do not show it."),
+    ] = "detect",
+    image_convention: Annotated[
+        Literal["detect", "opengl", "opencv", "upright"],
+        typer.Option(help="How pictures are stored, where the files say nothing or a wrong thing."),
+    ] = "detect",
+    masks: Annotated[
+        Literal["ask", "use", "ignore"],
+        typer.Option(help="Filter masks train and valid: the split, or nothing; ask: refuse other masks."),
+    ] = "ask",
     hash_sources: Annotated[bool, typer.Option("--hash-sources", help="Record each source's sha256 too.")] = False,
     train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
     split_seed: int = 0,
@@ -120,7 +193,8 @@ def ingest(
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
-        language_model=language_model, codec=codec, alignment=alignment, hash_sources=hash_sources,
+        language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
+        image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed,
     )  # fmt: skip
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
@@ -259,6 +333,10 @@ def eval_offline(
     checkpoint: Checkpoint = None,
     store: Store = None,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    euler_steps: EulerSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: Annotated[int, typer.Option(help="Of the policy's noise.")] = 0,
     out: Out = None,
     allow_other_store: Annotated[
         bool, typer.Option("--allow-other-store", help="Evaluate on a store that the policy was not trained on.")
@@ -268,88 +346,115 @@ def eval_offline(
     """Compare predicted chunks with the demonstrations'."""
     from statevla.evaluators.offline import evaluate_offline
     from statevla.policies.policy import Policy
+    from statevla.runs.layout import evaluation
     from statevla.runs.stores import find_store
     from statevla.systems.find import find_policy
     from stores.reader import Store as OpenStore
 
     path = find_policy(checkpoint)
+    chosen, folder = find_store(store), out if out is not None else evaluation(path, "offline")
+    print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
     with show_progress() as progress:
         results = evaluate_offline(
-            Policy.load(path), OpenStore.open(find_store(store)), split=split, allow_other_store=allow_other_store,
-            progress=progress,
+            Policy.load(path, device, precision, euler_steps), OpenStore.open(chosen), split=split, seed=seed,
+            allow_other_store=allow_other_store, progress=progress,
         )  # fmt: skip
-    results.save(out if out is not None else path.parents[2] / "eval" / "offline")
-    report("Offline evaluation", results.to_dict(), as_json)
+    results.save(folder)
+    report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @eval_app.command("tabletop")
 def eval_tabletop(
     checkpoint: Checkpoint = None,
-    episodes: Annotated[int, typer.Option(min=1)] = 50,
-    seed: Annotated[int, typer.Option(help="First seed of the fresh episodes.")] = 1_000_000,
-    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
-    videos: Annotated[int, typer.Option(min=0, help="Rollouts drawn as animated GIFs.")] = 4,
+    policy: Control = "checkpoint",
+    source: Source = None,
+    tasks: Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Trials in all, tasks in turn.")] = 50,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    videos: Videos = 1,
+    seed: Annotated[int, typer.Option(help="Of the layouts and of the policy's noise.")] = 0,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Close the loop in the tabletop world."""
-    from statevla.evaluators.rollout import evaluate_tabletop
-    from statevla.policies.policy import Policy
-    from statevla.systems.find import find_policy
+    """Success in the tabletop world, which needs nothing but this machine."""
+    from statevla.policies.execution import Execution
 
-    path = find_policy(checkpoint)
-    with show_progress() as progress:
-        results = evaluate_tabletop(
-            Policy.load(path), episodes=episodes, seed=seed, replan=replan, videos=videos, progress=progress
-        )
-    results.save(out if out is not None else path.parents[2] / "eval" / "tabletop")
-    report("Tabletop", results.to_dict(), as_json)
+    _evaluate(
+        "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
+        execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+    )  # fmt: skip
 
 
 @eval_app.command("libero")
 def eval_libero(
     suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
     checkpoint: Checkpoint = None,
-    policy: Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")] = "checkpoint",
-    source: Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")] = None,
+    policy: Control = "checkpoint",
+    source: Source = None,
+    tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
     first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
-    replan: Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")] = None,
-    ensemble: Annotated[float | None, typer.Option(help="Temporal ensembling weight; default: off.")] = None,
-    euler_steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")] = None,
-    videos: Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")] = 0,
-    seed: int = 0,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    videos: Videos = 0,
+    seed: Annotated[int, typer.Option(help="Another seed is another sample of the policy's noise.")] = 0,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Success in the LIBERO simulator (`make libero` installs it)."""
-    from pipelines.eval_libero import choose_policy
-    from statevla.evaluators.libero import evaluate_libero
+    from statevla.policies.execution import Execution
 
-    chosen = choose_policy(
-        policy, checkpoint=checkpoint, euler_steps=euler_steps, suite=suite, tasks=tasks, source=source, seed=seed
-    )
+    _evaluate(
+        suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
+        first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
+        videos=videos, seed=seed, loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+    )  # fmt: skip
+
+
+def _evaluate(
+    suite: str,
+    checkpoint: Path | None,
+    kind: str,
+    source: Path | None,
+    as_json: bool,
+    *,
+    out: Path | None,
+    tasks: str | None,
+    seed: int,
+    loading: dict[str, Any],
+    **options: Any,
+) -> None:
+    """What the closed-loop commands share. A replay's demonstrations are read here: evaluators know no sources."""
+    from pipelines.replay import replay_of_files
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.evaluate import evaluate
+
+    folder = source if source is not None else Path("data/raw") / suite
+    demos = replay_of_files(folder, suite, tasks) if kind == "replay-demos" else None
+    chosen = choose_policy(kind, suite, checkpoint=checkpoint, seed=seed, demos=demos, **loading)
+    results_folder = out if out is not None else chosen.out
+    print(f"policy {chosen.name}, results {results_folder}", file=sys.stderr)
     with show_progress() as progress:
-        results = evaluate_libero(
-            chosen.policy,
-            suite,
-            out=out if out is not None else chosen.out / suite,
-            name=chosen.name,
-            tasks=tasks,
-            num_trials=num_trials,
-            workers=workers,
-            first_init=first_init,
-            replan=replan if replan is not None else chosen.replan,
-            ensemble=ensemble,
-            max_steps=max_steps,
-            videos=videos,
-            seed=seed,
-            progress=progress,
-        )
-    report(f"LIBERO {suite}", results.to_dict(), as_json, results.to_markdown())
+        results = evaluate(
+            chosen.policy, suite, out=results_folder, name=chosen.name, tasks=tasks, seed=seed, progress=progress,
+            **options,
+        )  # fmt: skip
+    report(suite, {"out": str(results_folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @app.command()

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("statevla/models/kernels")
@@ -36,9 +37,16 @@ class BuildKernels(build_ext):
             super().copy_extensions_to_source()
 
 
+class AnyPython(bdist_wheel):
+    """Tags the wheel for its platform only: the library links no Python, and the rest is Python's own language."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
 setup(
     ext_modules=[
         Extension("statevla.models.kernels._native", sources=[str(KERNELS / "csrc" / "kernels.cpp")], optional=True)
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
 )

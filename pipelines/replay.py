@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.collect.writer import EXECUTED
 from pipelines.sources import hdf5
-from statevla.evaluators.libero import ReplayDemo, ReplayDemos
-from statevla.sims.libero import suites
+from statevla.policies.controls import ReplayDemo, ReplayDemos
+from statevla.sims.suites import find_suite
 from stores.errors import SourceError, UsageError
 from stores.reader import Store
 
@@ -24,12 +25,14 @@ def replay_of_files(
 ) -> ReplayDemos:
     """Demonstrations of ``<source>/<task>_demo.hdf5`` with the files' own actions; ``limit`` for each task.
 
+    Where noise was added to what an expert wanted, what was executed is replayed.
+
     Raises:
         UsageError: no file of any of the tasks.
         SourceError: a file cannot be read.
     """
     found: dict[str, tuple[ReplayDemo, ...]] = {}
-    for task in suites.select(suite, tasks):
+    for task in find_suite(suite).tasks(tasks):
         path = source / f"{task.name}{DEMO_SUFFIX}"
         if not path.is_file():
             continue
@@ -38,7 +41,8 @@ def replay_of_files(
             demos = []
             for name in names:
                 states = hdf5.read_rows(hdf5.dataset(file, f"data/{name}/states", "float", (None, None), _BYTES))
-                actions = hdf5.read_rows(hdf5.dataset(file, f"data/{name}/actions", "float", (None, 7), _BYTES))
+                executed = EXECUTED if f"data/{name}/{EXECUTED}" in file else "actions"
+                actions = hdf5.read_rows(hdf5.dataset(file, f"data/{name}/{executed}", "float", (None, 7), _BYTES))
                 demos.append(ReplayDemo(f"{path.name}/{name}", states[0], actions.astype(np.float64)))
         found[task.name] = tuple(demos)
     if not found:
@@ -51,13 +55,15 @@ def replay_of_store(
 ) -> ReplayDemos:
     """Episodes of a store with the *store's* actions; their states come from the source files it was ingested from.
 
+    Demonstrations that were collected with noise are left out: a store has what the expert wanted, not what was done.
+
     Raises:
         UsageError: no episode of any of the tasks, or a source file is not in ``source``.
         SourceError: a source file cannot be read or does not match the store.
     """
     columns, frames = store.episode_columns, store.frames
     found: dict[str, tuple[ReplayDemo, ...]] = {}
-    for task in suites.select(suite, tasks):
+    for task in find_suite(suite).tasks(tasks):
         demos = []
         for row in np.flatnonzero(columns["task"] == task.name)[:limit]:
             first, steps = int(columns["first_frame"][row]), int(columns["steps"][row])
@@ -66,6 +72,8 @@ def replay_of_store(
             if not path.is_file():
                 raise UsageError(f"{path}: the store's source is not there; replay needs its simulator states")
             with hdf5.open_hdf5(path) as file:
+                if f"data/{demo}/{EXECUTED}" in file:
+                    continue
                 states = hdf5.read_rows(hdf5.dataset(file, f"data/{demo}/states", "float", (None, None), _BYTES))
             if len(states) != steps + offset:
                 raise SourceError(

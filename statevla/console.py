@@ -1,74 +1,32 @@
-"""Terminal output of the command line: progress (bars on a terminal, plain lines elsewhere), tables, one JSON object.
+"""Terminal output of the command line: progress, tables for people, one JSON object for scripts.
 
 Everything but the JSON object goes to stderr when JSON is asked for, so that stdout can be parsed.
 """
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from stores.progress import Progress, ProgressEvent
+from statevla.progress_bars import bars, plain_lines
+from stores.progress import Progress
 
-PLAIN_INTERVAL: Final = 5.0
-"""Seconds between plain progress lines of one task."""
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LISTED: Final = 12
+"""Lines of a list that a table shows; ``--json`` gives all."""
 
 
 @contextmanager
 def show_progress() -> Iterator[Progress]:
-    """Yield a callback that draws on stderr until the block ends."""
+    """Yield a callback that draws on stderr until the block ends: bars on a terminal, plain lines elsewhere."""
     if sys.stderr.isatty():
-        with _bars() as progress:
+        with bars() as progress:
             yield progress
     else:
-        yield _plain_lines()
-
-
-def _plain_lines() -> Progress:
-    last: dict[str, float] = {}
-
-    def update(event: ProgressEvent) -> None:
-        now = time.monotonic()
-        finished = event.total is not None and event.done >= event.total
-        if finished or now - last.get(event.task, float("-inf")) >= PLAIN_INTERVAL:
-            last[event.task] = now
-            total = "" if event.total is None else f"/{event.total}"
-            print(
-                f"{event.task}: {event.done}{total} {event.unit} {event.message}".rstrip(), file=sys.stderr, flush=True
-            )
-
-    return update
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[message]}", style="dim"),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(event: ProgressEvent) -> None:
-            if event.task not in tasks:
-                tasks[event.task] = bars.add_task(event.task, total=event.total, unit=event.unit, rate="", message="")
-            speed = next(task.speed for task in bars.tasks if task.id == tasks[event.task])
-            rate = "" if not speed else f"{speed:,.1f}/s"
-            bars.update(tasks[event.task], completed=event.done, total=event.total, rate=rate, message=event.message)
-
-        yield update
+        yield plain_lines()
 
 
 def print_json(result: Mapping[str, Any]) -> None:
@@ -76,45 +34,101 @@ def print_json(result: Mapping[str, Any]) -> None:
     print(json.dumps(result, allow_nan=False))
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], as_json: bool = False) -> None:
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[object]], as_json: bool = False,
+    console: "Console | None" = None,
+) -> None:  # fmt: skip
     """A table on stdout, or on stderr when stdout carries JSON; numbers are right-aligned."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", show_header=any(header))
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    Console(stderr=as_json).print(table)
+        table.add_row(*(Text(cell_text(value)) for value in row))  # Text: a "[" in a name is no markup
+    (console or Console(stderr=as_json)).print(table)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """One value for people."""
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        if all(isinstance(item, int | float) for item in value):
+            return ", ".join(map(cell_text, value))
+        more = [] if len(value) <= LISTED else [f"… and {len(value) - LISTED} more (--json lists all)"]
+        return "\n".join([*map(cell_text, value[:LISTED]), *more])
+    return str(value)
 
 
 def size_text(count: int) -> str:
-    """Bytes for people: 1536 -> '1.5 KiB'."""
-    size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+    """Bytes for people: 3016246 -> '3.0 MB'."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
-def report(title: str, result: Mapping[str, Any], as_json: bool, text: str | None = None) -> None:
-    """What a command prints last: one JSON object, or `text`, or a table of the flattened result."""
-    from statevla.config import flatten
+def print_facts(title: str, result: Mapping[str, Any], console: "Console | None" = None) -> None:
+    """A result as tables: one of the single facts, and one for each group that has rows of its own."""
+    facts: list[tuple[str, str]] = []
+    grouped: list[tuple[str, list[Mapping[str, Any]]]] = []
+    for name, value in result.items():
+        label = name.replace("_", " ")
+        if rows := _rows_of(value):
+            grouped.append((label, rows))
+        elif name == "bytes":
+            facts.append(("size", size_text(value)))
+        elif name == "seconds" and isinstance(value, float):
+            facts.append(("time", f"{value:.1f} s"))
+        elif value not in ([], (), {}, ""):
+            facts.append((label, cell_text(value)))
+    print_table(title, ("", ""), facts, console=console)
+    for label, rows in grouped:
+        header = list(dict.fromkeys(name for row in rows for name in row))
+        cells = [[row.get(name, "") for name in header] for row in rows[:LISTED]]
+        more = "" if len(rows) <= LISTED else f" (the first {LISTED} of {len(rows)}; --json lists all)"
+        print_table(label + more, [name.replace("_", " ") for name in header], cells, console=console)
 
+
+def _rows_of(value: object) -> list[Mapping[str, Any]]:
+    """The rows of what is a table of its own: a list of mappings, or a mapping of mappings by name; else nothing."""
+    if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
+        return list(value)
+    if isinstance(value, Mapping) and value and all(isinstance(item, Mapping) for item in value.values()):
+        return [{"name": name, **item} for name, item in value.items()]
+    return []
+
+
+def print_markdown(text: str, console: "Console | None" = None) -> None:
+    """Markdown, drawn on a terminal; as it is elsewhere, for a file or another program."""
+    if console is None and not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    (console or Console()).print(Markdown(text))
+
+
+def report(title: str, result: Mapping[str, Any], as_json: bool, markdown: str | None = None) -> None:
+    """What a command prints last: one JSON object, or its own Markdown, or tables of the result."""
     if as_json:
         print_json(result)
-    elif text is not None:
-        print(text)
+    elif markdown is not None:
+        print_markdown(markdown)
     else:
-        print_table(title, ("", ""), list(flatten(result).items()))
+        print_facts(title, result)

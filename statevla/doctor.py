@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,6 @@ PACKAGES = ("torch", "numpy", "zarr", "dask", "pyarrow", "webdataset", "transfor
 MIN_PYTHON = (3, 11)
 MIN_DISK_GIB = 10
 MIN_MEMORY_GIB = 4
-WORKER_GIB = 1.8
-"""Memory of one LIBERO simulator process, measured."""
 GIB = 2**30
 
 
@@ -170,15 +168,40 @@ def _simulator() -> list[Check]:
         checks.append(Check("MuJoCo version", "failed", str(error), f"pip install mujoco=={paths.PACKAGES['mujoco']}"))
     if missing:
         return checks
-    try:
-        assets = paths.find_assets(paths.package_root())
-    except StateVLAError as error:
-        return [*checks, Check("LIBERO assets", "failed", str(error), "unset LIBERO_ASSETS, or name another folder")]
-    if assets is None:
-        return [*checks, Check("LIBERO assets", "failed", "none", f"LIBERO_ASSETS=<folder> {paths.INSTALL}")]
-    checks.append(Check("LIBERO assets", "ok", str(assets)))
     config = paths.config_dir() / "config.yaml"
-    return [*checks, Check("LIBERO config", "ok", f"{config}{'' if config.is_file() else ' (written at first use)'}")]
+    checks.append(Check("LIBERO config", "ok", f"{config}{'' if config.is_file() else ' (written at first use)'}"))
+    return [*checks, *libero_suites()]
+
+
+def libero_suites() -> list[Check]:
+    """A line for each suite of LIBERO: assets (every file's hash), initial states, expert, memory of a worker."""
+    from statevla.sims.libero import assets, experts, memory, pro, suites
+    from stores.errors import StateVLAError
+
+    checks = []
+    for suite in suites.BASES:
+        told = []
+        try:
+            folder = assets.find(suite)
+            wrong = assets.faults(folder, suite, hashes=True)
+            states = sorted({len(suites.init_states(task)) for task in suites.tasks(suite)})
+        except StateVLAError as error:
+            checks.append(Check(suite, "absent", str(error).split(" Run: ")[0], f"{assets.INSTALL_SUITE}{suite}"))
+            continue
+        told.append(f"{len(assets.needed(suite))} asset files in {folder}" + (f", {wrong[0]}" if wrong else ""))
+        told.append(f"{len(suites.tasks(suite))} tasks of {'-'.join(map(str, states))} initial states")
+        programs = experts.programs_of(suite) or ()
+        missing = [index for index, program in enumerate(programs) if program is None]
+        without = f", but for {', '.join(map(str, missing))}" if missing else ""
+        told.append(f"expert for its tasks{without}" if programs else "no expert")
+        told.append(f"{memory.WORKER_GIB} GiB a worker")
+        advice = f"remove {folder / wrong[0].split()[0]}; {assets.INSTALL_SUITE}{suite}" if wrong else ""
+        checks.append(Check(suite, "failed" if wrong else "ok", "; ".join(told), advice))
+    if all(check.status == "absent" for check in checks):
+        checks = [replace(check, status="failed") for check in checks]
+    variants = pro.suite_names(suites.BASES)
+    text = f"{len(variants)} suites in {pro.folder()}" if variants else "not here"
+    return [*checks, Check("LIBERO-PRO", "ok" if variants else "absent", text, "" if variants else pro.INSTALL)]
 
 
 def _rendering() -> list[Check]:
@@ -212,13 +235,13 @@ def _disk() -> list[Check]:
 
 
 def _memory() -> list[Check]:
-    try:
-        pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    from statevla.sims.libero import memory
+
+    free = memory.free_gib()
+    if free == float("inf"):
         return [Check("memory", "warning", "this system does not tell")]
-    free = max(pages * size, _reclaimable()) / GIB
     good = free >= MIN_MEMORY_GIB
-    workers = int(max(0.0, free - MIN_MEMORY_GIB) / WORKER_GIB)
+    workers = int(max(0.0, free - MIN_MEMORY_GIB) / memory.WORKER_GIB)
     return [
         Check(
             "memory",
@@ -227,15 +250,6 @@ def _memory() -> list[Check]:
             "" if good else "use a smaller preset and one worker",
         )
     ]
-
-
-def _reclaimable() -> int:
-    """Bytes that Linux says are available, its page cache included; 0 where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
 
 
 def _store(path: Path | str) -> list[Check]:

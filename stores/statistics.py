@@ -21,7 +21,7 @@ from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.manifest import read_sealed, seal
 from stores.schema import POSE_DIMS
 
-TRANSFORM_VERSION: Final = 1
+TRANSFORM_VERSION: Final = 2
 """Raised when what is computed, or how it is applied, changes: statistics of before are then refused."""
 
 CONSTANT_STD: Final = 1e-4
@@ -95,7 +95,7 @@ def quantiles(values: NDArray[Any], levels: Sequence[float] = (0.01, 0.99)) -> N
 class Statistics:
     """Of one field, per dimension.
 
-    std: of the population (divided by n); 1 where that is below `CONSTANT_STD`, so that dividing by it is always safe.
+    std: of the population (divided by n); 0 where that is below `CONSTANT_STD`: the dimension is constant.
     """
 
     mean: tuple[float, ...]
@@ -109,7 +109,8 @@ class Statistics:
     @classmethod
     def of(cls, moments: Moments, q01_q99: NDArray[np.float64]) -> "Statistics":
         """From merged moments and `quantiles` [2, D]."""
-        std = _scale(np.sqrt(moments.m2 / moments.count))
+        std = np.sqrt(moments.m2 / moments.count)
+        std[std < CONSTANT_STD] = 0.0
         columns = (moments.mean, std, moments.min, moments.max, q01_q99[0], q01_q99[1])
         mean, spread, low, high, q01, q99 = (tuple(float(x) for x in column) for column in columns)
         return cls(mean, spread, low, high, q01, q99, moments.count)
@@ -126,6 +127,11 @@ class Statistics:
             raise StoreCorrupt(f"statistics: expected equally long {sorted(wanted)}, got {data}")
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
         return cls(**fields)
+
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """[D], which dimensions never move."""
+        return np.asarray(np.array(self.std) == 0.0, np.bool_)
 
     def affine(self, mode: str = "mean_std") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(shift, scale) [D] with normalized = (x - shift) / scale; scale is 1 where a dimension is constant.
@@ -154,18 +160,25 @@ class Normalization:
     robot_state: Statistics
 
     def affine(self, field: str, mode: str = "mean_std") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(shift, scale) of "action" ([7], gripper 0 and 1: untouched) or "robot_state" ([9])."""
+        """(shift, scale) of "action" ([7], gripper 0 and 1: untouched) or "robot_state" ([9]).
+
+        The scale of an action's constant dimension is 0: whatever a model says of it, the action is its constant.
+        """
         if field not in FIELDS:
             raise UsageError(f"normalized field: expected one of {FIELDS}, got {field!r}")
         shift, scale = getattr(self, field).affine(mode)
         if field == "action":
+            still = self.action.constant
+            low, mean = np.array(self.action.min), np.array(self.action.mean)
+            exact = low == np.array(self.action.max)
+            shift[still], scale[still] = np.where(exact, low, mean)[still], 0.0
             shift[POSE_DIMS:], scale[POSE_DIMS:] = 0.0, 1.0
         return shift, scale
 
     def normalize(self, field: str, values: NDArray[Any], mode: str = "mean_std") -> NDArray[np.float32]:
         """Raw units [..., D] -> float32 normalized."""
         shift, scale = self.affine(field, mode)
-        return ((values - shift) / scale).astype(np.float32)
+        return ((values - shift) / np.where(scale == 0.0, 1.0, scale)).astype(np.float32)
 
     def denormalize(self, field: str, values: NDArray[Any], mode: str = "mean_std") -> NDArray[np.float32]:
         """Inverse of `normalize`."""

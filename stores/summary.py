@@ -7,6 +7,7 @@ from typing import Any
 from stores.cloud.storage import Storage
 from stores.errors import StateVLAError
 from stores.reader import Store
+from stores.verify import count_objects
 
 
 def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
         "manifest": store.manifest_hash,
         "schema_version": manifest.schema_version,
         "code_version": manifest.code_version,
-        "objects": len(manifest.objects),
+        "objects": count_objects(store.storage),
         "splits": manifest.splits,
         "alignment": {name: alignments.count(name) for name in sorted(set(alignments))},
         "language": manifest.config["language"],

@@ -1,5 +1,6 @@
 """The policy bundle: acts like the model in the checkpoint, knows its limits, and refuses what does not fit."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from statevla.observation import Observation, ObsSpec
+from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
 from statevla.runs.layout import checkpoints
 from statevla.systems.table import find_system
@@ -69,23 +71,57 @@ def test_a_loaded_policy_is_self_contained(run: Path) -> None:
 def test_acting_is_a_pure_function_of_observations_and_seed(run: Path) -> None:
     policy = Policy.load(checkpoint(run))
     seen = observations(policy, 3)
-    chunk = policy.act(seen, seed=4)
-    assert chunk.dtype == np.float32
+    draws = [Draw(4, row) for row in range(3)]
+    chunk = policy.act(seen, draws).chunk
+    assert chunk.dtype == torch.float32
     assert chunk.shape == (3, policy.config.model.action_seq_len, 7)
-    assert set(np.unique(chunk[..., 6])) <= {-1.0, 1.0}
-    np.testing.assert_array_equal(chunk, policy.act(seen, seed=4))
-    np.testing.assert_array_equal(chunk, Policy.load(checkpoint(run)).act(seen, seed=4))
-    assert not np.array_equal(chunk, policy.act(seen, seed=5))
-    direct = policy.model.act(policy.observe(seen), torch.Generator().manual_seed(4))
-    np.testing.assert_allclose(chunk, direct.numpy(), rtol=1e-5, atol=1e-6)
+    assert set(chunk[..., 6].unique().tolist()) <= {-1.0, 1.0}
+    assert torch.equal(chunk, policy.act(seen, draws).chunk)
+    assert torch.equal(chunk, Policy.load(checkpoint(run)).act(seen, draws).chunk)
+    assert not torch.equal(chunk, policy.act(seen, [Draw(5, row) for row in range(3)]).chunk)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(run: Path) -> None:
+    policy = Policy.load(checkpoint(run))
+    seen = observations(policy, 4)
+    draws = [Draw(1, row, 7 - row) for row in range(4)]
+    together = policy.act(seen, draws)
+    for order in ([3, 1, 0, 2], [2], [0, 3]):
+        part = policy.act([seen[row] for row in order], [draws[row] for row in order])
+        torch.testing.assert_close(part.chunk, together.chunk[order], rtol=0, atol=1e-6)
+        batch = policy.act_batch(policy.observe([seen[row] for row in order]), [draws[row] for row in order])
+        torch.testing.assert_close(batch.chunk, together.chunk[order], rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="each of 4 observations, got 1"):
+        policy.act(seen, draws[:1])
+
+
+def test_identity_tells_weights_precision_and_sampling_apart(run: Path, tmp_path: Path) -> None:
+    policy = Policy.load(checkpoint(run))
+    assert Policy.load(checkpoint(run)).identity == policy.identity
+    copied = shutil.copytree(checkpoint(run), tmp_path / "elsewhere")
+    assert Policy.load(copied).identity == policy.identity  # a path is no part of it
+    others = [Policy.load(checkpoint(run), dtype="bfloat16"), Policy.load(checkpoint(run), euler_steps=2)]
+    store = Store.open(run.parent / "store")
+    others += [Policy.untrained(policy.config, store, seed=seed) for seed in (0, 1)]
+    train("flow_matching", micro_config("training.max_steps=3"), run.parent / "store", run, resume=True)
+    others.append(Policy.load(checkpoint(run)))
+    assert len({policy.identity, *(other.identity for other in others)}) == 6
+    assert Policy.untrained(policy.config, store).identity == others[2].identity
+
+
+def test_a_policy_introduces_itself_shortly(run: Path) -> None:
+    policy = Policy.load(checkpoint(run))
+    assert len(repr(policy)) < 300
+    assert policy.identity[:12] in repr(policy)
 
 
 def test_the_number_of_sampling_steps_can_be_chosen(run: Path) -> None:
     trained, one, again = (Policy.load(checkpoint(run), euler_steps=steps) for steps in (None, 1, 4))
     seen = observations(trained, 2)
-    np.testing.assert_array_equal(trained.act(seen), again.act(seen))
-    np.testing.assert_array_equal(trained.act(seen)[..., 6], one.act(seen)[..., 6])
-    assert not np.allclose(trained.act(seen)[..., :6], one.act(seen)[..., :6])
+    chunks = [policy.act(seen).chunk for policy in (trained, one, again)]
+    assert torch.equal(chunks[0], chunks[2])
+    assert torch.equal(chunks[0][..., 6], chunks[1][..., 6])
+    assert not torch.allclose(chunks[0][..., :6], chunks[1][..., :6])
     with pytest.raises(UsageError, match="euler_steps"):
         Policy.load(checkpoint(run), euler_steps=0)
 
@@ -117,8 +153,6 @@ def test_what_is_no_policy_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_policy_is_refused(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(checkpoint(run), tmp_path / "c")
     weights = tmp_path / "c/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -134,8 +168,8 @@ def test_the_untrained_control_has_the_same_interface(run: Path) -> None:
     assert control.language.keys() == trained.language.keys()
     seen = observations(trained, 2)
     state = torch.get_rng_state()
-    one = Policy.untrained(trained.config, store, seed=1).act(seen)
+    one = Policy.untrained(trained.config, store, seed=1).act(seen).chunk
     assert torch.equal(state, torch.get_rng_state())
-    np.testing.assert_array_equal(one, control.act(seen))
-    assert one.shape == trained.act(seen).shape
-    assert not np.array_equal(one, Policy.untrained(trained.config, store, seed=2).act(seen))
+    assert torch.equal(one, control.act(seen).chunk)
+    assert one.shape == trained.act(seen).chunk.shape
+    assert not torch.equal(one, Policy.untrained(trained.config, store, seed=2).act(seen).chunk)

@@ -118,7 +118,10 @@ def test_offline_and_closed_loop_evaluation(project):
     assert loop["trials"] == 2
     assert loop["errors"] == 0
     assert loop["interval"][0] <= loop["success"] <= loop["interval"][1]
-    assert set(loop["per_task"]) <= {f"put the {b} block in the {g} bowl" for b in ("red", "green")
+    assert loop["records"][0]["video"]
+    assert (folder / loop["out"] / "index.html").is_file()
+    assert loop["out"] == f"runs/tabletop/eval/tabletop-{loop['identity'][:8]}"
+    assert set(loop["instructions"].values()) == {f"put the {b} block in the {g} bowl" for b in ("red", "green")
                                      for g in ("blue", "yellow")}  # fmt: skip
 
 
@@ -154,6 +157,9 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("describe", "--preset", "huge"), 2, "base, original, small, tiny"),
         (("verify", "nothing"), 1, "nothing"),
         (("eval", "offline"), 2, "statevla train --phase 2"),
+        (("eval", "libero", "--suite", "../evil"), 2, "no suite '../evil'"),
+        (("eval", "tabletop", "--checkpoint", "nowhere"), 1, "nowhere"),
+        (("eval", "tabletop", "--policy", "luck"), 2, "checkpoint, replay-demos, expert, zero"),
         (("bench", "nothing"), 2, "stream"),
         (("frobnicate",), 2, "No such command"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from statevla import doctor as module
 from statevla.doctor import Check, doctor, healthy
-from statevla.sims.libero import paths, render_check
+from statevla.sims.libero import assets, paths, render_check
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str 
     versions: dict[str, str | None] = dict(paths.PACKAGES)
     monkeypatch.setattr(paths, "installed_version", lambda package: versions[package])
     monkeypatch.setattr(paths, "package_root", lambda: tmp_path)
-    monkeypatch.setattr(paths, "find_assets", lambda root: None)
+    monkeypatch.setattr(assets, "candidates", lambda: [])
     monkeypatch.delenv(paths.FORCE_MUJOCO, raising=False)
     return versions
 
@@ -67,8 +67,9 @@ def test_a_wrong_mujoco_is_refused_with_the_reason(
 
 def test_half_a_simulator_and_no_assets(simulator: dict[str, str | None]) -> None:
     checks = {check.name: check for check in module._simulator()}
-    assert checks["LIBERO assets"].status == "failed"
-    assert "LIBERO_ASSETS" in checks["LIBERO assets"].advice
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"):
+        assert checks[suite].status == "failed"
+        assert checks[suite].advice == f"python -m statevla.sims.libero.assets {suite}"
     simulator["bddl"] = None
     checks = {check.name: check for check in module._simulator()}
     assert "missing bddl" in checks["LIBERO simulator"].value

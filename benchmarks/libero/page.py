@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from statevla.evaluators.results import markdown_table, percent
+from statevla.reports.tables import markdown_table, percent
 from statevla.runs.files import read_state
 from statevla.sims.libero import suites
 from stores.disk.durable import write_bytes

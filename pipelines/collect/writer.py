@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from stores.disk import durable
 
 Align = Literal["after", "before"]
+EXECUTED: Final = "executed_actions"
 ALIGNMENTS: Final[tuple[Align, ...]] = ("after", "before")
 
 Floats = NDArray[np.float64]
+Attribute = int | float | str
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,10 @@ class Demo:
     """The simulator's model XML, which gives the addresses of joints in ``states``"""
     ee_quaternion: Floats | None = None
     """[T + 1, 4], (x, y, z, w), where the simulator gives it: LIBERO's ``robot_states`` hold it; None: computed"""
-    attrs: tuple[tuple[str, int], ...] = ()
-    """Further numbers to keep with the demonstration, such as the initial state it starts from"""
+    executed: Floats | None = None
+    """[T, 7], what was executed where ``actions`` are what should have been; None: the same"""
+    attrs: tuple[tuple[str, Attribute], ...] = ()
+    """What else to keep with the demonstration, such as the initial state it starts from"""
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ def _write_demo(group: h5py.Group, demo: Demo, align: Align) -> int:
     group.attrs["init_state"] = demo.states[0]
     group.attrs["model_file"] = demo.model_file
     group.attrs["num_samples"] = steps
-    for name, number in demo.attrs:
-        group.attrs[name] = number
+    for name, value in demo.attrs:
+        group.attrs[name] = value
     orientation = quaternions(turn) if demo.ee_quaternion is None else demo.ee_quaternion[seen]
     datasets = {
         "actions": demo.actions,
@@ -135,6 +139,8 @@ def _write_demo(group: h5py.Group, demo: Demo, align: Align) -> int:
         "robot_states": np.concatenate([fingers, position, orientation], 1),
         "states": demo.states,
     }
+    if demo.executed is not None:
+        datasets[EXECUTED] = demo.executed
     for name, array in datasets.items():
         # track_times: the date of writing would make equal files differ.
         group.create_dataset(name, data=array, track_times=False)

@@ -17,6 +17,13 @@ def refuse_quarantine(quarantine: Sequence[dict[str, str]]) -> None:
         )
 
 
+def refuse_findings(findings: Sequence[str]) -> None:
+    """Raise SourceError when cameras show nothing."""
+    if findings:
+        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+        raise SourceError(f"--strict: {'; '.join(findings[:5])}{more}. Without --strict they are ingested, and named")
+
+
 def require_kept(sources: Mapping[str, int], paths: Sequence[Path], prune: bool) -> None:
     """Raise UsageError when a source file that the store has episodes of is not there any more, unless told to `prune`.
 

@@ -5,15 +5,18 @@ Reads headers, and for a prediction some frames; writes nothing.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pipelines.ingest.entries import other_entries
 from pipelines.ingest.plan import Unit, list_sources, plan_units
 from pipelines.ingest.unit import UnitSettings
-from pipelines.sources.alignment import AFTER, BEFORE, DETECT
+from pipelines.sources.alignment import DETECT
+from pipelines.sources.evidence import Facts, Told, gathered, weigh
 from pipelines.sources.hdf5 import open_hdf5
 from pipelines.sources.libero import SourceFile, read_demo
+from pipelines.sources.masks import ASK
 from pipelines.sources.reading import inspect_source
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
@@ -32,9 +35,10 @@ TAR_MEMBER: Final = 768
 class IngestConfig:
     """What a store is made of. Equal configurations and sources give equal bytes; `source` and `out` do not matter.
 
-    language_model: weights' name or folder, None for the encoder's default. alignment: "detect", or what is known of
-    files that do not tell. hash_sources: record the sha256 of every source file too (a full read of each, and slower
-    than the rest of a rerun); what is reused does not depend on it.
+    language_model: weights' name or folder, None for the encoder's default. alignment, gripper, image_convention,
+    masks: what is known of files that do not tell (`pipelines.sources.evidence.Told`). hash_sources: record the sha256
+    of every source file too (a full read of each, and slower than the rest of a rerun); what is reused does not depend
+    on it.
     """
 
     suite: str
@@ -49,6 +53,9 @@ class IngestConfig:
     language: str = "clip"
     language_model: str | None = None
     alignment: str = DETECT
+    gripper: str = DETECT
+    image_convention: str = DETECT
+    masks: str = ASK
     hash_sources: bool = False
 
     def __post_init__(self) -> None:
@@ -62,19 +69,26 @@ class IngestConfig:
             raise UsageError(f"quality: expected 1 to 100, got {self.quality}")
         if not 0.0 < self.train_split <= 1.0:
             raise UsageError(f"train_split: expected a number above 0 and at most 1, got {self.train_split}")
-        if self.alignment not in (DETECT, AFTER, BEFORE):
-            raise UsageError(f"alignment {self.alignment!r}: expected {DETECT}, {AFTER} or {BEFORE}")
+        _ = self.told
+
+    @property
+    def told(self) -> Told:
+        """What is known of files that do not tell. Raises UsageError on what is no choice."""
+        return Told(self.alignment, self.gripper, self.image_convention, self.masks)
 
     def recorded(self, encoder: TextEncoder) -> dict[str, Any]:
         """The part that the manifest keeps."""
-        names = ("window", "chunk", "codec", "quality", "split_seed", "train_split", "alignment")
+        names = ("window", "chunk", "codec", "quality", "split_seed", "train_split", "alignment", "gripper",
+                 "image_convention", "masks")  # fmt: skip
         language = {"encoder": encoder.id, "revision": encoder.revision}
         return {**{name: getattr(self, name) for name in names}, "language": language}
 
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """What an ingest will do. refused: (file, demo, reason) known before any unit runs; frames: of all units' demos."""
+    """What an ingest will do. refused: (file, demo, reason) known before any unit runs; frames: of all units' demos.
+    facts: how each file of the units is read.
+    """
 
     files: dict[str, SourceFile]
     paths: tuple[Path, ...]
@@ -83,6 +97,7 @@ class IngestPlan:
     frames: int
     refused: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
+    facts: dict[str, Facts] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -94,7 +109,7 @@ class IngestPlan:
         header = self.files[unit.file]
         return UnitSettings(
             config.window, config.chunk, config.codec, config.quality, config.alignment, self.image_size,
-            header.instruction, header.convention,
+            header.instruction, self.facts[unit.file].convention, self.facts[unit.file].gripper,
         )  # fmt: skip
 
     def unit_frames(self, unit: Unit) -> int:
@@ -108,15 +123,20 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
     paths = list_sources(config.source, config.suite)
-    files: dict[str, SourceFile] = {}
-    refused: list[dict[str, str]] = []
+    refused, beside = other_entries(config.source, paths)
+    inspected: dict[str, SourceFile] = {}
     for path in paths:
         try:
-            files[path.name] = inspect_source(path, isolated)
+            inspected[path.name] = inspect_source(path, config.told, isolated)
         except SourceError as error:
             refused.append({"file": path.name, "demo": "", "reason": str(error)})
             continue
-        refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in files[path.name].refused]
+        refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in inspected[path.name].refused]
+    texts = [header.instruction for header in inspected.values() if header.demos]
+    evidence = {name: header.evidence for name, header in inspected.items() if header.demos}
+    verdict = weigh(evidence, texts, config.told)
+    refused += [{"file": name, "demo": "", "reason": why} for name, why in verdict.refused.items()]
+    files = {name: header for name, header in inspected.items() if name not in verdict.refused}
     # The size of most demonstrations is the store's; the first in order where two are equally common.
     sizes = Counter(header.image_size[demo] for header in files.values() for demo in header.demos)
     if not sizes:
@@ -128,7 +148,8 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
         image_size=sizes.most_common(1)[0][0],
         frames=sum(sum(header.rows.values()) for header in files.values()),
         refused=tuple(refused),
-        notes=tuple(note for header in files.values() for note in header.notes),
+        notes=(*beside, *(note for header in files.values() for note in header.notes), *gathered(verdict.notes)),
+        facts=verdict.facts,
     )
 
 
@@ -185,7 +206,9 @@ def predict_bytes(plan: IngestPlan, config: IngestConfig) -> int:
         settings = plan.settings(unit, config)
         try:
             with open_hdf5(plan.folder / unit.file) as file:
-                episode = read_demo(file, unit.demos[0], settings.convention, settings.alignment)
+                episode = read_demo(
+                    file, unit.demos[0], settings.convention, settings.alignment, None, settings.gripper
+                )
                 rows = len(episode.robot_state)
                 for start in range(0, rows, max(1, rows // SAMPLE_FRAMES)):
                     images = [episode.images(camera, start, start + 1, None)[0] for camera in CAMERAS]

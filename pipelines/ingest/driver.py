@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, overload
@@ -26,14 +26,15 @@ import stores.language
 import stores.numbers
 import stores.tables
 from pipelines.derive.language import write_instructions
-from pipelines.ingest.checks import refuse_quarantine, require_kept, require_same_code
+from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
 from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
-from pipelines.ingest.merge import UnitFacts, split_units, unit_facts, write_merged
+from pipelines.ingest.merge import UnitFacts, copies_of, split_units, unit_facts, write_merged
 from pipelines.ingest.ownership import CLAIM, Holdings, holdings, remove_leftovers, require_own_folder, write_claim
-from pipelines.ingest.plan import Unit, natural_key
+from pipelines.ingest.plan import Unit, natural_key, stem_of, task_of
 from pipelines.ingest.record import decode_record, read_record, record_path, write_record
 from pipelines.ingest.unit import UnitTask, staged_path, unit_code_version, unit_key
 from pipelines.run import run_units
+from pipelines.sources.evidence import Facts
 from pipelines.sources.reading import fingerprint_source, make_here, make_isolated
 from pipelines.sources.sandbox import end_thread_reader
 from statevla.encoders.text import TextEncoder, load_text_encoder
@@ -133,12 +134,12 @@ def _ingest(
     isolated: bool, prune: bool,
 ) -> IngestSummary | IngestPreview:  # fmt: skip
     started = time.monotonic()
+    encoder = load_text_encoder(config.language, config.language_model)  # first: cheap to ask, and often not to be had
     if dry_run:
         return preview_ingest(config)
     plan = plan_ingest(config, isolated)
     if strict:
         refuse_quarantine(plan.refused)
-    encoder = load_text_encoder(config.language, config.language_model)
     require_own_folder(config.out)
     with durable.lock(config.out, f"statevla ingest {config.suite}"):
         return Ingest(config, plan, encoder, progress, strict, isolated, prune).run(workers, scheduler, started)
@@ -184,12 +185,14 @@ class Ingest:
         units = [facts[unit.name] for unit in self.plan.units]
         if self.strict:
             refuse_quarantine(self._quarantine(units))
+            refuse_findings(_findings(units))
         sources = self._sources(units)
         if self._stat() != self.before:
             raise StateVLAError(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
-        manifest, changed = self._commit(units, sources, bool(todo))
+        split = self._split(units)
+        manifest, changed = self._commit(units, sources, bool(todo), split)
         if (self.root / CLAIM).is_file():
             durable.remove(self.root / CLAIM)
         seconds = time.monotonic() - started
@@ -205,7 +208,7 @@ class Ingest:
             frames_per_second=self.made_frames / seconds,
             changed=changed,
             quarantine=tuple(self._quarantine(units)),
-            notes=self.plan.notes,
+            notes=(*self.plan.notes, *_findings(units), *_copy_notes(units, split)),
         )
 
     def _open(self) -> None:
@@ -285,11 +288,21 @@ class Ingest:
         rows += self.plan.refused
         return sorted(rows, key=lambda row: (natural_key(row["file"]), natural_key(row["demo"]), row["reason"]))
 
+    def _split(self, units: list[UnitFacts]) -> dict[str, str]:
+        parts = {name: header.parts for name, header in self.plan.files.items() if header.parts}
+        given = {
+            name: parts[unit.file][demo]
+            for unit in units
+            if unit.file in parts
+            for name in unit.ids
+            if (demo := name.removeprefix(f"{stem_of(unit.file)}/")) in parts[unit.file]
+        }
+        return split_units(units, self.config.split_seed, self.config.train_split, given)
+
     def _commit(
-        self, units: list[UnitFacts], sources: dict[str, dict[str, Any]], made: bool
-    ) -> tuple[Manifest, bool]:  # fmt: skip
+        self, units: list[UnitFacts], sources: dict[str, dict[str, Any]], made: bool, split: dict[str, str]
+    ) -> tuple[Manifest, bool]:
         """Write tables, frames, language, quarantine and, last, the manifest; nothing when all of it stands."""
-        split = split_units(units, self.config.split_seed, self.config.train_split)
         quarantine = self._quarantine(units)
         if not split:
             raise SourceError(f"{self.config.source}: no usable demonstration: {reasons(quarantine)}")
@@ -335,8 +348,10 @@ class Ingest:
                     **sources[path.name],
                     "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
                     "episodes": sum(len(unit.ids) for unit in of_file),
-                    "image_convention": None if header is None else header.convention,
-                    "notes": [] if header is None else list(header.notes),
+                    "image_convention": _convention(self.plan.facts.get(path.name)),
+                    "gripper": _gripper(self.plan.facts.get(path.name)),
+                    "init_states": _init_states(of_file),
+                    "notes": [*([] if header is None else header.notes), *_findings(of_file)],
                 }
             )
         return Manifest(
@@ -367,6 +382,35 @@ class Ingest:
             return None
         same = {item.path for item in found} == set(paths) and tuple(found) == standing.objects
         return standing if same and with_objects(wanted, standing.objects) == standing else None
+
+
+def _findings(units: Iterable[UnitFacts]) -> list[str]:
+    return [f"{unit.file}/{row['demo']}: {row['note']}" for unit in units for row in unit.notes]
+
+
+def _copy_notes(units: Sequence[UnitFacts], split: dict[str, str]) -> list[str]:
+    return [
+        f"{', '.join(group)} are the same episode, and all in {split[group[0]]}; remove copies that you did not mean"
+        for group in copies_of(units)
+    ]
+
+
+def _convention(facts: Facts | None) -> str | None:
+    return None if facts is None else facts.convention
+
+
+def _gripper(facts: Facts | None) -> str | None:
+    return None if facts is None or facts.gripper is None else facts.gripper.text
+
+
+def _init_states(units: Iterable[UnitFacts]) -> dict[str, dict[str, str]]:
+    """Initial state by demonstration, by task, of those that have one (`stores.init_states`)."""
+    found: dict[str, dict[str, str]] = {}
+    for unit in units:
+        for name, state in zip(unit.ids, unit.init_states, strict=True):
+            if state:
+                found.setdefault(task_of(unit.file), {})[name.rsplit("/", 1)[-1]] = state
+    return found
 
 
 def with_objects(manifest: Manifest, objects: tuple[StoreObject, ...]) -> Manifest:

@@ -35,7 +35,10 @@ MEMBERS: Final = {STATE: "robot_state.npy", ACTION: "action.npy"}
 
 @dataclass(frozen=True)
 class UnitFacts:
-    """What the driver keeps of a unit's record: all that the manifest needs, and nothing that grows with segments."""
+    """What the driver keeps of a unit's record: all that the manifest needs, and nothing that grows with segments.
+
+    ids, contents, init_states: of its episodes, in order. notes: demonstration and what is wrong with its cameras.
+    """
 
     name: str
     file: str
@@ -48,6 +51,9 @@ class UnitFacts:
     instructions: tuple[str, ...]
     fingerprints: dict[str, str]
     quarantined: tuple[dict[str, str], ...]
+    contents: tuple[str, ...]
+    init_states: tuple[str, ...]
+    notes: tuple[dict[str, str], ...]
 
 
 def unit_facts(record: Mapping[str, Any], file: str) -> UnitFacts:
@@ -65,15 +71,29 @@ def unit_facts(record: Mapping[str, Any], file: str) -> UnitFacts:
         instructions=tuple(sorted({sys.intern(row["instruction"]) for row in rows})),
         fingerprints=record["fingerprints"],
         quarantined=tuple(record["quarantined"]),
+        contents=tuple(row["content"] for row in rows),
+        init_states=tuple(row["init_state"] for row in rows),
+        notes=tuple(record["notes"]),
     )
 
 
-def split_units(units: Sequence[UnitFacts], seed: int, train_split: float) -> dict[str, str]:
-    """Episode id -> train or val (`pipelines.ingest.plan.split_episodes`)."""
+def copies_of(units: Sequence[UnitFacts]) -> list[tuple[str, ...]]:
+    """Groups of episodes (ids) that are the same, each in the plan's order."""
+    groups: dict[str, list[str]] = {}
+    for unit in units:
+        for name, content in zip(unit.ids, unit.contents, strict=True):
+            groups.setdefault(content, []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def split_units(
+    units: Sequence[UnitFacts], seed: int, train_split: float, given: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Episode id -> train or val (`pipelines.ingest.plan.split_episodes`). given: by id, what the files' masks say."""
     ids_by_task: dict[str, list[str]] = {}
     for unit in units:
         ids_by_task.setdefault(task_of(unit.file), []).extend(unit.ids)
-    return split_episodes(ids_by_task, seed, train_split)
+    return split_episodes(ids_by_task, seed, train_split, given, copies_of(units))
 
 
 def write_merged(root: Path, units: Sequence[UnitFacts], split: Mapping[str, str]) -> None:

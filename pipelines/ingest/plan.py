@@ -18,6 +18,8 @@ UNIT_DEMOS: Final = 16
 """Demonstrations of a unit: a few hundred MB of raw frames, some tens of MB of JPEG."""
 
 SUFFIX: Final = ".hdf5"
+SUFFIXES: Final = (SUFFIX, ".h5")
+"""Of files that are read, in any case."""
 NAME_LIMIT: Final = 200
 """Bytes of a unit's name; file systems allow 255 and the suffixes need some."""
 
@@ -52,17 +54,17 @@ def safe_name(text: str) -> str:
 
 
 def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
-    """The ``*.hdf5`` files of folder `source` (or `source` itself, when it is such a file), naturally sorted.
+    """The ``*.hdf5`` and ``*.h5`` files of folder `source` (or `source` itself, when it is a file), naturally sorted.
 
-    Hidden files are ignored. Raises UsageError when there is nothing to read, saying where it looked, and for a file
-    whose name is not UTF-8.
+    What else lies there: `pipelines.ingest.entries.other_entries`. Raises UsageError when there is nothing to read,
+    saying where it looked, and for a file whose name is not UTF-8.
     """
     if source.is_file():
         _require_utf8(source)
         return (source,)
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
-    found = [path for path in source.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
+    found = [path for path in source.iterdir() if is_source(path)]
     files = sorted((path for path in found if path.is_file()), key=lambda path: natural_key(path.name))
     if not files:
         names = sorted(path.name for path in source.iterdir())
@@ -71,6 +73,16 @@ def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
     for path in files:
         _require_utf8(path)
     return tuple(files)
+
+
+def is_source(path: Path) -> bool:
+    """Whether a file of that name is to be read."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def stem_of(file: str) -> str:
+    """What names the file's units and episodes: without ``.hdf5``, but with any other suffix."""
+    return file.removesuffix(SUFFIX)
 
 
 def _require_utf8(path: Path) -> None:
@@ -88,7 +100,7 @@ def plan_units(demos: Mapping[str, Sequence[str]]) -> tuple[Unit, ...]:
     """
     units = []
     for file in sorted(demos, key=natural_key):
-        stem = safe_name(Path(file).stem)
+        stem = safe_name(stem_of(file))
         if len(stem) > NAME_LIMIT:
             raise UsageError(f"{file}: the name is too long for a shard; rename it to less than {NAME_LIMIT} bytes")
         names = sorted(demos[file], key=natural_key)
@@ -102,8 +114,17 @@ def task_of(file: str) -> str:
     return Path(file).stem.removesuffix("_demo")
 
 
-def split_episodes(ids_by_task: Mapping[str, Sequence[str]], seed: int, train_split: float) -> dict[str, str]:
+def split_episodes(
+    ids_by_task: Mapping[str, Sequence[str]],
+    seed: int,
+    train_split: float,
+    given: Mapping[str, str] | None = None,
+    copies: Sequence[Sequence[str]] = (),
+) -> dict[str, str]:
     """Episode id -> ``train`` or ``val``, the same whatever the order of the input, stratified by task.
+
+    given: parts that are settled, by id. copies: groups of episodes that are the same; each stands on one side, that of
+    its first, or the held-out one where any of it is given that.
 
     Each task gives `train_split` of its episodes to training, at least one; the rounding of one task is carried to
     the next (largest remainder), so that the whole split comes out right even where a task has two episodes.
@@ -113,13 +134,19 @@ def split_episodes(ids_by_task: Mapping[str, Sequence[str]], seed: int, train_sp
     """
     if not 0.0 < train_split <= 1.0:
         raise UsageError(f"train_split: expected a number above 0 and at most 1, got {train_split}")
-    split: dict[str, str] = {}
+    split: dict[str, str] = dict(given or {})
+    first = {name: group[0] for group in copies for name in group[1:]}
+    for group in copies:
+        parts = {split[name] for name in group if name in split}
+        if parts:
+            split.update(dict.fromkeys(group, "val" if "val" in parts else "train"))
     owed = 0.0
     for task in sorted(ids_by_task, key=natural_key):
-        ranked = sorted(ids_by_task[task], key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        free = [name for name in ids_by_task[task] if name not in split and name not in first]
+        ranked = sorted(free, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
         owed += (1.0 - train_split) * len(ranked)
         held_out = min(int(owed + 0.5 + 1e-9), len(ranked) - 1) if ranked else 0
         owed -= held_out
         for rank, name in enumerate(ranked):
             split[name] = "val" if rank < held_out else "train"
-    return split
+    return split | {name: split[kept] for name, kept in first.items()}

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import xxhash
 
 import pipelines.ingest.plan
 import pipelines.sources.alignment
+import pipelines.sources.cameras
 import pipelines.sources.fingerprint
+import pipelines.sources.gripper
 import pipelines.sources.hdf5
 import pipelines.sources.libero
 import pipelines.sources.rows
@@ -31,11 +34,14 @@ import stores.npy
 import stores.schema
 import stores.segments
 import stores.shards
-from pipelines.ingest.plan import Unit, safe_name, task_of
+from pipelines.ingest.plan import Unit, safe_name, stem_of, task_of
 from pipelines.sources import pulse
+from pipelines.sources.cameras import CameraWatch
 from pipelines.sources.fingerprint import Seen, Stored, fingerprint_demo
+from pipelines.sources.gripper import Reading
 from pipelines.sources.hdf5 import open_hdf5
 from pipelines.sources.libero import Episode, read_demo
+from statevla.observation import JOINTS
 from stores.disk import durable
 from stores.disk.sync import Together, kernel
 from stores.errors import SourceError
@@ -49,7 +55,9 @@ READ_FRAMES: Final = 16
 
 DECIDING_MODULES: Final = (
     pipelines.sources.alignment,
+    pipelines.sources.cameras,
     pipelines.sources.fingerprint,
+    pipelines.sources.gripper,
     pipelines.sources.hdf5,
     pipelines.sources.libero,
     pipelines.ingest.plan,
@@ -77,6 +85,7 @@ class UnitSettings:
     image_size: tuple[int, int]
     instruction: str
     convention: str
+    gripper: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -141,12 +150,13 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
 
     Returns its record, JSON-ready: ``shard`` (path, bytes, sha256; None when no demonstration was usable),
     ``episodes``, each with its ``segments`` (`stores.shards.SegmentIndex` and steps), ``quarantined``
-    (demo, reason), ``fingerprints`` (by demonstration, but for those that are poison). Raises nothing for a bad
-    demonstration.
+    (demo, reason), ``notes`` (demo, note: cameras that show nothing), ``fingerprints`` (by demonstration, but for those
+    that are poison). Raises nothing for a bad demonstration.
     """
     unit, settings = task.unit, task.settings
-    stem = safe_name(Path(unit.file).stem)
+    stem = safe_name(stem_of(unit.file))
     episodes: list[dict[str, Any]] = []
+    notes: list[dict[str, str]] = []
     quarantined: list[dict[str, str]] = []
     fingerprints: dict[str, str] = {}
 
@@ -160,13 +170,14 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
                     continue
                 seen = Seen()
                 try:
-                    episode = read_demo(file, demo, settings.convention, settings.alignment, seen)
-                    images = encode_episode(episode, settings)
+                    episode = read_demo(file, demo, settings.convention, settings.alignment, seen, settings.gripper)
+                    images, found = encode_episode(episode, settings)
                 except SourceError as error:
                     quarantined.append({"demo": demo, "reason": str(error)})
                     continue
                 finally:
                     fingerprints[demo] = fingerprint_demo(file, demo, stored, seen)
+                notes.extend({"demo": demo, "note": note} for note in found)
                 spans = segment_spans(len(episode.robot_state), len(episode.action), settings.window)
                 row = episode_row(unit.file, episode, settings.instruction)
                 episodes.append({**row, "spans": [vars(span) for span in spans]})
@@ -189,6 +200,7 @@ def make_unit(task: UnitTask) -> dict[str, Any]:
         "shard": {"path": path, "bytes": index.bytes, "sha256": index.sha256} if episodes else None,
         "episodes": episodes,
         "quarantined": quarantined,
+        "notes": notes,
         "fingerprints": fingerprints,
     }
 
@@ -201,13 +213,14 @@ def refused_unit(unit: Unit, reason: str) -> dict[str, Any]:
         "shard": None,
         "episodes": [],
         "quarantined": [{"demo": demo, "reason": reason} for demo in unit.demos],
+        "notes": [],
         "fingerprints": {},
     }
 
 
-def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[bytes]]:
-    """Camera -> encoded bytes of its T frames. A whole episode before any of it is written: a frame that cannot be
-    read must not leave half an episode in the shard.
+def encode_episode(episode: Episode, settings: UnitSettings) -> tuple[dict[str, list[bytes]], list[str]]:
+    """Camera -> encoded bytes of its T frames; and what is wrong with cameras (`CameraWatch`). A whole episode before
+    any of it is written: a frame that cannot be read must not leave half an episode in the shard.
 
     Raises SourceError on unreadable frames and on an image size that is not the store's.
     """
@@ -217,6 +230,7 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[b
             "one store holds one image size; ingest the others into a store of their own"
         )
     encoded: dict[str, list[bytes]] = {camera: [] for camera in CAMERAS}
+    watches = {camera: CameraWatch(camera, episode.robot_state[:, :JOINTS]) for camera in CAMERAS}
     total = len(episode.robot_state)
     # One camera at a time into the same memory, which stays in the processor's cache.
     buffer = np.empty((READ_FRAMES, *episode.image_size, 3), np.uint8)
@@ -224,14 +238,15 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> dict[str, list[b
         pulse.beat()
         for camera, images in encoded.items():
             read = episode.images(camera, start, min(start + READ_FRAMES, total), buffer)
+            watches[camera].add(read)
             images += [encode_image(image, settings.codec, settings.quality) for image in read]
-    return encoded
+    return encoded, [finding for watch in watches.values() for finding in watch.findings()]
 
 
 def episode_row(file: str, episode: Episode, instruction: str) -> dict[str, Any]:
     """The fields of an episode that do not depend on other units."""
     return {
-        "id": f"{Path(file).stem}/{episode.demo}",
+        "id": f"{stem_of(file)}/{episode.demo}",
         "task": task_of(file),
         "instruction": instruction,
         "frames": len(episode.robot_state),
@@ -239,7 +254,16 @@ def episode_row(file: str, episode: Episode, instruction: str) -> dict[str, Any]
         "source": file,
         "demo": episode.demo,
         "alignment": episode.alignment,
+        "init_state": episode.init_state,
+        "content": episode_hash(episode),
     }
+
+
+def episode_hash(episode: Episode) -> str:
+    """Of its numbers, as they are in the store: equal in copies, however the file holds them."""
+    digest = xxhash.xxh3_128(np.ascontiguousarray(episode.robot_state).data)
+    digest.update(np.ascontiguousarray(episode.action).data)
+    return digest.hexdigest()
 
 
 def pack(

@@ -5,7 +5,9 @@ from typing import Any, Final
 
 from statevla.config import Config
 from statevla.evaluators.intervals import disjoint
-from statevla.evaluators.results import OfflineResults, RolloutResults, percent
+from statevla.evaluators.offline_results import OfflineResults
+from statevla.evaluators.results import Results
+from statevla.reports.tables import percent
 from statevla.systems.table import find_system, sections
 from statevla.trainers.jobs import ask
 
@@ -25,7 +27,7 @@ class DemoConfig:
 
     episodes: demonstrations. recipe, settings: the model and its training, as for ``statevla train``'s ``--recipe`` and
     ``--set``. checkpoint: of the policy, ``latest`` or ``best``. trials, replan, max_steps: of the closed loop, for
-    each policy. videos: rollouts shown of the trained policy, and half as many of the control with shuffled
+    each policy. videos: rollouts of each task shown of the trained policy and of the control with shuffled
     instructions. min_trained, max_untrained: success rates below or from which the demo counts as failed.
     """
 
@@ -38,7 +40,7 @@ class DemoConfig:
     trials: int = 50
     replan: int | None = None
     max_steps: int | None = None
-    videos: int = 6
+    videos: int = 1
     min_trained: float = 0.8
     max_untrained: float = 0.1
 
@@ -59,9 +61,9 @@ class DemoSummary:
     report: str
     seconds: float
     offline: OfflineResults
-    trained: RolloutResults
-    untrained: RolloutResults
-    shuffled: RolloutResults
+    trained: Results
+    untrained: Results
+    shuffled: Results
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form: success and interval of each policy, the offline errors, and where the report is."""
@@ -85,14 +87,12 @@ class DemoSummary:
         }
 
     @property
-    def policies(self) -> dict[str, RolloutResults]:
+    def policies(self) -> dict[str, Results]:
         """Closed-loop results by name."""
         return {"trained": self.trained, "untrained": self.untrained, "shuffled": self.shuffled}
 
 
-def judge(
-    trained: RolloutResults, untrained: RolloutResults, shuffled: RolloutResults, config: DemoConfig
-) -> tuple[bool, str]:
+def judge(trained: Results, untrained: Results, shuffled: Results, config: DemoConfig) -> tuple[bool, str]:
     """Whether the demo learned, and the sentence that says why. *Clearly worse*: the 95 % intervals do not overlap."""
     conditions = (
         (

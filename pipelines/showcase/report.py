@@ -9,18 +9,18 @@ from typing import Final
 import torch
 import yaml
 
-from pipelines.showcase.config import ENCODER, PHASE1, POLICY, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
+from pipelines.showcase.config import ENCODER, EVAL, PHASE1, POLICY, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
 from statevla import __version__
-from statevla.evaluators.results import RolloutResults
+from statevla.evaluators.offline_results import OfflineResults
+from statevla.evaluators.results import Results
 from statevla.reports.charts import Series
-from statevla.reports.films import gif_bytes, png_bytes
-from statevla.reports.page import Curves, Picture, PolicyRollouts, Report, ReportStep, Video
+from statevla.reports.films import png_bytes
+from statevla.reports.page import Curves, OfflineRows, Picture, PolicyRow, Report, ReportStep, Video
 from statevla.runs.layout import metrics
 from statevla.runs.metrics import read_metrics
 from statevla.systems.table import find_system
 from stores.reader import Store
 
-VIDEO_SIDE: Final = 184
 PACKAGES: Final = ("torch", "numpy", "zarr", "dask", "pyarrow", "h5py")
 WHAT: Final = {
     "trained": "both phases on all demonstrations",
@@ -55,9 +55,9 @@ def build_report(
             _curves("Phase 2: flow policy", out / TRAIN, POLICY, ("pos_rot_loss", "gripper_loss")),
             _curves("Phase 2 with shuffled instructions", out / TRAIN_SHUFFLED, POLICY, ("pos_rot_loss",)),
         ),
-        offline=summary.offline,
-        policies=tuple(PolicyRollouts(name, WHAT[name], results) for name, results in summary.policies.items()),
-        videos=_videos("trained", summary.trained) + _videos("shuffled", summary.shuffled),
+        offline=_offline(summary.offline),
+        policies=tuple(_policy(name, results) for name, results in summary.policies.items()),
+        videos=tuple(video for name, results in summary.policies.items() for video in _videos(out, name, results)),
         configuration=_configuration(config, seed),
         machine=_machine(),
     )
@@ -103,10 +103,39 @@ def _curves(title: str, run: Path, system: str, parts: tuple[str, ...]) -> Curve
     return Curves(title, tuple(item for item in series if item.values), note)
 
 
-def _videos(name: str, results: RolloutResults) -> tuple[Video, ...]:
+def _policy(name: str, results: Results) -> PolicyRow:
+    latency = results.latency
+    return PolicyRow(
+        name=name,
+        what=WHAT[name],
+        success=results.success,
+        interval=results.interval,
+        successes=results.successes,
+        trials=results.trials,
+        errors=results.errors,
+        steps=results.steps,
+        latency=None if latency is None else (latency.p50_ms, latency.p95_ms),
+        tasks={results.instructions[task]: (r.successes, r.trials) for task, r in results.per_task.items()},
+    )
+
+
+def _offline(results: OfflineResults) -> OfflineRows:
+    horizon = [(float(k), value) for k, value in enumerate(results.mse_normalized_by_horizon) if value is not None]
+    steps = tuple(step for step, _ in horizon)
+    mean = (results.baseline_mean_action_mse_normalized,) * len(steps)
+    return OfflineRows(
+        lead=f"{results.split} split: {results.episodes} episodes, {results.frames} frames.",
+        summary=tuple((name, value) for name, value in results.summary_rows()),
+        dimensions=tuple((name, raw, normalized) for name, raw, normalized in results.dimension_rows()),
+        horizon=(Series("policy", steps, tuple(value for _, value in horizon)), Series("mean action", steps, mean)),
+    )
+
+
+def _videos(out: Path, name: str, results: Results) -> tuple[Video, ...]:
     return tuple(
-        Video(gif_bytes(clip, VIDEO_SIDE), f"{name}: {clip.observations[0].instruction}", clip.outcome)
-        for clip in results.clips
+        Video((out / EVAL / name / record.video).read_bytes(), f"{name}: {record.instruction}", record.outcome)
+        for record in results.records
+        if record.video
     )
 
 

@@ -40,9 +40,10 @@ from pipelines.showcase.config import (
 )
 from pipelines.showcase.report import build_report
 from statevla.config import Config
+from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.offline import evaluate_offline
-from statevla.evaluators.results import RolloutResults
-from statevla.evaluators.rollout import evaluate_tabletop
+from statevla.evaluators.results import Results
+from statevla.policies.execution import Execution
 from statevla.policies.policy import Policy
 from statevla.reports.page import ReportStep, write_report
 from statevla.trainers.trainer import TrainSummary, train
@@ -193,24 +194,24 @@ def _close_loop(
     config: DemoConfig,
     stages: Stages,
     progress: Progress | None,
-) -> RolloutResults:
-    videos = {"trained": config.videos, "untrained": 0, "shuffled": config.videos // 2}[name]
-    results = stages.run(
+) -> Results:
+    return stages.run(
         f"closed loop, {name}",
-        lambda: evaluate_tabletop(
+        lambda: evaluate(
             policy,
+            "tabletop",
+            out=out / EVAL / name,
+            name=name,
             episodes=config.trials,
             seed=seed,
-            replan=config.replan,
+            execution=Execution(replan=config.replan),
             max_steps=config.max_steps,
-            videos=videos,
+            videos=0 if name == "untrained" else config.videos,
             progress=progress,
-            name=f"closed loop, {name}",
+            label=f"closed loop, {name}",
         ),
         lambda r: f"{r.successes} of {r.trials} succeed, {r.errors} simulator errors",
     )
-    results.save(out / EVAL / name)
-    return results
 
 
 def _collect(out: Path, workers: int, seed: int, config: DemoConfig, progress: Progress | None) -> CollectSummary:

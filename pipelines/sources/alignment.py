@@ -5,12 +5,16 @@ the simulator's own state, is before the action in both. So the joint angles in 
 ``states[t]`` in a *before* file and those of ``states[t + 1]`` in an *after* file. Not exactly: the simulator's sensors
 sample one physics substep early. The rule therefore compares two root-mean-square errors.
 
+Where the arm's joints are in ``states`` is in the demonstration's ``model_file``. Regenerated files often lack it; then
+the joints are the seven neighbouring columns of ``states`` that follow the observed ones, if there are such.
+
 Measured on 14 demonstrations of libero_object (2026-11-20): the errors differ by a factor of 24.3 to 24.5 over a
 whole demonstration and by at least 16 over any 20 steps; the joints move 0.009 to 0.013 rad (RMS) a step.
 
-Legend: T rows of the demonstration, nq numbers of qpos, nv of qvel.
+Legend: T rows of the demonstration, S numbers of a simulator state, nq of qpos, nv of qvel.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -87,25 +91,84 @@ def arm_positions(states: NDArray[np.float64], layout: JointLayout) -> NDArray[n
     return states[:, [1 + layout.address[name] for name in ARM_JOINTS]]
 
 
-def detect_alignment(simulated: NDArray[np.float64], observed: NDArray[np.float64]) -> str:
-    """Joint positions from states [T, 7] and from observations [T, 7] -> ``after`` or ``before``.
+@dataclass(frozen=True)
+class Fit:
+    """RMS differences [rad] of the joints in states and in observations, read both ways, and RMS motion of a step."""
 
-    Raises SourceError when the demonstration does not tell: too short, too still, or fitting neither reading.
-    """
-    if len(simulated) < 2:
-        raise SourceError(f"alignment: at least 2 rows are needed to tell, got {len(simulated)}")
-    motion = rms(simulated[1:] - simulated[:-1])
-    before, after = rms(simulated[:-1] - observed[:-1]), rms(simulated[1:] - observed[:-1])
-    better, worse = min(before, after), max(before, after)
-    # Written so that NaN fails every comparison and ends in the refusal.
-    if motion >= MIN_MOTION and worse >= MIN_RATIO * better and motion >= MIN_RATIO * better:
-        return BEFORE if before < after else AFTER
-    raise SourceError(
-        "alignment: cannot tell whether observations were stored before or after their actions: joint positions of "
-        f"states and observations differ by {before:.2g} rad read as 'before', {after:.2g} rad read as 'after', with "
-        f"{motion:.2g} rad of motion a step; expected a factor of {MIN_RATIO:g} between them and at least "
-        f"{MIN_MOTION:g} rad of motion. Where you know which it is, pass --alignment after or --alignment before"
+    before: float
+    after: float
+    motion: float
+
+    @property
+    def alignment(self) -> str | None:
+        """``after`` or ``before``; None where neither fits, both do, or nothing moves."""
+        better, worse = min(self.before, self.after), max(self.before, self.after)
+        # Written so that NaN fails every comparison.
+        if self.motion >= MIN_MOTION and worse > MIN_RATIO * better and self.motion >= MIN_RATIO * better:
+            return BEFORE if self.before < self.after else AFTER
+        return None
+
+    @property
+    def text(self) -> str:
+        """The numbers, for people."""
+        return (
+            f"joint positions of states and observations differ by {self.before:.2g} rad read as 'before', "
+            f"{self.after:.2g} rad read as 'after', with {self.motion:.2g} rad of motion a step"
+        )
+
+
+def fit_joints(simulated: NDArray[np.float64], observed: NDArray[np.float64]) -> Fit:
+    """Of joint positions from states [T, 7] and from observations [T, 7], T >= 2."""
+    return Fit(
+        before=rms(simulated[:-1] - observed[:-1]),
+        after=rms(simulated[1:] - observed[:-1]),
+        motion=rms(simulated[1:] - simulated[:-1]),
     )
+
+
+def fit_columns(states: NDArray[np.float64], observed: NDArray[np.float64]) -> Fit:
+    """Without a model: the best of every seven neighbouring columns of `states` [T, S], for each reading by itself.
+
+    Columns that fit one reading and others that fit the other so end in "cannot tell". observed: [T, 7], T >= 2.
+    """
+    joints = observed.shape[1]
+    motion = rms(observed[1:] - observed[:-1])
+    best = [
+        min(
+            (rms(part[:, column : column + joints] - observed[:-1]) for column in _candidates(part, observed[:-1])),
+            default=math.inf,
+        )
+        for part in (states[:-1], states[1:])
+    ]
+    return Fit(before=best[0], after=best[1], motion=motion)
+
+
+def _candidates(states: NDArray[np.float64], observed: NDArray[np.float64], most: int = 8) -> list[int]:
+    """First columns of the windows of `states` [T, S] nearest to `observed` [T, J] on a few rows: all are too many."""
+    windows = states.shape[1] - observed.shape[1] + 1
+    if windows < 1:
+        return []
+    rows = np.unique(np.linspace(0, len(states) - 1, 16).astype(int))
+    picked, wanted = states[rows], observed[rows]
+    error = sum(
+        np.square(picked[:, joint : joint + windows] - wanted[:, joint : joint + 1]).sum(axis=0)
+        for joint in range(observed.shape[1])
+    )
+    return [int(column) for column in np.argsort(error, kind="stable")[:most]]
+
+
+def detect_alignment(fit: Fit) -> str:
+    """``after`` or ``before``. Raises SourceError when the demonstration does not tell: too still, or fitting neither
+    reading.
+    """
+    found = fit.alignment
+    if found is None:
+        raise SourceError(
+            f"alignment: cannot tell whether observations were stored before or after their actions: {fit.text}; "
+            f"expected a factor of {MIN_RATIO:g} between them and at least {MIN_MOTION:g} rad of motion. Where you "
+            "know which it is, pass --alignment after or --alignment before"
+        )
+    return found
 
 
 def rms(values: NDArray[np.float64]) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import h5py
+import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
@@ -23,7 +24,9 @@ from pipelines.sources import hdf5, pulse
 from statevla.observation import HDF5_IMAGE_KEYS
 from stores.errors import SourceError
 
-ATTRIBUTES: Final = ("num_samples", "model_file")
+INIT_STATE: Final = "init_state"
+INIT_STATE_INDEX: Final = "init_state_index"
+ATTRIBUTES: Final = ("num_samples", "model_file", INIT_STATE_INDEX, INIT_STATE)
 DATASETS: Final = (
     "actions",
     "states",
@@ -122,6 +125,7 @@ def _digest(group: hdf5.Once, stored: Stored, seen: Seen) -> str:
     digest = Digest()
     for name in ATTRIBUTES:
         value = hdf5.attribute(group, name)
+        value = value.tobytes().hex() if isinstance(value, np.ndarray) else value
         digest.update(f"{name}\0{type(value).__name__}\0{value}\0".encode("utf-8", "surrogateescape"))
     for path in DATASETS:
         digest.update(f"{path}\0".encode())

@@ -27,6 +27,7 @@ TEXT_LIMIT: Final = 16 * 2**20
 TYPES: Final = {"float": (h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE), "uint8": (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)}
 FILTERS: Final = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
 """Filters that are read: gzip, byte shuffle, checksum."""
+LFS_POINTER: Final = b"version https://git-lfs"
 HEADER_BYTES: Final = 16
 MAX_CHUNKS: Final = 100_000
 
@@ -61,6 +62,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         if not path.is_file():
             raise SourceError(f"no such file: {path}")
         if not h5py.is_hdf5(path):
+            with path.open("rb") as start:
+                if start.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise SourceError("expected an HDF5 file, got a Git LFS pointer; run `git lfs pull`")
             raise SourceError(f"expected an HDF5 file, got {path.stat().st_size} bytes of something else")
         file = h5py.File(path, "r")
     with file:

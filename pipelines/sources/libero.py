@@ -14,11 +14,12 @@ A canonical episode has ``obs[t]`` before ``action[t]`` (see `pipelines/sources/
 Legend: T rows of the file, A actions of the episode, H, W rows and columns of an image.
 """
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -28,10 +29,27 @@ from numpy.typing import NDArray
 
 from pipelines.ingest.plan import natural_key, task_of
 from pipelines.sources import hdf5, pulse
-from pipelines.sources.alignment import AFTER, BEFORE, DETECT, arm_positions, detect_alignment, joint_layout
-from pipelines.sources.fingerprint import Seen
+from pipelines.sources.alignment import (
+    AFTER,
+    ARM_JOINTS,
+    BEFORE,
+    DETECT,
+    Fit,
+    arm_positions,
+    detect_alignment,
+    fit_columns,
+    fit_joints,
+    joint_layout,
+)
+from pipelines.sources.evidence import OPENGL, SAMPLE_LOOKS, UPRIGHT, Evidence, Told, look, sample
+from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, Seen
+from pipelines.sources.gripper import Grip, Reading, convert, require_agreement, see
+from pipelines.sources.masks import Split, demo_names, split_of
+from pipelines.sources.orientation import Look
+from pipelines.sources.texts import clean_instruction
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
 from stores.errors import SourceError
+from stores.init_states import init_state_hash
 from stores.schema import ACTION_DIM, CAMERAS
 
 IMAGE_SIDE: Final = (8, 2048)
@@ -41,11 +59,12 @@ MAX_ROWS: Final = 100_000
 MAX_STATE: Final = 10_000
 ACTION_TOLERANCE: Final = 1e-6
 """Rounding that an action may exceed [-1, 1] by; the controller would clip more, so more is another convention."""
-DEFAULT_CONVENTION: Final = "opengl"
-"""What LIBERO renders with; taken, and reported, where a file lacks ``macros_image_convention``."""
-INSTRUCTION_LIMIT: Final = 1000
 LIMITS: Final = {"obs/joint_states": 100.0, "obs/gripper_states": 10.0}
 """Joint positions [rad] and finger positions [m] beyond which numbers are damage, whatever the robot."""
+GRIPPER: Final = 6
+"""Column of the gripper command."""
+MASK_LIMIT: Final = 2**20
+"""Bytes of a list of demonstrations' names."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,9 @@ class SourceFile:
     """What the header of a file says, without its arrays.
 
     demos: names in natural order; rows and image_size by demonstration, for those that could be opened.
-    refused: (demonstration or "", reason). notes: what was assumed.
+    convention: of the pictures, ``opengl`` where the file does not say. evidence: what the file says and shows of its
+    conventions. parts: ``train`` or ``val`` by demonstration, where the file's masks say.
+    refused: (demonstration or "", reason). notes: what was assumed, left out or not used.
     """
 
     name: str
@@ -65,6 +86,8 @@ class SourceFile:
     image_size: dict[str, tuple[int, int]]
     refused: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    evidence: Evidence = field(default_factory=Evidence)
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,8 @@ class Episode:
     robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
     images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
     (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
+    init_state: number of the benchmark's initial state that it starts from, or ``sha256:`` of its first simulator
+    state; empty where the file has neither.
     """
 
     demo: str
@@ -82,21 +107,20 @@ class Episode:
     alignment: str
     image_size: tuple[int, int]
     images: Callable[[str, int, int, NDArray[np.uint8] | None], NDArray[np.uint8]]
+    init_state: str = ""
 
 
-def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceFile:
-    """Header of `path`. Raises SourceError when the file as a whole is of no use.
+def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told | None = None) -> SourceFile:
+    """Header of `path`, and what some demonstrations show. Raises SourceError when the file as a whole is of no use.
 
     poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.sources.sandbox`.
     """
     with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
+        told = told or Told()
         data = hdf5.group(file, "data")
-        instruction, notes = read_instruction(data, path.name)
+        instruction, own, notes = read_instruction(data, path.name)
         convention = hdf5.text(data, "macros_image_convention")
-        if convention is None:
-            convention = DEFAULT_CONVENTION
-            notes = (*notes, f"{path.name}: no macros_image_convention; images taken as {DEFAULT_CONVENTION!r}")
-        if convention not in IMAGE_CONVENTIONS:
+        if told.image_convention == DETECT and convention not in (None, *IMAGE_CONVENTIONS):
             raise SourceError(f"macros_image_convention: expected one of {IMAGE_CONVENTIONS}, got {convention!r}")
         found = list(data)
         if not found:
@@ -104,13 +128,18 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
         refused: list[tuple[str, str]] = []
         declared = hdf5.integer(data, "num_demos")
         if declared is not None and declared != len(found):
-            refused.append(("", f"{path.name}: num_demos declares {declared}, the file holds {len(found)}"))
+            notes = (*notes, f"{path.name}: num_demos declares {declared}, the file holds {len(found)}")
         names = sorted((name for name in found if isinstance(name, str)), key=natural_key)
         for odd in (name.decode(errors="backslashreplace") for name in found if isinstance(name, bytes)):
             refused.append((odd, f"{path.name}/{odd}: expected a name in UTF-8"))
+        split, beside = read_masks(file, names, told.masks, path.name)
+        notes, refused = (*notes, *beside, *split.notes), [*refused, *split.refused]
+        unwanted = {*split.out, *(demo for demo, _ in split.refused)}
         rows, sizes, ranges = {}, {}, {}
         for position, name in enumerate(names, 1):
             pulse.at(position)
+            if name in unwanted:
+                continue
             try:
                 with hdf5.reporting(f"{path.name}/{name}"):
                     if poison and position in poison:
@@ -125,31 +154,83 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None) -> SourceF
             reason = "its images lie where another demonstration's do, or outside the file"
             refused.append((name, f"{path.name}/{name}: {reason}"))
             del rows[name], sizes[name]
+        demos = tuple(name for name in names if name in rows)
+        seen, looks = gather(file, demos, {name: at for at, name in enumerate(names, 1)}, told)
         return SourceFile(
-            path.name, task_of(path.name), instruction, convention, tuple(n for n in names if n in rows), rows, sizes,
-            tuple(refused), notes,
+            path.name, task_of(path.name), instruction, convention or OPENGL, demos, rows, sizes, tuple(refused), notes,
+            Evidence(own, convention, seen, looks), {demo: split.parts[demo] for demo in demos if demo in split.parts},
         )  # fmt: skip
 
 
-def read_instruction(data: h5py.Group, file: str) -> tuple[str, tuple[str, ...]]:
-    """The task's text and notes: from ``problem_info``, else from the file's name, and then a note says so."""
+def gather(
+    file: h5py.File, demos: Sequence[str], positions: Mapping[str, int], told: Told
+) -> tuple[tuple[Grip, ...], tuple[Look, ...]]:
+    """What sampled demonstrations show of gripper and pictures; one that cannot be read shows nothing.
+
+    positions: of the demonstrations in the file, for `pulse`.
+    """
+    grips: list[Grip] = []
+    looks: list[Look] = []
+    for demo in sample(demos):
+        pulse.at(positions[demo])
+        with contextlib.suppress(SourceError):
+            episode = read_demo(file, demo, UPRIGHT, told.alignment)
+            grips.append(see(episode.action[:, GRIPPER], episode.robot_state[:, JOINTS:]))
+            if len(looks) < SAMPLE_LOOKS:
+                looks.append(_look(file, episode))
+    return tuple(grips), tuple(looks)
+
+
+def _look(file: h5py.File, episode: Episode) -> Look:
+    def frame(camera: str, row: int) -> NDArray[np.uint8]:
+        pulse.beat()
+        one: NDArray[np.uint8] = episode.images(camera, row, row + 1, None)[0]
+        return one
+
+    rows = len(episode.robot_state)
+    hand = None
+    with contextlib.suppress(SourceError):  # regenerated files may lack it
+        data = hdf5.dataset(file, f"data/{episode.demo}/obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8)
+        hand = hdf5.read_rows(data)
+    return look(frame, CAMERAS, rows, hand)
+
+
+def read_masks(file: h5py.File, demos: Sequence[str], told: str, where: str) -> tuple[Split, tuple[str, ...]]:
+    """The split of ``/mask``, and notes about what else lies beside ``/data``. Raises UsageError, SourceError."""
+    others = sorted(str(name) for name in file if name not in ("data", "mask"))
+    notes = (f"{where}: {', '.join('/' + name for name in others)} beside /data is not used",) if others else ()
+    if "mask" not in file:
+        return Split(), notes
+    found: dict[str, list[str]] = {}
+    group = hdf5.group(file, "mask")
+    for name in sorted(map(str, group)):
+        listed = hdf5.child(group, name)
+        if not isinstance(listed, hdf5.Rows) or len(listed.shape) != 1 or listed.nbytes > MASK_LIMIT:
+            raise SourceError(f"/mask/{name}: expected a list of demonstrations' names")
+        found[name] = demo_names(list(h5py.Dataset(listed.id)[()]), f"/mask/{name}")
+    return split_of(found, demos, told, where), notes
+
+
+def read_instruction(data: h5py.Group, file: str) -> tuple[str, bool, tuple[str, ...]]:
+    """The task's text, whether it is the file's own, and notes: from ``problem_info``, else from the file's name, and
+    then a note says so.
+    """
     info = hdf5.text(data, "problem_info")
     if info is None:
         words = re.sub(r"^[A-Z_]+_SCENE\d+_", "", task_of(file)).replace("_", " ").strip()
-        return words, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
+        return words, False, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
     try:
         fields = json.loads(info)
     except ValueError as error:
         raise SourceError(f"problem_info: expected JSON, got {error}") from error
     if not isinstance(fields, dict) or "language_instruction" not in fields:
         raise SourceError("problem_info: expected an object with language_instruction")
-    instruction = fields["language_instruction"]
-    if isinstance(instruction, list) and all(isinstance(part, str) for part in instruction):
-        instruction = " ".join(instruction)
-    if not isinstance(instruction, str) or not 0 < len(instruction.strip()) <= INSTRUCTION_LIMIT:
-        raise SourceError(f"problem_info.language_instruction: expected text, got {instruction!r:.80}")
+    given = fields["language_instruction"]
+    instruction = clean_instruction(given)
     hdf5.require_unicode(instruction, "problem_info.language_instruction")
-    return instruction.strip(), ()
+    if isinstance(given, str) and given.strip() == instruction:
+        return instruction, True, ()
+    return instruction, True, (f"{file}: instruction {given!r:.200} is read as {instruction!r}",)
 
 
 def image_key(camera: str) -> str:
@@ -177,12 +258,18 @@ def image_datasets(demo: h5py.Group) -> dict[str, hdf5.Rows]:
 
 
 def read_demo(
-    file: h5py.File, name: str, convention: str, alignment: str = DETECT, seen: Seen | None = None
+    file: h5py.File,
+    name: str,
+    convention: str,
+    alignment: str = DETECT,
+    seen: Seen | None = None,
+    reading: Reading | None = None,
 ) -> Episode:
     """Demonstration `name` of an open file -> canonical episode.
 
     alignment: "detect", or what the user knows ("after", "before") for files that do not tell. A file that tells
-    otherwise than the user is refused. seen: notes what is opened and read, for the fingerprint.
+    otherwise than the user is refused. seen: notes what is opened and read, for the fingerprint. reading: how gripper
+    commands are read; None: they stay as they are.
 
     Raises SourceError naming file, demonstration, key, what was expected and what came.
     """
@@ -216,6 +303,13 @@ def read_demo(
         if astray:
             raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
 
+        action = actions[1:] if found == AFTER else actions
+        if reading is not None:
+            action = action.copy()
+            action[:, GRIPPER] = convert(action[:, GRIPPER], reading)
+            require_agreement(action[:, GRIPPER], fingers)
+        start_state = init_state(demo)
+
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
             return upright(hdf5.read_rows(cameras[camera], start, stop, hooks[camera], into), convention)
@@ -223,11 +317,23 @@ def read_demo(
     return Episode(
         demo=name,
         robot_state=state,
-        action=(actions[1:] if found == AFTER else actions).astype(np.float32),
+        action=action.astype(np.float32),
         alignment=found,
         image_size=(height, width),
         images=images,
+        init_state=start_state,
     )
+
+
+def init_state(demo: h5py.Group) -> str:
+    """Where the demonstration starts: see `Episode.init_state`."""
+    number = hdf5.integer(demo, INIT_STATE_INDEX)
+    if number is not None:
+        return str(number)
+    state = hdf5.attribute(demo, INIT_STATE)
+    if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.size > MAX_STATE:
+        return ""
+    return init_state_hash(state)
 
 
 def number_dataset(demo: h5py.Group, key: str, shape: tuple[int, int | None]) -> hdf5.Rows:
@@ -264,22 +370,29 @@ def check_actions(actions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, seen: Seen) -> str:
-    """``after`` or ``before``: what the file shows, or what the user told where it does not show."""
+    """``after`` or ``before``: what the file shows, or what the user told where it does not show.
+
+    The joints are in ``states`` where ``model_file`` says; without it, in the columns that follow ``obs/joint_states``.
+    Raises SourceError where nothing shows it, and where the file shows otherwise than told.
+    """
     if told not in (DETECT, AFTER, BEFORE):
         raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
     try:
-        model = hdf5.text(demo, "model_file")
-        if model is None:
-            raise SourceError(
-                "alignment: no model_file, so joint positions cannot be found in states; where you know whether "
-                "observations were stored before or after their actions, pass --alignment after or --alignment before"
-            )
-        states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
-        found = detect_alignment(arm_positions(states, joint_layout(model)), joints)
+        fit = _fit(demo, joints, seen)
+        found = detect_alignment(fit)
     except SourceError:
         if told == DETECT:
             raise
         return told
     if told not in (DETECT, found):
-        raise SourceError(f"alignment: told {told!r}, but the joint positions of this file show {found!r}")
+        raise SourceError(f"alignment: told {told!r}, but this file shows {found!r}: {fit.text}")
     return found
+
+
+def _fit(demo: h5py.Group, joints: NDArray[np.float64], seen: Seen) -> Fit:
+    states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
+    model = hdf5.text(demo, "model_file")
+    layout = None if model is None else joint_layout(model)
+    if layout is None or not set(ARM_JOINTS) <= set(layout.address):  # another robot's names
+        return fit_columns(states, joints)
+    return fit_joints(arm_positions(states, layout), joints)

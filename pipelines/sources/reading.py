@@ -11,14 +11,16 @@ from typing import Any, Final
 from pipelines.ingest.plan import Unit
 from pipelines.ingest.record import decode_record, encode_record
 from pipelines.ingest.unit import UnitSettings, UnitTask, make_unit, refused_unit
+from pipelines.sources.evidence import Evidence, Told
 from pipelines.sources.fingerprint import fingerprint_demos
+from pipelines.sources.gripper import Reading
 from pipelines.sources.libero import SourceFile, inspect_file
 from pipelines.sources.sandbox import survive, thread_reader
 from stores.errors import SourceError
 
 
 def _inspect(argument: dict[str, Any]) -> dict[str, Any]:
-    return asdict(inspect_file(Path(argument["path"]), _positions(argument["poison"])))
+    return asdict(inspect_file(Path(argument["path"]), _positions(argument["poison"]), Told(**argument["told"])))
 
 
 def _fingerprint(argument: dict[str, Any]) -> dict[str, str]:
@@ -28,6 +30,7 @@ def _fingerprint(argument: dict[str, Any]) -> dict[str, str]:
 def _make(argument: dict[str, Any]) -> tuple[str, bool]:
     unit, settings = dict(argument["unit"]), dict(argument["settings"])
     unit["demos"], settings["image_size"] = tuple(unit["demos"]), tuple(settings["image_size"])
+    settings["gripper"] = None if settings["gripper"] is None else Reading(**settings["gripper"])
     made = {"unit": Unit(**unit), "settings": UnitSettings(**settings), "poison": _positions(argument["poison"])}
     task = UnitTask(**{**argument, **made})
     record = make_unit(task)
@@ -42,14 +45,15 @@ CALLS: Final = {"inspect": _inspect, "fingerprint": _fingerprint, "make": _make}
 """What the child does."""
 
 
-def inspect_source(path: Path, isolated: bool = True) -> SourceFile:
-    """`pipelines.sources.libero.inspect_file` in the child. Raises SourceError."""
+def inspect_source(path: Path, told: Told, isolated: bool = True) -> SourceFile:
+    """`pipelines.sources.libero.inspect_file` in the child. Raises SourceError, UsageError."""
     if not isolated:
-        return inspect_file(path)
-    fields = survive(thread_reader(CALLS), "inspect", {"path": str(path)}, path.name)
+        return inspect_file(path, told=told)
+    fields = survive(thread_reader(CALLS), "inspect", {"path": str(path), "told": asdict(told)}, path.name)
     fields["demos"], fields["notes"] = tuple(fields["demos"]), tuple(fields["notes"])
     fields["refused"] = tuple((demo, reason) for demo, reason in fields["refused"])
     fields["image_size"] = {demo: (size[0], size[1]) for demo, size in fields["image_size"].items()}
+    fields["evidence"] = Evidence.from_dict(fields["evidence"])
     return SourceFile(**fields)
 
 

@@ -25,9 +25,11 @@ from statevla.encoders.siglip import Preprocessing, SiglipBackbone
 from statevla.models.flow import euler, sampling_times
 from statevla.models.mamba import Mamba
 from statevla.observation import Observation, ObsSpec
-from statevla.policies.policy import Policy, build_policy, ready
+from statevla.policies.noise import Draw, normal_rows
+from statevla.policies.policy import Policy, ready
 from statevla.policies.prepare import torch_dtype
-from statevla.systems.flow_matching import PolicyModel, draw_noise
+from statevla.systems.flow_matching import PolicyModel, build
+from statevla.systems.system import Given
 from stores.errors import UsageError
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
 
@@ -116,7 +118,7 @@ def measure(case: Case, device: str, calls: int | None) -> dict[str, Any]:
     seen = scenes(policy)
 
     def ours(number: int) -> None:
-        policy.act([seen[number % SCENES]], seed=number)
+        policy.act([seen[number % SCENES]], [Draw(number)]).chunk.numpy()
 
     for number in range(WARM_UPS):
         ours(number)
@@ -169,7 +171,7 @@ def make_policy(case: Case, device: str) -> Policy:
     dtype = torch_dtype(case.dtype)
     torch.manual_seed(0)
     backbone = random_siglip(config, head=False).to(device, dtype) if case.vision == "siglip" else None
-    model = build_policy(config, None, backbone)
+    model = build(config, Given(backbone=backbone))
     language = {text: np.random.default_rng(i).normal(size=LANGUAGE_DIM) for i, text in enumerate(INSTRUCTIONS)}
     vectors = {text: vector.astype(np.float32) for text, vector in language.items()}
     return ready(model, config, ObsSpec(image_size=(PICTURE, PICTURE)), "", vectors, device, "random", dtype)
@@ -187,6 +189,13 @@ def random_siglip(config: Config, *, head: bool) -> SiglipBackbone:
     )
     how = Preprocessing(config.model.image_size, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return SiglipBackbone(SiglipVisionModel(sizes), how, "random", "random")
+
+
+def flow_matching_of(policy: Policy) -> PolicyModel:
+    """The model, whose parts the peers put together otherwise. Raises UsageError for another system's."""
+    if not isinstance(policy.model, PolicyModel):
+        raise UsageError(f"bench latency: {policy.name} is no flow-matching policy; its peers are of that system")
+    return policy.model
 
 
 def scenes(policy: Policy) -> list[Observation]:
@@ -208,7 +217,7 @@ def contenders(policy: Policy, case: Case, seen: list[Observation]) -> dict[str,
     """The limit and the peers of a case."""
     runs = {"plain": without_gradients(lambda turn: plain(policy, seen[turn % SCENES], turn))}
     if policy.config.model.vision == "conv":
-        runs["limit"] = without_gradients(matrix_products(policy.model))
+        runs["limit"] = without_gradients(matrix_products(flow_matching_of(policy)))
         if case.dtype == "bfloat16" and case.checkpoint is None:
             single = make_policy(Case(case.vision, "float32", case.context, case.preset), policy.device.type)
             runs["autocast"] = without_gradients(lambda turn: autocast(single, seen[turn % SCENES], turn))
@@ -235,10 +244,8 @@ def without_gradients(run: Callable[[int], object]) -> Callable[[int], None]:
 
 def plain(policy: Policy, observation: Observation, seed: int) -> Tensor:
     """Actions [1, K, 7] with the whole velocity network run anew in every step, nothing prepared."""
-    model, obs = policy.model, policy.observe([observation]).to(policy.device)
-    noise = draw_noise(
-        1, policy.config.model.action_seq_len, torch.Generator().manual_seed(seed), policy.device
-    ).epsilon
+    model, obs = flow_matching_of(policy), policy.observe([observation]).to(policy.device)
+    noise = normal_rows([Draw(seed)], model.noise_shape).to(policy.device)
     z, tokens = model.encode(obs)
     times = sampling_times(policy.config.model.euler_steps).to(policy.device)
     pose = euler(lambda x, sigma: model.flow(x, sigma.expand(len(x)), z, tokens).float(), noise, times)

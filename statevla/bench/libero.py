@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statevla.bench.machine import describe_machine, usable_cores
-from statevla.sims.libero import paths, suites
+from statevla.sims.libero import assets, paths, suites
 from statevla.sims.libero.protocol import Reset, Run
 from statevla.sims.libero.worker import Simulator, ready
 from stores.errors import UsageError
@@ -131,6 +131,7 @@ def _serve_bare(connection: Connection, task: suites.Task, threads: int) -> None
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     paths.prepare()
+    paths.use_assets(assets.find(task.suite))
     from libero.libero.envs import OffScreenRenderEnv
 
     environment = OffScreenRenderEnv(

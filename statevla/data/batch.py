@@ -29,6 +29,10 @@ class ObservationBatch:
             self.language.to(device, non_blocking=True),
         )
 
+    def pin(self) -> "ObservationBatch":
+        """The same batch in page-locked memory, from where copies to a GPU do not block."""
+        return ObservationBatch(self.images.pin_memory(), self.robot_state.pin_memory(), self.language.pin_memory())
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,10 +53,18 @@ class Batch:
     frame: Int64[Tensor, " B"]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
+        """The same batch on `device`; an observation that stands for the next one too is copied once."""
         rest = (self.has_next, self.action, self.chunk, self.is_pad, self.episode, self.frame)
         moved = [tensor.to(device, non_blocking=True) for tensor in rest]
-        return Batch(self.obs.to(device), self.next_obs.to(device), *moved)
+        obs = self.obs.to(device)
+        return Batch(obs, obs if self.next_obs is self.obs else self.next_obs.to(device), *moved)
+
+    def pin(self) -> "Batch":
+        """The same batch in page-locked memory."""
+        rest = (self.has_next, self.action, self.chunk, self.is_pad, self.episode, self.frame)
+        obs = self.obs.pin()
+        next_obs = obs if self.next_obs is self.obs else self.next_obs.pin()
+        return Batch(obs, next_obs, *(tensor.pin_memory() for tensor in rest))
 
     def __len__(self) -> int:
         return int(self.action.shape[0])

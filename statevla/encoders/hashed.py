@@ -29,7 +29,7 @@ REVISION: Final = "1"
 
 def load_hashed() -> TextEncoder:
     """The encoder; nothing is loaded."""
-    return TextEncoder(ENCODER, REVISION, encode_hashed)
+    return TextEncoder(ENCODER, REVISION, LANGUAGE_DIM, encode_hashed)
 
 
 def encode_hashed(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from statevla.encoders.clip import folder_revision
+from statevla.encoders.hub import require_weights
 from stores.errors import UsageError
 
 DEFAULT_MODEL: Final = "google/siglip-base-patch16-224"
@@ -81,10 +82,12 @@ def load_siglip(model: str = DEFAULT_MODEL) -> SiglipBackbone:
     from transformers.utils import cached_file
 
     try:
-        settings = cached_file(model, "preprocessor_config.json")
+        local = require_weights(model)
+        settings = cached_file(model, "preprocessor_config.json", local_files_only=local)
         tower, info = SiglipVisionModel.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True, vision_use_head=False
-        )
+            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True, vision_use_head=False,
+            local_files_only=local,
+        )  # fmt: skip
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(

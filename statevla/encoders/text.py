@@ -9,18 +9,30 @@ from numpy.typing import NDArray
 
 from stores.errors import UsageError
 
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+
 
 @dataclass(frozen=True)
 class TextEncoder:
     """A frozen map from text to a vector.
 
-    id and revision: recorded with every vector; two stores with equal ones have comparable vectors.
-    encode: texts -> float32 [len(texts), 512]; the vector of a text does not depend on the other texts.
+    id and revision: recorded with every vector, and how it was made; two stores with equal ones, and for a `fit` with
+    equal instructions, have comparable vectors.
+    width: numbers of a vector.
+    encode: texts -> float32 [len(texts), width]; the vector of a text does not depend on the other texts.
+    fit: for encoders whose vectors are taken relative to a store's instructions: these -> `encode` for that store. None
+    for those whose vectors are the same in every store.
     """
 
     id: str
     revision: str
-    encode: Callable[[Sequence[str]], NDArray[np.float32]]
+    width: int
+    encode: Encode
+    fit: Callable[[Sequence[str]], Encode] | None = None
+
+    def for_store(self, instructions: Sequence[str]) -> Encode:
+        """`encode` as a store with these instructions uses it. Their order and repetitions do not matter."""
+        return self.encode if self.fit is None else self.fit(sorted(set(instructions)))
 
 
 def load_clip_encoder(model: str | None) -> TextEncoder:
@@ -28,6 +40,15 @@ def load_clip_encoder(model: str | None) -> TextEncoder:
     from statevla.encoders.clip import DEFAULT_MODEL, load_clip
 
     return load_clip(model or DEFAULT_MODEL)
+
+
+def load_minilm_encoder(model: str | None) -> TextEncoder:
+    """The sentence encoder all-MiniLM-L6-v2 (see `statevla/encoders/minilm.py`)."""
+    from statevla.encoders.minilm import load_minilm
+
+    if model is not None:
+        raise UsageError(f"--language-model {model}: minilm's weights are those of its package; leave it out")
+    return load_minilm()
 
 
 def load_hashed_encoder(model: str | None) -> TextEncoder:
@@ -41,6 +62,7 @@ def load_hashed_encoder(model: str | None) -> TextEncoder:
 
 TEXT_ENCODERS: Final[dict[str, Callable[[str | None], TextEncoder]]] = {
     "clip": load_clip_encoder,
+    "minilm": load_minilm_encoder,
     "hashed": load_hashed_encoder,
 }
 

@@ -6,6 +6,7 @@ the policy carries.
 Legend: N frames, B batch, K chunk.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from statevla.config import Config
 from statevla.data.batch import ObservationBatch
 from statevla.data.loaders import iterate_once
 from statevla.evaluators import metrics
-from statevla.evaluators.results import OfflineResults, Smoothness
+from statevla.evaluators.offline_results import OfflineResults, Smoothness
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec
-from statevla.systems.flow_matching import Acted
+from statevla.policies.noise import Draw
+from statevla.systems.acting import Acted
 from stores.errors import StaleKey, StateVLAError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
@@ -39,7 +40,7 @@ class OfflinePolicy(Protocol):
     def obs_spec(self) -> ObsSpec: ...
 
     @property
-    def config(self) -> Config: ...
+    def chunk(self) -> int: ...
 
     @property
     def manifest_hash(self) -> str: ...
@@ -47,8 +48,8 @@ class OfflinePolicy(Protocol):
     @property
     def standardize_action(self) -> Standardize: ...
 
-    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
-        """Chunks in action units; noise from the generator."""
+    def act_batch(self, obs: ObservationBatch, draws: Sequence[Draw]) -> Acted:
+        """Chunks in action units; each row's noise by its draw."""
         ...
 
 
@@ -102,14 +103,15 @@ def evaluate_offline(
 def predict(
     policy: OfflinePolicy, store: Store, split: str, *, batch_size: int, seed: int, progress: Progress | None = None
 ) -> Predictions:
-    """Run the policy over a split."""
-    generator = torch.Generator().manual_seed(seed)
+    """Run the policy over a split. A step's noise is its own: (seed, episode, frame), whatever the batch."""
     total = int(sum(store.episode_columns["steps"][store.episode_columns["split"] == split]))
     rows: list[tuple[Tensor, ...]] = []
     probabilities: list[Tensor] = []
     done = 0
-    for batch in iterate_once(store, split, batch_size, policy.config.model.action_seq_len):
-        chunk, probability = policy.act_batch(batch.obs, generator)
+    for batch in iterate_once(store, split, batch_size, policy.chunk):
+        draws = [Draw(seed, int(e), int(f)) for e, f in zip(batch.episode, batch.frame, strict=True)]
+        acted = policy.act_batch(batch.obs, draws)
+        chunk, probability = acted.chunk, acted.closing
         if not torch.isfinite(chunk).all():
             raise StateVLAError("policy: predicts NaN or infinite actions; its training diverged")
         rows.append((chunk.float().cpu(), batch.chunk, batch.is_pad, batch.episode, batch.frame))

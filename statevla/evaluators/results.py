@@ -1,97 +1,23 @@
-"""What evaluations return, as typed values, as JSON for scripts and as Markdown for people.
+"""Success in closed loop with intervals, in any suite: as JSON for scripts, Markdown for text, a page for people."""
 
-Legend: K chunk.
-"""
-
-import re
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from statevla.reports.films import Clip, write_gif
+import numpy as np
+
+from statevla.evaluators.intervals import wilson
+from statevla.evaluators.trials import Record, RunDescription
+from statevla.reports.results_page import Film, Rate, ResultsPage, results_page
+from statevla.reports.tables import markdown_table, percent
 from stores.disk import durable
-from stores.schema import ACTION_NAMES
 
-
-@dataclass(frozen=True)
-class Smoothness:
-    """How steadily commands change; units are action units (normalized space plays no part).
-
-    jerk: RMS over x, y, z of the second difference of commands within a chunk. Commands are displacements, so that this
-    is the third difference of position. seam: RMS over x, y, z of the step from the last executed action of a chunk to
-    the first one of the chunk that follows it. None where the episodes are too short to have any.
-    """
-
-    policy_jerk: float | None
-    demo_jerk: float | None
-    policy_seam: float | None
-    demo_seam: float | None
-
-
-@dataclass(frozen=True)
-class OfflineResults:
-    """Predicted against demonstrated chunks. Steps past an episode's end (padding) count nowhere.
-
-    mse: per action dimension, action units, over all chunk steps.
-    mse_normalized: mean over the pose dimensions after the policy's normalization; the gripper has its own measures.
-    mse_normalized_by_horizon: the same, for chunk steps 0 ... K-1; None where every episode is shorter.
-    baseline_mean_action_mse_normalized: the same, for a predictor of the train split's mean action.
-    gripper_accuracy: share of chunk steps with the right sign.
-    gripper_transition_f1: of the places in a chunk where the gripper command changes; None when there are none.
-    gripper_ece: expected calibration error of the gripper's probabilities; None when the policy tells none.
-    """
-
-    split: str
-    episodes: int
-    frames: int
-    mse: dict[str, float]
-    mse_normalized: float
-    mse_normalized_by_dimension: dict[str, float]
-    mse_normalized_by_horizon: list[float | None]
-    baseline_mean_action_mse_normalized: float
-    gripper_accuracy: float
-    gripper_transition_f1: float | None
-    gripper_ece: float | None
-    smoothness: Smoothness
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
-    def to_markdown(self) -> str:
-        """Tables for a report or a commit message."""
-        dimensions = [
-            [name, _number(self.mse[name]), _number(self.mse_normalized_by_dimension.get(name))]
-            for name in ACTION_NAMES
-        ]
-        return "\n\n".join(
-            [
-                f"# Offline evaluation, {self.split} split: {self.episodes} episodes, {self.frames} frames",
-                markdown_table(("measure", "value"), self.summary_rows()),
-                markdown_table(("dimension", "MSE, action units", "MSE, normalized"), dimensions),
-                markdown_table(
-                    ("chunk step", "MSE, normalized"),
-                    [[str(k), _number(value)] for k, value in enumerate(self.mse_normalized_by_horizon)],
-                ),
-            ]
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write ``offline.json`` and ``offline.md``."""
-        _save(self, folder, "offline")
-
-    def summary_rows(self) -> list[list[str]]:
-        """[measure, value] rows of the whole evaluation."""
-        smooth = self.smoothness
-        return [
-            ["MSE, normalized", _number(self.mse_normalized)],
-            ["MSE of the mean action, normalized", _number(self.baseline_mean_action_mse_normalized)],
-            ["gripper accuracy", _number(self.gripper_accuracy)],
-            ["gripper transition F1", _number(self.gripper_transition_f1)],
-            ["gripper calibration error", _number(self.gripper_ece)],
-            ["jerk, policy / demonstrations", f"{_number(smooth.policy_jerk)} / {_number(smooth.demo_jerk)}"],
-            ["chunk seam, policy / demonstrations", f"{_number(smooth.policy_seam)} / {_number(smooth.demo_seam)}"],
-        ]
+JSON: Final = "results.json"
+MARKDOWN: Final = "results.md"
+PAGE: Final = "index.html"
+COLUMNS: Final = ("task", "success", "95 % interval", "successes / trials", "errors")
 
 
 @dataclass(frozen=True)
@@ -107,101 +33,171 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock milliseconds of one policy call, which plans for up to ``batch`` worlds at once."""
+    """Wall-clock milliseconds of one policy call, which plans for one world."""
 
     p50_ms: float
     p95_ms: float
     calls: int
-    batch: int
 
 
 @dataclass(frozen=True)
-class EpisodeOutcome:
-    """One rollout. outcome: ``success``, ``failure`` (out of steps) or ``error`` (the simulator raised)."""
+class Results:
+    """Outcomes of an evaluation.
 
-    task: str
-    seed: int
-    outcome: str
-    steps: int
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class RolloutResults:
-    """Closed-loop outcomes.
-
-    success: share of ``trials``; None without trials. trials: rollouts that ended in success or failure.
-    interval: Wilson's, 95 %. errors: rollouts that the simulator ended with an exception: no fault of the policy.
-    steps: mean length of the successful rollouts; None without any. clips: the rollouts that were recorded.
+    policy: what it is called. identity: its hash. success: share of ``trials``, None without any. trials: episodes that
+    ended in success or failure. errors: episodes that the simulator did not survive: no fault of the policy, counted
+    nowhere else, run again on resume. interval: Wilson's, 95 %. success_over_tasks: mean of the tasks' rates, which
+    papers report. steps: mean length of the successful episodes. per_task, instructions: by task name. seconds and
+    steps_run: of this run, which may have resumed an earlier one; steps_per_second: both divided, all workers together.
     """
 
+    suite: str
+    policy: str
+    identity: str
     success: float | None
+    success_over_tasks: float | None
     successes: int
     trials: int
     interval: tuple[float, float]
     errors: int
     steps: float | None
     per_task: dict[str, TaskResult]
+    instructions: dict[str, str]
     latency: Latency | None
-    episodes: tuple[EpisodeOutcome, ...]
-    clips: tuple[Clip, ...] = ()
+    seconds: float
+    steps_run: int
+    steps_per_second: float | None
+    settings: dict[str, Any]
+    records: tuple[Record, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form, without the clips."""
-        plain: dict[str, Any] = asdict(replace(self, clips=()))
-        del plain["clips"]
+        """JSON-ready form."""
+        plain: dict[str, Any] = asdict(self)
         plain["interval"] = list(self.interval)
-        plain["episodes"] = list(plain["episodes"])
+        plain["records"] = list(plain["records"])
         for task in plain["per_task"].values():
             task["interval"] = list(task["interval"])
         return plain
 
     def to_markdown(self) -> str:
-        """Tables for a report or a commit message."""
-        rows = [[name, *_outcome_cells(task)] for name, task in self.per_task.items()]
-        rows.append(["all", *_outcome_cells(self)])
-        table = markdown_table(("task", "success", "95 % interval", "successes / trials", "errors"), rows)
-        lines = ["# Closed-loop evaluation, tabletop", table]
-        if self.latency is not None:
-            lines.append(
-                f"Policy call: p50 {self.latency.p50_ms:.1f} ms, p95 {self.latency.p95_ms:.1f} ms, "
-                f"{self.latency.calls} calls, up to {self.latency.batch} worlds a call."
+        """Title, table by task, and what was run."""
+        facts = "\n".join(f"- {line}" for line in self.facts())
+        return "\n\n".join([f"# {self.suite}: {self.policy}", markdown_table(COLUMNS, self.rows()), facts])
+
+    def rows(self) -> list[list[str]]:
+        """Cells of the table: a row a task, then all."""
+        rows = [[self.instructions[name], *_cells(result)] for name, result in self.per_task.items()]
+        whole = TaskResult(self.success, self.successes, self.trials, self.errors, self.interval)
+        return [*rows, ["all", *_cells(whole)]]
+
+    def facts(self) -> list[str]:
+        """What was run and how long it took, a sentence each."""
+        settings = self.settings
+        starts = sorted({record.start for record in self.records})
+        facts = [
+            f"Policy {self.identity[:12]}, seed {settings['seed']}. Executed: {_executed(settings)}; at most "
+            f"{settings['max_steps']} steps after {settings['settle_steps']} of settling.",
+            f"Initial states (or demonstrations) {_ranges(starts)}.",
+            "Versions: " + ", ".join(f"{package} {version}" for package, version in settings["versions"].items()) + ".",
+        ]
+        if self.steps_per_second is not None:
+            facts.append(
+                f"This run: {self.steps_run} steps, {self.seconds:.0f} s, {self.steps_per_second:.1f} steps/s."
             )
-        return "\n\n".join(lines)
+        if self.latency is not None:
+            facts.append(
+                f"Policy call: p50 {self.latency.p50_ms:.1f} ms, p95 {self.latency.p95_ms:.1f} ms, "
+                f"{self.latency.calls} calls."
+            )
+        if self.errors:
+            facts.append(f"{self.errors} episodes ended in a simulator error; the same command runs them again.")
+        return facts
 
-    def save(self, folder: Path) -> None:
-        """Write ``tabletop.json``, ``tabletop.md`` and the clips as GIFs below ``videos/`` (older ones go)."""
-        _save(self, folder, "tabletop")
-        durable.remove(folder / "videos")
-        if self.clips:
-            durable.make_dir(folder / "videos")
-        for number, clip in enumerate(self.clips):
-            name = f"{number:02d}-{_file_name(clip.observations[0].instruction)}-{clip.outcome}.gif"
-            write_gif(folder / "videos" / name, clip)
+    def page(self) -> str:
+        """As one HTML page; videos are linked by relative path."""
+        rates: list[Rate | None] = [Rate(r.success, r.interval) for r in self.per_task.values()]
+        return results_page(
+            ResultsPage(
+                title=f"{self.suite}: {self.policy}",
+                headline=percent(self.success),
+                about=f"of {self.trials} trials (95 % interval {percent(self.interval[0])} to "
+                f"{percent(self.interval[1])}; {self.errors} errors)",
+                columns=COLUMNS,
+                rows=self.rows(),
+                rates=[*rates, None],
+                facts=self.facts(),
+                films=[Film(r.video, f"{r.instruction}, start {r.start}", r.outcome) for r in self.records if r.video],
+                failed=[
+                    (r.instruction, str(r.start), r.outcome, str(r.steps), r.message)
+                    for r in self.records
+                    if r.outcome != "success"
+                ],
+            )
+        )
+
+    def save(self, out: Path) -> None:
+        """Writes ``results.json``, ``results.md`` and ``index.html`` below ``out``."""
+        durable.write_json(out / JSON, self.to_dict())
+        durable.write_text(out / MARKDOWN, self.to_markdown() + "\n")
+        durable.write_text(out / PAGE, self.page())
 
 
-def _file_name(instruction: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", instruction).strip("_")[:80]
+def summarize(
+    name: str,
+    description: RunDescription,
+    records: Sequence[Record],
+    instructions: dict[str, str],
+    milliseconds: Sequence[float],
+    *,
+    seconds: float,
+    steps_run: int,
+) -> Results:
+    """Results of ``records``; tasks in the order of ``instructions`` (task name -> text). name: the policy's."""
+    per_task = {task: _count([r for r in records if r.task == task]) for task in instructions}
+    per_task = {task: result for task, result in per_task.items() if result.trials + result.errors}
+    whole = _count(records)
+    rates = [result.success for result in per_task.values() if result.success is not None]
+    lengths = [record.steps for record in records if record.outcome == "success"]
+    latency = None
+    if milliseconds:
+        p50, p95 = np.percentile(np.asarray(milliseconds), [50, 95])
+        latency = Latency(float(p50), float(p95), len(milliseconds))
+    settings = asdict(description)
+    return Results(
+        suite=settings.pop("suite"),
+        policy=name,
+        identity=settings.pop("policy"),
+        success=whole.success,
+        success_over_tasks=float(np.mean(rates)) if rates else None,
+        successes=whole.successes,
+        trials=whole.trials,
+        interval=whole.interval,
+        errors=whole.errors,
+        steps=float(np.mean(lengths)) if lengths else None,
+        per_task=per_task,
+        instructions=dict(instructions),
+        latency=latency,
+        seconds=round(seconds, 3),
+        steps_run=steps_run,
+        steps_per_second=steps_run / seconds if steps_run else None,
+        settings=settings,
+        records=tuple(records),
+    )
 
 
-def percent(rate: float | None) -> str:
-    """``0.84`` -> ``84 %``; a dash for no rate."""
-    return "-" if rate is None else f"{100 * rate:.0f} %"
+def _count(records: Sequence[Record]) -> TaskResult:
+    outcomes = Counter(record.outcome for record in records)
+    trials = outcomes["success"] + outcomes["failure"]
+    return TaskResult(
+        success=outcomes["success"] / trials if trials else None,
+        successes=outcomes["success"],
+        trials=trials,
+        errors=outcomes["error"],
+        interval=wilson(outcomes["success"], trials),
+    )
 
 
-def markdown_table(headers: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A Markdown table; pipes in cells are escaped."""
-    lines = [headers, ("---",) * len(headers), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _save(results: "OfflineResults | RolloutResults", folder: Path, name: str) -> None:
-    durable.make_dir(folder)
-    durable.write_json(folder / f"{name}.json", results.to_dict())
-    durable.write_text(folder / f"{name}.md", results.to_markdown() + "\n")
-
-
-def _outcome_cells(result: TaskResult | RolloutResults) -> list[str]:
+def _cells(result: TaskResult) -> list[str]:
     low, high = result.interval
     return [
         percent(result.success),
@@ -211,5 +207,21 @@ def _outcome_cells(result: TaskResult | RolloutResults) -> list[str]:
     ]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _executed(settings: dict[str, Any]) -> str:
+    text = "its own actions" if settings["replan"] is None else f"{settings['replan']} actions of each chunk"
+    if settings["ensemble"] is not None:
+        text += f", temporal ensembling {settings['ensemble']}"
+    if settings["vote"]:
+        text += ", by vote"
+    return text + (f", {settings['latency_steps']} steps late" if settings["latency_steps"] else "")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5]`` -> ``0-2, 5``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts) or "none"

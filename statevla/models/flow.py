@@ -38,9 +38,9 @@ def velocity_target(clean: Float[Tensor, "B K A"], noise: Float[Tensor, "B K A"]
     return noise - clean
 
 
-def sampling_times(steps: int) -> Float[Tensor, " S"]:
+def sampling_times(steps: int, device: torch.device | str = "cpu") -> Float[Tensor, " S"]:
     """σ at which the velocity is asked for: 1, 1 - 1/S, …, 1/S."""
-    return 1 - torch.arange(steps, dtype=torch.float32) / steps
+    return 1 - torch.arange(steps, dtype=torch.float32, device=device) / steps
 
 
 def euler(
@@ -121,7 +121,7 @@ class FlowPolicy(nn.Module):
 
     def level_tokens(self, steps: int) -> Float[Tensor, "S D"]:
         """The σ tokens of the sampling times, the same for every observation."""
-        tokens: Tensor = self.sigma(sinusoid(sampling_times(steps).to(self.position.device), self.width))
+        tokens: Tensor = self.sigma(sinusoid(sampling_times(steps, self.position.device), self.width))
         return tokens
 
     def sample(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from statevla.models.kernels import cuda, inner_op, loop, reference
+from statevla.models.kernels import cuda, inner_op, layer_op, loop, reference
 from statevla.models.kernels.backends import BackendName, backend_name
 from stores.errors import UsageError
 
@@ -110,9 +110,7 @@ class Mamba(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Run the layer over whole sequences, from an empty state. Output t depends on inputs 0 … t only."""
-        xz = self.in_proj(x)
-        y = _INNER[backend_name(self.backend, xz.device.type, xz.dtype)](
-            xz,
+        parameters = (
             self.conv1d.weight,
             self._conv_bias(),
             self.x_proj.weight,
@@ -121,6 +119,10 @@ class Mamba(nn.Module):
             self.A_log,
             self.D,
         )
+        if x.is_cuda and backend_name(self.backend, "cuda", layer_op.computing_dtype(x)) == "triton":
+            return layer_op.layer(x, self.in_proj.weight, *parameters, self.out_proj.weight)
+        xz = self.in_proj(x)
+        y = _INNER[backend_name(self.backend, xz.device.type, xz.dtype)](xz, *parameters)
         return self.out_proj(y)  # type: ignore[no-any-return]
 
     def empty_state(self, batch: int) -> MambaState:

@@ -17,7 +17,8 @@ SIZES = {"action": ACTION_DIM, "robot_state": ROBOT_STATE_DIM}
 class Standardize(nn.Module):
     """``(x - shift) / scale`` and back, in float32: `stores.statistics.Normalization` on tensors.
 
-    Of an action's 7 dimensions the gripper passes unchanged; without statistics everything does.
+    Of an action's 7 dimensions the gripper passes unchanged; without statistics everything does. Where the scale is 0 a
+    dimension is constant: it is centred, and back it is its constant, whatever came.
     """
 
     shift: Tensor
@@ -32,7 +33,7 @@ class Standardize(nn.Module):
 
     def forward(self, x: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
         """Raw units -> zero mean, unit deviation."""
-        return (x.float() - self.shift) / self.scale
+        return (x.float() - self.shift) / torch.where(self.scale == 0, 1.0, self.scale)
 
     def inverse(self, x: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
         """Standardized -> raw units."""

@@ -1,16 +1,25 @@
 """What is evaluated beside policies, to know what a success rate means.
 
 The expert says what the simulation allows, replayed demonstrations prove that simulator, action convention and
-alignment agree with the data, and :class:`statevla.evaluators.rollout.ZeroPolicy` says what standing still achieves.
+alignment agree with the data, and standing still says what is for free.
 
-Legend: T actions of a demonstration, S numbers of a simulator state (time, qpos, qvel).
+Legend: B batch, T actions of a demonstration, S numbers of a simulator state.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from statevla.observation import Observation, ObsSpec
+from statevla.policies.identity import identity_of
+from statevla.policies.noise import Draw
+from statevla.systems.acting import Acted
+from stores.schema import ACTION_DIM
 
 REPLAY_PATIENCE = 10
 """Steps without motion after a demonstration's last action, in which its success may still show: contacts are not
@@ -22,6 +31,27 @@ class ExpertControl:
     """The suite's scripted expert, in each of the trials' initial states."""
 
     seed: int = 0
+
+    @property
+    def identity(self) -> str:
+        return identity_of({"control": "expert", "seed": self.seed})
+
+
+@dataclass(frozen=True)
+class ZeroPolicy:
+    """Never moves, holds the gripper open."""
+
+    obs_spec: ObsSpec
+    chunk: int = 10
+
+    @property
+    def identity(self) -> str:
+        return identity_of({"control": "zero", "obs_spec": self.obs_spec.to_dict()})
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        chunk = torch.zeros(len(observations), self.chunk, ACTION_DIM)
+        chunk[..., -1] = -1.0
+        return Acted(chunk, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,3 +69,15 @@ class ReplayDemos:
     """Demonstrations by task name; trial ``i`` of a task replays its demonstration ``i`` from its own state."""
 
     demos: Mapping[str, tuple[ReplayDemo, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> str:
+        """Of what is replayed, wherever it was read from."""
+        return identity_of(
+            {"control": "replay", "demos": {task: [_fingerprint(d) for d in ds] for task, ds in self.demos.items()}}
+        )
+
+
+def _fingerprint(demo: ReplayDemo) -> str:
+    content = (np.ascontiguousarray(part, np.float64) for part in (demo.state, demo.actions))
+    return hashlib.sha256(b"".join(repr(part.shape).encode() + part.tobytes() for part in content)).hexdigest()

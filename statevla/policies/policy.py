@@ -3,8 +3,10 @@
 Legend: B batch, K chunk.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,108 +15,133 @@ from torch import Tensor
 
 from statevla.config import Config, replace
 from statevla.data.batch import ObservationBatch
-from statevla.encoders.siglip import SiglipBackbone
 from statevla.encoders.vision import load_backbone, require_identity
-from statevla.models.encoder import StateEncoder
 from statevla.models.standardize import Standardize
 from statevla.observation import Observation, ObsSpec, spec_of
-from statevla.policies.prepare import Actor, Scene, convert, torch_dtype
-from statevla.runs.files import LANGUAGE, MODEL, load_strict, read_state, read_tensors
-from statevla.systems.flow_matching import Acted, PolicyModel, draw_noise
-from statevla.systems.table import config_of, require_kind
+from statevla.policies.identity import identity_of, tensors_hash
+from statevla.policies.noise import Draw, normal_rows
+from statevla.policies.prepare import Actor, choose_device, convert, torch_dtype
+from statevla.runs.files import LANGUAGE, MODEL, CheckpointState, load_strict, read_state, read_tensors
+from statevla.systems.acting import Acted, PolicyNet, Scene
+from statevla.systems.system import Given, Objective
+from statevla.systems.table import config_of, find_system, require_kind
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
-from stores.reader import Store
 from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
-from stores.statistics import Normalization
+
+if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
+    from stores.reader import Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Policy:
     """Everything that acting needs.
 
     language: float32 [512] by instruction, the only instructions that the policy knows. manifest_hash: the store that
-    it was trained on. name: for reports, where it came from. actor, tokens: `model` prepared, and the language token of
-    each instruction.
+    it was trained on. name: for reports, where it came from. identity: sha256 of weights, options, precision, sampling
+    steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction.
     """
 
-    model: PolicyModel
+    model: PolicyNet
     config: Config
     obs_spec: ObsSpec
     manifest_hash: str
     language: dict[str, NDArray[np.float32]]
     device: torch.device
     name: str
+    identity: str
     actor: Actor
-    tokens: dict[str, Tensor]
+    conditions: dict[str, Tensor]
 
     @classmethod
     def load(
         cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None
     ) -> "Policy":
-        """Read a phase-2 checkpoint folder, with every weight checked by name, shape and dtype.
+        """Read a policy's checkpoint folder, with every weight checked by name, shape and dtype.
 
-        dtype: what the large matrix products are computed in, float32 or bfloat16. euler_steps: of sampling, when not
-        as configured in training. Raises StoreMissing, StoreCorrupt, or UsageError for a phase-1 checkpoint.
+        device: ``auto``, ``cpu`` or ``cuda``. dtype: what the large matrix products are computed in, float32 or
+        bfloat16. euler_steps: of sampling, when not as configured in training. Raises StoreMissing, StoreCorrupt, or
+        UsageError for an encoder's.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
-        require_kind(state, "policy", folder)
+        system = require_kind(state, "policy", folder)
         config = config_of(state, folder)
         if euler_steps is not None:
             config = replace(config, {"model.euler_steps": euler_steps})
         precision = torch_dtype(dtype)
-        backbone = load_backbone(config.model, device)
+        where = choose_device(device)
+        backbone = load_backbone(config.model, str(where))
         if backbone is not None:
-            backbone.to(device, precision)
+            backbone.to(where, precision)
         require_identity(backbone, state.backbone, str(folder))
-        model = build_policy(config, None, backbone)
+        model = system.build(config, Given(backbone=backbone))
         load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
         vectors = read_tensors(folder, state, LANGUAGE)["vectors"].numpy()
         if vectors.shape[0] != len(state.instructions):
             raise StoreCorrupt(f"{folder / LANGUAGE}: {len(state.instructions)} instructions, {len(vectors)} vectors")
         language = dict(zip(state.instructions, vectors, strict=True))
         spec = ObsSpec.from_dict(state.obs_spec)
-        return ready(model, config, spec, state.manifest_hash, language, device, str(folder), precision)
+        sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
+        identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
+        return ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
 
     @classmethod
-    def untrained(cls, config: Config, store: Store, device: str = "cpu", seed: int = 0) -> "Policy":
+    def untrained(
+        cls, config: Config, store: "Store", device: str = "cpu", seed: int = 0, system: str = "flow_matching"
+    ) -> "Policy":
         """The same interface with random weights: the control that a trained policy must beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build_policy(config, store.stats(), load_backbone(config.model, device))
+            given = Given(store.stats(), load_backbone(config.model, device))
+            model = find_system(system).build(config, given)
         language = {text: store.language.vector(text) for text in store.manifest.instructions}
         spec = ObsSpec.from_dict(store.obs_spec)
         return ready(model, config, spec, store.manifest_hash, language, device, "untrained")
 
-    def act(self, observations: list[Observation], seed: int = 0) -> NDArray[np.float32]:
-        """One chunk for each observation: float32 [B, K, 7] in action units; gripper -1 open, +1 close.
+    def __repr__(self) -> str:
+        height, width = self.obs_spec.image_size
+        weights = self.actor.parameters
+        return (
+            f"Policy({self.name!r}, {weights:,} parameters, chunks of {self.chunk}, {len(self.language)} instructions, "
+            f"{height} x {width} px, on {self.device}, identity {self.identity[:12]})"
+        )
 
-        A pure function of its arguments: `seed` gives the flow's starting noise. Raises ObsSpecMismatch when an
-        observation is not what the policy was trained on, StoreMissing for an unknown instruction.
+    @property
+    def chunk(self) -> int:
+        """Actions that it plans in one call, K."""
+        return self.config.model.action_seq_len
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        """One chunk for each observation: float32 [B, K, 7] on the CPU, action units; gripper -1 open, +1 close.
+
+        A pure function of its arguments, row by row: `draws` says each row's noise; None: `Draw()` for all of them.
+        Raises ObsSpecMismatch when an observation is not what the policy was trained on, StoreMissing for an unknown
+        instruction, UsageError on another number of draws.
         """
         batch = self.observe(observations)
-        noise = draw_noise(
-            len(observations), self.config.model.action_seq_len, torch.Generator().manual_seed(seed), self.device
-        )
-        language = torch.stack([self.tokens[observation.instruction] for observation in observations])
-        acted = self.actor.act(
-            Scene(batch.images.to(self.device), batch.robot_state.to(self.device), language, noise.epsilon)
-        )
-        return acted.chunk.cpu().numpy()
+        condition = torch.stack([self.conditions[observation.instruction] for observation in observations])
+        acted = self._act(batch, condition, draws)
+        closing = None if acted.closing is None else acted.closing.cpu()
+        return Acted(acted.chunk.cpu(), closing, {name: extra.cpu() for name, extra in acted.extras.items()})
 
-    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
-        """`act` for a loader's batch, unchecked; the generator gives the noise."""
-        noise = draw_noise(len(obs.robot_state), self.config.model.action_seq_len, generator, self.device)
-        obs = obs.to(self.device)
-        language = self.actor.language_tokens(obs.language)
-        return self.actor.act(Scene(obs.images, obs.robot_state, language, noise.epsilon))
+    def act_batch(self, obs: ObservationBatch, draws: Sequence[Draw] | None = None) -> Acted:
+        """`act` for a loader's batch, unchecked; the result stays on the policy's device."""
+        return self._act(obs, self.actor.condition(obs.language), draws)
+
+    def _act(self, obs: ObservationBatch, condition: Tensor, draws: Sequence[Draw] | None) -> Acted:
+        rows, shape = len(obs.robot_state), self.model.noise_shape
+        draws = [Draw()] * rows if draws is None else draws
+        if len(draws) != rows:
+            raise UsageError(f"policy: expected a draw for each of {rows} observations, got {len(draws)}")
+        noise = None if shape is None else normal_rows(draws, shape).to(self.device)
+        return self.actor.act(Scene(obs.images.to(self.device), obs.robot_state.to(self.device), condition, noise))
 
     @property
     def standardize_action(self) -> Standardize:
         """Between action units and the space that the policy was trained in."""
         return self.model.standardize_action
 
-    def observe(self, observations: list[Observation]) -> ObservationBatch:
+    def observe(self, observations: Sequence[Observation]) -> ObservationBatch:
         """Checked observations as one batch on the CPU."""
         if not observations:
             raise UsageError("policy: expected at least one observation, got none")
@@ -146,13 +173,24 @@ def check_observation(observation: Observation) -> None:
         raise ObsSpecMismatch(f"robot_state: expected finite numbers, got {state.tolist()}")
 
 
-def build_policy(config: Config, statistics: Normalization | None, backbone: SiglipBackbone | None) -> PolicyModel:
-    """Encoder and policy with fresh weights; without statistics, normalization is still to be loaded."""
-    return PolicyModel(config, StateEncoder(config.model, statistics, backbone), statistics)
+def identify(
+    config: Config, spec: ObsSpec, dtype: str, weights: Mapping[str, Any], state: CheckpointState | None = None
+) -> str:
+    """A policy's identity. weights: hashes of what is learnt; of a checkpoint, those of its files, which are cheap."""
+    return identity_of(
+        {
+            "weights": dict(weights),
+            "model": config.to_dict()["model"],
+            "system": None if state is None else state.system,
+            "backbone": None if state is None else state.backbone,
+            "precision": dtype,
+            "obs_spec": spec.to_dict(),
+        }
+    )
 
 
 def ready(
-    model: PolicyModel,
+    model: Objective,
     config: Config,
     spec: ObsSpec,
     manifest_hash: str,
@@ -160,11 +198,19 @@ def ready(
     device: str,
     name: str,
     dtype: torch.dtype = torch.float32,
+    identity: str | None = None,
 ) -> Policy:
-    """A policy of a model with its weights in; the model is changed in place."""
-    where = torch.device(device)
-    convert(model.to(where).eval().requires_grad_(False), dtype)
-    actor = Actor(model)
+    """A policy of a model with its weights in; the model is changed in place. identity: None: from the weights."""
+    if not isinstance(model, PolicyNet):
+        raise UsageError(f"{name}: {type(model).__name__} does not act; expected a policy")
+    where = choose_device(device)
     vectors = torch.from_numpy(np.asarray(list(language.values()), np.float32).reshape(-1, LANGUAGE_DIM))
-    tokens = dict(zip(language, actor.language_tokens(vectors), strict=True))
-    return Policy(model, config, spec, manifest_hash, language, where, name, actor, tokens)
+    if identity is None:
+        tensors = {**model.state_dict(), "language": vectors}
+        learnt = {"tensors": tensors_hash(tensors), "instructions": [*language]}
+        identity = identify(config, spec, str(dtype).removeprefix("torch."), learnt)
+    model.to(where).eval().requires_grad_(False)
+    convert(model, dtype)
+    actor = Actor(model)
+    conditions = dict(zip(language, actor.condition(vectors), strict=True))
+    return Policy(model, config, spec, manifest_hash, language, where, name, identity, actor, conditions)

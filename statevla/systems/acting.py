@@ -10,6 +10,8 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from statevla.models.standardize import Standardize
+
 NOTHING: Final[Mapping[str, Tensor]] = MappingProxyType({})
 
 
@@ -46,6 +48,11 @@ class Acted(NamedTuple):
 @runtime_checkable
 class PolicyNet(Protocol):
     """A network that acts. Pure: equal scenes give equal decisions, and memory goes in and comes out."""
+
+    @property
+    def standardize_action(self) -> Standardize:
+        """Between action units and the space that the policy was trained in."""
+        ...
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 Legend: B batch, N tokens, D width, K chunk.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from statevla.config import Config
 from statevla.data.batch import Batch, ObservationBatch
-from statevla.models.encoder import Encoded, StateEncoder
-from statevla.models.flow import FlowPolicy, interpolate, velocity_target
+from statevla.models.encoder import Encoded, MambaBlock, StateEncoder
+from statevla.models.flow import FlowPolicy, GatedMlp, interpolate, velocity_target
 from statevla.models.gripper import GripperClassifier, command, is_closing
 from statevla.models.losses import LossParts, masked_bce, masked_mse
 from statevla.models.standardize import Standardize
 from statevla.runs.files import MODEL, below, load_strict
+from statevla.systems.acting import Acted, Scene
 from statevla.systems.system import Given, Noise, Objective, Terms
+from stores.errors import UsageError
 from stores.schema import POSE_DIMS
 from stores.statistics import Normalization
 
@@ -27,14 +30,6 @@ class FlowNoise(NamedTuple):
 
     sigma: Float[Tensor, " B"]
     epsilon: Float[Tensor, "B K 6"]
-
-
-class Acted(NamedTuple):
-    """What a policy wants to do. chunk: action units, pose not clipped, gripper -1 or +1.
-    closing: probability to close the gripper, where the policy tells one."""
-
-    chunk: Float[Tensor, "B K 7"]
-    closing: Float[Tensor, "B K"] | None
 
 
 def draw_noise(rows: int, chunk: int, generator: torch.Generator, device: torch.device) -> FlowNoise:
@@ -116,6 +111,44 @@ class PolicyModel(Objective):
             "gripper_accuracy": right,
         }
         return LossParts(total, parts, steps.float())
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of one row's starting noise: (K, 6)."""
+        return self.config.action_seq_len, POSE_DIMS
+
+    @torch.no_grad()
+    def condition(self, language: Float[Tensor, "I 512"]) -> Float[Tensor, "I D"]:
+        """The language token of each instruction's embedding."""
+        return self.encoder.tokenizer.language_token(language)
+
+    @torch.no_grad()
+    def decide(self, scene: Scene) -> Acted:
+        """Chunks [B K 7]; Euler from the scene's noise, the gripper by its classifier."""
+        if scene.noise is None:
+            raise UsageError(f"flow policy: expected noise [B, {', '.join(map(str, self.noise_shape))}], got none")
+        tokens = self.encoder.tokenizer.assemble(scene.condition, scene.images, scene.robot_state)
+        levels = self.flow.level_tokens(self.config.euler_steps)
+        return self.sample(self.encode_tokens(tokens), scene.noise, levels)
+
+    def matrices(self) -> Iterator[Tensor]:
+        """Patch and context projections, and the products of every Mamba block and MLP.
+
+        Norms, the residual stream, the scan's parameters and sums, embeddings and the small outer layers are left out:
+        they must stay exact.
+        """
+        for module in self.modules():
+            if isinstance(module, MambaBlock):
+                layer = module.mamba
+                for matrix in (layer.in_proj, layer.x_proj, layer.out_proj):
+                    yield from matrix.parameters()
+                yield layer.dt_proj.weight
+            elif isinstance(module, GatedMlp):
+                for matrix in (module.gate, module.up, module.down):
+                    yield from matrix.parameters()
+        yield from self.encoder.tokenizer.vision.cameras.parameters()
+        if self.flow.context is not None:
+            yield from self.flow.context.parameters()
 
     @torch.no_grad()
     def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K 7"]:

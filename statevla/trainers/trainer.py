@@ -285,9 +285,8 @@ class Run:
         values = {name: float(value) for name, value in parts.items()}
         record = {"kind": "train", "step": self.step, "epoch": position.epoch, "lr": lr, **values}
         log.append(json.dumps({**record, "grad_norm": float(norm), "samples_per_s": round(rate, 1)}))
-        left = (self.total - self.step) * self.config.training.batch_size / max(rate, 1e-9)
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.report(self.step, f"{shown} | {rate:,.0f} samples/s | {left:.0f} s left")
+        self.report(self.step, f"{shown} | {rate:,.0f} samples/s")
 
     def validate(self, log: LineLog, position: Position) -> None:
         """Log the validation losses and keep a snapshot when they are the best so far."""

@@ -173,7 +173,7 @@ class ConditionalStorage:
             raise StoreChanged(f"{self.root}: {name} was changed by somebody else meanwhile") from error
 
     def shows(self, entry: Entry, data: bytes) -> bool:
-        """Whether the listing alone says that the object is `data`; it does not where the server has tags of its own."""
+        """Whether the listing alone says that the object is `data`; not where the server has tags of its own."""
         return entry.bytes == len(data) and entry.tag == self._kind.tag_of(data)
 
     def holds(self, name: str, entry: Entry, data: bytes) -> bool:

@@ -85,10 +85,14 @@ class Writer:
 
     def write(self, data: bytes | memoryview) -> int:
         """Append all of `data`."""
-        announce("write", self.path, None, self._handle, data)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._handle.write(rest) :]
+        try:
+            announce("write", self.path, None, self._handle, data)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._handle.write(rest) :]
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # of a handle's errors, the system names no path
+            raise
         self.bytes += len(data)
         if self.bytes - self._started >= sync.EARLY:
             sync.start_writing_out(self._handle.fileno(), self._started, self.bytes - self._started)

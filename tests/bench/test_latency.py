@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from statevla.bench.latency import Case, bench_latency, choose, distribution, make_policy, plain, scenes
+from statevla.policies.noise import Draw
 from stores.errors import UsageError
 
 
@@ -32,7 +33,7 @@ def test_the_plain_path_decides_the_same(context: str) -> None:
     observation = scenes(policy)[0]
     with torch.no_grad():
         wanted = plain(policy, observation, 3)
-    torch.testing.assert_close(torch.from_numpy(policy.act([observation], seed=3)), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(policy.act([observation], [Draw(3)]).chunk, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_without_options_every_case_is_measured() -> None:

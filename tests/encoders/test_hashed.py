@@ -48,5 +48,5 @@ def test_refuses_text_without_words_and_weights_it_does_not_have() -> None:
         encode_hashed(["?!"])
     with pytest.raises(UsageError, match="no weights"):
         load_text_encoder("hashed", "some/model")
-    with pytest.raises(UsageError, match="clip, hashed"):
+    with pytest.raises(UsageError, match="clip, minilm, hashed"):
         load_text_encoder("bert")

@@ -3,6 +3,7 @@
 Legend: S steps of an episode, K chunk.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.config import Config, load_config
+from statevla.config import load_config
 from statevla.data.batch import ObservationBatch
 from statevla.evaluators.offline import evaluate_offline
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec
+from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
-from statevla.systems.flow_matching import Acted
+from statevla.systems.acting import Acted
 from stores.errors import ObsSpecMismatch, StaleKey, StateVLAError
 from stores.progress import ProgressEvent
 from stores.reader import Store
@@ -24,7 +26,6 @@ from stores.schema import ACTION_NAMES
 from tests.stores.make_store import MadeEpisode, make_tiny_store
 
 K = 10
-CONFIG = load_config("tiny")
 
 
 class LinearModel:
@@ -34,7 +35,7 @@ class LinearModel:
         self.standardize_action = Standardize("action", store.stats())
         self.weights = weights
 
-    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
+    def act_batch(self, obs: ObservationBatch, draws: Sequence[Draw]) -> Acted:
         chunk = (obs.robot_state @ torch.from_numpy(self.weights)).reshape(-1, K, 7)
         chunk[..., 6] = torch.where(chunk[..., 6] > 0, 1.0, -1.0)
         return Acted(chunk, None)
@@ -45,14 +46,14 @@ class FakePolicy:
     model: LinearModel
     obs_spec: ObsSpec
     manifest_hash: str
-    config: Config = CONFIG
+    chunk: int = K
 
     @property
     def standardize_action(self) -> Standardize:
         return self.model.standardize_action
 
-    def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
-        return self.model.act_batch(obs, generator)
+    def act_batch(self, obs: ObservationBatch, draws: Sequence[Draw]) -> Acted:
+        return self.model.act_batch(obs, draws)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def test_the_demonstrator_itself_has_no_error(made: Made) -> None:
     class Oracle(LinearModel):
         """Knows each state's chunk by its robot state."""
 
-        def act_batch(self, obs: ObservationBatch, generator: torch.Generator) -> Acted:
+        def act_batch(self, obs: ObservationBatch, draws: Sequence[Draw]) -> Acted:
             return Acted(torch.stack([table[row.tobytes()] for row in obs.robot_state.numpy()]), None)
 
     table = {}
@@ -168,6 +169,7 @@ def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
     policy = Policy.untrained(config, made.store)
     first, again = (evaluate_offline(policy, made.store, seed=3) for _ in range(2))
     assert first == again
+    assert evaluate_offline(policy, made.store, seed=3, batch_size=5).mse == pytest.approx(first.mse)
     assert first.gripper_ece is not None
     assert 0.0 <= first.gripper_ece <= 1.0
     assert evaluate_offline(policy, made.store, seed=4).mse != first.mse

@@ -1,38 +1,37 @@
 """The report page: well-formed, self-contained, escaped, with everything that it was given."""
 
 import io
+import json
 import re
 from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
 from statevla.evaluators.intervals import wilson
-from statevla.evaluators.results import (
-    EpisodeOutcome,
-    Latency,
-    OfflineResults,
-    RolloutResults,
-    Smoothness,
-    TaskResult,
-)
+from statevla.evaluators.offline_results import OfflineResults, Smoothness
+from statevla.evaluators.results import Results, summarize
+from statevla.evaluators.trials import Outcome, Record, RunDescription
 from statevla.observation import Observation
 from statevla.reports.charts import Bar, Series, line_chart, rate_chart
 from statevla.reports.films import Clip, gif_bytes, png_bytes
 from statevla.reports.page import (
     Curves,
+    OfflineRows,
     Picture,
-    PolicyRollouts,
+    PolicyRow,
     Report,
     ReportStep,
     Video,
     page,
     write_report,
 )
+from statevla.reports.render import render
 from stores.schema import ACTION_NAMES
 
 NASTY = "put <script>alert('x')</script> & \"that\" in the bowl"
@@ -63,19 +62,24 @@ class Checker(HTMLParser):
         self.text.append(data)
 
 
-def rollouts(successes: int, trials: int) -> RolloutResults:
-    task = TaskResult(successes / trials, successes, trials, 1, wilson(successes, trials))
-    return RolloutResults(
-        success=successes / trials,
-        successes=successes,
-        trials=trials,
-        interval=wilson(successes, trials),
-        errors=1,
-        steps=31.5 if successes else None,
-        per_task={NASTY: task},
-        latency=Latency(12.0, 19.0, 8, 4),
-        episodes=(EpisodeOutcome(NASTY, 7, "error", 3, "RuntimeError: <b>"),),
-    )
+def results(successes: int, trials: int) -> Results:
+    def record(number: int, outcome: Outcome) -> Record:
+        message = "RuntimeError: <b>" if outcome == "error" else ""
+        video = "videos/a&b.gif" if number == 0 else ""
+        return Record("tabletop", "t", 0, number, 0, NASTY, outcome, 31, 0.5, "a" * 64, "b" * 64, message, video)
+
+    records = [record(i, "success" if i < successes else "failure") for i in range(trials)]
+    description = RunDescription("tabletop", "a" * 64, 5, None, True, 2, 100, 0, 32, 0, {"numpy": "2"})
+    records.append(record(trials, "error"))
+    return summarize("run <1>", description, records, {"t": NASTY}, [12.0, 19.0], seconds=2.0, steps_run=31)
+
+
+def policy_row(name: str, successes: int, trials: int) -> PolicyRow:
+    steps = 31.5 if successes else None
+    return PolicyRow(
+        name, "all", successes / trials, wilson(successes, trials), successes, trials, 1, steps, (12.0, 19.0),
+        {NASTY: (successes, trials)},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def offline() -> OfflineResults:
 
 
 @pytest.fixture
-def report(offline: OfflineResults) -> Report:
+def report() -> Report:
     seen = Observation(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(9, np.float32), NASTY)
     return Report(
         title="Demo <1>",
@@ -108,11 +112,10 @@ def report(offline: OfflineResults) -> Report:
         pictures=(Picture(png_bytes(seen.images, 16), NASTY),),
         store=(("episodes", "12"),),
         curves=(Curves("Phase 1", (Series("train", (1.0, 2.0), (1.0, 0.1)),), "best at step 2"),),
-        offline=offline,
-        policies=(
-            PolicyRollouts("trained", "all", rollouts(9, 10)),
-            PolicyRollouts("untrained", "random weights", rollouts(0, 10)),
+        offline=OfflineRows(
+            "val split", (("MSE, normalized", "0.25"),), (("rx", "0.125", "0.25"),), (Series("p", (0.0,), (0.2,)),)
         ),
+        policies=(policy_row("trained", 9, 10), policy_row("untrained", 0, 10)),
         videos=(Video(gif_bytes(Clip((seen,), "success"), 16), NASTY, "success"),),
         configuration="seed: 0\nname: <x>",
         machine=(("CPU", "2 cores"),),
@@ -190,16 +193,39 @@ def test_degenerate_lines_are_drawn(values: tuple[float, ...]) -> None:
 
 
 def test_saved_results_are_json_and_markdown(offline: OfflineResults, tmp_path: Path) -> None:
-    import json
-
     offline.save(tmp_path)
-    rollouts(3, 4).save(tmp_path)
+    results(3, 4).save(tmp_path)
     data = json.loads((tmp_path / "offline.json").read_text())
     assert list(data["mse"]) == sorted(ACTION_NAMES)
     fixed = {"mse", "mse_normalized", "baseline_mean_action_mse_normalized", "gripper_accuracy", "episodes", "frames"}
     assert fixed <= set(data)
-    data = json.loads((tmp_path / "tabletop.json").read_text())
-    assert {"success", "trials", "interval", "errors", "per_task"} <= set(data)
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert {"success", "trials", "interval", "errors", "per_task", "identity", "records"} <= set(data)
     assert data["interval"] == pytest.approx(list(wilson(3, 4)))
     assert "| rx | 0.125 | 0.25 |" in (tmp_path / "offline.md").read_text()
-    assert "| all | 75 % |" in (tmp_path / "tabletop.md").read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert "| all | 75 % |" in text
+    assert "5 actions of each chunk, by vote, 2 steps late" in text
+
+
+def test_the_page_of_an_evaluation_is_whole_and_escaped(tmp_path: Path) -> None:
+    text = results(3, 4).page()
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    shown = " ".join(checker.text)
+    for wanted in ("run <1>", NASTY, "75 %", "RuntimeError: <b>", "3 / 4"):
+        assert wanted in shown
+    assert "<script>" not in text
+    (film,) = [attributes for tag, attributes in checker.elements if tag == "img"]
+    assert film["src"] == "videos/a&b.gif"
+    rates = [attributes for tag, attributes in checker.elements if attributes.get("class") == "value"]
+    assert [rate["width"] for rate in rates] == ["75.0"]
+
+
+def test_only_bundled_templates_are_read_and_a_missing_value_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError):
+        render("results.html", {"title": "no rows"})
+    with pytest.raises(jinja2.TemplateNotFound):
+        render("../page.py", {})

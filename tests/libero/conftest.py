@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from statevla.sims.libero import paths, suites
+from statevla.sims.libero import assets, paths, suites
 from statevla.sims.libero.worker import Simulator
 from stores.errors import StateVLAError
 
@@ -21,6 +21,7 @@ def missing_simulator() -> str | None:
         os.environ["LIBERO_ASSETS"] = str(SHARED / "assets")
     try:
         paths.prepare()
+        assets.find(SUITE)
     except StateVLAError as error:
         return str(error)
     return None

@@ -1,18 +1,21 @@
 """The whole way in the real simulator, as short as it can be: collect, replay, evaluate a policy, resume."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pipelines.collect.libero import collect_libero
 from pipelines.replay import replay_of_files
-from statevla.evaluators.libero import evaluate_libero
+from statevla.evaluators.evaluate import evaluate
 from statevla.observation import Observation, ObsSpec
+from statevla.policies.execution import Execution
+from statevla.policies.noise import Draw, normal_rows
 from statevla.sims.libero import suites
+from statevla.systems.acting import Acted
 
 pytestmark = pytest.mark.libero
 
@@ -25,12 +28,13 @@ class Wander:
     """A policy that moves at random and keeps what it saw."""
 
     obs_spec: ObsSpec = field(default_factory=lambda: ObsSpec((128, 128)))
+    identity: str = "wander"
+    chunk: int = 8
     seen: list[Observation] = field(default_factory=list)
 
-    def act(self, observations: list[Observation]) -> NDArray[np.float32]:
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
         self.seen += observations
-        rng = np.random.default_rng(len(self.seen))
-        return rng.uniform(-0.5, 0.5, (len(observations), 8, 7)).astype(np.float32)
+        return Acted(0.5 * normal_rows(draws or [], (8, 7)).clamp(-1, 1), None)
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +71,20 @@ def test_a_collected_file_has_the_layout_of_a_recorded_one(collected: Path, demo
 
 def test_a_collected_demonstration_succeeds_when_replayed(collected: Path, tmp_path: Path) -> None:
     demos = replay_of_files(collected, "libero_object", [BUTTER])
-    results = evaluate_libero(demos, "libero_object", out=tmp_path, name="replay", tasks=[BUTTER])
+    results = evaluate(demos, "libero_object", out=tmp_path, name="replay", tasks=[BUTTER])
     assert (results.successes, results.trials, results.errors) == (1, 1, 0)
 
 
 def test_a_demonstration_of_another_machine_succeeds_when_replayed(demo_file: Path, tmp_path: Path) -> None:
     demos = replay_of_files(demo_file.parent, "libero_object", [0], limit=1)
-    results = evaluate_libero(demos, "libero_object", out=tmp_path, name="replay", tasks=[0])
+    results = evaluate(demos, "libero_object", out=tmp_path, name="replay", tasks=[0])
     assert (results.successes, results.trials, results.errors) == (1, 1, 0)
 
 
 def test_two_short_trials_of_a_policy(simulator_installed: None, tmp_path: Path) -> None:
     policy = Wander()
     options = {"out": tmp_path, "name": "wander", "tasks": [BUTTER], "num_trials": 2, "first_init": 40}
-    results = evaluate_libero(policy, "libero_object", max_steps=12, replan=4, videos=1, **options)
+    results = evaluate(policy, "libero_object", max_steps=12, execution=Execution(4), videos=1, **options)
     assert (results.successes, results.trials, results.errors) == (0, 2, 0)
     assert len(policy.seen) == 2 * 3
     assert {o.instruction for o in policy.seen} == {"pick the butter and place it in the basket"}
@@ -88,9 +92,18 @@ def test_two_short_trials_of_a_policy(simulator_installed: None, tmp_path: Path)
     assert not np.array_equal(starts[0].images, starts[1].images)
     np.testing.assert_allclose(starts[0].robot_state[7:], [0.04, -0.04], atol=0.003)  # settled: gripper open
     assert (tmp_path / results.records[0].video).is_file()
-    again = evaluate_libero(policy, "libero_object", max_steps=12, replan=4, videos=1, **options)
+    again = evaluate(policy, "libero_object", max_steps=12, execution=Execution(4), videos=1, **options)
     assert again.steps_run == 0
     assert again.records == results.records
+
+
+def test_one_and_two_workers_do_the_same(simulator_installed: None, tmp_path: Path) -> None:
+    options = {"name": "wander", "tasks": [BUTTER], "num_trials": 3, "max_steps": 12, "execution": Execution(4)}
+    one = evaluate(Wander(), "libero_object", out=tmp_path / "1", **options)
+    two = evaluate(Wander(), "libero_object", out=tmp_path / "2", workers=2, **options)
+    told = [[(r.key, r.outcome, r.steps, r.actions) for r in results.records] for results in (one, two)]
+    assert told[0] == told[1]
+    assert len({actions for *_, actions in told[0]}) == 3
 
 
 def test_the_task_list_is_the_benchmarks(simulator_installed: None) -> None:

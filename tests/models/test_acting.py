@@ -13,8 +13,9 @@ from statevla.models.encoder import StateEncoder
 from statevla.models.flow import euler, sampling_times
 from statevla.models.gripper import command
 from statevla.policies import prepare as acting
-from statevla.policies.prepare import GRAPH_ROWS, Actor, Scene, convert, torch_dtype
-from statevla.systems.flow_matching import Acted, PolicyModel
+from statevla.policies.prepare import GRAPH_ROWS, Actor, convert, torch_dtype
+from statevla.systems.acting import Acted, Scene
+from statevla.systems.flow_matching import PolicyModel
 from stores.errors import UsageError
 from tests.models.build import micro, normalization, observations
 
@@ -46,7 +47,7 @@ def noise(rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def scene(actor: Actor, obs: ObservationBatch, epsilon: torch.Tensor) -> Scene:
-    return Scene(obs.images, obs.robot_state, actor.language_tokens(obs.language), epsilon)
+    return Scene(obs.images, obs.robot_state, actor.condition(obs.language), epsilon)
 
 
 def plain(model: PolicyModel, obs: ObservationBatch, epsilon: torch.Tensor) -> Acted:
@@ -118,7 +119,7 @@ def test_calls_leave_nothing_behind() -> None:
     assert torch.equal(first.chunk, kept)
     assert not torch.equal(first.chunk, second.chunk)
     assert torch.equal(actor.act(a).chunk, kept)
-    assert torch.equal(Actor(actor.model).act(b).chunk, second.chunk)
+    assert torch.equal(Actor(actor.net).act(b).chunk, second.chunk)
 
 
 def test_rows_do_not_see_each_other() -> None:
@@ -126,19 +127,20 @@ def test_rows_do_not_see_each_other() -> None:
     together = scene(actor, obs, noise(3))
     chunks = actor.act(together).chunk
     for row in range(3):
-        alone = actor.act(Scene(*(tensor[row : row + 1] for tensor in together))).chunk
+        alone = actor.act(Scene(*(None if tensor is None else tensor[row : row + 1] for tensor in together))).chunk
         torch.testing.assert_close(alone[0], chunks[row], rtol=1e-5, atol=1e-5)
 
 
 def test_another_instruction_is_another_token_and_chunk() -> None:
-    actor, obs = Actor(policy()), observations(2)
-    tokens = actor.language_tokens(obs.language)
+    model, obs = policy(), observations(2)
+    actor = Actor(model)
+    tokens = actor.condition(obs.language)
     assert not torch.allclose(tokens[0], tokens[1])
     one = scene(actor, obs, noise(2))
-    swapped = actor.act(one._replace(language=tokens.flip(0))).chunk
+    swapped = actor.act(one._replace(condition=tokens.flip(0))).chunk
     assert not torch.allclose(swapped[..., :6], actor.act(one).chunk[..., :6])
     other = ObservationBatch(obs.images, obs.robot_state, obs.language.flip(0))
-    assert_same(actor.act(scene(actor, other, noise(2))), plain(actor.model, other, noise(2)))
+    assert_same(actor.act(scene(actor, other, noise(2))), plain(model, other, noise(2)))
 
 
 def test_an_unknown_dtype_is_an_error() -> None:
@@ -151,7 +153,7 @@ def capture_without_a_gpu(run: Callable[[], Acted]) -> tuple[Acted, Callable[[],
     acted = run()
 
     def replay() -> None:
-        for place, value in zip(acted, run(), strict=True):
+        for place, value in zip(acted[:2], run()[:2], strict=True):
             assert place is not None
             assert value is not None
             place.copy_(value)

@@ -12,11 +12,11 @@ import pytest
 
 from pipelines.collect import libero as module
 from pipelines.collect.libero import collect_libero
+from pipelines.collect.libero_parts import HOLD
 from statevla.sims.libero import suites
 from statevla.sims.libero.errors import SimulatorFailed
-from statevla.sims.libero.pick_place import LAST
-from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, RunExpert, Scenery
-from stores.errors import UsageError
+from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Request, Reset, Scenery, Track
+from stores.errors import StateVLAError, UsageError
 
 INIT_STATES = 5
 STEPS_TO_SUCCESS = 7
@@ -32,23 +32,47 @@ TASKS = (fake_task(0), fake_task(1))
 
 @dataclass
 class World:
-    """fail: initial states from which the expert never succeeds. crash: simulators to crash, in all."""
+    """fail: initial states from which the expert never succeeds. brief: from which success does not hold.
+    crash: simulators to crash, in all. stop_after: episodes, or drawings, before the user interrupts."""
 
     fail: set[int] = field(default_factory=set)
+    brief: set[int] = field(default_factory=set)
     crash: int = 0
     stop_after: int | None = None
+    stop_drawing: int | None = None
     seeds: list[tuple[int, ...]] = field(default_factory=list)
+    noises: list[float] = field(default_factory=list)
+    drawings: list[tuple[int, int]] = field(default_factory=list)
     alive: int = 0
 
 
+def track_of(init: int, fail: bool, brief: bool, noise: float) -> Track:
+    """An episode that counts up; what a camera would see is what was counted."""
+    steps = STEPS_TO_SUCCESS + HOLD - 1
+    succeeded = np.arange(1, steps + 1) >= STEPS_TO_SUCCESS
+    succeeded &= not fail
+    if brief:
+        succeeded[-2] = False
+    count = np.arange(steps + 1.0)
+    states = np.stack([np.full(steps + 1, init), count, 0 * count], 1)
+    seen = {"robot0_joint_pos": np.repeat(count[:, None] + 0.5, 7, 1), "robot0_gripper_qpos": np.zeros((steps + 1, 2))}
+    seen |= {"robot0_eef_pos": np.ones((steps + 1, 3)), "robot0_eef_quat": np.tile([0.0, 0, 0, 1], (steps + 1, 1))}
+    labels = np.repeat(count[1:, None], 7, 1)
+    return Track(
+        states, states, np.zeros((steps + 1, 1, 4), np.float32), seen, labels + noise, labels, succeeded,
+        ("carry",) * steps,
+    )  # fmt: skip
+
+
 class FakeSimulator:
-    """An episode counts up; what is seen is what was counted."""
+    """Answers as a worker does, from what :func:`track_of` says."""
 
     world = World()
 
     def __init__(self, task: suites.Task, **_: Any) -> None:
         self.task, self.starting = task, True
-        self._init = self._step = 0
+        self._init = 0
+        self._request: Request | None = None
         self._closed = False
         self.world.alive += 1
 
@@ -61,29 +85,34 @@ class FakeSimulator:
         )
 
     def send(self, request: Request) -> None:
+        world = self.world
         if isinstance(request, Reset):
-            if self.world.stop_after is not None and len(self.world.seeds) >= self.world.stop_after:
+            if world.stop_after is not None and len(world.seeds) >= world.stop_after:
                 raise KeyboardInterrupt
-            self._init, self._step = int(request.state[0]), 0
-            self.world.seeds.append(request.expert_seed or ())
-        else:
-            assert isinstance(request, RunExpert)
-            assert request.steps == 1
-            self._step += 1
+            self._init = int(request.state[0])
+            world.seeds.append(request.expert_seed or ())
+        elif isinstance(request, Draw):
+            if world.stop_drawing is not None and len(world.drawings) >= world.stop_drawing:
+                raise KeyboardInterrupt
+            world.drawings.append((self.task.index, int(request.drawn[0, 0])))
+        elif isinstance(request, Demonstrate):
+            world.noises.append(request.noise)
+        self._request = request
 
     def receive(self) -> Reply:
-        if self._step == 3 and self.world.crash:
-            self.world.crash -= 1
+        request, world = self._request, self.world
+        empty = np.zeros((0, 7))
+        if isinstance(request, Reset):
+            return Reply({}, np.zeros(3), empty, None, False, model=f'<mujoco file="{SITE}/libero/mesh.msh"/>')
+        if isinstance(request, Draw):
+            frames = [np.full((4, 4, 3), row[1] % 256, np.uint8) for row in request.drawn]
+            return Reply({}, np.zeros(3), empty, None, False, film=[dict.fromkeys(IMAGE_KEYS, f) for f in frames])
+        assert isinstance(request, Demonstrate)
+        if world.crash:
+            world.crash -= 1
             raise SimulatorFailed("died")
-        done = self._step >= STEPS_TO_SUCCESS and self._init not in self.world.fail
-        seen = {key: np.full((4, 4, 3), self._step % 256, np.uint8) for key in IMAGE_KEYS}
-        seen |= {"robot0_joint_pos": np.full(7, self._step + 0.5), "robot0_gripper_qpos": np.zeros(2)}
-        seen |= {"robot0_eef_pos": np.ones(3), "robot0_eef_quat": np.array([0.0, 0, 0, 1])}
-        actions = np.full((min(self._step, 1), 7), self._step, float)
-        state = np.array([self._init, self._step, 0.0])
-        stage = LAST if done else "carry"
-        model = f'<mujoco file="{SITE}/libero/mesh.msh"/>'
-        return Reply(seen, state, actions, None, done, model=model, stage=stage)
+        track = track_of(self._init, self._init in world.fail, self._init in world.brief, request.noise)
+        return Reply({}, np.zeros(3), track.executed, None, bool(track.succeeded[-1]), track=track)
 
     def close(self) -> None:
         self.world.alive -= not self._closed
@@ -112,7 +141,7 @@ def run(out: Path, **options: Any) -> Any:
 
 def test_files_have_what_was_seen_where_it_belongs(world: World, tmp_path: Path) -> None:
     summary = run(tmp_path)
-    steps = STEPS_TO_SUCCESS + module.HOLD - 1
+    steps = STEPS_TO_SUCCESS + HOLD - 1
     assert (summary.episodes, summary.steps, summary.failures) == (6, 6 * steps, 0)
     assert sorted(f.name for f in tmp_path.iterdir() if f.suffix == ".hdf5") == ["task_0_demo.hdf5", "task_1_demo.hdf5"]
     with h5py.File(tmp_path / "task_1_demo.hdf5") as file:
@@ -128,6 +157,9 @@ def test_files_have_what_was_seen_where_it_belongs(world: World, tmp_path: Path)
         assert demo["states"][:, 1].tolist() == list(range(steps))  # before the action
         assert demo["obs/joint_states"][:, 0].tolist() == [t + 1.5 for t in range(steps)]  # after it
         assert demo["robot_states"][0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 1]
+        assert demo["obs/agentview_rgb"][:, 0, 0, 0].tolist() == list(range(1, steps + 1))
+        assert demo.attrs["made_by"] == "scripted expert"
+        assert "executed_actions" not in demo
 
 
 def test_observations_before_the_action(world: World, tmp_path: Path) -> None:
@@ -143,6 +175,55 @@ def test_failures_are_not_written_and_their_states_not_used(world: World, tmp_pa
     assert (summary.episodes, summary.failures) == (3, 1)
     with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
         assert json.loads(file["data"].attrs["init_states_used"]) == [0, 2, 3]
+
+
+def test_a_success_that_does_not_hold_is_none(world: World, tmp_path: Path) -> None:
+    world.brief = {0}
+    summary = run(tmp_path, tasks=[0])
+    assert summary.failures == 1
+    with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
+        assert json.loads(file["data"].attrs["init_states_used"]) == [1, 2, 3]
+
+
+def test_only_demonstrations_are_drawn_and_each_once(world: World, tmp_path: Path) -> None:
+    world.fail = {1}
+    run(tmp_path, workers=3)
+    assert sorted(world.drawings) == [(0, 0), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_collection_interrupted_while_drawing_draws_the_rest(world: World, tmp_path: Path, workers: int) -> None:
+    run(tmp_path / "whole")
+    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
+    world.drawings.clear()
+    world.seeds.clear()
+    world.stop_drawing = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", workers=workers)
+    world.stop_drawing = None
+    run(tmp_path / "cut", workers=workers)
+    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
+    assert len(world.drawings) <= 6 + workers
+    assert len(world.seeds) == 6  # nothing was recorded twice
+
+
+def test_noise_is_executed_and_not_learned(world: World, tmp_path: Path) -> None:
+    run(tmp_path, tasks=[0], episodes=4, noise=0.25, noise_share=0.5)
+    assert world.noises == [0, 0.25, 0, 0.25]
+    with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
+        plain, noisy = file["data/demo_0"], file["data/demo_1"]
+        assert "executed_actions" not in plain
+        assert (noisy["executed_actions"][:] == noisy["actions"][:] + 0.25).all()
+        assert noisy["actions"][0, 0] == 1
+        assert noisy.attrs["made_by"] == "scripted expert, noise 0.25 on its actions"
+        assert json.loads(file["data"].attrs["collected_with"])["noise"] == 0.25
+
+
+def test_a_full_disk_is_foreseen(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 10 * 2**20})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(StateVLAError, match=r"need about .* GiB .* are free.*--tasks"):
+        run(tmp_path, episodes=50)
 
 
 def test_an_expert_that_always_fails_ends_the_collection(world: World, tmp_path: Path) -> None:
@@ -195,7 +276,16 @@ def test_other_settings_do_not_mix(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"episodes": 0}, {"workers": 0}, {"first_init": INIT_STATES}, {"init_states": 9}, {"align": "x"}, {"tasks": "4"}],
+    [
+        {"episodes": 0},
+        {"workers": 0},
+        {"first_init": INIT_STATES},
+        {"init_states": 9},
+        {"align": "x"},
+        {"tasks": "4"},
+        {"noise": -0.1},
+        {"noise_share": 1.5},
+    ],
 )
 def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -203,5 +293,5 @@ def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[s
 
 
 def test_a_suite_without_expert_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="libero_goal has no scripted expert"):
-        collect_libero("libero_goal", tmp_path)
+    with pytest.raises(UsageError, match="libero_90 has no scripted expert"):
+        collect_libero("libero_90", tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from pipelines.showcase.config import OUTPUTS, DemoConfig, judge
 from pipelines.showcase.run import run_demo
 from statevla.evaluators.intervals import wilson
-from statevla.evaluators.results import RolloutResults
+from statevla.evaluators.results import Results
 from statevla.sims.tabletop import TASKS
 from stores.progress import ProgressEvent
 
@@ -24,13 +24,15 @@ SMALLEST = DemoConfig(
     ),
     trials=3,
     max_steps=12,
-    videos=2,
 )  # fmt: skip
 
 
-def outcome(successes: int, trials: int = 50) -> RolloutResults:
+def outcome(successes: int, trials: int = 50) -> Results:
     rate = successes / trials if trials else None
-    return RolloutResults(rate, successes, trials, wilson(successes, trials), 0, None, {}, None, ())
+    return Results(
+        "tabletop", "p", "", rate, rate, successes, trials, wilson(successes, trials), 0, None, {}, {}, None, 0.0, 0,
+        None, {}, (),
+    )  # fmt: skip
 
 
 def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
@@ -47,7 +49,7 @@ def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} - {".lock", "mine.txt"} == set(OUTPUTS)
     text = (out / "report.html").read_text()
     assert summary.report == str(out / "report.html")
-    assert text.count("data:image/gif") == 3  # two of the trained policy, one of the control
+    assert text.count("data:image/gif") == 2 * 3  # of the trained policy and the control, one a task
     assert text.count("data:image/png") == len(TASKS)  # one of every instruction
     assert text.count("<polyline") >= 3 * 2  # training and validation of each run
     written = json.loads((out / "summary.json").read_text())

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipelines.sources.evidence import Told, weigh
 from pipelines.sources.hdf5 import open_hdf5, reporting
 from pipelines.sources.libero import Episode, inspect_file, read_demo
 from stores.errors import SourceError
@@ -69,7 +70,9 @@ def test_images_come_out_upright(tmp_path: Path) -> None:
 def test_missing_convention_is_opengl_and_said_so(tmp_path: Path) -> None:
     header = inspect_file(write(tmp_path, make_world(), convention=None))
     assert header.convention == "opengl"
-    assert any("macros_image_convention" in note for note in header.notes)
+    assert header.evidence.convention is None
+    notes = weigh({header.name: header.evidence}, [], Told()).notes
+    assert any("no macros_image_convention" in text and "--image-convention" in text for _, text in notes)
 
 
 def test_instruction_from_problem_info_else_from_the_name_and_reported(tmp_path: Path) -> None:
@@ -190,16 +193,26 @@ def test_num_samples_that_lies_is_refused(tmp_path: Path) -> None:
 
 
 def test_undetectable_alignment_needs_to_be_told(tmp_path: Path) -> None:
-    path = write(tmp_path, make_world(), model=None)
-    with pytest.raises(SourceError, match=r"no model_file.*--alignment"):
+    path = change(write(tmp_path, make_world(), model=None), replace("states", lambda a: a * 0))
+    with pytest.raises(SourceError, match=r"cannot tell.*--alignment"):
         read(path)
     assert len(read(path, "after")[0].action) == 39
     assert len(read(path, "before")[0].action) == 40
 
 
-def test_telling_against_the_evidence_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"told 'before'.*show 'after'"):
-        read(write(tmp_path, make_world()), "before")
+@pytest.mark.parametrize("alignment", ["after", "before"])
+def test_alignment_is_seen_without_a_model(tmp_path: Path, alignment: str) -> None:
+    world = make_world(2)
+    assert read(write(tmp_path, world, alignment, model=None))[0].alignment == alignment
+
+
+@pytest.mark.parametrize("model", [MODEL_XML, None])
+@pytest.mark.parametrize("alignment", ["after", "before"])
+def test_telling_against_the_evidence_is_refused(tmp_path: Path, alignment: str, model: str | None) -> None:
+    wrong = {"after": "before", "before": "after"}[alignment]
+    numbers = r"differ by [\d.e-]+ rad read as 'before', [\d.e-]+ rad read as 'after'"
+    with pytest.raises(SourceError, match=rf"told '{wrong}'.*shows '{alignment}'.*{numbers}"):
+        read(write(tmp_path, make_world(), alignment, model=model), wrong)
 
 
 def test_no_hdf5_and_truncated_hdf5(tmp_path: Path) -> None:
@@ -233,7 +246,8 @@ def test_compressed_chunk_that_was_altered(tmp_path: Path) -> None:
 def test_fewer_demos_than_declared_is_reported(tmp_path: Path) -> None:
     header = inspect_file(write(tmp_path, make_world(), declared=3))
     assert header.demos == ("demo_0",)
-    assert "declares 3, the file holds 1" in header.refused[0][1]
+    assert header.refused == ()
+    assert "declares 3, the file holds 1" in header.notes[0]
 
 
 def test_names_and_texts_that_are_not_utf8_are_refused_where_they_are(tmp_path: Path) -> None:

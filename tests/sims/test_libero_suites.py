@@ -82,13 +82,3 @@ def test_mujoco_is_guarded(monkeypatch: pytest.MonkeyPatch, version: str, ok: bo
         paths.check_mujoco(version)
     monkeypatch.setenv(paths.FORCE_MUJOCO, "1")
     assert paths.check_mujoco(version) == version
-
-
-def test_assets_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
-    with pytest.raises(SimulatorMissing, match="stable_hope_objects"):
-        paths.find_assets(tmp_path)
-    monkeypatch.delenv("LIBERO_ASSETS")
-    for name in paths.ASSETS_PROBE:
-        (tmp_path / "assets" / name).mkdir(parents=True)
-    assert paths.find_assets(tmp_path) == (tmp_path / "assets").resolve()

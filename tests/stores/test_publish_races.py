@@ -126,7 +126,7 @@ def fresh(made: Path, tmp_path: Path, target: Target) -> None:
 
 
 def race(made: Path, tmp_path: Path, target: Target, k: int, m: int) -> tuple[str, str, int, int]:
-    """The owner stalls before k, ``--replace`` before m; the owner ends, then the other; both ends, requests of both."""
+    """The owner stalls before k, ``--replace`` before m; the owner ends, then the other; their ends and requests."""
     fresh(made, tmp_path, target)
     owner = Publisher(tmp_path / "one", target, k, False)
     other = Publisher(tmp_path / "two", target, m, True)

@@ -8,7 +8,6 @@
 """
 
 import functools
-import importlib
 import logging
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -104,11 +103,7 @@ def _obstacle_to_triton(device: str, dtype: torch.dtype) -> str | None:
         return "it runs on an NVIDIA GPU only; move the model to one or take backend 'auto'"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes float32, float16 and bfloat16, not {dtype}"
-    try:
-        importlib.import_module("triton")
-    except ImportError as error:
-        return f"triton does not import ({error}); it comes with PyTorch's CUDA builds, or `pip install triton`"
-    return None
+    return _launch("triton", dtype)
 
 
 def _obstacle_to_cuda(device: str, dtype: torch.dtype) -> str | None:
@@ -116,9 +111,47 @@ def _obstacle_to_cuda(device: str, dtype: torch.dtype) -> str | None:
         return "it runs on an NVIDIA GPU only; move the model to one or take backend 'auto'"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes float32, float16 and bfloat16, not {dtype}"
-    for module in ("mamba_ssm.ops.selective_scan_interface", "causal_conv1d"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            return f"{module.split('.')[0]} does not import ({error}); docs/install-gpu.md has the commands"
+    return _launch("cuda", dtype)
+
+
+HINTS: dict[str, str] = {
+    "triton": "Triton comes with PyTorch's CUDA builds and needs a driver and a C compiler: docs/install-gpu.md",
+    "cuda": "mamba-ssm and causal-conv1d must be made for exactly this PyTorch: docs/install-gpu.md",
+}
+
+
+@functools.cache
+def _launch(name: str, dtype: torch.dtype) -> str | None:
+    """Run the backend on something tiny. What imports may still not compile, load or fit the driver, and each of them
+    fails with errors of its own: whatever it is, it is the reason."""
+    try:
+        tiny(name, dtype)
+    except Exception as error:
+        return f"a first launch failed ({type(error).__name__}: {str(error).strip()[:200]}). {HINTS[name]}"
     return None
+
+
+def tiny(name: str, dtype: torch.dtype) -> None:
+    """One layer's inner part at the smallest sizes on the GPU, to its end."""
+    from statevla.models.kernels import cuda, inner_op, triton_kernels
+
+    def draw(*size: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.ones(size, dtype=kind, device="cuda")
+
+    inner, states, rank, taps = 16, 8, 8, 4  # widths that causal-conv1d takes
+    xz = draw(1, 4, 2 * inner, kind=dtype)
+    parameters = (
+        draw(inner, 1, taps),
+        draw(inner),
+        draw(rank + 2 * states, inner),
+        draw(inner, rank),
+        draw(inner),
+        draw(inner, states),
+        draw(inner),
+    )
+    with torch.no_grad():
+        if name == "triton":
+            inner_op.forward(triton_kernels, xz, *parameters, keep=False)
+        else:
+            cuda.inner(xz, *parameters)
+    torch.cuda.synchronize()

@@ -24,6 +24,18 @@ Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Eight = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+def until_scan(
+    kernels: Kernels, xz: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_weight: Tensor, dt_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the scan is given of xz [B L 2E]: u [B L E], the projection [B L P] with B and C in it, dt [B L E]."""
+    (batch, length, _), (inner, rank), dtype = xz.shape, dt_weight.shape, xz.dtype
+    u = xz.new_empty((batch, length, inner))
+    kernels.conv_forward(*conv_inputs(xz[..., :inner], conv_weight[:, 0], conv_bias), u)
+    projected = torch.mm(u.view(-1, inner), x_weight.to(dtype).t())
+    dt = torch.mm(projected[:, :rank], dt_weight.to(dtype).t()).view(u.shape)
+    return u, projected.view(batch, length, -1), dt
+
+
 def forward(
     kernels: Kernels,
     xz: Tensor,
@@ -44,18 +56,14 @@ def forward(
         UsageError: shapes or dtypes do not fit.
     """
     (batch, length, _), (inner, states), rank = xz.shape, a_log.shape, dt_weight.shape[1]
-    acc, dtype = accumulation_dtype(xz.dtype), xz.dtype
+    acc = accumulation_dtype(xz.dtype)
     xz = activation("xz", xz, (batch, length, 2 * inner), xz)
-    u = xz.new_empty((batch, length, inner))
-    kernels.conv_forward(*conv_inputs(xz[..., :inner], conv_weight[:, 0], conv_bias), u)
-    projected = torch.mm(u.view(-1, inner), x_weight.to(dtype).t())
-    dt = torch.mm(projected[:, :rank], dt_weight.to(dtype).t()).view(u.shape)
-    projected = projected.view(batch, length, rank + 2 * states)
+    u, projected, dt = until_scan(kernels, xz, conv_weight, conv_bias, x_weight, dt_weight)
     b, c = projected[..., rank : rank + states], projected[..., rank + states :]
     a = torch.exp(a_log.to(acc)).neg_()
     x = scan_inputs(u, dt, dt_bias, a, b, c, d, xz[..., inner:])
     out = torch.empty_like(u) if keep else dt  # a step of dt is read before its output is written
-    kept = a.new_empty(kept_size(batch, length, inner, states) if keep else 0)
+    kept = a.new_empty(kept_size(xz.device, batch, length, inner, states) if keep else 0)
     kernels.scan_forward(x, out, None, None, kept if keep else None)
     if keep:
         return out, u, projected, dt, kept
@@ -77,8 +85,12 @@ def backward(
     dt_bias: Tensor,
     a_log: Tensor,
     d: Tensor,
+    out: Tensor | None = None,
 ) -> Eight:
-    """Gradients of xz and the seven parameters, from the output's and what `forward` kept."""
+    """Gradients of xz and the seven parameters, from the output's and what `forward` kept.
+
+    out: filled with the output once more, by kernels that make it again anyway.
+    """
     (batch, length, _), (inner, states), rank = xz.shape, a_log.shape, dt_weight.shape[1]
     acc, dtype = accumulation_dtype(xz.dtype), xz.dtype
     xz = activation("xz", xz, (batch, length, 2 * inner), xz)
@@ -90,7 +102,7 @@ def backward(
     du, ddt = torch.empty_like(u), torch.empty_like(u)
     dbias, da, dd = torch.empty_like(x.dt_bias), torch.empty_like(a), torch.empty_like(x.d)
     rows = (du, ddt, dxz[..., inner:], dprojected[..., rank : rank + states], dprojected[..., rank + states :])
-    kernels.scan_backward(x, kept, dout, None, rows, (dbias, da, dd), None)
+    kernels.scan_backward(x, kept, dout, None, rows, (dbias, da, dd), None, out)
     flat, flat_dt = dprojected.view(-1, rank + 2 * states), ddt.view(-1, inner)
     torch.mm(flat_dt, dt_weight.to(dtype), out=flat[:, :rank])
     # As the transpose, because the other way round the product is as narrow as the rank, which takes twice as long.
@@ -142,7 +154,7 @@ def _inner_fake(
     if not keep:
         empty = (xz.new_empty(0), xz.new_empty(0), xz.new_empty(0), xz.new_empty(0, dtype=acc))
         return xz.new_empty(full), *empty
-    kept = kept_size(batch, length, inner, states)
+    kept = kept_size(xz.device, batch, length, inner, states)
     projected = xz.new_empty((batch, length, x_weight.shape[0]))
     return (
         xz.new_empty(full),
@@ -194,19 +206,20 @@ def _inner_backward_fake(
 
 # Registered by hand: `torch.library.custom_op` wraps a call in checks that take 50 µs forward and backward, which one
 # sequence notices.
-_LIBRARY = torch.library.Library("statevla", "FRAGMENT")
+LIBRARY = torch.library.Library("statevla", "FRAGMENT")
 
 
-def _define(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"statevla::{name}", fake, lib=_LIBRARY)
+def define(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator `statevla::name` without a gradient; `run` on real tensors, `fake` for shapes."""
+    LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"statevla::{name}", fake, lib=LIBRARY)
     operator: Callable[..., Any] = getattr(torch.ops.statevla, name).default
     return operator
 
 
-_OPERATOR = _define("mamba_inner", _inner, _inner_fake)
-_BACKWARD = _define("mamba_inner_backward", _inner_backward, _inner_backward_fake)
+_OPERATOR = define("mamba_inner", _inner, _inner_fake)
+_BACKWARD = define("mamba_inner_backward", _inner_backward, _inner_backward_fake)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -238,7 +251,7 @@ def _with_gradient(*inputs: Any) -> Any:
     return _Differentiable.apply(*inputs) if wants_gradient(*inputs[:-1]) else _without_gradient(*inputs)
 
 
-_LIBRARY.impl("mamba_inner", _with_gradient, "Autograd")
+LIBRARY.impl("mamba_inner", _with_gradient, "Autograd")
 
 
 def inner(

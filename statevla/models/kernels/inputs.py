@@ -12,7 +12,7 @@ from statevla.models.kernels.reference import accumulation_dtype
 from stores.errors import UsageError
 
 CHUNK = 16
-"""Steps between two states that the forward scan keeps; `csrc/abi.h` has the same number."""
+"""Steps between two states that the native forward scan keeps; `csrc/abi.h` has the same number."""
 
 Size = int | torch.SymInt  # a number, or its symbol while a compiler traces
 
@@ -61,13 +61,16 @@ class Kernels(Protocol):
         rows: Rows,
         sums: Sums,
         dh0: Tensor | None,
+        out: Tensor | None = None,
     ) -> None:
-        """Fill `rows` = (du, ddt, dz, db, dc), `sums` = (ddt_bias, da, dd) and where given `dh0`."""
+        """Fill `rows` = (du, ddt, dz, db, dc), `sums` = (ddt_bias, da, dd) and where given `dh0` and `out`, the forward
+        pass's output (kernels that keep the states cannot)."""
 
 
-def kept_size(batch: Size, length: Size, inner: Size, states: Size) -> Size:
-    """Numbers in the states that the forward scan keeps for the backward one: one state every CHUNK steps."""
-    return batch * -(-length // CHUNK) * states * inner
+def kept_size(device: torch.device, batch: Size, length: Size, inner: Size, states: Size) -> Size:
+    """Numbers in the states that the forward scan keeps for the backward one: on the CPU a state every CHUNK steps, on
+    a GPU, where going through the sequence again costs less than keeping it, the one before the first step."""
+    return batch * (-(-length // CHUNK) if device.type == "cpu" else 1) * states * inner
 
 
 def activation(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:

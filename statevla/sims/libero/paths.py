@@ -1,7 +1,7 @@
-"""Where the LIBERO simulator, its assets and its config are, and whether its versions are the ones that work.
+"""Where the LIBERO simulator and its config are, and whether its versions are the ones that work.
 
-LIBERO asks questions on standard input when it is imported without a config file, and looks for its meshes below its
-own package; so the config is written, and the assets are linked, before anything imports it.
+LIBERO asks questions on standard input when it is imported without a config file, so that is written before anything
+imports it.
 """
 
 import importlib.metadata
@@ -21,8 +21,6 @@ PACKAGES = {"hf-libero": "0.1.4", "robosuite": "1.4.0", "bddl": "1.0.1", "mujoco
 
 MUJOCO_LIMIT = (3, 3, 3)
 FORCE_MUJOCO = "STATEVLA_FORCE_MUJOCO"
-ASSETS_PROBE = ("scenes", "stable_hope_objects", "stable_scanned_objects", "textures")
-"""Folders that every complete or partial copy of LIBERO's assets has."""
 
 
 def package_root() -> Path:
@@ -83,83 +81,51 @@ def config_dir() -> Path:
     return Path(cache).expanduser() / "statevla" / "libero"
 
 
-def find_assets(root: Path) -> Path | None:
-    """Folder with LIBERO's assets: ``$LIBERO_ASSETS``, else those of the install, else those LIBERO downloaded.
-
-    Raises:
-        SimulatorMissing: ``$LIBERO_ASSETS`` names something that is not an assets folder.
-    """
-    named = os.environ.get("LIBERO_ASSETS")
-    if named:
-        folder = Path(named).expanduser().resolve()
-        if not _is_assets(folder):
-            found = f"it has {sorted(p.name for p in folder.iterdir())}" if folder.is_dir() else "no such folder"
-            raise SimulatorMissing(
-                f"LIBERO_ASSETS={named}: expected LIBERO's folder 'libero/libero/assets' with "
-                f"{', '.join(ASSETS_PROBE)}; {found}"
-            )
-        return folder
-    downloaded = Path("~/.cache/libero/assets").expanduser()
-    return next((p.resolve() for p in (root / "assets", downloaded) if _is_assets(p)), None)
-
-
-def _is_assets(folder: Path) -> bool:
-    return all((folder / name).is_dir() for name in ASSETS_PROBE)
-
-
 def prepare() -> Path:
     """Makes ``import libero.libero`` possible without questions; returns the folder of the package.
 
-    Writes LIBERO's config when there is none (or when it points to another install), links the assets below the
-    package when they are elsewhere, and sets ``LIBERO_CONFIG_PATH`` and ``MUJOCO_GL`` for this process and the
-    processes it starts.
+    Writes LIBERO's config when there is none (or when it points to another install), and sets ``LIBERO_CONFIG_PATH``
+    and ``MUJOCO_GL`` for this process and the processes it starts. Which assets are used is each worker's own business
+    (:func:`use_assets`).
 
     Raises:
-        SimulatorMissing: packages or assets are missing.
+        SimulatorMissing: a package is missing.
         SimulatorVersion: see :func:`check_mujoco`.
     """
     root = package_root()
     check_mujoco()
-    assets = _required_assets(root)
-    _link_assets(root, assets)
-    _write_config(root, assets)
+    _write_config(root)
     os.environ["LIBERO_CONFIG_PATH"] = str(config_dir())
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
     return root
 
 
-def _required_assets(root: Path) -> Path:
-    assets = find_assets(root)
-    if assets is None:
-        raise SimulatorMissing(
-            f"LIBERO's assets (meshes, textures) are not there. Looked at $LIBERO_ASSETS, {root / 'assets'} and "
-            f"~/.cache/libero/assets. Run: {INSTALL}   (or: LIBERO_ASSETS=<folder> {INSTALL})"
-        )
-    return assets
+def use_assets(assets: Path) -> None:
+    """Makes LIBERO read its meshes and textures from ``assets``, in this process only; imports LIBERO.
+
+    LIBERO heeds neither its config's ``assets`` key nor a variable, but it remembers a folder that it once found; what
+    it would do without is to link one below its package, which all processes share, or to download.
+    """
+    import libero.libero
+
+    libero.libero._assets_path_cache = str(assets)
 
 
-def _link_assets(root: Path, assets: Path) -> None:
-    """LIBERO ignores its config's ``assets`` key and looks only below its package."""
-    place = root / "assets"
-    if place.exists() and place.resolve() == assets:
-        return
-    if place.exists() and not place.is_symlink():
-        raise SimulatorMissing(
-            f"{place} holds other assets than LIBERO_ASSETS={assets}. Remove that folder or unset LIBERO_ASSETS"
-        )
-    fresh = root / f".assets-{os.getpid()}"
-    fresh.symlink_to(assets, target_is_directory=True)
-    fresh.replace(place)
+def portable(text: str, assets: Path | None = None) -> str:
+    """Text without this machine's folders: ``libero/...`` and ``robosuite/...`` are left."""
+    if assets is not None:
+        text = text.replace(f"{assets}/", "libero/libero/assets/")
+    return text.replace(f"{package_root().parents[1]}/", "")
 
 
-def _write_config(root: Path, assets: Path) -> None:
+def _write_config(root: Path) -> None:
     config = {
         "benchmark_root": str(root),
         "bddl_files": str(root / "bddl_files"),
         "init_states": str(root / "init_files"),
         "datasets": str(config_dir() / "datasets"),
-        "assets": str(assets),
+        "assets": str(root / "assets"),
     }
     file = config_dir() / "config.yaml"
     if file.is_file() and yaml.safe_load(file.read_text()) == config:
@@ -170,39 +136,3 @@ def _write_config(root: Path, assets: Path) -> None:
             return  # the user's own config, complete enough to import with
     file.parent.mkdir(parents=True, exist_ok=True)
     durable.write_text(file, yaml.safe_dump(config, sort_keys=True))
-
-
-def install_assets() -> Path:
-    """Last step of an installation: assets found or downloaded, config written; returns the assets' folder."""
-    root = package_root()
-    if find_assets(root) is None:
-        print("LIBERO's assets are not on this machine; trying LIBERO's own download", file=sys.stderr)
-        _write_config(root, root / "assets")
-        os.environ["LIBERO_CONFIG_PATH"] = str(config_dir())
-        # Imported here, at installation only: the package asks for a config at import, which exists now.
-        from libero.libero.utils import download_utils
-
-        try:
-            download_utils.download_assets_from_huggingface()
-        except Exception as error:  # whatever the network does; the message says what else can be done
-            raise SimulatorMissing(
-                f"LIBERO's download of its assets failed ({error}). Get the folder 'libero/libero/assets' of LIBERO's "
-                f"repository on a machine with a network and run: LIBERO_ASSETS=<folder> {INSTALL}"
-            ) from error
-    prepare()
-    return _required_assets(root)
-
-
-def main() -> int:
-    """``python -m statevla.sims.libero.paths``: called at the end of ``install.sh``."""
-    try:
-        assets = install_assets()
-    except (SimulatorMissing, SimulatorVersion) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"LIBERO simulator ready: assets {assets}, config {config_dir() / 'config.yaml'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

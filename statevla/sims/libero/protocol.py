@@ -1,6 +1,7 @@
 """What is sent to a simulator worker and what comes back. Plain frozen data; no simulator types.
 
-Legend: n actions of a request, S numbers of a simulator state (time, qpos, qvel), H height, W width.
+Legend: n actions of a request, T steps of an episode, S numbers of a simulator state (time, qpos, qvel), Q numbers of
+its qpos, N sites of the model, H height, W width.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statevla.sims.libero.perturb import NONE, Perturbation
+
 IMAGE_KEYS = ("agentview_image", "robot0_eye_in_hand_image")
 PROPRIOCEPTION_KEYS = ("robot0_joint_pos", "robot0_gripper_qpos", "robot0_eef_pos", "robot0_eef_quat")
 
@@ -18,13 +21,16 @@ PROPRIOCEPTION_KEYS = ("robot0_joint_pos", "robot0_gripper_qpos", "robot0_eef_po
 class WorkerSpec:
     """What a worker is started with: one task, one picture size.
 
+    assets: folder with the meshes and textures that the suite needs.
     render_threads: software-rendering threads (Mesa's llvmpipe); ignored by a hardware driver.
     log: file that gets everything the simulator prints.
     """
 
     suite: str
+    index: int
     task: str
     bddl: Path
+    assets: Path
     image_size: int
     render_threads: int
     log: Path
@@ -38,12 +44,16 @@ class Reset:
     restore_again: restore ``state`` once more after settling; for states recorded in the middle of an episode, which
         must not move, but need a controller and a gripper that have come to rest.
     expert_seed: seeds the scripted expert that ``RunExpert`` steps; None for an episode without one.
+    fixtures: seeds the places of what a state does not hold (cabinets, stoves, racks; up to 22 mm apart).
+    perturbation: of what the cameras see, for this episode.
     """
 
     state: NDArray[np.float64]
     settle: int
     restore_again: bool = False
     expert_seed: tuple[int, ...] | None = None
+    fixtures: int = 0
+    perturbation: Perturbation = NONE
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,38 @@ class RunExpert:
 
 
 @dataclass(frozen=True)
+class Demonstrate:
+    """Let the expert act, without drawing, until its task has been achieved for ``hold`` steps and it has nothing left
+    to do; at most ``steps``, and ``hold`` more where success came late. The answer has a ``track``.
+
+    noise: standard deviation, in action units, of what is added to the executed actions but not to their labels.
+    noise_seed: of that noise.
+    """
+
+    steps: int
+    hold: int
+    noise: float = 0.0
+    noise_seed: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Execute a policy's actions ``[n, 7]`` while the expert says what it would have done: its labels are in the
+    answer's ``track``. Looks at the end; stops at the first success."""
+
+    actions: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draw what the cameras saw at recorded moments; see :class:`Track`. The simulation is not in a defined state
+    afterwards: the next request must be a ``Reset``."""
+
+    drawn: NDArray[np.float64]
+    glow: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class SetState:
     """Put the simulator into a state, without settling, and observe."""
 
@@ -87,7 +129,7 @@ class Close:
     """End the worker."""
 
 
-Request = Reset | Run | RunExpert | SetState | Observe | Close
+Request = Reset | Run | RunExpert | Demonstrate | Follow | Draw | SetState | Observe | Close
 
 
 @dataclass(frozen=True)
@@ -102,6 +144,29 @@ class Scenery:
     has_expert: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Track:
+    """What happened, without pictures, and what is needed to draw them later.
+
+    The simulator looks through its cameras a physics substep or two before a step ends, and its bodies are then where
+    the positions of the substep before put them: ``drawn`` are those positions, and ``glow`` the colours of the model's
+    sites (a stove's burner) at that moment.
+
+    states: ``[T + 1, S]`` around the actions. drawn: ``[T + 1, Q]``. glow: ``[T + 1, N, 4]`` float32, red, green, blue,
+    opacity. seen: proprioception, each ``[T + 1, ...]``. executed, labels: ``[T, 7]``, equal without noise and policy.
+    succeeded: ``[T]``. stages: ``T`` words of the expert.
+    """
+
+    states: NDArray[np.float64]
+    drawn: NDArray[np.float64]
+    glow: NDArray[np.float32]
+    seen: dict[str, NDArray[np.float64]]
+    executed: NDArray[np.float64]
+    labels: NDArray[np.float64]
+    succeeded: NDArray[np.bool_]
+    stages: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Reply:
     """The state of the episode after a request.
@@ -110,7 +175,8 @@ class Reply:
     state: ``[S]`` float64, after the last step. actions: ``[k, 7]`` executed, ``k <= n``.
     success_step: index among the executed steps of the first success, None without.
     succeeded: the task is achieved in the present state.
-    film: observations asked for by ``film``, pictures included.
+    film: observations asked for by ``film``, pictures included; those of ``Draw``, pictures only.
+    track: in answer to Demonstrate and Follow.
     model: the MuJoCo model as XML, in answer to Reset only.
     stage: what the expert does at the moment; empty without one. seconds: spent inside the worker.
     """
@@ -121,6 +187,7 @@ class Reply:
     success_step: int | None
     succeeded: bool
     film: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    track: Track | None = None
     model: str = ""
     stage: str = ""
     seconds: float = 0.0

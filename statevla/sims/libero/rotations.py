@@ -45,7 +45,52 @@ def axis_angle_of_quaternion(quaternion: Vector) -> Vector:
     return np.where(still, 0.0, scaled)
 
 
+def about_x(angle: float) -> Vector:
+    """Rotation ``[3, 3]`` by ``angle`` [rad] about x."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+
+
+def about_y(angle: float) -> Vector:
+    """Rotation ``[3, 3]`` by ``angle`` [rad] about y."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+
+
+def about_z(angle: float) -> Vector:
+    """Rotation ``[3, 3]`` by ``angle`` [rad] about z."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+
+
 def pointing_down(yaw: float) -> Vector:
     """Rotation ``[3, 3]`` of a gripper that points straight down, turned by ``yaw`` [rad] about the vertical."""
-    c, s = np.cos(yaw), np.sin(yaw)
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]) @ np.diag([1.0, -1.0, -1.0])
+    return about_z(yaw) @ np.diag([1.0, -1.0, -1.0])
+
+
+def upright(rotation: Vector) -> Vector:
+    """The gripper rotation that points straight down and has the yaw of ``rotation``."""
+    return pointing_down(float(np.arctan2(rotation[1, 0], rotation[0, 0])))
+
+
+def angle_between(a: Vector, b: Vector) -> float:
+    """Angle [rad] of the turn from rotation ``b`` to rotation ``a``."""
+    return float(np.linalg.norm(axis_angle_of_matrix(a @ b.T)))
+
+
+def nearer(rotation: Vector, now: Vector) -> Vector:
+    """A parallel gripper is the same after half a turn about its axis: of the two, the smaller turn from ``now``."""
+    other = rotation @ about_z(np.pi)
+    return min((rotation, other), key=lambda goal: angle_between(goal, now))
+
+
+def quaternion_of_axis_angle(turn: Vector) -> Vector:
+    """Axis times angle ``[3]`` [rad] -> unit quaternion ``[4]`` in MuJoCo's order (w, x, y, z)."""
+    half = float(np.linalg.norm(turn)) / 2
+    return np.append(np.cos(half), turn * 0.5 * np.sinc(half / np.pi))
+
+
+def quaternion_product(a: Vector, b: Vector) -> Vector:
+    """Turn ``b``, then ``a``: quaternions ``[4]`` in MuJoCo's order (w, x, y, z)."""
+    vector = a[0] * b[1:] + b[0] * a[1:] + np.cross(a[1:], b[1:])
+    return np.append(a[0] * b[0] - a[1:] @ b[1:], vector)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.sims.libero import paths
+from statevla.sims.libero import paths, pro
 from statevla.sims.libero.errors import SimulatorMissing, UnknownTask
 
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
@@ -45,9 +45,24 @@ class Task:
     init_file: Path
 
 
+BASES = tuple(MAX_STEPS)
+"""LIBERO's own suites, in the order of their paper's tables."""
+
+
 def suite_names() -> tuple[str, ...]:
-    """The suites, in the order of their papers' tables."""
-    return tuple(MAX_STEPS)
+    """LIBERO's suites, then those of LIBERO-PRO that are on this machine."""
+    return (*BASES, *pro.suite_names(BASES))
+
+
+def base_of(suite: str) -> str:
+    """The suite of LIBERO that a suite is, or is a variant of: ``libero_10_swap`` -> ``libero_10``."""
+    found = pro.split(suite, BASES)
+    return found[0] if found else suite
+
+
+def max_steps(suite: str) -> int:
+    """Steps that a policy gets after settling; a variant has those of its base."""
+    return MAX_STEPS[base_of(suite)]
 
 
 def check_suite(suite: str) -> str:
@@ -56,11 +71,15 @@ def check_suite(suite: str) -> str:
     Raises:
         UnknownTask: no such suite; names the nearest.
     """
-    if suite not in MAX_STEPS:
-        near = difflib.get_close_matches(suite, MAX_STEPS, 1, 0.3)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownTask(f"no LIBERO suite {suite!r}.{hint} Suites: {', '.join(MAX_STEPS)}")
-    return suite
+    if suite in BASES or suite in pro.suite_names(BASES):
+        return suite
+    if pro.split(suite, BASES) is not None and pro.folder() is None:
+        raise UnknownTask(f"{suite} is a suite of LIBERO-PRO, which is not on this machine. Run: {pro.INSTALL}")
+    names = suite_names()
+    near = difflib.get_close_matches(suite, names, 1, 0.3)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    variants = f"; of LIBERO-PRO {', '.join(names[len(BASES) :])}" if len(names) > len(BASES) else ""
+    raise UnknownTask(f"no LIBERO suite {suite!r}.{hint} Suites: {', '.join(BASES)}{variants}")
 
 
 @cache
@@ -73,18 +92,31 @@ def tasks(suite: str) -> tuple[Task, ...]:
     """
     check_suite(suite)
     root = paths.package_root()
-    names = _task_names(root / "benchmark" / "libero_suite_task_map.py")[suite]
+    if suite not in BASES:
+        return _variant_tasks(suite, root)
     return tuple(
-        Task(
-            suite=suite,
-            index=index,
-            name=name,
-            instruction=read_instruction(root / "bddl_files" / suite / f"{name}.bddl"),
-            bddl=root / "bddl_files" / suite / f"{name}.bddl",
-            init_file=root / "init_files" / suite / f"{name}.pruned_init",
-        )
-        for index, name in enumerate(names)
+        _task(suite, index, name, root, f"{name}.pruned_init") for index, name in enumerate(_names_of(suite, root))
     )
+
+
+def _variant_tasks(suite: str, root: Path) -> tuple[Task, ...]:
+    """Tasks of a LIBERO-PRO suite: as the base's are ordered where they have its names, else by name."""
+    place = pro.folder()
+    if place is None:
+        raise SimulatorMissing(f"LIBERO-PRO is not on this machine. Run: {pro.INSTALL}")
+    present = sorted(file.stem for file in (place / "bddl_files" / suite).glob("*.bddl"))
+    order = {name: index for index, name in enumerate(_names_of(base_of(suite), root))}
+    names = sorted(present, key=lambda name: (order.get(name, len(order)), name))
+    return tuple(_task(suite, index, name, place, f"{name}.pruned_init.npz") for index, name in enumerate(names))
+
+
+def _task(suite: str, index: int, name: str, root: Path, init_file: str) -> Task:
+    bddl = root / "bddl_files" / suite / f"{name}.bddl"
+    return Task(suite, index, name, read_instruction(bddl), bddl, root / "init_files" / suite / init_file)
+
+
+def _names_of(suite: str, root: Path) -> list[str]:
+    return _task_names(root / "benchmark" / "libero_suite_task_map.py")[suite]
 
 
 def parse_indices(text: str) -> list[int]:
@@ -136,7 +168,7 @@ def read_instruction(bddl: Path) -> str:
 
 def init_states(task: Task) -> NDArray[np.float64]:
     """The benchmark's initial states of a task, ``[I, S]`` float64."""
-    return read_init_states(task.init_file)
+    return (pro.read_init_states if task.init_file.suffix == ".npz" else read_init_states)(task.init_file)
 
 
 def read_init_states(file: Path) -> NDArray[np.float64]:

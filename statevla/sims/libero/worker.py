@@ -18,9 +18,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 
+from statevla.sims.libero import assets, memory
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import (
     Close,
+    Demonstrate,
+    Draw,
+    Follow,
     Observe,
     Raised,
     Reply,
@@ -47,9 +51,11 @@ class Timeouts:
 
     def of(self, request: Request) -> float:
         """Seconds for one request."""
-        if isinstance(request, Run):
+        if isinstance(request, Run | Follow):
             return self.step * (1 + len(request.actions))
-        if isinstance(request, RunExpert):
+        if isinstance(request, Draw):
+            return self.step * (1 + len(request.drawn))
+        if isinstance(request, RunExpert | Demonstrate):
             return self.step * (1 + request.steps)
         return self.reset
 
@@ -70,7 +76,16 @@ class Simulator:
         self._log = Path(name)
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        spec = WorkerSpec(task.suite, task.name, task.bddl, image_size, render_threads, self._log)
+        spec = WorkerSpec(
+            suite=task.suite,
+            index=task.index,
+            task=task.name,
+            bddl=task.bddl,
+            assets=assets.find(task.suite),
+            image_size=image_size,
+            render_threads=render_threads,
+            log=self._log,
+        )
         self._process = context.Process(target=serve, args=(theirs, spec), daemon=True, name=f"libero-{task.name}")
         self._process.start()
         theirs.close()
@@ -197,7 +212,10 @@ def ready(simulators: list[Simulator], timeout: float | None = None) -> list[Sim
 
 def _how_it_died(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
-        return "was killed (signal 9), most likely for lack of memory: each worker needs 1.8 GiB; use fewer --workers"
+        return (
+            f"was killed (signal 9), most likely for lack of memory: each worker needs up to {memory.WORKER_GIB} GiB, "
+            f"{memory.free_gib():.1f} GiB are free now; use fewer --workers"
+        )
     if exitcode is not None and exitcode < 0:
         return f"died of signal {-exitcode} ({signal.Signals(-exitcode).name})"
     return f"ended by itself (exit status {exitcode})"
@@ -244,6 +262,12 @@ def _answer(environment: object, request: Request) -> Reply:
             return environment.run(request)
         case RunExpert():
             return environment.run_expert(request)
+        case Demonstrate():
+            return environment.demonstrate(request)
+        case Follow():
+            return environment.follow(request)
+        case Draw():
+            return environment.draw(request)
         case SetState():
             return environment.set_state(request)
         case Observe():

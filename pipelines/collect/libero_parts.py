@@ -1,0 +1,268 @@
+"""One task's demonstrations while they are collected: what is recorded, what is drawn, and the file that becomes of it.
+
+Beside the file to be lies a folder with two files for each attempt that succeeded: what happened, and the pictures. So
+an interrupted collection goes on where it stopped, and no picture is drawn twice.
+
+Legend: T steps of a demonstration, k number of an attempt at a task.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.collect.writer import Align, Attribute, Demo, FileHeader, write_demos
+from statevla.sims.libero import paths, suites
+from statevla.sims.libero.experts import check_expert, program_of
+from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Reset, Scenery, Track
+from statevla.sims.libero.rotations import axis_angle_of_quaternion
+from stores.disk import durable
+from stores.errors import StateVLAError, UsageError
+
+HOLD: Final = 10
+"""Steps for which a success must hold, as LIBERO's own recording has it; more while the expert is not done."""
+MAX_FAILURES: Final = 10
+"""Attempts in a row at one task that may fail before a collection gives up."""
+EXPERT_FORMAT: Final = 2
+"""Raised when the scripted experts' actions change: demonstrations of two formats do not share a file."""
+TAG: Final = "statevla-scripted-expert"
+SETTINGS: Final = "collected_with"
+INIT_STATES: Final = "init_states_used"
+INIT_STATE: Final = "init_state_index"
+MADE_BY: Final = "made_by"
+PICTURES: Final = ".pictures.npz"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What must be equal for demonstrations to belong to one file."""
+
+    suite: str
+    episodes: int
+    seed: int
+    first_init: int
+    init_states: int
+    align: Align
+    image_size: int
+    noise: float
+    noise_share: float
+    expert_format: int = EXPERT_FORMAT
+
+    def noise_of(self, attempt: int) -> float:
+        """Noise of an attempt: of any run of attempts, the share ``noise_share`` has it."""
+        noisy = int((attempt + 1) * self.noise_share) > int(attempt * self.noise_share)
+        return self.noise if noisy else 0.0
+
+    def text(self) -> str:
+        """As the files have it."""
+        return json.dumps(vars(self), sort_keys=True)
+
+
+class TaskWork:
+    """One task's file and what there is of it.
+
+    recorded: attempts that succeeded. drawn: those of them with pictures. failures: attempts that did not.
+    crashes: simulators in a row that failed at this task.
+    """
+
+    def __init__(self, task: suites.Task, out: Path, settings: Settings) -> None:
+        self.task = task
+        self.settings = settings
+        self.file = out / f"{task.name}_demo.hdf5"
+        self.parts = out / f".{task.name}.parts"
+        self.attempt = 0
+        self.recorded: list[int] = []
+        self.drawn: set[int] = set()
+        self.failures = 0
+        self.failed_in_a_row = 0
+        self.crashes = 0
+        self.scenery: Scenery | None = None
+        self._models: dict[int, str] = {}
+
+    def complete(self) -> bool:
+        """Whether the file is there. Raises UsageError when it is there, but collected with other settings."""
+        if not self.file.exists():
+            self._load()
+            return False
+        with h5py.File(self.file) as file:
+            present = file["data"].attrs.get(SETTINGS)
+        if present != self.settings.text():
+            raise UsageError(
+                f"{self.file} was collected with {present}, this collection has {self.settings.text()}. "
+                "Choose another folder, or remove the file"
+            )
+        return True
+
+    def _load(self) -> None:
+        settings = self.parts / "settings.json"
+        if settings.exists() and json.loads(settings.read_text()) != vars(self.settings):
+            raise UsageError(
+                f"{self.parts} holds part of a collection with other settings ({settings.read_text().strip()}). "
+                "Choose another folder, or remove that one"
+            )
+        durable.write_json(settings, vars(self.settings))
+        names = sorted(part.name for part in self.parts.iterdir())
+        self.drawn = {_number(name) for name in names if name.endswith(PICTURES)}
+        self.recorded = [_number(n) for n in names if n.endswith(".npz") and not n.endswith(PICTURES)]
+        failed = [_number(name) for name in names if name.endswith(".failed")]
+        self.failures = len(failed)
+        self.attempt = max([*self.recorded, *failed], default=-1) + 1
+
+    @property
+    def wanted(self) -> bool:
+        """Whether another demonstration must be recorded."""
+        return len(self.recorded) < self.settings.episodes
+
+    def undrawn(self) -> list[int]:
+        """Recorded attempts without pictures."""
+        return [attempt for attempt in self.recorded if attempt not in self.drawn]
+
+    def init_state_of(self, attempt: int) -> int:
+        """Index of the initial state of an attempt."""
+        return self.settings.first_init + attempt % self.settings.init_states
+
+    def requests(self) -> tuple[Reset, Demonstrate]:
+        """Start and course of the present attempt."""
+        start = self.init_state_of(self.attempt)
+        seed = (self.settings.seed, self.task.index, start, self.attempt // self.settings.init_states)
+        reset = Reset(suites.init_states(self.task)[start], suites.SETTLE_STEPS, expert_seed=seed)
+        noise = self.settings.noise_of(self.attempt)
+        return reset, Demonstrate(suites.max_steps(self.task.suite), HOLD, noise, (*seed, 1))
+
+    def keep(self, model: str, track: Track) -> None:
+        """Records the present attempt's outcome.
+
+        Raises:
+            UsageError: too many attempts in a row failed.
+        """
+        name = f"{self.attempt:05d}"
+        if holds(track):
+            arrays = {f.name: getattr(track, f.name) for f in fields(Track) if f.name not in ("seen", "stages")}
+            durable.write_bytes(
+                self.parts / f"{name}.npz", _pack(arrays | track.seen | {"model": _bytes(paths.portable(model))})
+            )
+            self.recorded.append(self.attempt)
+            self.failed_in_a_row = 0
+        else:
+            stage = track.stages[-1] if track.stages else "start"
+            text = f"initial state {self.init_state_of(self.attempt)}, in {stage!r} after {len(track.stages)} steps\n"
+            durable.write_text(self.parts / f"{name}.failed", text)
+            self.failures += 1
+            self.failed_in_a_row += 1
+        if self.failed_in_a_row >= MAX_FAILURES:
+            raise UsageError(f"task {self.task.name!r}: the expert failed {MAX_FAILURES} times in a row")
+        self.attempt += 1
+
+    def drawing(self, attempt: int) -> Draw:
+        """What to draw of a recorded attempt."""
+        part = self._read(attempt, "")
+        return Draw(part["drawn"], part["glow"])
+
+    def keep_pictures(self, attempt: int, reply: Reply) -> None:
+        """Keeps what was drawn of an attempt."""
+        arrays = {key: np.stack([seen[key] for seen in reply.film]) for key in IMAGE_KEYS}
+        durable.write_bytes(self.parts / f"{attempt:05d}{PICTURES}", _pack(arrays))
+        self.drawn.add(attempt)
+
+    def write(self, scenery: Scenery) -> None:
+        """Turns the parts into the file."""
+        used = [self.init_state_of(attempt) for attempt in self.recorded]
+        bddl = paths.portable(str(self.task.bddl))
+        env_args = {
+            "type": 1,
+            "env_name": scenery.env_name,
+            "problem_name": scenery.problem_info["problem_name"],
+            "bddl_file": bddl,
+            "env_kwargs": {**scenery.env_kwargs, "bddl_file_name": bddl},
+        }
+        header = FileHeader(
+            instruction=scenery.problem_info["language_instruction"],
+            env_name=scenery.env_name,
+            env_args=env_args,
+            tag=TAG,
+            problem_name=scenery.problem_info["problem_name"],
+            extra=(
+                ("bddl_file_name", bddl),
+                ("bddl_file_content", scenery.bddl_content),
+                (INIT_STATES, json.dumps(sorted(set(used)))),
+                (SETTINGS, self.settings.text()),
+            ),
+        )
+        write_demos(self.file, header, self._demos(), self.settings.align)
+        durable.remove(self.parts)
+
+    def _demos(self) -> Iterator[Demo]:
+        for attempt in self.recorded:
+            noise = self.settings.noise_of(attempt)
+            made_by = "scripted expert" + (f", noise {noise:g} on its actions" if noise else "")
+            attrs = ((INIT_STATE, self.init_state_of(attempt)), (MADE_BY, made_by))
+            yield demo_of(self._read(attempt, ""), self._read(attempt, ".pictures"), attrs, noisy=noise > 0)
+
+    def _read(self, attempt: int, kind: str) -> dict[str, NDArray[Any]]:
+        file = self.parts / f"{attempt:05d}{kind}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, KeyError, ValueError) as error:
+            raise StateVLAError(
+                f"{file}: part of an interrupted collection cannot be read ({error}); remove it"
+            ) from error
+
+
+def with_expert(tasks: list[suites.Task], choose: bool) -> list[suites.Task]:
+    """The tasks that have an expert, of a suite that has one; all must, unless it is to ``choose``.
+
+    Raises:
+        UsageError: the suite or one of the tasks has none.
+    """
+    check_expert(tasks[0].suite, [] if choose else [task.index for task in tasks])
+    return [task for task in tasks if program_of(task.suite, task.index) is not None]
+
+
+def holds(track: Track, hold: int = HOLD) -> bool:
+    """Whether the task is achieved in the end, and was for the last ``hold`` steps."""
+    return len(track.succeeded) >= hold and bool(track.succeeded[-hold:].all())
+
+
+def demo_of(
+    part: dict[str, NDArray[Any]],
+    pictures: dict[str, NDArray[Any]],
+    attrs: tuple[tuple[str, Attribute], ...],
+    noisy: bool,
+) -> Demo:
+    """A demonstration of what was recorded and drawn. Its actions are the expert's; what was executed stands beside
+    them where noise made a difference."""
+    return Demo(
+        actions=part["labels"],
+        executed=part["executed"] if noisy else None,
+        states=part["states"][:-1],
+        agentview=pictures["agentview_image"],
+        eye_in_hand=pictures["robot0_eye_in_hand_image"],
+        joints=part["robot0_joint_pos"],
+        fingers=part["robot0_gripper_qpos"],
+        ee_pos=part["robot0_eef_pos"],
+        ee_axis_angle=axis_angle_of_quaternion(part["robot0_eef_quat"]),
+        ee_quaternion=part["robot0_eef_quat"],
+        model_file=part["model"].tobytes().decode(),
+        attrs=attrs,
+    )
+
+
+def _number(name: str) -> int:
+    return int(name.split(".")[0]) if name[0].isdigit() else -1
+
+
+def _bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _pack(arrays: dict[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes the first name for an option
+    return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""Cameras that show nothing: blank pictures, and pictures that stand still while the arm moves.
+
+A renderer that failed leaves black frames, or the last one again and again. Nothing else in the file is wrong, so they
+are used, but named; with ``--strict`` they are refused.
+
+Legend: F frames, H, W rows and columns of a picture.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONTRAST: Final = 2
+"""Difference of brightest and darkest value up to which a picture is blank."""
+FROZEN_MOTION: Final = 0.05
+"""Joint motion [rad] from the first to the last of equal pictures that makes them frozen."""
+STEP_MOTION: Final = 5e-3
+"""Joint motion [rad] in a step that changes a picture."""
+REPEATED: Final = 0.3
+"""Share of steps with motion whose picture is that of before, from which on pictures are said to repeat."""
+SAMPLE: Final = 5
+"""Every so many rows and columns are compared first."""
+
+
+class CameraWatch:
+    """Looks at one camera's frames as they come, in order. joints: [T, 7] rad, of the episode."""
+
+    def __init__(self, camera: str, joints: NDArray[Any]) -> None:
+        self.camera, self.joints = camera, joints
+        self._step = np.abs(np.diff(joints, axis=0)).max(axis=1, initial=0.0)
+        self._last: NDArray[np.uint8] | None = None
+        self._seen = 0
+        self._blank: list[tuple[int, int]] = []
+        self._run = 0
+        self._runs: list[tuple[int, int]] = []
+        self._same = np.zeros(len(joints), bool)
+
+    def add(self, frames: NDArray[np.uint8]) -> None:
+        """The next frames [F, H, W, 3]."""
+        for frame in frames:
+            if _blank(frame):
+                self._blank.append((self._seen, int(frame.max())))
+            if self._last is not None and _equal(frame, self._last):
+                self._same[self._seen] = True
+            self._last = frame
+            self._seen += 1
+        if len(frames):
+            self._last = frames[-1].copy()  # the caller uses its memory again
+
+    def findings(self) -> tuple[str, ...]:
+        """In words, without the demonstration's name; empty where the camera is sound."""
+        if self._blank:
+            kind = "black" if max(top for _, top in self._blank) <= 8 * CONTRAST else "blank"
+            return (f"camera {self.camera} is {kind} in {self._some(len(self._blank), self._blank[0][0])}",)
+        frozen = [(a, b) for a, b in self._equal_runs() if self._frozen(a, b)]
+        if frozen:
+            count = sum(b - a + 1 for a, b in frozen)
+            return (f"camera {self.camera} is frozen in {self._some(count, frozen[0][0])}",)
+        moving = self._step >= STEP_MOTION
+        again = int((self._same[1:] & moving).sum())
+        if again >= 3 and again >= REPEATED * moving.sum():
+            return (
+                f"camera {self.camera} repeats pictures: {again} of {int(moving.sum())} steps with motion show none",
+            )
+        return ()
+
+    def _some(self, count: int, first: int) -> str:
+        return f"all {self._seen} frames" if count == self._seen else f"{count} of {self._seen} frames, from {first} on"
+
+    def _equal_runs(self) -> list[tuple[int, int]]:
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], self._same[1:], [False]]).astype(int)))
+        return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+    def _frozen(self, first: int, last: int) -> bool:
+        if last - first + 1 == self._seen and self._seen > 1:
+            return True
+        rows = self.joints[first : last + 1]
+        return float(np.abs(rows - rows[0]).max()) >= FROZEN_MOTION
+
+
+def _blank(frame: NDArray[np.uint8]) -> bool:
+    few = frame[::SAMPLE, ::SAMPLE]
+    if int(few.max()) - int(few.min()) > CONTRAST:
+        return False
+    return int(frame.max()) - int(frame.min()) <= CONTRAST
+
+
+def _equal(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    return np.array_equal(a[::SAMPLE, ::SAMPLE], b[::SAMPLE, ::SAMPLE]) and np.array_equal(a, b)

@@ -1,0 +1,230 @@
+"""Evidence before belief: what the files of a source show of their conventions, weighed against one another.
+
+A convention is checked against what the files show, told by a flag where they cannot show it, and said in a note where
+it was assumed. `gather` runs in the child that reads a file; `weigh` sees what was gathered of all of them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.sources import gripper, masks, orientation
+from pipelines.sources.alignment import AFTER, BEFORE, DETECT
+from pipelines.sources.gripper import Grip, Reading
+from pipelines.sources.orientation import Look
+from pipelines.sources.texts import near_identical
+from stores.errors import SourceError, UsageError
+
+OPENGL: Final = "opengl"
+UPRIGHT: Final = "upright"
+IMAGE_CHOICES: Final = (DETECT, OPENGL, "opencv", UPRIGHT)
+"""Of ``--image-convention``. OpenCV's first row is the top one, so those pictures are upright as they are."""
+
+SAMPLE_DEMOS: Final = 8
+"""Demonstrations of a file whose numbers are looked at before it is ingested."""
+SAMPLE_LOOKS: Final = 3
+SAMPLE_FRAMES: Final = 48
+"""Demonstrations whose pictures are looked at, and frames of each."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user knows of files that do not tell: one of the choices of each flag."""
+
+    alignment: str = DETECT
+    gripper: str = gripper.DETECT
+    image_convention: str = DETECT
+    masks: str = masks.ASK
+
+    def __post_init__(self) -> None:
+        masks.check_choice(self.masks)
+        for flag, value, choices in (
+            ("alignment", self.alignment, (DETECT, AFTER, BEFORE)),
+            ("gripper", self.gripper, gripper.CHOICES),
+            ("image-convention", self.image_convention, IMAGE_CHOICES),
+        ):
+            if value not in choices:
+                raise UsageError(f"--{flag} {value}: expected one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a file says and shows. instruction: whether it carries its own. convention: what it says of its pictures,
+    None: nothing. gripper, looks: of sampled demonstrations.
+    """
+
+    instruction: bool = True
+    convention: str | None = OPENGL
+    gripper: tuple[Grip, ...] = ()
+    looks: tuple[Look, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Evidence":
+        """Inverse of `to_dict`."""
+        seen = tuple(Grip(**row) for row in fields["gripper"])
+        return cls(**{**fields, "gripper": seen, "looks": tuple(Look(**row) for row in fields["looks"])})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How a file is read. convention: of its pictures. gripper: of its commands, None: as they are."""
+
+    convention: str = OPENGL
+    gripper: Reading | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of all files. facts: by file; refused: reason by file; notes: (file, text)."""
+
+    facts: dict[str, Facts]
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def sample(names: Sequence[str], count: int = SAMPLE_DEMOS) -> list[str]:
+    """`count` of `names`, spread evenly, first and last among them."""
+    if not names:
+        return []
+    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
+    return [names[int(place)] for place in np.unique(places)]
+
+
+def look(
+    frames: Callable[[str, int], NDArray[np.uint8]], cameras: Sequence[str], rows: int, hand: NDArray[Any] | None
+) -> Look:
+    """frames(camera, row): one frame as stored. hand: positions [rows, 3] [m], where the file has them."""
+    places = np.unique(np.linspace(0, rows - 1, min(rows, SAMPLE_FRAMES)).round().astype(int))
+    pictures = {camera: np.stack([frames(camera, int(place)) for place in places]) for camera in cameras}
+    moved = None if hand is None else orientation.motion(pictures[cameras[0]], hand[places])
+    return Look({camera: orientation.brightness(shown) for camera, shown in pictures.items()}, moved)
+
+
+def weigh(files: Mapping[str, Evidence], instructions: Iterable[str], told: Told) -> Verdict:
+    """How files are read, which are refused, what was assumed or converted. files: by name; instructions: of all."""
+    refused = _without_instruction(files)
+    conventions, wrong, notes = _conventions(files, told)
+    refused |= wrong
+    together = gripper.pool(seen for evidence in files.values() for seen in evidence.gripper)
+    facts: dict[str, Facts] = {}
+    for name, evidence in files.items():
+        mine = gripper.pool(evidence.gripper)
+        reading = None
+        if mine is not None and together is not None:
+            try:
+                reading, note = gripper.decide(mine, together, told.gripper, name)
+            except SourceError as error:
+                refused.setdefault(name, str(error))
+                continue
+            notes += [] if note is None else [(name, note.removeprefix(f"{name}: "))]
+        facts[name] = Facts(conventions[name], reading)
+    for group in near_identical(instructions):
+        notes.append(("", f"instructions that read alike, kept as they are: {', '.join(map(repr, group))}"))
+    kept = {name: fact for name, fact in facts.items() if name not in refused}
+    return Verdict(kept, refused, tuple(note for note in notes if note[0] not in refused))
+
+
+def _without_instruction(files: Mapping[str, Evidence]) -> dict[str, str]:
+    """Files without an instruction of their own beside others that have one: the attribute's name was damaged."""
+    have = [name for name, evidence in files.items() if evidence.instruction]
+    if not have:
+        return {}
+    return {
+        name: f"{name}: no attribute problem_info, which {have[0]} and {len(have) - 1} other files of this source "
+        "have: damaged; repair it, or ingest files without instructions by themselves"
+        for name, evidence in files.items()
+        if not evidence.instruction
+    }
+
+
+def _conventions(
+    files: Mapping[str, Evidence], told: Told
+) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str]]]:
+    """Convention by file, reason by refused file, notes."""
+    if told.image_convention != DETECT:
+        return _told_conventions(files, told.image_convention)
+    found: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    notes: list[tuple[str, str]] = []
+    for declared in dict.fromkeys(evidence.convention for evidence in files.values()):
+        group = {name: evidence for name, evidence in files.items() if evidence.convention == declared}
+        moves = orientation.from_motion([look for evidence in group.values() for look in evidence.looks])
+        shown = {None: None, "upright": UPRIGHT, "upside-down": OPENGL}[moves]
+        for name, evidence in group.items():
+            taken = declared or OPENGL
+            shown_here: str | None
+            over = _against_others(name, evidence, taken, files)
+            if over:
+                other = UPRIGHT if upside_down(taken) else OPENGL
+                shown_here, why = other, "brightness from top to bottom, beside that of the other files,"
+            else:
+                shown_here, why = shown, "motion, against the height of the hand,"
+            contradicted = shown_here is not None and upside_down(shown_here) != upside_down(taken)
+            if declared is None:
+                found[name] = shown_here if shown_here is not None and contradicted else taken
+                reason = f"as the pictures' {why} shows" if shown_here else "which they do not show"
+                notes.append((name, f"no macros_image_convention; images taken as {found[name]!r}, {reason} "
+                                    f"(--image-convention says otherwise)"))  # fmt: skip
+            elif contradicted:
+                refused[name] = (
+                    f"{name}: macros_image_convention says {declared!r}, but the pictures' {why} shows {shown_here!r}; "
+                    f"pass --image-convention {declared} or --image-convention {shown_here}"
+                )
+            found.setdefault(name, taken)
+    return found, refused, notes
+
+
+def _told_conventions(
+    files: Mapping[str, Evidence], told: str
+) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str]]]:
+    notes = []
+    for name, evidence in files.items():
+        if evidence.convention is not None and upside_down(evidence.convention) != upside_down(told):
+            notes.append(
+                (name, f"macros_image_convention says {evidence.convention!r}; images taken as told, {told!r}")
+            )
+    moves = orientation.from_motion([look for evidence in files.values() for look in evidence.looks])
+    if moves is not None and (moves == "upside-down") != upside_down(told):
+        notes.append(("", f"--image-convention {told}: motion in the pictures looks {moves} as they are stored"))
+    return dict.fromkeys(files, told), {}, notes
+
+
+def upside_down(convention: str) -> bool:
+    """Whether the first row of stored pictures is the bottom of the scene."""
+    return convention == OPENGL
+
+
+def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[str, Evidence]) -> bool:
+    """Whether the file's pictures are the other way up than those of the files that say how theirs are."""
+    others = {
+        other: there for other, there in files.items() if other != name and there.convention is not None and there.looks
+    }
+    if not evidence.looks or len(others) < (1 if evidence.convention is None else 2):
+        return False
+    votes = [
+        orientation.turned(
+            evidence.looks, there.looks, {"mine": upside_down(taken), "others": upside_down(str(there.convention))}
+        )
+        for there in others.values()
+    ]
+    told = [vote for vote in votes if vote is not None]
+    return bool(told) and all(told)
+
+
+def gathered(notes: Sequence[tuple[str, str]], limit: int = 3) -> tuple[str, ...]:
+    """Notes (file, text) as lines; one line where many files have the same to say."""
+    files: dict[str, list[str]] = {}
+    for file, text in notes:
+        files.setdefault(text, []).append(file)
+    lines = []
+    for text, names in files.items():
+        shown = ", ".join(names[:limit]) + ("" if len(names) <= limit else f" and {len(names) - limit} more")
+        lines.append(f"{shown}: {text}" if shown else text)
+    return tuple(lines)

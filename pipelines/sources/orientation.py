@@ -1,0 +1,101 @@
+"""Are pictures stored upright or upside-down? What the pictures themselves tell, where they tell anything.
+
+LIBERO stores frames as OpenGL renders them, bottom row first, and says so in an attribute. Regenerated files often have
+turned them and say nothing, or keep the attribute. Two things in the pictures tell:
+
+- *motion*: in a view from the front, what moves is higher up in an upright picture when the hand is higher. The rows'
+  centre of change is correlated with the hand's height, with its two other coordinates held (a view from above shows
+  nothing). On 14 demonstrations of libero_object: 0.75 to 0.94, all of one sign; in the tabletop's view from above:
+  -0.7 to +0.6, either sign (2026-11-26).
+- *brightness* by rows, against the other files of the suite: the same cameras see the same scene.
+
+Legend: F frames, H, W rows and columns of a picture, N bands of rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+BANDS: Final = 16
+CHANGE: Final = 24
+"""Sum over colours by which a pixel must change to count as moving."""
+MOVING: Final = 5
+"""Frames with motion below which nothing is concluded."""
+DEMOS: Final = 3
+"""Demonstrations that must agree about motion."""
+CORRELATION: Final = 0.6
+ALIKE, UNLIKE = 0.8, 0.3
+"""Correlations of brightness: of what is the same way up, and of what is not."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of one demonstration, as stored: by camera, brightness of `BANDS` bands from the first row to the last; and the
+    partial correlation of the rows of motion with the hand's height, None where it does not tell.
+    """
+
+    bands: dict[str, list[float]]
+    motion: float | None
+
+
+def brightness(frames: NDArray[np.uint8]) -> list[float]:
+    """Mean brightness of `BANDS` bands of rows of frames [F, H, W, 3], first row first."""
+    rows = frames.mean(axis=(0, 2, 3), dtype=np.float64)
+    return [float(part.mean()) for part in np.array_split(rows, BANDS)]
+
+
+def motion(frames: NDArray[np.uint8], hand: NDArray[Any]) -> float | None:
+    """Partial correlation of the row where frames [F, H, W, 3] change with the hand's height (hand: x, y, z [F, 3])."""
+    change = np.abs(np.diff(frames.astype(np.int16), axis=0)).sum(axis=-1)
+    change[change < CHANGE] = 0
+    total = change.sum(axis=(1, 2))
+    moving = total > 8 * CHANGE
+    if moving.sum() < 3 * MOVING:
+        return None
+    by_row = change[moving].sum(axis=2)
+    row = (by_row * np.arange(by_row.shape[1])).sum(axis=1) / total[moving]
+    place = ((hand[1:] + hand[:-1]) / 2)[moving].astype(np.float64)
+    if place.std(axis=0)[2] < 1e-3:
+        return None
+    held = np.column_stack([np.ones(len(place)), place[:, :2]])
+    a, b = (values - held @ np.linalg.lstsq(held, values, rcond=None)[0] for values in (row, place[:, 2]))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 1e-9 else None
+
+
+def from_motion(looks: Sequence[Look]) -> str | None:
+    """``upside-down`` or ``upright``, as the motion in all of `looks` shows; None where it does not tell."""
+    found = [look.motion for look in looks if look.motion is not None]
+    if len(found) < DEMOS or abs(float(np.median(found))) < CORRELATION or len({value > 0 for value in found}) > 1:
+        return None
+    return "upside-down" if found[0] > 0 else "upright"
+
+
+def turned(mine: Sequence[Look], others: Sequence[Look], flip: Mapping[str, bool]) -> bool | None:
+    """Whether pictures of `mine` are the other way up than those of `others`; None where brightness does not tell.
+
+    flip: for "mine" and "others", whether what is stored is to be turned over to compare.
+    """
+    verdicts = set()
+    for camera in mine[0].bands if mine and others else ():
+        here, there = _mean(mine, camera, flip["mine"]), _mean(others, camera, flip["others"])
+        straight, over = _correlation(here, there), _correlation(here[::-1], there)
+        if over >= ALIKE and straight <= UNLIKE:
+            verdicts.add(True)
+        elif straight >= ALIKE and over <= UNLIKE:
+            verdicts.add(False)
+    return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def _mean(looks: Sequence[Look], camera: str, flip: bool) -> NDArray[np.float64]:
+    bands: NDArray[np.float64] = np.mean([look.bands[camera] for look in looks if camera in look.bands], axis=0)
+    return bands[::-1] if flip else bands
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 1.0 else 0.0

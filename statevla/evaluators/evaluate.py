@@ -1,0 +1,164 @@
+"""Success rates in closed loop: checks what is asked, runs what is missing, writes the results.
+
+One evaluator for every suite. A world runs one trial at a time, in this process or in a worker of its own; a world that
+fails costs its trial an ``error``, which is neither success nor failure, and is replaced.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from statevla.evaluators.results import Results, summarize
+from statevla.evaluators.runner import Policy, Runner
+from statevla.evaluators.trials import RunDescription, Trial, describe_run, load_records, plan_trials
+from statevla.policies.controls import ExpertControl, ReplayDemos
+from statevla.policies.execution import Execution
+from statevla.sims.libero.errors import SimulatorFailed
+from statevla.sims.suites import Suite, find_suite
+from statevla.sims.world import Task
+from stores.disk import durable
+from stores.errors import ObsSpecMismatch, UsageError
+from stores.progress import Progress
+
+
+def evaluate(
+    policy: Policy,
+    suite: str,
+    *,
+    out: Path,
+    name: str,
+    tasks: Sequence[int] | str | None = None,
+    num_trials: int = 50,
+    episodes: int | None = None,
+    workers: int = 1,
+    first_init: int = 0,
+    execution: Execution | None = None,
+    max_steps: int | None = None,
+    videos: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    label: str = "trials",
+) -> Results:
+    """Runs the trials that ``out`` has no result for, and returns (and writes there) the results of all.
+
+    A trial's noise is a function of (seed, trial, call) and its actions are decided for it alone: outcomes and actions
+    are the same for any number of workers, any interruption, any other trials.
+
+    Args:
+        suite: a row of `statevla.sims.suites.SUITES`.
+        out: folder for ``trials.jsonl``, ``results.json``, ``results.md``, ``index.html`` and ``videos/``. What it
+            holds must be of the same policy (its identity), execution, seed and protocol.
+        name: what the policy is called in the results.
+        tasks: indices of the suite's tasks, or as ``"0-2,5"``; None: all.
+        num_trials: for each task; with :class:`ReplayDemos`, at most so many demonstrations a task.
+        episodes: in all instead, tasks in turn.
+        workers: worlds at a time; a LIBERO simulator takes 1.8 GiB of memory.
+        first_init: number of the first initial state; choose it past those that the training demonstrations used.
+        execution: which actions of which chunk; None: half of each chunk.
+        max_steps: after settling; None: the suite's usual limit.
+        videos: trials of each task, the first ones, to film.
+        seed: another sample of a policy's noise, and of layouts where the suite has endless ones.
+        label: of the progress that is told.
+
+    Raises:
+        UsageError: no such suite or task, numbers out of range, an instruction that the policy does not know, or
+            ``out`` holds another evaluation.
+        ObsSpecMismatch: the policy was trained on other observations than the simulator gives.
+        SimulatorMissing, SimulatorVersion: the simulator is not set up.
+        SimulatorFailed: simulators do not even start, or no trial finished. Finished trials are kept.
+        StateVLAError: the policy returned actions of another shape, or that are not finite.
+    """
+    row = find_suite(suite)
+    versions = row.prepare()
+    if workers < 1 or videos < 0 or (max_steps is not None and max_steps < 1):
+        raise UsageError(
+            f"expected workers and max_steps of at least 1 and videos of at least 0, "
+            f"got {workers}, {max_steps} and {videos}"
+        )
+    if not 0 <= seed < 2**20:
+        raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
+    chosen = row.tasks(tasks)
+    trials = _trials(policy, row, chosen, num_trials, episodes, first_init)
+    _check_instructions(policy, chosen)
+    resolved = Execution()
+    if not isinstance(policy, ExpertControl | ReplayDemos):
+        resolved = (execution or Execution()).resolve(policy.chunk)
+    description = RunDescription(
+        suite=suite,
+        policy=policy.identity,
+        replan=resolved.replan,
+        ensemble=resolved.ensemble,
+        vote=resolved.vote,
+        latency_steps=resolved.latency_steps,
+        max_steps=max_steps or row.max_steps,
+        settle_steps=row.settle_steps,
+        image_size=_image_size(policy, row),
+        seed=seed,
+        versions=versions,
+    )
+    filmed = {t.key for task in chosen for t in [t for t in trials if t.task == task][:videos]}
+    with durable.lock(out, f"evaluation of {name} in {suite}"):
+        describe_run(out, description)
+        started = time.perf_counter()
+        with Runner(policy, row, description, trials, out, workers, filmed, progress, label) as runner:
+            runner.run()
+        records = load_records(out)
+        results = summarize(
+            name,
+            description,
+            [records[trial.key] for trial in trials],
+            {task.name: task.instruction for task in chosen},
+            runner.milliseconds,
+            seconds=time.perf_counter() - started,
+            steps_run=runner.steps_run,
+        )
+        results.save(out)
+    if not results.trials:
+        raise SimulatorFailed(
+            f"no trial finished: {results.errors} ended in a simulator error, see {out}. The last one: "
+            f"{results.records[-1].message}. Run: statevla doctor"
+        )
+    return results
+
+
+def _trials(
+    policy: Policy, row: Suite, chosen: Sequence[Task], num_trials: int, episodes: int | None, first: int
+) -> list[Trial]:
+    if isinstance(policy, ReplayDemos):
+        trials = [
+            Trial(task, i)
+            for task in chosen
+            for i in range(first, min(first + num_trials, len(policy.demos.get(task.name, ()))))
+        ]
+        if not trials:
+            raise UsageError(
+                f"no demonstration to replay for {[t.name for t in chosen]}; there are some for {sorted(policy.demos)}"
+            )
+        return trials
+    if episodes is None:
+        return plan_trials(row, chosen, num_trials, first)
+    if episodes < 1:
+        raise UsageError(f"episodes: expected at least 1, got {episodes}")
+    every = plan_trials(row, chosen, -(-episodes // len(chosen)), first)
+    return sorted(every, key=lambda trial: (trial.start, trial.task.index))[:episodes]
+
+
+def _check_instructions(policy: Policy, chosen: Sequence[Task]) -> None:
+    known = getattr(policy, "language", None)
+    if not isinstance(known, Mapping):
+        return
+    for task in chosen:
+        if task.instruction not in known:
+            raise UsageError(
+                f"task {task.index} of {task.suite} says {task.instruction!r}; the policy was trained on "
+                f"{sorted(known)}. Choose tasks it knows (--tasks), or train on a store that has this one"
+            )
+
+
+def _image_size(policy: Policy, row: Suite) -> int:
+    if isinstance(policy, ExpertControl | ReplayDemos):
+        return row.image_size
+    height, width = policy.obs_spec.image_size
+    if height != width:
+        raise ObsSpecMismatch(f"{row.name}'s pictures are square; the policy was trained on {height} x {width} pixels")
+    return int(height)

@@ -1,0 +1,224 @@
+"""Closed loop in the tabletop with policies whose outcome is known: expert, zero, replays, and worlds that break."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from statevla.evaluators.evaluate import evaluate
+from statevla.evaluators.intervals import wilson
+from statevla.evaluators.results import Results
+from statevla.observation import Observation, ObsSpec
+from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos, ZeroPolicy
+from statevla.policies.execution import Execution
+from statevla.policies.noise import Draw, normal_rows
+from statevla.sims.libero.errors import SimulatorFailed
+from statevla.sims.suites import SUITES
+from statevla.sims.tabletop import TASKS, TabletopEnv
+from statevla.sims.tabletop_expert import TabletopExpert
+from statevla.sims.tabletop_suite import EVALUATION_SEEDS, TabletopSuite, TabletopTask, evaluation_seed
+from statevla.systems.acting import Acted
+from stores.errors import ObsSpecMismatch, StateVLAError, UsageError
+from stores.progress import ProgressEvent
+
+SPEC = ObsSpec(image_size=(32, 32))
+
+
+class Recorder:
+    """Counts calls and observations; acts as told."""
+
+    def __init__(self, chunk: NDArray[np.float32], spec: ObsSpec = SPEC) -> None:
+        self.actions, self.obs_spec = torch.from_numpy(chunk), spec
+        self.chunk, self.identity = len(chunk), "recorder"
+        self.seen: list[Observation] = []
+        self.draws: list[Draw] = []
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        self.seen += observations
+        self.draws += draws or []
+        return Acted(self.actions.expand(len(observations), -1, -1), None)
+
+
+class Wanders(Recorder):
+    """Acts by its noise."""
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        return Acted(normal_rows(draws or [], tuple(self.actions.shape)), None)
+
+
+class Crashing(TabletopEnv):
+    """Raises in step 3 of every world of task 1."""
+
+    def step(self, action: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], float, bool, dict[str, bool]]:
+        if self.task == 1 and self.steps == 2:
+            raise RuntimeError("simulation diverged")
+        return super().step(action)
+
+
+class Unresettable(TabletopEnv):
+    """Cannot begin."""
+
+    def reset(self, task: int | None = None, seed: int | None = None) -> dict[str, NDArray[Any]]:
+        raise RuntimeError("no renderer")
+
+
+def run(policy: Any, out: Path, **options: Any) -> Results:
+    return evaluate(policy, "tabletop", out=out, name="p", **options)
+
+
+@pytest.fixture
+def worlds(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Evaluate in other environments."""
+    return lambda env: monkeypatch.setitem(SUITES, "tabletop", TabletopSuite(env))
+
+
+def test_the_expert_succeeds_and_zero_fails_on_the_same_layouts(tmp_path: Path) -> None:
+    expert = run(ExpertControl(), tmp_path / "expert", episodes=12, seed=3)
+    zero = run(ZeroPolicy(SPEC), tmp_path / "zero", episodes=12, seed=3, max_steps=20)
+    assert expert.success == 1.0
+    assert expert.interval == wilson(12, 12)
+    assert expert.steps is not None
+    assert 5 < expert.steps < TabletopEnv.max_steps
+    assert zero.success == 0.0
+    assert zero.steps is None
+    assert [(r.task, r.start) for r in expert.records] == [(r.task, r.start) for r in zero.records]
+    assert {r.steps for r in zero.records} == {20}
+    assert list(expert.instructions.values()) == list(TASKS)
+    assert all(task.trials == 3 for task in expert.per_task.values())
+
+
+def test_results_do_not_depend_on_how_many_worlds_there_are(tmp_path: Path) -> None:
+    policies = {"wander": Wanders(np.zeros((6, 7), np.float32)), "expert": ExpertControl()}
+    for name, policy in policies.items():
+        told = []
+        for workers in (1, 3):
+            results = run(policy, tmp_path / f"{name}{workers}", episodes=5, workers=workers, max_steps=30)
+            told.append([(r.key, r.outcome, r.steps, r.actions) for r in results.records])
+        assert told[0] == told[1]
+        assert len({actions for *_, actions in told[0]}) == 5
+    other = run(policies["wander"], tmp_path / "seed", episodes=5, seed=1, max_steps=30)
+    assert not {r.actions for r in other.records} & {
+        json.loads(line)["actions"] for line in (tmp_path / "wander1" / "trials.jsonl").read_text().splitlines()
+    }
+
+
+def test_a_crash_is_an_error_and_no_trial(worlds: Any, tmp_path: Path) -> None:
+    worlds(Crashing)
+    results = run(ExpertControl(), tmp_path, episodes=12)
+    assert results.errors == 3
+    assert results.trials == results.successes == 9
+    assert results.success == 1.0
+    (broken,) = [result for result in results.per_task.values() if result.errors]
+    assert (broken.errors, broken.trials, broken.success, broken.interval) == (3, 0, None, (0.0, 1.0))
+    errors = [r for r in results.records if r.outcome == "error"]
+    assert {r.instruction for r in errors} == {TASKS[1]}
+    assert all("RuntimeError: simulation diverged" in r.message for r in errors)
+
+
+def test_worlds_that_cannot_begin_end_the_evaluation_with_the_reason(worlds: Any, tmp_path: Path) -> None:
+    worlds(Unresettable)
+    with pytest.raises(SimulatorFailed, match=r"no trial finished.*no renderer"):
+        run(ZeroPolicy(SPEC), tmp_path, episodes=2)
+
+
+@pytest.mark.parametrize(("replan", "calls"), [(None, 6), (4, 3), (1, 12), (3, 4)])
+def test_replanning_asks_again_after_that_many_actions(replan: int | None, calls: int, tmp_path: Path) -> None:
+    policy = Recorder(np.zeros((4, 7), np.float32))
+    results = run(policy, tmp_path, episodes=2, execution=Execution(replan), max_steps=12)
+    assert len(set(policy.draws)) == len(policy.draws) == 2 * calls
+    assert {draw.call for draw in policy.draws} == set(range(calls))
+    assert results.latency is not None
+    assert results.latency.calls == 2 * calls
+
+
+def test_actions_of_a_chunk_are_executed_in_order(worlds: Any, tmp_path: Path) -> None:
+    chunk = np.zeros((3, 7), np.float32)
+    chunk[:, 2] = [0.2, -0.4, 0.6]
+    chunk[:, 6] = -1
+    seen: list[NDArray[Any]] = []
+
+    class Spy(TabletopEnv):
+        def step(self, action: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], float, bool, dict[str, bool]]:
+            seen.append(np.array(action))
+            return super().step(action)
+
+    worlds(Spy)
+    run(Recorder(chunk), tmp_path, episodes=1, execution=Execution(2), max_steps=4)
+    np.testing.assert_array_equal(seen, chunk[[0, 1, 0, 1]])
+
+
+def test_the_policy_sees_upright_pictures_and_the_instruction(tmp_path: Path) -> None:
+    policy = Recorder(np.zeros((1, 7), np.float32))
+    run(policy, tmp_path, episodes=2, seed=1, max_steps=1)
+    for episode, seen in enumerate(policy.seen):
+        env = TabletopEnv(32)
+        env.reset(task=episode, seed=evaluation_seed(1, episode))
+        np.testing.assert_array_equal(seen.images, np.stack(env.render_upright()))
+        assert seen.instruction == TASKS[episode]
+
+
+def test_a_demonstration_is_replayed_from_its_state(tmp_path: Path) -> None:
+    env = TabletopEnv(32)
+    env.reset(task=2, seed=5)
+    state, actions, done = env.get_state(), [], False
+    expert = TabletopExpert(env, np.random.default_rng(0))
+    while not done:
+        actions.append(expert.act({}))
+        done = env.step(actions[-1])[2]
+    demo = ReplayDemo("made", state, np.array(actions))
+    results = run(ReplayDemos({TabletopTask(2).name: (demo,)}), tmp_path)
+    assert (results.successes, results.trials) == (1, 1)
+    assert results.records[0].steps == len(actions)
+
+
+def test_evaluation_seeds_are_fresh() -> None:
+    seeds = [evaluation_seed(s, e) for s in range(3) for e in range(60)]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) >= EVALUATION_SEEDS >= 2**63  # collection draws its seeds below 2**63
+    with pytest.raises(UsageError, match="seed"):
+        evaluation_seed(-1, 0)
+
+
+def test_another_observation_is_refused(tmp_path: Path) -> None:
+    for number, spec in enumerate((ObsSpec(image_size=(32, 48)), ObsSpec(image_size=(32, 32), orientation="rotated"))):
+        with pytest.raises(ObsSpecMismatch):
+            run(ZeroPolicy(spec), tmp_path / str(number), episodes=1)
+
+
+def test_a_policy_that_diverged_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StateVLAError, match="NaN"):
+        run(Recorder(np.full((2, 7), np.nan, np.float32)), tmp_path, episodes=1)
+    with pytest.raises(StateVLAError, match="expected chunks"):
+        run(Recorder(np.zeros((2, 6), np.float32)), tmp_path, episodes=1)
+    with pytest.raises(UsageError, match="replan"):
+        run(Recorder(np.zeros((2, 7), np.float32)), tmp_path, episodes=1, execution=Execution(3))
+    with pytest.raises(UsageError, match="episodes"):
+        run(ZeroPolicy(SPEC), tmp_path, episodes=0)
+    with pytest.raises(UsageError, match="tasks 0-3"):
+        run(ZeroPolicy(SPEC), tmp_path, tasks="4")
+
+
+@pytest.mark.parametrize("name", ["../evil", "tabletop/", "Tabletop", "libero_objects"])
+def test_a_suite_is_a_name_of_the_table(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no suite .*Suites: tabletop, libero_spatial"):
+        evaluate(ZeroPolicy(SPEC), name, out=tmp_path / "out", name="p")
+    assert not (tmp_path / "out").exists()
+
+
+def test_films_and_progress(tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
+    results = run(ZeroPolicy(SPEC), tmp_path, episodes=3, max_steps=4, videos=1, progress=events.append)
+    assert (events[-1].done, events[-1].total) == (3, 3)
+    files = sorted((tmp_path / "videos").iterdir())
+    assert [file.name for file in files] == [f"{i:02d}-{i:03d}-failure.gif" for i in range(3)]
+    assert [tmp_path / record.video for record in results.records] == files
+    with Image.open(files[0]) as gif:
+        assert gif.n_frames == 3  # observations 0, 2, 4 of five
+    written = {p.name for p in tmp_path.iterdir()}
+    assert written == {"run.json", "trials.jsonl", "results.json", "results.md", "index.html", "videos"}

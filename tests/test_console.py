@@ -1,0 +1,100 @@
+"""What people look at: progress that fits 80 columns, tables instead of Python's own words, plain lines in a log."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from statevla import progress_bars
+from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
+from stores.progress import ProgressEvent
+
+LONG = " ".join(f"metric_{number} 0.1234" for number in range(20))
+
+
+def terminal(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def test_progress_at_80_columns_has_bar_count_and_one_time_and_metrics_below() -> None:
+    console = terminal()
+    with progress_bars.bars(console) as progress:
+        for step in (1, 2, 500):
+            progress(ProgressEvent("train phase 1", step, 1000, "steps", LONG))
+    lines = [line for line in text_of(console).splitlines() if line.strip()]
+    assert all(len(line) <= 80 for line in lines)
+    bar = next(line for line in lines if "500/1,000 steps" in line)
+    assert "━" in bar
+    assert len(re.findall(r"\d+:\d\d|--:--", bar)) == 1
+    assert "metric_0" not in bar
+    metrics = next(line for line in lines if "metric_0" in line)
+    assert metrics.rstrip().endswith("…")
+
+
+def test_plain_lines_have_no_control_characters_and_one_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 110.0, 120.0])
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: next(clock))
+    update = progress_bars.plain_lines()
+    for done in (20, 30, 100):  # a resumed run that starts at 20
+        update(ProgressEvent("train", done, 100, "steps", "loss 0.5"))
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 20/100 steps loss 0.5",
+        "train: 30/100 steps loss 0.5 | 1:10 left",
+        "train: 100/100 steps loss 0.5",
+    ]
+
+
+def test_bytes_are_counted_in_megabytes() -> None:
+    assert progress_bars.counts_text(ProgressEvent("verify", 1_500_000, 3_016_246, "B")) == "1.5/3.0 MB"
+    assert [size_text(n) for n in (12, 1536, 3_016_246, 42_000_000_000)] == ["12 B", "1.5 kB", "3.0 MB", "42.0 GB"]
+
+
+def test_a_result_is_shown_without_pythons_brackets() -> None:
+    console = terminal()
+    print_facts(
+        "Ingested",
+        {
+            "episodes": 12,
+            "bytes": 3016246,
+            "seconds": 0.72866,
+            "splits": {"train": 10, "val": 2},
+            "files": ["a_demo.hdf5", "b_demo.hdf5"],
+            "notes": [],
+            "tasks": {"pick": {"episodes": 7, "frames": 210}, "place": {"episodes": 5, "frames": 156}},
+            "quarantine": [{"file": "c.hdf5", "demo": "demo_0", "reason": "[bold]NaN in actions"}],
+        },
+        console,
+    )
+    shown = text_of(console)
+    assert not set("{}'") & set(shown)
+    for part in ("3.0 MB", "0.7 s", "train 10, val 2", "a_demo.hdf5", "pick", "210", "[bold]NaN in actions"):
+        assert part in shown
+    assert "notes" not in shown
+
+
+def test_a_long_list_says_how_much_is_not_shown() -> None:
+    assert cell_text([f"file {n}" for n in range(15)]).splitlines()[-1] == "… and 3 more (--json lists all)"
+
+
+def test_markdown_is_drawn_on_a_terminal_and_plain_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "# Results\n\n| task | success |\n| --- | --- |\n| pick | 84 % |"
+    print_markdown(text)
+    assert capsys.readouterr().out == text + "\n"
+    console = terminal()
+    print_markdown(text, console)
+    assert "|" not in text_of(console)
+    assert "84 %" in text_of(console)
+
+
+def test_no_table_is_wider_than_the_terminal() -> None:
+    console = terminal()
+    print_table("Problems", ("object", "problem"), [("shards/" + "x" * 100, "y" * 200)], console=console)
+    assert max(map(len, text_of(console).splitlines())) <= 80
