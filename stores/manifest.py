@@ -1,26 +1,37 @@
-"""The manifest of a store: every object with its size and sha256, and where all of it came from.
+"""The manifest of a store: every object with its size and sha256, what identifies them, and where they came from.
 
 It is written last: that is the commit. What it does not name does not exist. It carries its own hash (`seal`), so that
 a flipped digit in it is noticed too.
+
+*Identity* is `Manifest.content_hash`, over what a reader can see of the data and nothing else. *Provenance* (who wrote
+it, from which files) is kept and sealed beside it and changes no identity: what is keyed by the content (statistics,
+features, latents, checkpoints) outlives another version of the code that makes the same data.
 """
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
 from stores.errors import PlaceMissing, StoreCorrupt, StoreError, StoreMissing
+from stores.layout import MANIFEST as MANIFEST
+from stores.layout import is_data
 from stores.schema import SCHEMA_VERSION
 
-MANIFEST: Final = "manifest.json"
 SEAL: Final = "sha256"
+_SEAL_LINE: Final = re.compile(rb'^ "sha256": "([0-9a-f]{64})",?\n', re.MULTILINE)
+"""In the one JSON form (`durable.json_bytes`) only fields of the outermost object are indented by one space."""
 CLAIM: Final = "publishing"
 """The only field of what stands in the manifest's place while a store is being published (`stores.cloud.publish`)."""
+IDENTITY: Final = "content_hash"
+_CONTENT: Final = ("schema_version", "suite", "obs_spec", "config", "splits", "instructions")
 _COUNTS: Final = ("episodes", "frames", "steps", "segments", "bytes", "quarantined")
 
 
@@ -37,21 +48,31 @@ class StoreObject:
 class Manifest:
     """Contents of ``manifest.json``.
 
-    obs_spec: fields of the canonical observation. config: window, chunk, codec, quality, split_seed, train_split,
-    language, … as ingest had them. sources: {file, sha256, bytes, alignment}. counts: episodes, frames, steps,
-    segments, bytes (of all objects), quarantined. splits: episodes in train and val.
+    obs_spec: `stores.spec.ObsSpec` as a dict. config: what of the ingest's configuration bears on data: window, chunk,
+    codec, quality, split_seed, train_split, language, … splits: episodes in train and val. counts: episodes, frames,
+    steps, segments, bytes (of all objects), quarantined. sources: {file, sha256, bytes, alignment, …}.
+    provenance: {code_version, formats, libraries}.
     """
 
     suite: str
     obs_spec: dict[str, Any]
     config: dict[str, Any]
-    code_version: str
-    sources: tuple[dict[str, Any], ...]
-    counts: dict[str, int]
-    instructions: tuple[str, ...]
     splits: dict[str, int]
+    instructions: tuple[str, ...]
     objects: tuple[StoreObject, ...]
+    counts: dict[str, int]
+    sources: tuple[dict[str, Any], ...]
+    provenance: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """The store's identity: sha256 (hex) of schema version, suite, obs spec, configuration, splits, instructions
+        and data objects (`stores.layout.is_data`), as JSON.
+        """
+        content = {name: getattr(self, name) for name in _CONTENT}
+        objects = [vars(item) for item in self._ordered() if is_data(item.path)]
+        return hashlib.sha256(durable.json_bytes({**content, "objects": objects})).hexdigest()
 
     def save(self, root: Path | str) -> None:
         """Commit: make every object durable with all folders on the way, whoever wrote it, then write the manifest.
@@ -64,22 +85,23 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's content, with its seal."""
-        ordered = sorted(self.objects, key=lambda item: item.path)
-        return durable.json_bytes(seal({**asdict(self), "objects": [asdict(item) for item in ordered]}))
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        objects = [vars(item) for item in self._ordered()]
+        return durable.json_bytes(seal({**fields, "objects": objects, IDENTITY: self.content_hash}))
 
-    def hash(self) -> str:
-        """What `manifest_hash` gives of the store where this is saved."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+    def _ordered(self) -> list[StoreObject]:
+        return sorted(self.objects, key=lambda item: item.path)
 
     @classmethod
     def load(cls, root: Path | str | Storage) -> "Manifest":
         """Read and check it. Raises StoreMissing, StoreCorrupt, or StoreError on a schema version of another time."""
         storage = open_storage(root)
-        return cls.from_bytes(read_manifest(storage), f"{storage.root}: {MANIFEST}")
+        return cls.from_bytes(read_manifest(storage), storage.root)
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
-        """Inverse of `to_bytes`; `where` names the file in errors."""
+    def from_bytes(cls, data: bytes, root: str) -> "Manifest":
+        """Inverse of `to_bytes`; `root` is where the store is, for errors."""
+        where = f"{root}: {MANIFEST}"
         fields = read_sealed(data, where)
         version = fields.pop("schema_version", None)
         if version != SCHEMA_VERSION:
@@ -87,25 +109,49 @@ class Manifest:
                 f"{where}: expected schema version {SCHEMA_VERSION}, got {version!r}; "
                 "ingest the sources again, or use the version of statevla that wrote it"
             )
+        if IDENTITY not in fields:
+            suite = fields.get("suite", "SUITE")
+            raise StoreError(
+                f"{where}: it has no {IDENTITY}: this store was made before version 0.1.0 was released, in a form that "
+                f"is no longer read. Make it again: statevla ingest {suite} --source FOLDER --out {root}, then "
+                f"statevla stats --store {root}"
+            )
+        identity = fields.pop(IDENTITY)
         wanted = set(cls.__dataclass_fields__) - {"schema_version"}
         if set(fields) != wanted or set(fields["counts"]) != set(_COUNTS):
             raise StoreCorrupt(f"{where}: expected fields {sorted(wanted)} and counts {_COUNTS}, got {sorted(fields)}")
-        outside = [item["path"] for item in fields["objects"] if not is_inside(item["path"])]
-        if outside:
-            raise StoreCorrupt(f"{where}: expected paths below the store, got {outside}")
-        return cls(
+        objects = parse_objects(fields["objects"], where)
+        manifest = cls(
             **{
                 **fields,
                 "sources": tuple(fields["sources"]),
                 "instructions": tuple(fields["instructions"]),
-                "objects": tuple(StoreObject(**item) for item in fields["objects"]),
+                "objects": objects,
             }
         )
+        if manifest.content_hash != identity:
+            raise StoreCorrupt(f"{where}: expected {IDENTITY} {manifest.content_hash} of what it says, got {identity}")
+        return manifest
 
 
-def manifest_hash(root: Path | str | Storage) -> str:
-    """sha256 (hex) of manifest.json's bytes: the identity of a store's content."""
-    return hashlib.sha256(read_manifest(open_storage(root))).hexdigest()
+def parse_objects(items: Any, where: str) -> tuple[StoreObject, ...]:
+    """A list of {path, bytes, sha256} as it came from JSON. Raises StoreCorrupt naming `where`."""
+    if not isinstance(items, list):
+        raise StoreCorrupt(f"{where}: expected a list of objects, got {type(items).__name__}")
+    objects = []
+    for item in items:
+        kinds = {"path": str, "bytes": int, "sha256": str}
+        if not isinstance(item, dict) or {name: type(value) for name, value in item.items()} != kinds:
+            raise StoreCorrupt(f"{where}: expected objects {{path, bytes, sha256}}, got {str(item)[:200]}")
+        if item["bytes"] < 0 or not is_inside(item["path"]):
+            raise StoreCorrupt(f"{where}: expected paths below the store and sizes, got {str(item)[:200]}")
+        objects.append(StoreObject(**item))
+    return tuple(objects)
+
+
+def content_hash(root: Path | str | Storage) -> str:
+    """Identity of the content of the store at `root` (`Manifest.content_hash`). Raises as `Manifest.load` does."""
+    return Manifest.load(root).content_hash
 
 
 def read_manifest(storage: Storage) -> bytes:
@@ -145,11 +191,16 @@ def read_sealed(data: bytes, where: str) -> dict[str, Any]:
     """The fields of a sealed JSON object, without the seal. Raises StoreCorrupt naming `where`."""
     try:
         fields = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreCorrupt(f"{where}: not JSON: {error}") from error
     if not isinstance(fields, dict) or SEAL not in fields:
         raise StoreCorrupt(f"{where}: expected a JSON object with a {SEAL!r} field")
-    if seal(fields)[SEAL] != fields[SEAL] or durable.json_bytes(fields) != data:
+    found = _SEAL_LINE.search(data)
+    # The line of the seal is taken out of the text: to write the fields again would cost several times their reading.
+    rest = b"" if found is None else data[: found.start()] + data[found.end() :]
+    if found is not None and rest.endswith(b",\n}\n"):
+        rest = rest[:-4] + b"\n}\n"  # it was the last field
+    if found is None or hashlib.sha256(rest).hexdigest().encode() != found[1]:
         raise StoreCorrupt(f"{where}: its content does not match its own sha256; it was altered after it was written")
     del fields[SEAL]
     return fields

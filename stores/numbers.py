@@ -1,6 +1,6 @@
 """``frames.zarr``: the numbers of all frames of all episodes, end to end, for random access.
 
-Legend: N frames of the store.
+Legend: N frames of the store, R numbers of a robot state, A of an action.
 """
 
 import contextlib
@@ -12,50 +12,64 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stores.arrays import METADATA, ArraySpec, ReadObject, create, create_group, open_checked, write_region
+from stores.arrays import (
+    METADATA,
+    ArraySpec,
+    CheckedArray,
+    ReadObject,
+    create,
+    create_group,
+    open_checked,
+    write_region,
+)
 from stores.cloud.storage import Storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
-from stores.schema import ACTION_DIM, ROBOT_STATE_DIM
+from stores.layout import FRAMES
+from stores.spec import ObsSpec
 
-FRAMES: Final = "frames.zarr"
 CHUNK_ROWS: Final = 4096
-FIELDS: Final[Mapping[str, tuple[tuple[int, ...], str]]] = {
-    "robot_state": ((ROBOT_STATE_DIM,), "float32"),
-    "action": ((ACTION_DIM,), "float32"),  # NaN where a frame has no action
-    "episode": ((), "int64"),  # row of episodes.parquet
-    "index": ((), "int64"),  # of the frame in its episode
-}
+FIELDS: Final = ("robot_state", "action", "episode", "index")
 
 
-def frame_specs(frames: int) -> dict[str, ArraySpec]:
-    """The four arrays of a store with `frames` frames."""
-    return {name: ArraySpec((frames, *row), dtype, CHUNK_ROWS) for name, (row, dtype) in FIELDS.items()}
+def frame_specs(frames: int, spec: ObsSpec) -> dict[str, ArraySpec]:
+    """The four arrays of a store with `frames` frames.
+
+    robot_state float32 [N, R]; action float32 [N, A], NaN where a frame has no action; episode int64 [N], row of
+    episodes.parquet; index int64 [N], of the frame in its episode.
+    """
+    return {
+        "robot_state": ArraySpec((frames, spec.robot_state_dim), "float32", CHUNK_ROWS),
+        "action": ArraySpec((frames, spec.action_dim), "float32", CHUNK_ROWS),
+        "episode": ArraySpec((frames,), "int64", CHUNK_ROWS),
+        "index": ArraySpec((frames,), "int64", CHUNK_ROWS),
+    }
 
 
 class FramesWriter:
     """Frames that come in pieces -> the chunks of ``frames.zarr``; holds one chunk of each array."""
 
-    def __init__(self, root: Path, frames: int) -> None:
-        self._root, self._specs = root, frame_specs(frames)
+    def __init__(self, root: Path, frames: int, spec: ObsSpec) -> None:
+        self._root, self._specs = root, frame_specs(frames, spec)
         self._frames, self._done, self._held = frames, 0, 0
-        self._rows = {name: np.empty((CHUNK_ROWS, *row), dtype) for name, (row, dtype) in FIELDS.items()}
+        self._rows = {name: np.empty((CHUNK_ROWS, *a.shape[1:]), a.dtype) for name, a in self._specs.items()}
         create_group(root)
-        for name, spec in self._specs.items():
-            create(root, name, spec.shape, spec.dtype, spec.chunk)
+        for name, array in self._specs.items():
+            create(root, name, array.shape, array.dtype, array.chunk)
 
     def add(self, fields: Mapping[str, NDArray[Any]]) -> None:
-        """Append n frames: robot_state float32 [n, 9], action float32 [n, 7], episode int64 [n], index int64 [n].
+        """Append n frames: robot_state float32 [n, R], action float32 [n, A], episode int64 [n], index int64 [n].
 
         Raises UsageError on other names, shapes or dtypes, and on more frames than were announced.
         """
         if set(fields) != set(FIELDS):
             raise UsageError(f"frames: expected {sorted(FIELDS)}, got {sorted(fields)}")
         count = len(fields["index"])
-        for name, (row, dtype) in FIELDS.items():
-            if fields[name].shape != (count, *row) or fields[name].dtype.name != dtype:
+        for name, wanted in self._specs.items():
+            shape = (count, *wanted.shape[1:])
+            if fields[name].shape != shape or fields[name].dtype.name != wanted.dtype:
                 raise UsageError(
-                    f"frames, {name}: expected {dtype} {[count, *row]}, "
+                    f"frames, {name}: expected {wanted.dtype} {list(shape)}, "
                     f"got {fields[name].dtype} {list(fields[name].shape)}"
                 )
         if self._done + self._held + count > self._frames:
@@ -84,30 +98,37 @@ class FramesWriter:
 
 
 @contextlib.contextmanager
-def frames_writer(root: Path | str, frames: int) -> Iterator[FramesWriter]:
+def frames_writer(root: Path | str, frames: int, spec: ObsSpec) -> Iterator[FramesWriter]:
     """``frames.zarr`` of `frames` frames below `root`, written as they come; replaces an older one whole at the end."""
     with durable.staging_dir(Path(root, FRAMES)) as staging:
-        writer = FramesWriter(staging, frames)
+        writer = FramesWriter(staging, frames, spec)
         yield writer
         writer.close()
 
 
-def write_frames(root: Path | str, fields: Mapping[str, NDArray[Any]]) -> list[str]:
+def write_frames(root: Path | str, fields: Mapping[str, NDArray[Any]], spec: ObsSpec) -> list[str]:
     """Write all frames (`FramesWriter.add`) at once; returns the paths below `root` of the objects written."""
     if "index" not in fields:
         raise UsageError(f"frames: expected {sorted(FIELDS)}, got {sorted(fields)}")
-    with frames_writer(root, len(fields["index"])) as writer:
+    with frames_writer(root, len(fields["index"]), spec) as writer:
         writer.add(fields)
-    return frame_objects(len(fields["index"]))
+    return frame_objects(len(fields["index"]), spec)
 
 
-def frame_objects(frames: int) -> list[str]:
+def frame_objects(frames: int, spec: ObsSpec) -> list[str]:
     """Paths below the store of everything in ``frames.zarr``."""
     names = [f"{FRAMES}/zarr.json"]
-    for name, spec in frame_specs(frames).items():
+    for name, array in frame_specs(frames, spec).items():
         names.append(f"{FRAMES}/{name}/zarr.json")
-        names += [f"{FRAMES}/{name}/{spec.chunk_name(m)}" for m in range(spec.chunks)]
+        names += [f"{FRAMES}/{name}/{array.chunk_name(m)}" for m in range(array.chunks)]
     return sorted(names)
+
+
+def open_frames(storage: Storage, read: ReadObject, frames: int, spec: ObsSpec) -> dict[str, CheckedArray]:
+    """The four arrays, to be read by row range. Raises StoreCorrupt when their metadata is not what `spec` says."""
+    read(f"{FRAMES}/{METADATA}")  # nothing in it is needed, but it must be there and sound
+    specs = frame_specs(frames, spec)
+    return {name: open_checked(storage, f"{FRAMES}/{name}", specs[name], read) for name in FIELDS}
 
 
 def is_frame_object(path: str) -> bool:
@@ -121,15 +142,13 @@ _OBJECT: Final = re.compile(
 
 
 def read_frames(
-    storage: Storage, read: ReadObject, frames: NDArray[np.int64], steps: NDArray[np.int64]
+    storage: Storage, read: ReadObject, frames: NDArray[np.int64], steps: NDArray[np.int64], spec: ObsSpec
 ) -> dict[str, NDArray[Any]]:
     """All four arrays. `frames` and `steps` are the lengths of the episodes, which the content must fit.
 
     Raises StoreCorrupt naming what is missing, altered or contradicts the episodes.
     """
-    read(f"{FRAMES}/{METADATA}")  # nothing in it is needed, but it must be there and sound
-    specs = frame_specs(int(frames.sum()))
-    found = {name: open_checked(storage, f"{FRAMES}/{name}", specs[name], read).read() for name in FIELDS}
+    found = {name: array.read() for name, array in open_frames(storage, read, int(frames.sum()), spec).items()}
     episode = np.repeat(np.arange(len(frames)), frames)
     index = np.arange(len(episode)) - np.repeat(np.cumsum(frames) - frames, frames)
     no_action = index >= np.repeat(steps, frames)
@@ -144,3 +163,29 @@ def read_frames(
     if broken:
         raise StoreCorrupt(f"{storage.root}: {FRAMES}: {broken} do not fit the lengths in episodes.parquet")
     return found
+
+
+BLOCK_ROWS: Final = 16 * CHUNK_ROWS
+
+
+def check_frames(
+    arrays: Mapping[str, CheckedArray], frames: NDArray[np.int64], steps: NDArray[np.int64], where: str
+) -> None:
+    """What `read_frames` checks, holding `BLOCK_ROWS` rows at a time. Raises StoreCorrupt."""
+    first, total = np.cumsum(frames) - frames, int(frames.sum())
+    for start in range(0, total, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, total)
+        found = {name: array.read(start, stop) for name, array in arrays.items()}
+        rows = np.arange(start, stop)
+        episode = np.searchsorted(first, rows, side="right") - 1
+        index = rows - first[episode]
+        no_action = index >= steps[episode]
+        agrees = {
+            "episode": np.array_equal(found["episode"], episode),
+            "index": np.array_equal(found["index"], index),
+            "robot_state": bool(np.isfinite(found["robot_state"]).all()),
+            "action": np.array_equal(np.isnan(found["action"]).all(axis=1), no_action)
+            and bool(np.isfinite(found["action"][~no_action]).all()),
+        }
+        if broken := [name for name, good in agrees.items() if not good]:
+            raise StoreCorrupt(f"{where}: {FRAMES}: {broken} do not fit the lengths in episodes.parquet")

@@ -5,15 +5,13 @@ on each segment read, no byte of what a reader uses is taken on trust.
 """
 
 import numpy as np
-import pyarrow as pa
 
 from stores.cloud.storage import Storage
+from stores.columns import Columns
 from stores.errors import StoreCorrupt, StoreMissing
-from stores.manifest import MANIFEST, Manifest
+from stores.layout import DERIVED, MANIFEST, SHARDS, is_hidden
+from stores.manifest import Manifest
 from stores.shards import END
-
-DERIVED: frozenset[str] = frozenset({"features", "latents", "stats"})
-"""Folders that come and go after the commit; they have manifests of their own, or seals."""
 
 
 def check_presence(storage: Storage, manifest: Manifest) -> None:
@@ -32,29 +30,31 @@ def check_presence(storage: Storage, manifest: Manifest) -> None:
         if size != item.bytes:
             raise StoreCorrupt(f"{storage.root}: {item.path}: expected {item.bytes} bytes, got {size}; {hint}")
     there.pop(MANIFEST, None)
-    extra = sorted(name for name in there if not any(part.startswith(".") for part in name.split("/")))
+    extra = sorted(name for name in there if not is_hidden(name))
     if extra:
         raise StoreCorrupt(
             f"{storage.root}: {extra[0]} is extra: {MANIFEST} does not name it ({len(extra)} such objects); remove it"
         )
 
 
-def check_tiling(segments: pa.Table, manifest: Manifest, where: str) -> None:
+def check_tiling(segments: Columns, manifest: Manifest, where: str) -> None:
     """Raise StoreCorrupt unless the segments of segments.parquet fill the shards that the manifest names."""
-    shard = segments["shard"].combine_chunks().dictionary_encode()
-    codes, names = shard.indices.to_numpy(), shard.dictionary.to_pylist()
-    offset, size = segments["offset"].to_numpy(), segments["size"].to_numpy()
-    order = np.lexsort((offset, codes))
-    codes, offset, end = codes[order], offset[order], (offset + size)[order]
+    codes, names = segments.codes("shard")
+    offset, size = segments["offset"], segments["size"]
+    end = offset + size
     turns = codes[1:] != codes[:-1]  # where the next row is of another shard
+    if int(turns.sum()) + 1 != len(names) or bool((offset[1:] < offset[:-1])[~turns].any()):
+        order = np.lexsort((offset, codes))  # our own writer's tables need no sorting
+        codes, offset, end = codes[order], offset[order], end[order]
+        turns = codes[1:] != codes[:-1]
     before = np.concatenate([[0], np.where(turns, 0, end[:-1])])[: len(codes)]
     broken = {names[code] for code in codes[offset != before]}
     last = np.flatnonzero(np.concatenate([turns, [True]])[: len(codes)])
     ends = dict(zip((names[code] for code in codes[last]), end[last].tolist(), strict=True))
-    shards = {item.path: item.bytes for item in manifest.objects if item.path.startswith("shards/")}
+    shards = {item.path: item.bytes for item in manifest.objects if item.path.startswith(f"{SHARDS}/")}
     broken |= {name for name in shards.keys() | ends.keys() if shards.get(name) != ends.get(name, 0) + len(END)}
     if broken:
-        raise StoreCorrupt(f"{where}: the segments do not fill {sorted(broken)} as {MANIFEST} names them")
+        raise StoreCorrupt(f"{where}: the segments do not fill {sorted(broken)[:5]} as {MANIFEST} names them")
 
 
 def check_end(storage: Storage, shard: str, size: int) -> None:

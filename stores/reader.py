@@ -5,7 +5,8 @@ Opening checks manifest and index tables by sha256 and all objects by name and s
 checked by size, crc32 and member table when it is read, a shard's end when it is first touched, frames and language
 cache by sha256. `stores.verify` checks everything.
 
-Legend: n steps of a segment, O its observations (n or n + 1), K chunk, C cameras, H height, W width, N frames.
+Legend: n steps of a segment, O its observations (n or n + 1), K chunk, C cameras, H height, W width, N frames,
+R numbers of a robot state, A of an action.
 """
 
 import functools
@@ -20,27 +21,31 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stores.arrays import CheckedArray
 from stores.cloud.storage import Storage, open_storage
+from stores.columns import Columns
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from stores.images import decode_image
-from stores.language import LANGUAGE_FILE, LanguageCache
-from stores.manifest import MANIFEST, Manifest, StoreObject, read_manifest
+from stores.language import LanguageCache
+from stores.layout import EPISODES_FILE, LANGUAGE_FILE, MANIFEST, SEGMENTS_FILE
+from stores.manifest import Manifest, StoreObject, read_manifest
 from stores.npy import decode_npy
-from stores.numbers import read_frames
+from stores.numbers import open_frames, read_frames
 from stores.presence import check_end, check_presence, check_tiling
-from stores.schema import ACTION_DIM, CAMERAS, EPISODES, ROBOT_STATE_DIM, SEGMENTS
+from stores.schema import EPISODES, SEGMENTS
 from stores.segments import image_name
 from stores.shards import read_segment
+from stores.spec import ObsSpec
 from stores.statistics import Normalization, load_stats
-from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, columns, parse_table
+from stores.tables import check_tables
 
 
 @dataclass(frozen=True)
 class Segment:
     """One segment, images still encoded.
 
-    images: encoded bytes by camera, O each. robot_state: float32 [O, 9]. action: float32 [n + K - 1, 7].
-    is_pad: bool [n + K - 1]. where: for errors.
+    images: encoded bytes by camera, O each. robot_state: float32 [O, R]. action: float32 [n + K - 1, A].
+    is_pad: bool [n + K - 1]. where: for errors. spec: of the store.
     """
 
     where: str
@@ -51,7 +56,7 @@ class Segment:
     is_pad: NDArray[np.bool_]
     raw_meta: bytes
     codec: str
-    image_size: tuple[int, int]
+    spec: ObsSpec
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -59,50 +64,44 @@ class Segment:
         fields: dict[str, Any] = json.loads(self.raw_meta)
         return fields
 
-    def decode(self, cameras: Sequence[str] = CAMERAS, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """uint8 RGB [O, C, H, W, 3], into contiguous `out` when given. Raises StoreCorrupt naming the image."""
-        shape = (len(self.robot_state), len(cameras), *self.image_size, 3)
+    def decode(
+        self, cameras: Sequence[str] | None = None, out: Sequence[NDArray[np.uint8]] | None = None
+    ) -> tuple[NDArray[np.uint8], ...]:
+        """uint8 RGB [O, H, W, 3] for each of `cameras` (default: all, in the spec's order), into the contiguous arrays
+        `out` when given. Raises StoreCorrupt naming the image.
+        """
+        names = self.spec.camera_names if cameras is None else tuple(cameras)
+        sizes = dict(zip(self.spec.camera_names, self.spec.image_sizes, strict=True))
+        unknown = [name for name in names if name not in sizes]
+        if unknown:
+            raise UsageError(f"camera: expected one of {sorted(sizes)}, got {unknown[0]!r}")
+        shapes = [(len(self.robot_state), *sizes[name], 3) for name in names]
         if out is None:
-            out = np.empty(shape, np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise UsageError(f"{self.where}: images need contiguous uint8 {list(shape)}, got {out.dtype} {out.shape}")
-        for c, camera in enumerate(cameras):
-            if camera not in self.images:
-                raise UsageError(f"camera: expected one of {sorted(self.images)}, got {camera!r}")
+            out = [np.empty(shape, np.uint8) for shape in shapes]
+        for camera, shape, pictures in zip(names, shapes, out, strict=True):
+            if pictures.shape != shape or pictures.dtype != np.uint8 or not pictures.flags.c_contiguous:
+                raise UsageError(
+                    f"{self.where}: {camera} images need contiguous uint8 {list(shape)}, "
+                    f"got {pictures.dtype} {pictures.shape}"
+                )
             for t, data in enumerate(self.images[camera]):
-                name = f"{self.where}, {image_name(camera, t, self.codec)}"
-                decode_image(data, self.codec, out[t, c], name)
-        return out
-
-
-@dataclass(frozen=True)
-class _SegmentIndex:
-    """segments.parquet as flat arrays; `start` [segments + 1] cuts the member columns; names are rows of `names`."""
-
-    shard: NDArray[Any]
-    key: NDArray[Any]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    crc32: NDArray[np.uint32]
-    start: NDArray[np.int64]
-    names: list[str]
-    member_name: NDArray[np.int32]
-    member_offset: NDArray[np.int64]
-    member_size: NDArray[np.int64]
+                decode_image(data, self.codec, pictures[t], f"{self.where}, {image_name(camera, t, self.codec)}")
+        return tuple(out)
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
     """An open store; immutable, usable from any thread.
 
-    root: path or URL. episodes, segments: the index tables (`stores.schema`).
+    root: path or URL. spec: what its frames are. episode_columns, segment_columns: the index tables
+    (`stores.schema`) as columns, each read when it is asked for: numbers as arrays, text as object arrays.
     """
 
     storage: Storage
     manifest: Manifest
-    manifest_hash: str
-    episodes: pa.Table
-    segments: pa.Table
+    spec: ObsSpec
+    episode_columns: Columns
+    segment_columns: Columns
 
     @classmethod
     def open(cls, root: Path | str | Storage, **options: Any) -> "Store":
@@ -113,15 +112,16 @@ class Store:
         """
         storage = open_storage(root, **options)
         data = read_manifest(storage)
-        manifest = Manifest.from_bytes(data, f"{storage.root}: {MANIFEST}")
-        tables = {}
-        for name, schema in ((EPISODES_FILE, EPISODES), (SEGMENTS_FILE, SEGMENTS)):
-            content = _read_object(storage, _named(manifest, storage, name))
-            tables[name] = parse_table(content, schema, f"{storage.root}: {name}")
-        check_tables(tables[EPISODES_FILE], tables[SEGMENTS_FILE], manifest.counts, storage.root)
-        check_tiling(tables[SEGMENTS_FILE], manifest, storage.root)
+        manifest = Manifest.from_bytes(data, storage.root)
+        spec = ObsSpec.from_dict(manifest.obs_spec, f"{storage.root}: {MANIFEST}, obs_spec")
+        counts = manifest.counts
+        episodes = Columns(storage, _named(manifest, storage, EPISODES_FILE), EPISODES, counts["episodes"])
+        segments = Columns(storage, _named(manifest, storage, SEGMENTS_FILE), SEGMENTS, counts["segments"])
+        check_tables(episodes, segments, episodes.codes("split")[1], counts, storage.root)
+        check_tiling(segments, manifest, storage.root)
         check_presence(storage, manifest)
-        return cls(storage, manifest, hashlib.sha256(data).hexdigest(), tables[EPISODES_FILE], tables[SEGMENTS_FILE])
+        segments.forget("segment")
+        return cls(storage, manifest, spec, episodes, segments)
 
     @property
     def root(self) -> str:
@@ -129,38 +129,55 @@ class Store:
         return self.storage.root
 
     @property
+    def content_hash(self) -> str:
+        """Identity of the content: what statistics, features, latents and checkpoints are keyed by."""
+        return self.manifest.content_hash
+
+    @property
+    def manifest_hash(self) -> str:
+        """`content_hash` by its name of before."""
+        return self.content_hash
+
+    @property
     def obs_spec(self) -> dict[str, Any]:
-        """Fields of the canonical observation."""
+        """`spec` as the manifest has it."""
         return self.manifest.obs_spec
 
     def __len__(self) -> int:
         """Number of segments."""
-        return len(self.segments)
+        return self.segment_columns.rows
 
     @functools.cached_property
-    def episode_columns(self) -> dict[str, NDArray[Any]]:
-        """episodes.parquet as arrays; text as object arrays."""
-        return columns(self.episodes)
+    def episodes(self) -> pa.Table:
+        """episodes.parquet, whole."""
+        return self.episode_columns.table()
 
     @functools.cached_property
-    def segment_columns(self) -> dict[str, NDArray[Any]]:
-        """segments.parquet as arrays, without the member lists."""
-        return columns(self.segments)
+    def segments(self) -> pa.Table:
+        """segments.parquet, whole, with the member tables: a kilobyte a segment. Reading segments does not need it."""
+        return self.segment_columns.table()
 
     @functools.cached_property
     def language(self) -> LanguageCache:
         """Embeddings of the instructions."""
-        return LanguageCache.from_bytes(self.read_object(LANGUAGE_FILE), f"{self.root}: {LANGUAGE_FILE}")
+        return LanguageCache.from_bytes(
+            self.read_object(LANGUAGE_FILE), f"{self.root}: {LANGUAGE_FILE}", self.spec.language_width
+        )
 
     @functools.cached_property
     def frames(self) -> dict[str, NDArray[Any]]:
-        """robot_state float32 [N, 9], action float32 [N, 7] (NaN rows: no action), episode and index int64 [N]."""
+        """robot_state float32 [N, R], action float32 [N, A] (NaN rows: no action), episode and index int64 [N]."""
         ep = self.episode_columns
-        return read_frames(self.storage, self.read_object, ep["frames"], ep["steps"])
+        return read_frames(self.storage, self.read_object, ep["frames"], ep["steps"], self.spec)
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, CheckedArray]:
+        """The arrays of `frames` unread, to be read by row range."""
+        return open_frames(self.storage, self.read_object, self.manifest.counts["frames"], self.spec)
 
     def stats(self) -> Normalization:
         """Train-split statistics of exactly this content. Raises StoreMissing or StaleKey: run ``statevla stats``."""
-        return load_stats(self.storage, self.manifest_hash)
+        return load_stats(self.storage, self.content_hash)
 
     def read_object(self, path: str) -> bytes:
         """A whole object, checked against the manifest. Raises StoreMissing or StoreCorrupt naming it."""
@@ -175,35 +192,29 @@ class Store:
         """
         if not 0 <= i < len(self):
             raise UsageError(f"{self.root}: segment {i}: the store has {len(self)}")
-        index, seg = self._index, self.segment_columns
-        low, high = int(index.start[i]), int(index.start[i + 1])
-        key, shard = str(index.key[i]), str(index.shard[i])
+        seg = self.segment_columns
+        codes, names = seg.codes("shard")
+        shard = names[int(codes[i])]
         if shard not in self._ends:
             check_end(self.storage, shard, self._objects[shard].bytes)
             self._ends.add(shard)
-        members = read_segment(
-            self.storage,
-            shard,
-            key,
-            int(index.offset[i]),
-            int(index.size[i]),
-            int(index.crc32[i]),
-            [index.names[code] for code in index.member_name[low:high].tolist()],
-            index.member_offset[low:high].tolist(),
-            index.member_size[low:high].tolist(),
-        )
-        return self._segment(
-            f"{self.root}: {shard}, segment {key!r}", key, members, seg["steps"][i], seg["observations"][i]
-        )
+        place = int(seg["offset"][i]), int(seg["size"][i]), int(seg["crc32"][i])
+        key, members = read_segment(self.storage, shard, *place, lambda: self._where(i, shard))
+        where = f"{self.root}: {shard}, segment {key!r}"
+        return self._segment(where, key, members, int(seg["steps"][i]), int(seg["observations"][i]))
 
-    def decode_segment(self, i: int, cameras: Sequence[str] = CAMERAS) -> NDArray[np.uint8]:
-        """Images of segment `i`: uint8 RGB [O, C, H, W, 3]."""
+    def _where(self, i: int, shard: str) -> str:
+        """Names a segment, with its key from the table."""
+        group, row = self.segment_columns.group(i, ["key"])
+        return f"{self.root}: {shard}, segment {group['key'][row].as_py()!r}"
+
+    def decode_segment(self, i: int, cameras: Sequence[str] | None = None) -> tuple[NDArray[np.uint8], ...]:
+        """Images of segment `i` by camera: uint8 RGB [O, H, W, 3] each."""
         return self.read_segment(i).decode(cameras)
 
     def _segment(self, where: str, key: str, members: dict[str, bytes], steps: int, observations: int) -> Segment:
         codec, actions = self.manifest.config["codec"], int(steps) + int(self.manifest.config["chunk"]) - 1
-        height, width = self.obs_spec["image_size"]
-        images = {c: [image_name(c, t, codec) for t in range(observations)] for c in self.obs_spec["cameras"]}
+        images = {c: [image_name(c, t, codec) for t in range(observations)] for c in self.spec.camera_names}
         wanted = {
             "json",
             "robot_state.npy",
@@ -217,12 +228,12 @@ class Store:
             where,
             key,
             {camera: tuple(members[name] for name in names) for camera, names in images.items()},
-            _array(members, where, "robot_state.npy", (int(observations), ROBOT_STATE_DIM), "float32"),
-            _array(members, where, "action.npy", (actions, ACTION_DIM), "float32"),
+            _array(members, where, "robot_state.npy", (int(observations), self.spec.robot_state_dim), "float32"),
+            _array(members, where, "action.npy", (actions, self.spec.action_dim), "float32"),
             _array(members, where, "is_pad.npy", (actions,), "bool"),
             members["json"],
             codec,
-            (int(height), int(width)),
+            self.spec,
         )
 
     @functools.cached_property
@@ -233,26 +244,6 @@ class Store:
     @functools.cached_property
     def _objects(self) -> dict[str, StoreObject]:
         return {item.path: item for item in self.manifest.objects}
-
-    @functools.cached_property
-    def _index(self) -> _SegmentIndex:
-        seg, lists = self.segment_columns, {}
-        for name in ("member_name", "member_offset", "member_size"):
-            lists[name] = self.segments[name].combine_chunks()
-        lengths = lists["member_name"].value_lengths().to_numpy()
-        names = lists["member_name"].flatten().dictionary_encode()
-        return _SegmentIndex(
-            seg["shard"],
-            seg["key"],
-            seg["offset"],
-            seg["size"],
-            seg["crc32"],
-            np.concatenate([[0], np.cumsum(lengths)]),
-            names.dictionary.to_pylist(),
-            names.indices.to_numpy(),
-            lists["member_offset"].flatten().to_numpy(),
-            lists["member_size"].flatten().to_numpy(),
-        )
 
 
 def _array(members: dict[str, bytes], where: str, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

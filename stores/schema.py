@@ -13,21 +13,11 @@ import pyarrow as pa
 
 SCHEMA_VERSION: Final = 1
 
-CAMERAS: Final = ("agentview", "eye_in_hand")
-"""Camera order everywhere: in arrays, tokens and shards."""
-
-ROBOT_STATE_DIM: Final = 9
-"""7 joint positions [rad], 2 gripper finger positions [m]."""
-
-ACTION_DIM: Final = 7
-"""Delta position (3), delta axis-angle rotation (3), each in [-1, 1] controller units; gripper -1 open, +1 close."""
-
-ACTION_NAMES: Final = ("x", "y", "z", "rx", "ry", "rz", "gripper")
-POSE_DIMS: Final = 6
-"""Leading action dimensions that are normalized; the gripper never is."""
-
-LANGUAGE_DIM: Final = 512
-CONTROL_HZ: Final = 20
+FORMATS: Final = {"images": 1, "segments": 1, "shards": 1, "tables": 1, "frames": 1}
+"""Raised by hand when the same input leads to other bytes: of an encoded image, a segment's members, a tar, a table,
+``frames.zarr``. Golden bytes hold them (``tests/stores/test_golden.py``); nothing else makes what is finished stale:
+neither an edit of the code that writes it nor another version of a library.
+"""
 
 SEGMENT_FRAMES: Final = 16
 CHUNK: Final = 10
@@ -39,7 +29,7 @@ EPISODES = pa.schema(
     [
         ("episode", pa.int64()),  # position in this table, 0-based
         ("id", pa.string()),  # "<source stem>/<demo>", stable when other sources come and go
-        ("task", pa.string()),  # source stem without "_demo"
+        ("task", pa.string()),  # as the source names it; LIBERO: the file's stem without "_demo"
         ("instruction", pa.string()),
         ("split", pa.string()),  # "train" or "val"
         ("frames", pa.int64()),  # observations

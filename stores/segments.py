@@ -1,7 +1,7 @@
 """Cutting an episode into segments: index arithmetic and the members of one segment.
 
 Legend: F frames (observations) and S steps (actions) of an episode, S is F or F - 1; W steps a segment at most;
-n steps of one segment; K chunk length.
+n steps of one segment; K chunk length; R numbers of a robot state, A of an action.
 """
 
 import functools
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stores.errors import SourceError
 from stores.npy import encode_npy
-from stores.schema import CAMERAS, IMAGE_SUFFIX
+from stores.schema import IMAGE_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def segment_spans(frames: int, steps: int, window: int) -> list[Span]:
 def chunk_actions(
     actions: NDArray[np.float32], span: Span, chunk: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Actions [S, 7] -> (float32 [n + K - 1, 7], is_pad bool [n + K - 1]) so that step i's chunk is rows i … i + K - 1.
+    """Actions [S, A] -> (float32 [n + K - 1, A], is_pad bool [n + K - 1]) so that step i's chunk is rows i … i + K - 1.
 
     Past the episode's end the last action is repeated and is_pad is true.
     """
@@ -93,8 +93,8 @@ def segment_members(
     """Members of the segment `span` of an episode.
 
     meta: JSON fields of the episode (instruction, source, …); the span's numbers are added.
-    robot_state: float32 [F, 9] and actions: float32 [S, 7] of the whole episode.
-    images: per camera the encoded bytes of the *span's* observations.
+    robot_state: float32 [F, R] and actions: float32 [S, A] of the whole episode.
+    images: per camera, in the spec's order, the encoded bytes of the *span's* observations.
     """
     action, is_pad = chunk_actions(actions, span, chunk)
     stop = span.first_step + span.observations
@@ -105,8 +105,8 @@ def segment_members(
         ("action.npy", encode_npy(action)),
         ("is_pad.npy", encode_npy(is_pad)),
     ]
-    for camera in CAMERAS:
-        if len(images[camera]) != span.observations:
-            raise SourceError(f"{key}: expected {span.observations} {camera} images, got {len(images[camera])}")
-        members += zip(image_names(camera, span.observations, codec), images[camera], strict=True)
+    for camera, encoded in images.items():
+        if len(encoded) != span.observations:
+            raise SourceError(f"{key}: expected {span.observations} {camera} images, got {len(encoded)}")
+        members += zip(image_names(camera, span.observations, codec), encoded, strict=True)
     return SegmentMembers(key, tuple(members))

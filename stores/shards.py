@@ -7,7 +7,7 @@ them with ``tarfile``'s byte for byte.
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -97,43 +97,49 @@ def pack_segment(segment: SegmentMembers, offset: int) -> tuple[bytes, SegmentIn
 
 
 def read_segment(
-    storage: Storage,
-    shard: str,
-    key: str,
-    offset: int,
-    size: int,
-    crc32: int,
-    member_name: Sequence[str],
-    member_offset: Sequence[int],
-    member_size: Sequence[int],
-) -> dict[str, bytes]:
-    """One segment's members by name (the part after "<key>."), in one range read.
+    storage: Storage, shard: str, offset: int, size: int, crc32: int, where: Callable[[], str]
+) -> tuple[str, dict[str, bytes]]:
+    """(key, members by name: the part after "<key>.") of one segment, in one range read.
 
-    Raises StoreMissing when the shard is not there, and StoreCorrupt naming shard and segment when its bytes, their
-    crc32 or the member table are not as indexed.
+    Members are found by their tar headers, which the checksum covers: no table of them is needed. where: names the
+    segment in errors. Raises StoreMissing when the shard is not there, StoreCorrupt when its bytes are not as indexed.
     """
-    where = f"{storage.root}: {shard}, segment {key!r}"
     try:
         packed = storage.read_range(shard, offset, size)
     except StoreCorrupt as error:
-        raise StoreCorrupt(f"{where}: {error}") from error
+        raise StoreCorrupt(f"{where()}: {error}") from error
     found = isal_zlib.crc32(packed)
     if found != crc32:
         raise StoreCorrupt(
-            f"{where}: expected crc32 {crc32:08x}, got {found:08x}; run `statevla verify {storage.root}`"
+            f"{where()}: expected crc32 {crc32:08x}, got {found:08x}; run `statevla verify {storage.root}`"
         )
+    try:
+        return _members(packed)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise StoreCorrupt(f"{where()}: not the members of one tar sample: {error}") from error
+
+
+def _members(packed: bytes) -> tuple[str, dict[str, bytes]]:
+    """(key, members by name) of the tar entries of one sample. Raises ValueError."""
     members: dict[str, bytes] = {}
-    for name, start, length in zip(member_name, member_offset, member_size, strict=True):
-        begin = start - offset
-        header = packed[begin - BLOCK : begin] if begin >= BLOCK else b""
-        if header[124:135] != b"%011o" % length or not header[:_NAME].rstrip(b"\0").endswith(b"." + name.encode()):
-            raise StoreCorrupt(
-                f"{where}: the index says that {name!r} is at {start}, the shard has something else there"
-            )
-        members[name] = packed[begin : begin + length]
-        if len(members[name]) != length:
-            raise StoreCorrupt(f"{where}: member {name!r} reaches past the segment's end")
-    return members
+    key, position = "", 0
+    while position < len(packed):
+        header = packed[position : position + BLOCK]
+        if header[257:262] != b"ustar":
+            raise ValueError(f"no tar header at byte {position}")
+        size = int(header[124:135], 8)
+        start = position + BLOCK
+        position = start + size + -size % BLOCK
+        if position > len(packed):
+            raise ValueError(f"a member of {size} bytes reaches past the end")
+        name, prefix = header[:_NAME].rstrip(b"\0"), header[345 : 345 + _PREFIX].rstrip(b"\0")
+        path = (prefix + b"/" + name if prefix else name).decode("ascii")
+        dot = path.index(".", path.rfind("/") + 1)
+        if members and path[:dot] != key:
+            raise ValueError(f"expected members of {key!r}, got {path!r}")
+        key = path[:dot]
+        members[path[dot + 1 :]] = packed[start : start + size]
+    return key, members
 
 
 def _check_key(key: str) -> None:

@@ -1,13 +1,11 @@
-"""Normalization statistics: mergeable moments, exact quantiles, normalize and denormalize.
+"""Normalization statistics: mergeable moments, exact quantiles, and what of it is applied to which dimension.
 
 Legend: n rows, D dimensions.
 
-Moments are float64. One `Moments` is made per episode and all are merged in episode order (`merge`), so the result has
-the same bits for any number of workers: floating-point sums depend on order, and the order is fixed.
+Moments are float64. One `Moments` is made per episode and all are merged in episode order, so the result has the same
+bits however the rows are read: floating-point sums depend on order, and the order is fixed.
 """
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +13,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stores.cloud.storage import Storage, open_storage
+from stores.cloud.storage import Storage
+from stores.derived import key_of, open_derived, seal_bytes
 from stores.disk import durable
-from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
-from stores.manifest import read_sealed, seal
-from stores.schema import POSE_DIMS
+from stores.errors import StoreCorrupt, UsageError
+from stores.layout import STATISTICS, seal_path
+from stores.spec import ObsSpec
 
 TRANSFORM_VERSION: Final = 2
 """Raised when what is computed, or how it is applied, changes: statistics of before are then refused."""
@@ -28,10 +27,9 @@ CONSTANT_STD: Final = 1e-4
 """A dimension whose spread is below this (0.1 mrad, 0.1 mm, 0.01 % of a controller unit) counts as constant.
 
 It is centred but not scaled. Dividing by a tiny spread would turn rounding noise, or a small change at test time, into
-huge inputs; with scale 1 the normalized value stays small and `denormalize` still inverts `normalize`.
+huge inputs. An action's constant dimension comes out as its constant, whatever a model says.
 """
 
-MODES: Final = ("mean_std", "quantile")
 FIELDS: Final = ("action", "robot_state")
 
 
@@ -69,26 +67,55 @@ class Moments:
         )
 
 
-def merge(parts: Sequence[Moments]) -> Moments:
-    """Sum of `parts` from left to right. Give them in episode order. Raises UsageError when there is none."""
-    if not parts:
-        raise UsageError("statistics of no episodes: the train split is empty")
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+LEVELS: Final = (0.01, 0.99)
+SORTED_ROWS: Final = 4096
 
 
-def quantiles(values: NDArray[Any], levels: Sequence[float] = (0.01, 0.99)) -> NDArray[np.float64]:
-    """Exact quantiles per dimension of rows [n, D] -> float64 [levels, D].
+class Tails:
+    """Exact quantiles at `LEVELS` of rows [n, D] that come in pieces, in memory for 2 % of them.
 
-    All rows are sorted, no sketch: linear interpolation at rank level * (n - 1), NumPy's
-    default. The order of rows does not matter.
+    The same bits as ``np.quantile(…, method="linear")`` over all rows at once: a quantile is made of the two values at
+    the ranks around level * (n - 1), and those are among the smallest or the largest so many. n must be known before.
     """
-    if values.ndim != 2 or len(values) == 0:
-        raise UsageError(f"quantiles: expected at least one row [n, D], got shape {list(values.shape)}")
-    columns = [np.quantile(column.astype(np.float64), levels, method="linear") for column in values.T]
-    return np.stack(columns, axis=1)
+
+    def __init__(self, rows: int, width: int) -> None:
+        self._rows, self._seen = rows, 0
+        self._ranks = [level * (rows - 1) for level in LEVELS]
+        low, high = int(np.floor(self._ranks[0])), int(np.floor(self._ranks[1]))
+        self._keep = (min(low + 2, rows), rows - high)
+        self._low = np.empty((0, width), np.float64)
+        self._high = np.empty((0, width), np.float64)
+        self._waiting: list[NDArray[np.float64]] = []
+        self._waits = 0
+
+    def add(self, values: NDArray[Any]) -> None:
+        """More rows, in any order."""
+        self._seen += len(values)
+        self._waiting.append(values.astype(np.float64))
+        self._waits += len(values)
+        if self._waits >= max(*self._keep, SORTED_ROWS):  # so many at once that sorting costs little a row
+            self._sort()
+
+    def _sort(self) -> None:
+        low, high = self._keep
+        self._low = np.sort(np.concatenate([self._low, *self._waiting]), axis=0)[:low]
+        self._high = np.sort(np.concatenate([self._high, *self._waiting]), axis=0)[-high:]
+        self._waiting, self._waits = [], 0
+
+    def quantiles(self) -> NDArray[np.float64]:
+        """float64 [levels, D]. Raises UsageError unless as many rows came as were announced, at least one."""
+        self._sort()
+        if self._seen != self._rows or self._rows < 1:
+            raise UsageError(f"quantiles: expected {self._rows} rows, at least 1, got {self._seen}")
+        first_high = self._rows - len(self._high)
+        found = []
+        for rank, values, first in zip(self._ranks, (self._low, self._high), (0, first_high), strict=True):
+            at = int(np.floor(rank))
+            a, b = values[at - first], values[min(at + 1, self._rows - 1) - first]
+            t, step = rank - at, b - a
+            # NumPy's own interpolation, to the bit: from the nearer end.
+            found.append(a + step * t if t < 0.5 else b - step * (1 - t))
+        return np.stack(found)
 
 
 @dataclass(frozen=True)
@@ -133,57 +160,35 @@ class Statistics:
         """[D], which dimensions never move."""
         return np.asarray(np.array(self.std) == 0.0, np.bool_)
 
-    def affine(self, mode: str = "mean_std") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(shift, scale) [D] with normalized = (x - shift) / scale; scale is 1 where a dimension is constant.
-
-        "mean_std": mean and std. "quantile": q01 and q99 become -1 and +1.
-        """
-        if mode == "mean_std":
-            shift, scale = np.array(self.mean), np.array(self.std)
-        elif mode == "quantile":
-            low, high = np.array(self.q01), np.array(self.q99)
-            shift, scale = (low + high) / 2, (high - low) / 2
-        else:
-            raise UsageError(f"normalization mode: expected one of {MODES}, got {mode!r}")
-        return shift, _scale(scale)
-
-
-def _scale(spread: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(spread < CONSTANT_STD, 1.0, spread)
-
 
 @dataclass(frozen=True)
 class Normalization:
-    """Train-split statistics of both fields. Robot state: all 9 dimensions; action: the 6 pose ones, gripper never."""
+    """Train-split statistics of both fields; the spec says which dimensions they are applied to."""
 
     action: Statistics
     robot_state: Statistics
 
-    def affine(self, field: str, mode: str = "mean_std") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(shift, scale) of "action" ([7], gripper 0 and 1: untouched) or "robot_state" ([9]).
+    def affine(self, field: str, spec: ObsSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(shift, scale) [D] with normalized = (x - shift) / scale: of ``action`` (binary dimensions 0 and 1, which
+        leaves them as they are) or ``robot_state``.
 
-        The scale of an action's constant dimension is 0: whatever a model says of it, the action is its constant.
+        The scale of a robot state's constant dimension is 1, that of an action's is 0: whatever a model says of it, the
+        action is its constant. Raises UsageError where the widths are not the spec's.
         """
-        if field not in FIELDS:
+        widths = {"action": spec.action_dim, "robot_state": spec.robot_state_dim}
+        if field not in widths:
             raise UsageError(f"normalized field: expected one of {FIELDS}, got {field!r}")
-        shift, scale = getattr(self, field).affine(mode)
+        of_field: Statistics = getattr(self, field)
+        still = of_field.constant
+        shift, scale = np.array(of_field.mean), np.where(still, 1.0, np.array(of_field.std))
+        if len(shift) != widths[field]:
+            raise UsageError(f"statistics of {field}: {len(shift)} dimensions, the obs spec has {widths[field]}")
         if field == "action":
-            still = self.action.constant
-            low, mean = np.array(self.action.min), np.array(self.action.mean)
-            exact = low == np.array(self.action.max)
+            low, mean = np.array(of_field.min), np.array(of_field.mean)
+            exact = low == np.array(of_field.max)
             shift[still], scale[still] = np.where(exact, low, mean)[still], 0.0
-            shift[POSE_DIMS:], scale[POSE_DIMS:] = 0.0, 1.0
+            shift[list(spec.binary)], scale[list(spec.binary)] = 0.0, 1.0
         return shift, scale
-
-    def normalize(self, field: str, values: NDArray[Any], mode: str = "mean_std") -> NDArray[np.float32]:
-        """Raw units [..., D] -> float32 normalized."""
-        shift, scale = self.affine(field, mode)
-        return ((values - shift) / np.where(scale == 0.0, 1.0, scale)).astype(np.float32)
-
-    def denormalize(self, field: str, values: NDArray[Any], mode: str = "mean_std") -> NDArray[np.float32]:
-        """Inverse of `normalize`."""
-        shift, scale = self.affine(field, mode)
-        return (values * scale + shift).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form: {"action": …, "robot_state": …}."""
@@ -197,56 +202,29 @@ class Normalization:
         return cls(Statistics.from_dict(data["action"]), Statistics.from_dict(data["robot_state"]))
 
 
-def stats_key(manifest_hash: str, split: str = "train", transform_version: int = TRANSFORM_VERSION) -> str:
-    """File name (16 hex digits) of the statistics of one store content, split and transform."""
-    return hashlib.sha256(f"{manifest_hash}\n{split}\n{transform_version}\n".encode()).hexdigest()[:16]
+def made_from(content_hash: str, split: str = "train") -> dict[str, Any]:
+    """All that statistics are a function of."""
+    return {"content_hash": content_hash, "split": split, "transform_version": TRANSFORM_VERSION}
 
 
-def stats_path(key: str) -> str:
-    """Path below the store."""
-    return f"stats/{key}.json"
-
-
-def is_statistics(name: str) -> bool:
-    """Whether an object of a store is a file of statistics; what an interrupted writer left is none."""
-    folder, _, file = name.partition("/")
-    return folder == "stats" and file.endswith(".json") and not file.startswith(durable.TEMP_PREFIX)
-
-
-def save_stats(root: Path | str, manifest_hash: str, normalization: Normalization, split: str = "train") -> str:
-    """Write ``stats/<key>.json``, sealed; returns the key."""
-    path, data = stats_file(manifest_hash, normalization, split)
+def save_stats(root: Path | str, content_hash: str, normalization: Normalization, split: str = "train") -> str:
+    """Write ``stats/<key>.json``, sealed; returns its path below the store."""
+    path, data = stats_file(content_hash, normalization, split)
     durable.write_bytes(Path(root, path), data)
-    return stats_key(manifest_hash, split)
+    return path
 
 
-def stats_file(manifest_hash: str, normalization: Normalization, split: str = "train") -> tuple[str, bytes]:
+def stats_file(content_hash: str, normalization: Normalization, split: str = "train") -> tuple[str, bytes]:
     """(path below the store, content) of the file that holds them."""
-    key = stats_key(manifest_hash, split)
-    fields = {"key": key, "manifest": manifest_hash, "split": split, "transform_version": TRANSFORM_VERSION}
-    return stats_path(key), durable.json_bytes(seal({**fields, **normalization.to_dict()}))
+    made = made_from(content_hash, split)
+    return seal_path(STATISTICS, key_of(made)), seal_bytes(made, normalization.to_dict())
 
 
-def load_stats(root: Path | str | Storage, manifest_hash: str, split: str = "train") -> Normalization:
+def load_stats(root: Path | str | Storage, content_hash: str, split: str = "train") -> Normalization:
     """Statistics of exactly this store content.
 
     Raises StoreMissing when none were computed, StaleKey when only those of another content or transform are there,
     StoreCorrupt when the file was altered.
     """
-    storage = open_storage(root)
-    key = stats_key(manifest_hash, split)
-    try:
-        data = storage.read(stats_path(key))
-    except StoreMissing as error:
-        others = sorted(name for name in storage.sizes() if is_statistics(name))
-        if others:
-            raise StaleKey(
-                f"{storage.root}: its statistics ({', '.join(others)}) are of another content of the store or another "
-                f"version of the transform, expected {stats_path(key)}; run `statevla stats` again"
-            ) from error
-        raise StoreMissing(f"{storage.root}: no statistics yet; run `statevla stats`") from error
-    where = f"{storage.root}: {stats_path(key)}"
-    fields = read_sealed(data, where)
-    if fields.get("key") != key or fields.get("manifest") != manifest_hash:
-        raise StaleKey(f"{where}: made for manifest {fields.get('manifest')}, this store's is {manifest_hash}")
-    return Normalization.from_dict({name: fields[name] for name in FIELDS if name in fields})
+    found = open_derived(root, STATISTICS, made_from(content_hash, split), "statevla stats")
+    return Normalization.from_dict(found.about)

@@ -4,7 +4,7 @@ The same rows give the same bytes under the same pyarrow: fixed writer options, 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
+from stores.layout import EPISODES_FILE, SEGMENTS_FILE
 
-EPISODES_FILE: Final = "episodes.parquet"
-SEGMENTS_FILE: Final = "segments.parquet"
 ROW_GROUP: Final = 1024
 """Rows of a row group, which a writer holds in memory: of segments, two MB."""
 PIECE: Final = 1 << 20
@@ -133,40 +132,52 @@ def parse_table(data: bytes, schema: pa.Schema, where: str) -> pa.Table:
         raise StoreCorrupt(f"{where}: not a readable Parquet file: {error}") from error
 
 
-def columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Numeric columns as NumPy arrays, text columns as object arrays; list columns are left out."""
-    return {
-        name: table[name].to_numpy(zero_copy_only=False)
-        for name in table.schema.names
-        if not pa.types.is_list(table.schema.field(name).type)
-    }
+Column = Mapping[str, NDArray[Any]]
 
 
-def check_tables(episodes: pa.Table, segments: pa.Table, counts: dict[str, int], where: str) -> None:
+def check_tables(episodes: Column, segments: Column, splits: Sequence[str], counts: dict[str, int], where: str) -> None:
     """Raise StoreCorrupt unless episodes and segments tile each other, and agree with the manifest's counts.
 
     Frames of an episode are rows first_frame … + frames of frames.zarr; its segments are rows first_segment … +
-    segments, whose steps follow one another without gap.
+    segments, whose steps follow one another without gap. splits: the distinct values of that column.
     """
-    ep, seg = columns(episodes), columns(segments)
-    after = np.roll(seg["first_step"] + seg["steps"], 1)
-    after[np.isin(seg["segment"], ep["first_segment"])] = 0
+    ep, seg = episodes, segments
+    starts = _starts(ep["segments"])
     rules = {
-        "episodes are numbered from 0": np.array_equal(ep["episode"], np.arange(len(episodes))),
-        "segments are numbered from 0": np.array_equal(seg["segment"], np.arange(len(segments))),
+        "episodes are numbered from 0": _counts_up(ep["episode"]),
+        "segments are numbered from 0": _counts_up(seg["segment"]),
         "first_frame continues from the episode before": np.array_equal(ep["first_frame"], _starts(ep["frames"])),
-        "first_segment continues from the episode before": np.array_equal(ep["first_segment"], _starts(ep["segments"])),
-        "segments name their episode": np.array_equal(seg["episode"], np.repeat(ep["episode"], ep["segments"])),
-        "segments tile the steps of their episode": np.array_equal(seg["first_step"], after),
+        "first_segment continues from the episode before": np.array_equal(ep["first_segment"], starts),
+        "segments name their episode": _repeats(seg["episode"], ep["segments"]),
+        "segments tile the steps of their episode": _tile(seg["first_step"], seg["steps"], starts),
         "frames are steps or steps + 1": bool(np.isin(ep["frames"] - ep["steps"], (0, 1)).all()),
-        "split is train or val": bool(np.isin(ep["split"].astype(str), ("train", "val")).all()),
+        "split is train or val": set(splits) <= {"train", "val"},
         "counts agree with the manifest": [counts[k] for k in ("episodes", "frames", "steps", "segments")]
-        == [len(episodes), ep["frames"].sum(), ep["steps"].sum(), len(segments)],
+        == [len(ep["episode"]), ep["frames"].sum(), ep["steps"].sum(), len(seg["episode"])],
         "segments hold every step": int(seg["steps"].sum()) == int(ep["steps"].sum()),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise StoreCorrupt(f"{where}: {EPISODES_FILE} and {SEGMENTS_FILE} contradict each other: not so: {broken}")
+
+
+def _counts_up(values: NDArray[np.int64]) -> bool:
+    return len(values) == 0 or (values[0] == 0 and bool((np.diff(values) == 1).all()))
+
+
+def _repeats(episode: NDArray[np.int64], segments: NDArray[np.int64]) -> bool:
+    if len(segments) == 0 or segments.min() < 0 or segments.sum() != len(episode):
+        return False
+    return np.array_equal(episode, np.repeat(np.arange(len(segments)), segments))
+
+
+def _tile(first: NDArray[np.int64], steps: NDArray[np.int64], starts: NDArray[np.int64]) -> bool:
+    """Whether each step follows the one before; at `starts` an episode begins."""
+    after = np.empty_like(first)
+    after[1:] = first[:-1] + steps[:-1]
+    known = starts[(starts >= 0) & (starts < len(first))]
+    after[known] = 0
+    return np.array_equal(first, after)
 
 
 def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,8 +1,7 @@
 """Rehash a whole store and name every object that is missing, short, altered, empty or extra.
 
-Checked against the manifest, which seals itself. Derived folders (``stats/``, ``features/``, ``latents/``) come and go
-after the commit, so the manifest does not name them: every JSON file directly in ``stats/`` carries a seal, and so does
-``manifest.json`` of each folder in ``features/`` and ``latents/``, which names the objects below that folder.
+Checked against the manifest, which seals itself. Derived folders come and go after the commit, so the manifest does not
+name them: each has a seal, which names the objects below that folder (`stores.derived`).
 """
 
 from collections.abc import Iterator
@@ -11,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stores.cloud.publish import PUBLISHED
 from stores.cloud.storage import Storage, open_storage
-from stores.disk.durable import LOCK_NAME, OLD_PREFIX, TEMP_PREFIX
+from stores.derived import BEGUN, parse_seal
 from stores.errors import StoreCorrupt, StoreError
-from stores.manifest import MANIFEST, Manifest, StoreObject, hash_stream, is_inside, read_sealed
+from stores.layout import MANIFEST, is_leftover, is_seal, is_writers
+from stores.manifest import Manifest, StoreObject, hash_stream
+from stores.numbers import check_frames
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
-DERIVED: Final = ("features", "latents")
-STATS: Final = "stats"
 THREADS: Final = 2
 
 
@@ -44,15 +42,17 @@ def verify_store(root: Path | str | Storage, progress: Progress | None = None, t
         return [Problem(MANIFEST, str(error))]
     there = storage.sizes()
     problems: list[Problem] = []
-    sealed = sorted(name for name in there if _is_sealed(name))
+    sealed = sorted(name for name in there if is_seal(name))
     for name in sealed:
         try:
-            fields = read_sealed(storage.read(name), name)
-            named += _derived_objects(name, fields)
+            folder = name.removesuffix(MANIFEST)
+            objects = parse_seal(storage.read(name), name)[1]
+            named += [StoreObject(folder + item.path, item.bytes, item.sha256) for item in objects]
         except StoreError as error:
             problems.append(Problem(name, str(error)))
-    known = {item.path for item in named} | {MANIFEST, LOCK_NAME, PUBLISHED} | set(sealed)
-    problems += [Problem(name, _extra(name)) for name in there if name not in known]
+    known = {item.path for item in named} | {MANIFEST} | set(sealed)
+    begun = tuple(name.removesuffix(BEGUN) for name in there if name.endswith(f"/{BEGUN}"))
+    problems += [Problem(name, _extra(name, begun)) for name in there if name not in known and not is_writers(name)]
     problems += _rehash(storage, named, there, progress, threads)
     if not problems:
         problems += _open(storage)
@@ -64,28 +64,11 @@ def count_objects(root: Path | str | Storage) -> int:
     return len(Manifest.load(root).objects) + 1
 
 
-def _is_sealed(name: str) -> bool:
-    parts = name.split("/")
-    if len(parts) == 2 and parts[0] == STATS:
-        return parts[1].endswith(".json") and not parts[1].startswith(TEMP_PREFIX)
-    return len(parts) == 3 and parts[0] in DERIVED and parts[2] == MANIFEST
-
-
-def _derived_objects(name: str, fields: dict[str, object]) -> list[StoreObject]:
-    """Objects that a derived folder's manifest names, as paths below the store."""
-    if not name.endswith(f"/{MANIFEST}"):
-        return []
-    folder, items = name.removesuffix(MANIFEST), fields.get("objects")
-    if not isinstance(items, list):
-        raise StoreCorrupt(f"{name}: expected a list of objects")
-    if not all(is_inside(item["path"]) for item in items):
-        raise StoreCorrupt(f"{name}: expected paths below its folder")
-    return [StoreObject(folder + item["path"], item["bytes"], item["sha256"]) for item in items]
-
-
-def _extra(name: str) -> str:
-    if any(part.startswith((TEMP_PREFIX, OLD_PREFIX)) for part in name.split("/")):
+def _extra(name: str, begun: tuple[str, ...]) -> str:
+    if is_leftover(name):
         return "left behind by an interrupted writer; the next ingest into this store removes it"
+    if begun and name.startswith(begun):
+        return "not finished: the writer of this derived folder was interrupted; run the same command again"
     return "extra: no manifest names it"
 
 
@@ -121,6 +104,8 @@ def _open(storage: Storage) -> Iterator[Problem]:
     """All bytes are as written: do they also make sense together?"""
     try:
         store = Store.open(storage)
-        _ = store.frames, store.language
+        episodes = store.episode_columns
+        check_frames(store.numbers, episodes["frames"], episodes["steps"], store.root)
+        _ = store.language
     except StoreError as error:
         yield Problem(MANIFEST, f"the objects contradict each other: {error}")

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from statevla.encoders.text import TextEncoder
 from statevla.observation import Observation, ObsSpec
+from statevla.policies import instructions
 from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
 from statevla.runs.layout import checkpoints
@@ -16,6 +18,7 @@ from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
+from stores.schema import LANGUAGE_DIM
 from tests.trainers.micro import micro_config, micro_store
 
 
@@ -59,7 +62,7 @@ def test_a_loaded_policy_is_self_contained(run: Path) -> None:
     policy = Policy.load(checkpoint(run))
     store = Store.open(run.parent / "store")
     assert policy.obs_spec == ObsSpec.from_dict(store.obs_spec)
-    assert policy.manifest_hash == store.manifest_hash
+    assert policy.manifest_hash == store.content_hash
     assert policy.language.keys() == set(store.manifest.instructions)
     for text, vector in policy.language.items():
         np.testing.assert_array_equal(vector, store.language.vector(text))
@@ -129,7 +132,7 @@ def test_the_number_of_sampling_steps_can_be_chosen(run: Path) -> None:
 def test_other_observations_are_refused(run: Path) -> None:
     policy = Policy.load(checkpoint(run))
     good = observations(policy, 1)[0]
-    with pytest.raises(ObsSpecMismatch, match="image_size"):
+    with pytest.raises(ObsSpecMismatch, match="cameras"):
         policy.act([replace(good, images=np.zeros((2, 16, 16, 3), np.uint8))])
     with pytest.raises(ObsSpecMismatch, match="images"):
         policy.act([with_images(good, good.images.astype(np.float32))])
@@ -139,10 +142,36 @@ def test_other_observations_are_refused(run: Path) -> None:
         policy.act([replace(good, robot_state=np.zeros(8, np.float32))])
     with pytest.raises(ObsSpecMismatch, match="finite"):
         policy.act([replace(good, robot_state=np.full(9, np.nan, np.float32))])
-    with pytest.raises(StoreMissing, match=r"'fly' .*put the"):
-        policy.act([replace(good, instruction="fly")])
     with pytest.raises(UsageError, match="at least one"):
         policy.act([])
+
+
+def test_a_new_instruction_is_embedded_as_the_trained_ones_were_and_said(
+    run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy.load(checkpoint(run))
+    good = observations(policy, 1)[0]
+    known = dict(policy.language)
+    nearest = sorted(known)[1]
+    said = {**known, "go on, " + nearest: known[nearest] * 2}
+    encoder = TextEncoder("toy", "1", LANGUAGE_DIM, lambda texts: np.stack([said[text] for text in texts]))
+    monkeypatch.setattr(instructions, "encoder_of", lambda recorded: encoder)
+    for _ in range(2):  # embedded, and warned of, once
+        new = policy.act([replace(good, instruction="go on, " + nearest)])
+    np.testing.assert_allclose(new.chunk, policy.act([replace(good, instruction=nearest)]).chunk, atol=1e-5)
+    (record,) = caplog.records
+    assert repr(nearest) in record.getMessage()
+    assert "cosine 1.00" in record.getMessage()
+    said |= {nearest: -known[nearest], "please": known[nearest]}  # other weights than those trained with
+    with pytest.raises(StoreMissing, match="no longer gives"):
+        policy.act([replace(good, instruction="please")])
+
+
+def test_a_closed_policy_and_one_whose_encoder_is_not_here_refuse_what_they_were_not_trained_on(run: Path) -> None:
+    for policy in (Policy.load(checkpoint(run), closed=True), Policy.load(checkpoint(run))):
+        good = observations(policy, 1)[0]
+        with pytest.raises(StoreMissing, match=r"'fly' .*put the"):
+            policy.act([replace(good, instruction="fly")])
 
 
 def test_what_is_no_policy_is_refused(run: Path, tmp_path: Path) -> None:

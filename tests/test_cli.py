@@ -97,15 +97,16 @@ def test_verify_names_a_flipped_byte_with_status_1(project):
 
 def test_training_reports_run_steps_best_and_checkpoint(project):
     folder, results = project
-    for phase in (1, 2):
+    for phase, system in ((1, "temporal_jepa"), (2, "flow_matching")):
         result = results[f"train {phase}"]
-        assert result["phase"] == phase
+        assert result["system"] == system
+        assert result["stopped"] is False
         assert result["steps"] == 3
         assert set(result["best"]) == {"step", "val_loss"}
         assert (folder / result["checkpoint"] / "model.safetensors").is_file()
         assert result["run"] == "runs/tabletop"
-    with_resume = one_object(folder, "train", "--phase", 2, *MICRO, "--resume")
-    assert with_resume["steps"] == 3
+    again = one_object(folder, "train", "--resume", "runs/tabletop")
+    assert (again["system"], again["steps"]) == ("flow_matching", 3)
 
 
 def test_offline_and_closed_loop_evaluation(project):
@@ -135,6 +136,17 @@ def test_describe_prints_the_parameter_table(tmp_path):
     assert "context_encoder" in table
 
 
+def test_config_prints_every_key_in_one_line(tmp_path):
+    lines, _ = statevla(tmp_path, "config", "--recipe", "libero")
+    keys = [line.split()[0] for line in lines.splitlines()]
+    assert {"data.cache_gib", "model.embed_dim", "training.phase1.learning_rate", "training.ema_momentum"} <= set(keys)
+    assert len(keys) == len(set(keys))
+    listed = one_object(tmp_path, "config", "--recipe", "libero", "--set", "training.warmup_steps=7")
+    assert list(listed) == keys
+    assert listed["data.cache_gib"]["value"] == 6
+    assert listed["training.warmup_steps"] == {"value": 7, "range": "int, 0 or more", "help": "steps of linear warmup"}
+
+
 def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
     folder, _ = project
     raw = tmp_path / "data/raw/mixed"
@@ -153,6 +165,9 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("ingest", "nowhere", "--language", "hashed"), 2, "data/raw/nowhere"),
         (("train", "--phase", "1"), 1, "statevla ingest"),
         (("train", "--phase", "3"), 2, "--phase"),
+        (("train",), 2, "--system NAME (temporal_jepa, flow_matching)"),
+        (("train", "--phase", "1", "--system", "flow_matching"), 2, "not the same system"),
+        (("train", "--resume", "nowhere"), 1, "nothing to resume"),
         (("describe", "--set", "model.embed_dmi=3"), 2, "did you mean 'model.embed_dim'"),
         (("describe", "--preset", "huge"), 2, "base, original, small, tiny"),
         (("verify", "nothing"), 1, "nothing"),

@@ -3,7 +3,8 @@
 import pytest
 
 from statevla.config import PRESETS, Config, flatten, from_dict, load_config
-from stores.errors import UsageError
+from statevla.config.options import keys
+from stores.errors import StoreCorrupt, UsageError
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -50,6 +51,15 @@ def test_file_then_overrides(tmp_path):
         ("model.vision=vit", "expected one of conv, siglip"),
         ("model.image_size=100", "not a multiple of model.patch_size"),
         ("training.phase2.learning_rate=-1", "positive"),
+        ("training.phase1.learning_rate=.nan", r"training.phase1.learning_rate: expected a positive number, got nan"),
+        ("training.gradient_clip=.inf", r"training.gradient_clip: expected a positive number, got inf"),
+        ("training.ema_momentum=1.5", r"training.ema_momentum: expected 0 or more and at most 1, got 1.5"),
+        ("training.ema_momentum_schedule=linear", "expected one of cosine"),
+        ("training.seed=-1", "0 or more"),
+        ("model.state_dim=128", r"model.state_dim: 128, but model.embed_dim has 64; this key only says it again"),
+        ("model.predictor_width=32", "unknown configuration key"),
+        ("training.phase1.gripper_weight=2", r"did you mean training.phase2.gripper_weight"),
+        ("training.phase1.inverse_dynamics_horizon=11", r"11 is more than model.action_seq_len 10"),
     ],
 )
 def test_bad_overrides_name_the_key(override, complaint):
@@ -73,3 +83,40 @@ def test_yaml_cannot_build_objects(tmp_path):
     file.write_text("training: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(UsageError, match="could not determine a constructor"):
         load_config("tiny", file)
+
+
+def test_a_frozen_tower_has_one_picture_size():
+    with pytest.raises(UsageError, match=r"takes pictures of 224 pixels in patches of 16, got 128 and 16; use --set"):
+        load_config("small", None, ("model.vision=siglip",))
+    load_config("base", None, ("model.vision=siglip",))
+    load_config("small", None, ("model.vision=siglip", "model.vision_model=my/tower"))
+
+
+def test_the_common_rate_holds_where_a_system_does_not_give_its_own(tmp_path):
+    def rates(*overrides, file=None):
+        training = load_config("base", file, overrides).training
+        return training.phase1.learning_rate, training.phase2.learning_rate
+
+    assert rates() == (1e-4, 5e-5)
+    assert rates("training.learning_rate=1e-3") == (1e-3, 1e-3)
+    assert rates("training.learning_rate=1e-3", "training.phase2.learning_rate=2e-3") == (1e-3, 2e-3)
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {phase1: {learning_rate: 7e-3}}")
+    assert rates("training.learning_rate=1e-3", file=file) == (7e-3, 1e-3)
+
+
+def test_every_key_has_its_range_and_a_line_of_help():
+    for name, part in Config().parts().items():
+        listed = {key.name: key.option for key in keys(part, f"{name}.")}
+        assert set(listed) == {key for key in flatten(Config().to_dict()) if key.startswith(f"{name}.")}
+        for key, option in listed.items():
+            assert option.help, key
+            assert "\n" not in option.help, key
+
+
+def test_a_checkpoints_configuration_must_be_whole():
+    tree = Config().to_dict()
+    del tree["model"]["d_state"]
+    tree["model"]["d_sate"] = 16
+    with pytest.raises(StoreCorrupt, match=r"here: .* lacks \['model.d_state'\] .* unknown keys \['model.d_sate'\]"):
+        from_dict(tree, where="here")

@@ -41,8 +41,15 @@ def test_a_check_that_raises_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACKAGES", ("numpy", "no-such-package"))
-    missing = module._python()[-1]
+    missing = next(check for check in module._python() if check.name == "missing packages")
     assert (missing.status, missing.value) == ("failed", "no-such-package")
+
+
+def test_an_optional_part_that_is_not_there_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EXTRAS", {"text": ("no-such-package",)})
+    extra = module._python()[-1]
+    assert (extra.name, extra.status, extra.advice) == ("extra: text", "absent", "pip install 'statevla[text]'")
+    assert healthy([extra])
 
 
 def test_no_simulator_is_no_failure(simulator: dict[str, str | None]) -> None:

@@ -33,10 +33,13 @@ fi
 "$statevla" stats --store "$folder/store"
 
 for phase in 1 2; do
-  resume=()
-  [[ -d $(echo "$folder/run/checkpoints/phase${phase}_"*/checkpoint_latest) ]] && resume=(--resume)
-  "$statevla" train --phase "$phase" --store "$folder/store" --run "$folder/run" --preset tiny \
-    --config benchmarks/libero/config.yaml --set "training.max_steps=${steps[$phase]}" "${resume[@]}"
+  latest=$(echo "$folder/run/checkpoints/phase${phase}_"*/checkpoint_latest)
+  if [[ -d $latest ]]; then
+    "$statevla" train --resume "$latest" --set "training.max_steps=${steps[$phase]}"
+  else
+    "$statevla" train --phase "$phase" --store "$folder/store" --run "$folder/run" --recipe libero \
+      --set "training.max_steps=${steps[$phase]}"
+  fi
 done
 
 for checkpoint in "$folder"/run/checkpoints/phase2_flow_matching/checkpoint_*; do

@@ -169,7 +169,7 @@ def rewrite(source: Path, target: Path, copies: int) -> None:
                 if name not in ("num_demos", "total"):
                     data.attrs[name] = value
             for copy in range(copies):
-                for number, demo in enumerate(plan.files[path.name].demos):
+                for number, demo in enumerate(plan.files[path.name].episodes):
                     copy_demo(old["data"][demo], data.create_group(f"demo_{copy * 1000 + number}"))
 
 

@@ -11,7 +11,7 @@ from stores.errors import UsageError
 @dataclass(frozen=True)
 class BenchOptions:
     """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder.
-    checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
+    segments: of `index`. checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
     """
 
     store: Path | str | None
@@ -21,6 +21,7 @@ class BenchOptions:
     vision: str | None = None
     dtype: str | None = None
     device: str = "cpu"
+    segments: int | None = None
 
 
 def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
@@ -62,6 +63,12 @@ def _verify(options: BenchOptions) -> dict[str, Any]:
     return bench_verify()
 
 
+def _index(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench.index import SIZES, bench_index
+
+    return bench_index(SIZES if options.segments is None else (options.segments,))
+
+
 def _mamba(options: BenchOptions) -> dict[str, Any]:
     from statevla.bench.mamba import bench_mamba
 
@@ -87,6 +94,7 @@ BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "ingest": _ingest,
     "ingest-large": _ingest_large,
     "verify": _verify,
+    "index": _index,
     "mamba": _mamba,
     "libero": _libero,
     "latency": _latency,

@@ -47,6 +47,7 @@ def collect_libero(
     noise_share: float = 1.0,
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
+    replace: bool = False,
 ) -> CollectSummary:
     """Writes ``<task>_demo.hdf5`` with ``episodes`` successful demonstrations for each task; skips complete files.
 
@@ -63,6 +64,7 @@ def collect_libero(
             recorded action is what the expert wanted at that moment, so that the data show how to come back
             (DART: Laskey et al. 2017); what was executed is in ``executed_actions``.
         noise_share: share of the attempts that have the noise.
+        replace: a task's file or unfinished part of a collection with other settings gives way to this one.
 
     Raises:
         UnknownTask: no such suite or task.
@@ -75,7 +77,7 @@ def collect_libero(
     if align not in ALIGNMENTS:
         raise UsageError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
     paths.prepare()
-    chosen = with_expert(suites.select(suite, tasks), tasks is None)
+    chosen = with_expert(suite, suites.select(suite, tasks), tasks is None)
     workers = memory.workers_that_fit() if workers is None else workers
     last = min(len(suites.init_states(task)) for task in chosen)
     span = last - first_init if init_states is None else init_states
@@ -88,7 +90,7 @@ def collect_libero(
         raise UsageError(f"expected noise and noise_share from 0 to 1, got {noise} and {noise_share}")
     settings = Settings(suite, episodes, seed, first_init, span, align, image_size, noise, noise_share)
     with durable.lock(out, f"collection of {suite}"):
-        todo = [TaskWork(task, out, settings) for task in chosen]
+        todo = [TaskWork(task, out, settings, replace) for task in chosen]
         left = [work for work in todo if not work.complete()]
         _check_room(out, settings, len(left))
         _Collection(left, workers, timeouts, progress, skipped=(len(todo) - len(left)) * episodes).run()

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.collect.writer import Align, Attribute, Demo, FileHeader, write_demos
+from pipelines.collect.writer import SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
 from statevla.sims.libero import paths, suites
 from statevla.sims.libero.experts import check_expert, program_of
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Reset, Scenery, Track
@@ -32,7 +32,6 @@ MAX_FAILURES: Final = 10
 EXPERT_FORMAT: Final = 2
 """Raised when the scripted experts' actions change: demonstrations of two formats do not share a file."""
 TAG: Final = "statevla-scripted-expert"
-SETTINGS: Final = "collected_with"
 INIT_STATES: Final = "init_states_used"
 INIT_STATE: Final = "init_state_index"
 MADE_BY: Final = "made_by"
@@ -68,12 +67,13 @@ class TaskWork:
     """One task's file and what there is of it.
 
     recorded: attempts that succeeded. drawn: those of them with pictures. failures: attempts that did not.
-    crashes: simulators in a row that failed at this task.
+    crashes: simulators in a row that failed at this task. replace: what was collected with other settings gives way.
     """
 
-    def __init__(self, task: suites.Task, out: Path, settings: Settings) -> None:
+    def __init__(self, task: suites.Task, out: Path, settings: Settings, replace: bool = False) -> None:
         self.task = task
         self.settings = settings
+        self.replace = replace
         self.file = out / f"{task.name}_demo.hdf5"
         self.parts = out / f".{task.name}.parts"
         self.attempt = 0
@@ -92,19 +92,25 @@ class TaskWork:
             return False
         with h5py.File(self.file) as file:
             present = file["data"].attrs.get(SETTINGS)
+        if present != self.settings.text() and self.replace:
+            self._load()
+            return False  # the new file takes its place when it is whole
         if present != self.settings.text():
             raise UsageError(
                 f"{self.file} was collected with {present}, this collection has {self.settings.text()}. "
-                "Choose another folder, or remove the file"
+                "Choose another folder with --out, or pass --replace"
             )
         return True
 
     def _load(self) -> None:
         settings = self.parts / "settings.json"
-        if settings.exists() and json.loads(settings.read_text()) != vars(self.settings):
+        other = settings.exists() and json.loads(settings.read_text()) != vars(self.settings)
+        if other and self.replace:
+            durable.remove(self.parts)
+        elif other:
             raise UsageError(
                 f"{self.parts} holds part of a collection with other settings ({settings.read_text().strip()}). "
-                "Choose another folder, or remove that one"
+                "Choose another folder with --out, or pass --replace"
             )
         durable.write_json(settings, vars(self.settings))
         names = sorted(part.name for part in self.parts.iterdir())
@@ -215,14 +221,14 @@ class TaskWork:
             ) from error
 
 
-def with_expert(tasks: list[suites.Task], choose: bool) -> list[suites.Task]:
-    """The tasks that have an expert, of a suite that has one; all must, unless it is to ``choose``.
+def with_expert(suite: str, tasks: list[suites.Task], choose: bool) -> list[suites.Task]:
+    """The ``tasks`` that have an expert, of a suite that has one; all must, unless it is to ``choose``.
 
     Raises:
         UsageError: the suite or one of the tasks has none.
     """
-    check_expert(tasks[0].suite, [] if choose else [task.index for task in tasks])
-    return [task for task in tasks if program_of(task.suite, task.index) is not None]
+    check_expert(suite, [] if choose else [task.index for task in tasks])
+    return [task for task in tasks if program_of(suite, task.index) is not None]
 
 
 def holds(track: Track, hold: int = HOLD) -> bool:

@@ -85,7 +85,7 @@ def try_expert(
     """
     suites.check_suite(suite)
     paths.prepare()
-    chosen = with_expert(suites.select(suite, tasks), tasks is None)
+    chosen = with_expert(suite, suites.select(suite, tasks), tasks is None)
     last = min(len(suites.init_states(task)) for task in chosen)
     workers = memory.workers_that_fit() if workers is None else workers
     if episodes < 1 or workers < 1 or first_init < 0 or first_init + episodes > last or not 0 <= noise <= 1:

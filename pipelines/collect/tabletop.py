@@ -1,17 +1,30 @@
 """Collects demonstrations of the tabletop suite: its expert's episodes, one HDF5 file a task in LIBERO's layout."""
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pipelines.collect.writer import ALIGNMENTS, Align, Demo, FileHeader, Floats, write_demos
+from pipelines.collect.writer import (
+    ALIGNMENTS,
+    EXISTING,
+    SETTINGS,
+    Align,
+    Demo,
+    Existing,
+    FileHeader,
+    Floats,
+    collected_with,
+    write_demos,
+)
 from statevla.sims.tabletop import BLOCKS, BOWLS, CONTROL_HZ, TASKS, Obs, TabletopEnv, task_name
 from statevla.sims.tabletop_expert import TabletopExpert
+from stores.disk import durable
 from stores.errors import UsageError
 from stores.progress import Progress, ProgressEvent
 
@@ -49,11 +62,15 @@ def collect_tabletop(
     align: Align = "after",
     workers: int = 1,
     progress: Progress | None = None,
+    existing: Existing = "refuse",
 ) -> CollectSummary:
     """Write ``episodes`` successful demonstrations below ``out``, spread evenly over the tasks.
 
     The same arguments give the same bytes, whatever `workers`, the number of processes that share the tasks.
     Demonstration ``i`` of a task is the same however many follow it.
+
+    existing: recordings of another collection in ``out`` are an error, stay and are added to, or are replaced, those
+    of tasks that get no new ones too. Files of this very collection are complete and stay as they are.
 
     Raises:
         UsageError: ``episodes`` is not positive, ``align`` is unknown, or the expert keeps failing.
@@ -64,8 +81,12 @@ def collect_tabletop(
         raise UsageError(f"workers: expected at least 1, got {workers}")
     if align not in ALIGNMENTS:
         raise UsageError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
+    if existing not in EXISTING:
+        raise UsageError(f"existing: expected one of {', '.join(EXISTING)}, got {existing!r}")
     counts = [episodes // len(TASKS) + (task < episodes % len(TASKS)) for task in range(len(TASKS))]
-    jobs = [TaskJob(out, task, count, seed, image_size, align) for task, count in enumerate(counts) if count]
+    jobs = [TaskJob(out, task, count, seed, image_size, align, existing) for task, count in enumerate(counts) if count]
+    if existing == "refuse":
+        _refuse_others(out, jobs)
     written, done = 0, []
 
     def advance() -> None:
@@ -82,6 +103,10 @@ def collect_tabletop(
                 done.append(result)
                 for _ in range(job.count):
                     advance()
+    if existing == "replace":
+        for path in _recordings(out):
+            if path not in [job.path for job in jobs]:
+                durable.remove(path)
     paths, steps, failures = zip(*done, strict=True)
     return CollectSummary(tuple(paths), episodes, sum(steps), sum(failures))
 
@@ -96,16 +121,56 @@ class TaskJob:
     seed: int
     image_size: int
     align: Align
+    existing: Existing = "refuse"
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.out / f"{task_name(self.task)}_demo.hdf5"
+
+    @property
+    def settings(self) -> str:
+        """What makes it another collection."""
+        names = ("count", "seed", "image_size", "align")
+        return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
+
+
+def _recordings(out: Path) -> list[Path]:
+    """Files of any task of the tabletop in `out`."""
+    paths = [out / f"{task_name(task)}_demo.hdf5" for task in range(len(TASKS))]
+    return [path for path in paths if path.exists()]
+
+
+def _refuse_others(out: Path, jobs: list[TaskJob]) -> None:
+    """Raise UsageError where `out` holds recordings that are not those of `jobs`."""
+    mine = {job.path: job.settings for job in jobs}
+    there = {path: collected_with(path) for path in _recordings(out)}
+    others = [path for path, (settings, _, _) in there.items() if settings != mine.get(path)]
+    if others:
+        count = sum(there[path][1] for path in others)
+        raise UsageError(
+            f"{out}: holds {count} demonstrations of another collection ({others[0].name} and {len(others) - 1} other "
+            "files). Pass --append to add to them, --replace to overwrite them, or another --out; nothing was changed"
+        )
 
 
 def collect_task(job: TaskJob, advance: Callable[[], None] | None = None) -> tuple[Path, int, int]:
-    """Write one task's file. Returns its path, its steps and how often the expert failed."""
+    """Write one task's file. Returns its path, its steps and how often the expert failed; of a file that this very
+    collection has made before, that is not known any more, and 0.
+    """
+    there = collected_with(job.path) if job.path.exists() and job.existing != "replace" else None
+    if there is not None and job.existing == "refuse" and there[0] == job.settings:
+        for _ in range(job.count):
+            if advance is not None:
+                advance()
+        return job.path, there[2], 0
+    first = 0 if there is None else there[1]
     env = TabletopEnv(job.image_size)
     failures = 0
 
     def demos() -> Iterator[Demo]:
         nonlocal failures
-        for index in range(job.count):
+        for index in range(first, first + job.count):
             demo, failed = _successful_demo(env, job.task, job.seed, index)
             failures += failed
             yield demo
@@ -119,10 +184,12 @@ def collect_task(job: TaskJob, advance: Callable[[], None] | None = None) -> tup
         env_args={"env_name": "Tabletop", "env_kwargs": arguments, "seed": job.seed},
         tag="tabletop-scripted-expert",
         problem_name="tabletop",
+        extra=((SETTINGS, job.settings),),
     )
-    path = job.out / f"{task_name(job.task)}_demo.hdf5"
-    steps = write_demos(path, header, demos(), job.align)[1]
-    return path, steps, failures
+    if there is not None:
+        header = replace(header, extra=((SETTINGS, f"{there[0]} then {job.settings}"),))
+    steps = write_demos(job.path, header, demos(), job.align, append=there is not None)[1]
+    return job.path, steps - (0 if there is None else there[2]), failures
 
 
 def record(env: TabletopEnv, task: int, reset_seed: int, rng: np.random.Generator) -> Demo | None:

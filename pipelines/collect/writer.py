@@ -18,10 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores.disk import durable
+from stores.errors import UsageError
 
 Align = Literal["after", "before"]
 EXECUTED: Final = "executed_actions"
 ALIGNMENTS: Final[tuple[Align, ...]] = ("after", "before")
+Existing = Literal["refuse", "append", "replace"]
+"""What to do with recordings that are there already."""
+EXISTING: Final[tuple[Existing, ...]] = ("refuse", "append", "replace")
+SETTINGS: Final = "collected_with"
+"""Attribute of ``/data`` that says how a file was collected, so that the same collection is recognized."""
 
 Floats = NDArray[np.float64]
 Attribute = int | float | str
@@ -70,8 +76,12 @@ class FileHeader:
     """Further text attributes, such as LIBERO's ``bddl_file_name``"""
 
 
-def write_demos(path: Path, header: FileHeader, demos: Iterable[Demo], align: Align = "after") -> tuple[int, int]:
+def write_demos(
+    path: Path, header: FileHeader, demos: Iterable[Demo], align: Align = "after", append: bool = False
+) -> tuple[int, int]:
     """Write ``demos``, one by one as they come, to ``path``; the file appears complete or not at all.
+
+    append: what ``path`` holds already comes first, as it is.
 
     Returns:
         Number of demonstrations and of steps.
@@ -82,9 +92,17 @@ def write_demos(path: Path, header: FileHeader, demos: Iterable[Demo], align: Al
     try:
         with h5py.File(part, "w", track_order=False) as file:
             data = file.create_group("data")
+            number = 0
+            if append:
+                with h5py.File(path, "r") as before:
+                    for name, group in before["data"].items():
+                        before.copy(group, data, name=name)
+                        total += len(group["actions"])
+                        count += 1
+                        number = max(number, demo_number(name) + 1)
             for demo in demos:
-                total += _write_demo(data.create_group(f"demo_{count}"), demo, align)
-                count += 1
+                total += _write_demo(data.create_group(f"demo_{number}"), demo, align)
+                count, number = count + 1, number + 1
             _write_header(data, header, count, total)
         # HDF5 insists on writing its file itself, so that only the commit is ours.
         with part.open("rb") as handle:
@@ -94,6 +112,23 @@ def write_demos(path: Path, header: FileHeader, demos: Iterable[Demo], align: Al
     finally:
         part.unlink(missing_ok=True)
     return count, total
+
+
+def demo_number(name: str) -> int:
+    """7 of ``demo_7``; -1 of another name."""
+    tail = name.removeprefix("demo_")
+    return int(tail) if tail.isdecimal() else -1
+
+
+def collected_with(path: Path) -> tuple[str | None, int, int]:
+    """(how the file was collected, demonstrations, steps). Raises UsageError on what is no file of demonstrations."""
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["data"]
+            steps = sum(len(group["actions"]) for group in data.values())
+            return data.attrs.get(SETTINGS), len(data), steps
+    except (OSError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: expected recorded demonstrations, got something else ({error}); move it") from error
 
 
 def _write_header(data: h5py.Group, header: FileHeader, count: int, total: int) -> None:

@@ -1,50 +1,33 @@
 """Train-split statistics of actions and robot states, written next to the store under its content's key.
 
-Moments are made per episode and merged in episode order, so the result has the same bits for any number of workers.
+One pass over the rows of ``frames.zarr``, an episode at a time, in memory for one chunk of each array, one episode and
+the tails of each dimension. Moments are made per episode and added in episode order: always the same bits.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.run import run_units
+from stores.arrays import CheckedArray
 from stores.cloud.publish import put_derived
 from stores.cloud.storage import RemoteStorage
 from stores.disk import durable
 from stores.errors import StoreError, UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
-from stores.statistics import (
-    FIELDS,
-    Moments,
-    Normalization,
-    Statistics,
-    load_stats,
-    merge,
-    quantiles,
-    save_stats,
-    stats_file,
-)
+from stores.statistics import FIELDS, Moments, Normalization, Statistics, Tails, load_stats, save_stats, stats_file
 
-BLOCK_EPISODES: Final = 256
-"""Episodes of one task. It shares out the work; it does not touch the result."""
 SPLIT: Final = "train"
+LENGTHS: Final = {"action": "steps", "robot_state": "frames"}
+"""Column of episodes.parquet with the rows that count: actions of all steps, robot states of all frames."""
+REPORT_EPISODES: Final = 256
 
 
-@dataclass(frozen=True)
-class StatsTask:
-    """Rows of episodes.parquet whose moments are wanted, of the store at `root`."""
-
-    root: str
-    episodes: tuple[int, ...]
-
-
-def compute_statistics(
-    root: Path | str, workers: int = 0, scheduler: str | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def compute_statistics(root: Path | str, progress: Progress | None = None) -> dict[str, Any]:
     """Statistics of the store at `root`, saved as ``stats/<key>.json``, as {"action": {...}, "robot_state": {...}}.
 
     Each: mean, std, min, max, q01, q99 (lists, float64) and count. A store that has its own already is left untouched.
@@ -53,47 +36,48 @@ def compute_statistics(
     """
     store = Store.open(root)
     try:
-        return load_stats(store.storage, store.manifest_hash, SPLIT).to_dict()
+        return load_stats(store.storage, store.content_hash, SPLIT).to_dict()
     except StoreError:
         pass  # none, of another content, or damaged: all are answered by computing them
-    train = tuple(int(row) for row, split in enumerate(store.episode_columns["split"]) if split == SPLIT)
-    if not train:
-        raise UsageError(f"{root}: no episode is in the {SPLIT} split; ingest with a larger train_split")
-    place = str(Path(root).resolve()) if "://" not in str(root) else str(root)
-    blocks = [train[start : start + BLOCK_EPISODES] for start in range(0, len(train), BLOCK_EPISODES)]
-    tasks = [(f"stats-{number}", StatsTask(place, block)) for number, block in enumerate(blocks)]
-    parts: dict[int, dict[str, Moments]] = {}
-    for _, result in run_units(block_moments, tasks, workers, scheduler):
-        parts.update(result)
-        if progress is not None:
-            progress(ProgressEvent("stats", len(parts), len(train), "episodes"))
-    normalization = Normalization(
-        **{
-            name: Statistics.of(merge([parts[row][name] for row in train]), quantiles(train_rows(store, train, name)))
-            for name in FIELDS
-        }
-    )
+    normalization = measure(store, progress)
     if isinstance(store.storage, RemoteStorage):
-        put_derived(store.storage.root, *stats_file(store.manifest_hash, normalization, SPLIT))
+        put_derived(store.storage.root, *stats_file(store.content_hash, normalization, SPLIT))
     else:
         with durable.lock(root, "statevla stats"):
-            save_stats(root, store.manifest_hash, normalization, SPLIT)
+            save_stats(root, store.content_hash, normalization, SPLIT)
     return normalization.to_dict()
 
 
-def block_moments(task: StatsTask) -> dict[int, dict[str, Moments]]:
-    """Moments of every field, by row of episodes.parquet."""
-    store = Store.open(task.root)
-    return {
-        row: {name: Moments.of(train_rows(store, (row,), name), f"episode {row}, {name}") for name in FIELDS}
-        for row in task.episodes
-    }
-
-
-def train_rows(store: Store, episodes: tuple[int, ...], name: str) -> NDArray[np.float32]:
-    """Rows of field `name` of those episodes, float32 [n, D]: actions of all steps, robot states of all frames."""
-
+def measure(store: Store, progress: Progress | None = None) -> Normalization:
+    """Statistics of both fields over the train split. Raises UsageError when it is empty."""
     columns = store.episode_columns
-    lengths = columns["steps" if name == "action" else "frames"]
-    spans = [(int(columns["first_frame"][row]), int(lengths[row])) for row in episodes]
-    return np.concatenate([store.frames[name][first : first + count] for first, count in spans])
+    train = np.flatnonzero(columns["split"] == SPLIT)
+    if not len(train):
+        raise UsageError(f"{store.root}: no episode is in the {SPLIT} split; ingest with a larger train_split")
+    rows = {name: rows_of(store.numbers[name]) for name in FIELDS}
+    tails = {
+        name: Tails(int(columns[LENGTHS[name]][train].sum()), store.numbers[name].spec.shape[1]) for name in FIELDS
+    }
+    moments: dict[str, Moments] = {}
+    for done, episode in enumerate(train.tolist(), 1):
+        first = int(columns["first_frame"][episode])
+        for name in FIELDS:
+            values = rows[name](first, first + int(columns[LENGTHS[name]][episode]))
+            found = Moments.of(values, f"{store.root}: episode {episode}, {name}")
+            moments[name] = moments[name] + found if name in moments else found
+            tails[name].add(values)
+        if progress is not None and (done % REPORT_EPISODES == 0 or done == len(train)):
+            progress(ProgressEvent("stats", done, len(train), "episodes"))
+    return Normalization(**{name: Statistics.of(moments[name], tails[name].quantiles()) for name in FIELDS})
+
+
+def rows_of(array: CheckedArray) -> Callable[[int, int], NDArray[Any]]:
+    """Rows start ... stop - 1 of `array`, for who asks in order: the last chunk is kept, so each is read once."""
+    chunk = functools.lru_cache(maxsize=1)(array.chunk)
+    size = array.spec.chunk
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        pieces = [chunk(m)[max(start - m * size, 0) : stop - m * size] for m in range(start // size, -(-stop // size))]
+        return np.concatenate(pieces)
+
+    return read

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.ingest.config import reasons
-from pipelines.ingest.unit import unit_code_version
+from pipelines.ingest.unit import writer
 from stores.errors import SourceError, StateVLAError, UsageError
 
 
@@ -39,10 +39,12 @@ def require_kept(sources: Mapping[str, int], paths: Sequence[Path], prune: bool)
         )
 
 
-def require_same_code(unit: str, version: str) -> None:
-    """Raise StateVLAError when a worker made `unit` with other code than this process has."""
-    if version != unit_code_version():
+def require_same_code(unit: str, made_by: dict[str, str]) -> None:
+    """Raise StateVLAError when a worker made `unit` with another version of statevla or of a library than is here."""
+    here = writer()
+    differs = [f"{name} {made_by.get(name)} there, {version} here" for name, version in here.items()
+               if made_by.get(name) != version]  # fmt: skip
+    if differs:
         raise StateVLAError(
-            f"unit {unit}: made by {version}, expected {unit_code_version()}: a worker runs another version of "
-            "statevla; install the same on all machines"
+            f"unit {unit}: a worker runs other versions ({', '.join(differs)}); install the same on all machines"
         )

@@ -3,6 +3,7 @@
 Reads headers, and for a prediction some frames; writes nothing.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,18 +11,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.ingest.entries import other_entries
-from pipelines.ingest.plan import Unit, list_sources, plan_units
+from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting, stem_of
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import DETECT
-from pipelines.sources.evidence import Facts, Told, gathered, weigh
-from pipelines.sources.hdf5 import open_hdf5
-from pipelines.sources.libero import SourceFile, read_demo
+from pipelines.sources.evidence import Told, gathered
 from pipelines.sources.masks import ASK
-from pipelines.sources.reading import inspect_source
+from pipelines.sources.reading import inspect_source, recognize_sources, sample_source
+from pipelines.sources.source import SourceFile
+from pipelines.sources.table import SOURCES, source_of
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
-from stores.images import JPEG_QUALITY, encode_image
-from stores.schema import CAMERAS, CHUNK, IMAGE_CODECS, SEGMENT_FRAMES
+from stores.images import JPEG_QUALITY
+from stores.schema import CHUNK, IMAGE_CODECS, SEGMENT_FRAMES
+from stores.spec import ObsSpec
 
 SAMPLE_FILES: Final = 4
 SAMPLE_FRAMES: Final = 8
@@ -36,9 +38,10 @@ class IngestConfig:
     """What a store is made of. Equal configurations and sources give equal bytes; `source` and `out` do not matter.
 
     language_model: weights' name or folder, None for the encoder's default. alignment, gripper, image_convention,
-    masks: what is known of files that do not tell (`pipelines.sources.evidence.Told`). hash_sources: record the sha256
-    of every source file too (a full read of each, and slower than the rest of a rerun); what is reused does not depend
-    on it.
+    masks: what is known of files that do not tell (`pipelines.sources.evidence.Told`). format: a name of
+    `pipelines.sources.table.SOURCES`; None: what the files look like. spec: what they hold, where the format does not
+    know; every demonstration must fit it. hash_sources: record the sha256 of every source file too (a full read of
+    each, and slower than the rest of a rerun); what is reused does not depend on it.
     """
 
     suite: str
@@ -56,6 +59,8 @@ class IngestConfig:
     gripper: str = DETECT
     image_convention: str = DETECT
     masks: str = ASK
+    format: str | None = None
+    spec: ObsSpec | None = None
     hash_sources: bool = False
 
     def __post_init__(self) -> None:
@@ -70,14 +75,16 @@ class IngestConfig:
         if not 0.0 < self.train_split <= 1.0:
             raise UsageError(f"train_split: expected a number above 0 and at most 1, got {self.train_split}")
         _ = self.told
+        if self.format is not None:
+            source_of(self.format)
 
     @property
     def told(self) -> Told:
         """What is known of files that do not tell. Raises UsageError on what is no choice."""
-        return Told(self.alignment, self.gripper, self.image_convention, self.masks)
+        return Told(self.alignment, self.gripper, self.image_convention, self.masks, self.spec)
 
     def recorded(self, encoder: TextEncoder) -> dict[str, Any]:
-        """The part that the manifest keeps."""
+        """The part that the manifest keeps and identity covers: what bears on data."""
         names = ("window", "chunk", "codec", "quality", "split_seed", "train_split", "alignment", "gripper",
                  "image_convention", "masks")  # fmt: skip
         language = {"encoder": encoder.id, "revision": encoder.revision}
@@ -86,18 +93,20 @@ class IngestConfig:
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """What an ingest will do. refused: (file, demo, reason) known before any unit runs; frames: of all units' demos.
-    facts: how each file of the units is read.
+    """What an ingest will do. source: the files' format. spec: the store's. refused: (file, demo, reason) known before
+    any unit runs; frames: of all units' demos. facts: how each file of the units is read.
     """
 
+    source: str
+    spec: ObsSpec
     files: dict[str, SourceFile]
     paths: tuple[Path, ...]
     units: tuple[Unit, ...]
-    image_size: tuple[int, int]
     frames: int
     refused: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
-    facts: dict[str, Facts] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stats: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -107,14 +116,15 @@ class IngestPlan:
     def settings(self, unit: Unit, config: IngestConfig) -> UnitSettings:
         """Settings of one unit."""
         header = self.files[unit.file]
+        heads = {demo: (header.episodes[demo].task, header.episodes[demo].instruction) for demo in unit.demos}
         return UnitSettings(
-            config.window, config.chunk, config.codec, config.quality, config.alignment, self.image_size,
-            header.instruction, self.facts[unit.file].convention, self.facts[unit.file].gripper,
+            config.window, config.chunk, config.codec, config.quality, self.source, self.spec, config.told,
+            self.facts[unit.file], heads,
         )  # fmt: skip
 
     def unit_frames(self, unit: Unit) -> int:
         """Frames that the unit's demonstrations declare."""
-        return sum(self.files[unit.file].rows[demo] for demo in unit.demos)
+        return sum(self.files[unit.file].episodes[demo].rows for demo in unit.demos)
 
 
 def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
@@ -122,35 +132,60 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
 
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
-    paths = list_sources(config.source, config.suite)
-    refused, beside = other_entries(config.source, paths)
+    names = [config.format] if config.format is not None else list(SOURCES)
+    paths = list_sources(config.source, config.suite, [source_of(name).suffixes for name in names])
+    stats = file_stats(paths)  # before anything of them is read
+    fitting = [name for name in names if paths[0].suffix.lower() in source_of(name).suffixes] or names
+    name = fitting[0] if len(fitting) == 1 else recognize_sources(paths, fitting, isolated)
+    source = source_of(name)
+    refused, beside = other_entries(config.source, paths, source.suffixes)
     inspected: dict[str, SourceFile] = {}
     for path in paths:
         try:
-            inspected[path.name] = inspect_source(path, config.told, isolated)
+            require_fitting(stem_of(path.name), NAME_LIMIT)
+            inspected[path.name] = inspect_source(path, name, config.told, isolated)
         except SourceError as error:
-            refused.append({"file": path.name, "demo": "", "reason": str(error)})
+            refused.append({"file": written(path.name), "demo": "", "reason": str(error)})
             continue
         refused += [{"file": path.name, "demo": demo, "reason": why} for demo, why in inspected[path.name].refused]
-    texts = [header.instruction for header in inspected.values() if header.demos]
-    evidence = {name: header.evidence for name, header in inspected.items() if header.demos}
-    verdict = weigh(evidence, texts, config.told)
-    refused += [{"file": name, "demo": "", "reason": why} for name, why in verdict.refused.items()]
-    files = {name: header for name, header in inspected.items() if name not in verdict.refused}
-    # The size of most demonstrations is the store's; the first in order where two are equally common.
-    sizes = Counter(header.image_size[demo] for header in files.values() for demo in header.demos)
-    if not sizes:
+    verdict = source.weigh({file: header for file, header in inspected.items() if header.episodes}, config.told)
+    refused += [{"file": file, "demo": "", "reason": why} for file, why in verdict.refused.items()]
+    files = {file: header for file, header in inspected.items() if file not in verdict.refused}
+    # What most demonstrations are is the store's spec; the first in order where two are equally common.
+    specs = Counter((header.spec, head.sizes) for header in files.values() for head in header.episodes.values())
+    if not specs:
         raise SourceError(f"{config.source}: no usable demonstration in {len(paths)} files: {reasons(refused)}")
+    spec, sizes = specs.most_common(1)[0][0]
     return IngestPlan(
+        source=name,
+        spec=spec.sized(sizes) if config.spec is None else config.spec,
         files=files,
         paths=paths,
-        units=plan_units({name: header.demos for name, header in files.items() if header.demos}),
-        image_size=sizes.most_common(1)[0][0],
-        frames=sum(sum(header.rows.values()) for header in files.values()),
+        units=plan_units({file: tuple(header.episodes) for file, header in files.items() if header.episodes}),
+        frames=sum(head.rows for header in files.values() for head in header.episodes.values()),
         refused=tuple(refused),
         notes=(*beside, *(note for header in files.values() for note in header.notes), *gathered(verdict.notes)),
         facts=verdict.facts,
+        stats=stats,
     )
+
+
+def file_stats(paths: Sequence[Path]) -> tuple[tuple[int, int, int], ...]:
+    """(inode, bytes, time of change) of each file, zeros where it cannot be had: what tells that one was replaced."""
+    found = []
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError:
+            found.append((0, 0, 0))
+        else:
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
+def written(name: str) -> str:
+    """A file's name as JSON and Parquet can hold it."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def reasons(refused: Sequence[dict[str, str]], limit: int = 5) -> str:
@@ -172,7 +207,8 @@ class IngestPreview:
     store: str
     files: int
     units: int
-    image_size: tuple[int, int]
+    format: str
+    obs_spec: dict[str, Any]
     quarantine: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
 
@@ -192,7 +228,8 @@ def preview_ingest(config: IngestConfig) -> IngestPreview:
         store=str(config.out),
         files=len(plan.paths),
         units=len(plan.units),
-        image_size=plan.image_size,
+        format=plan.source,
+        obs_spec=plan.spec.to_dict(),
         quarantine=plan.refused,
         notes=plan.notes,
     )
@@ -205,17 +242,10 @@ def predict_bytes(plan: IngestPlan, config: IngestConfig) -> int:
     for unit in plan.units[::step]:
         settings = plan.settings(unit, config)
         try:
-            with open_hdf5(plan.folder / unit.file) as file:
-                episode = read_demo(
-                    file, unit.demos[0], settings.convention, settings.alignment, None, settings.gripper
-                )
-                rows = len(episode.robot_state)
-                for start in range(0, rows, max(1, rows // SAMPLE_FRAMES)):
-                    images = [episode.images(camera, start, start + 1, None)[0] for camera in CAMERAS]
-                    sizes.append(sum(len(encode_image(image, config.codec, config.quality)) for image in images))
+            sizes += sample_source(plan.folder / unit.file, unit.demos[0], settings, SAMPLE_FRAMES)
         except SourceError:
             continue  # ingest will quarantine it; the others tell the size
     if not sizes:
         raise SourceError(f"{config.source}: no frame of the first demonstrations could be read to predict a size")
-    frame = sum(sizes) / len(sizes) + 2 * TAR_MEMBER
+    frame = sum(sizes) / len(sizes) + len(plan.spec.cameras) * TAR_MEMBER
     return round(plan.frames * (frame * (1 + 1 / config.window) + SEGMENT_OVERHEAD / config.window))

@@ -11,44 +11,50 @@ died before.
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Final, Literal, overload
 
-import pipelines.ingest.merge
-import stores.arrays
-import stores.language
-import stores.numbers
-import stores.tables
 from pipelines.derive.language import write_instructions
 from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
-from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest, reasons
+from pipelines.ingest.config import (
+    IngestConfig,
+    IngestPlan,
+    IngestPreview,
+    file_stats,
+    plan_ingest,
+    preview_ingest,
+    reasons,
+    written,
+)
 from pipelines.ingest.merge import UnitFacts, copies_of, split_units, unit_facts, write_merged
-from pipelines.ingest.ownership import CLAIM, Holdings, holdings, remove_leftovers, require_own_folder, write_claim
-from pipelines.ingest.plan import Unit, natural_key, stem_of, task_of
-from pipelines.ingest.record import decode_record, read_record, record_path, write_record
-from pipelines.ingest.unit import UnitTask, staged_path, unit_code_version, unit_key
+from pipelines.ingest.ownership import Holdings, holdings, remove_leftovers, require_own_folder, write_claim
+from pipelines.ingest.plan import Unit, natural_key, stem_of
+from pipelines.ingest.record import decode_record, read_record, write_record
+from pipelines.ingest.unit import UnitTask, formats, unit_key, writer
 from pipelines.run import run_units
-from pipelines.sources.evidence import Facts
 from pipelines.sources.reading import fingerprint_source, make_here, make_isolated
 from pipelines.sources.sandbox import end_thread_reader
 from statevla.encoders.text import TextEncoder, load_text_encoder
-from statevla.observation import ObsSpec
 from stores.disk import durable
 from stores.disk.sync import Together, kernel
-from stores.errors import SourceError, StateVLAError, StoreError
-from stores.language import LANGUAGE_FILE
-from stores.manifest import MANIFEST, Manifest, StoreObject, hash_object, hash_objects
+from stores.errors import SourceError, SourceTrouble, StoreError, UsageError
+from stores.layout import (
+    CLAIM,
+    LANGUAGE_FILE,
+    MANIFEST,
+    QUARANTINE_FILE,
+    TABLES,
+    record_path,
+    staged_shard_path,
+)
+from stores.manifest import Manifest, StoreObject, hash_object, hash_objects
 from stores.numbers import frame_objects
 from stores.progress import Progress, ProgressEvent
-from stores.tables import EPISODES_FILE, SEGMENTS_FILE
 
-QUARANTINE: Final = "quarantine.jsonl"
 SYNC_UNITS: Final = 16
 """Units that are made durable together: as many, at most, does a power loss cost."""
 SYNC_UNITS_AWAY: Final = 4
@@ -140,18 +146,13 @@ def _ingest(
     plan = plan_ingest(config, isolated)
     if strict:
         refuse_quarantine(plan.refused)
+    if config.spec is not None and config.spec.language_width != encoder.width:
+        raise UsageError(
+            f"--spec: language_width {config.spec.language_width}, but {encoder.id} gives {encoder.width} numbers"
+        )
     require_own_folder(config.out)
     with durable.lock(config.out, f"statevla ingest {config.suite}"):
         return Ingest(config, plan, encoder, progress, strict, isolated, prune).run(workers, scheduler, started)
-
-
-def store_code_version() -> str:
-    """Hash of the code and the library that decide the bytes of tables, next to that of the units."""
-    digest = hashlib.sha256()
-    for module in (pipelines.ingest.merge, stores.arrays, stores.language, stores.numbers, stores.tables):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    return f"{unit_code_version()} store-{digest.hexdigest()[:16]} pyarrow-{importlib.metadata.version('pyarrow')}"
 
 
 class Ingest:
@@ -166,7 +167,6 @@ class Ingest:
         self.root = config.out
         self.progress = progress
         self.name = os.urandom(6).hex()
-        self.before = self._stat()
         self.made_frames = 0
         self.together = Together()
         before = holdings(self.root) or Holdings()
@@ -187,8 +187,8 @@ class Ingest:
             refuse_quarantine(self._quarantine(units))
             refuse_findings(_findings(units))
         sources = self._sources(units)
-        if self._stat() != self.before:
-            raise StateVLAError(
+        if file_stats(self.plan.paths) != self.plan.stats:
+            raise SourceTrouble(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
         split = self._split(units)
@@ -216,10 +216,6 @@ class Ingest:
         write_claim(self.root, self.config.suite, self.held)
         durable.remove(self.root / MANIFEST)
 
-    def _stat(self) -> list[tuple[int, int]]:
-        stats = [path.stat() for path in self.plan.paths]
-        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-
     def _report(self, done: int, message: str) -> None:
         if self.progress is not None:
             self.progress(ProgressEvent("ingest", done, self.plan.frames, "frames", message))
@@ -234,8 +230,8 @@ class Ingest:
             record = read_record(self.root, unit.name)
             if record is None or record["key"] != self._key(unit, record["fingerprints"]):
                 continue  # of other settings or code, whatever the source is
-            path = self.plan.folder / unit.file
-            if record["fingerprints"] == fingerprint_source(path, unit.demos, self.isolated):
+            path, settings = self.plan.folder / unit.file, self.plan.settings(unit, self.config)
+            if record["fingerprints"] == fingerprint_source(path, unit.demos, settings, self.isolated):
                 found[unit.name] = unit_facts(record, unit.file)
         shards = {facts.shard.path: facts.shard for facts in found.values() if facts.shard}
         there = [path for path in shards if (self.root / path).is_file()]
@@ -256,12 +252,14 @@ class Ingest:
         with contextlib.closing(run_units(make, tasks, workers, scheduler)) as results:
             for number, (name, data) in enumerate(results, 1):
                 record = decode_record(data)
-                require_same_code(name, record["code_version"])
+                require_same_code(name, record["writer"])
                 key = self._key(units[name], record["fingerprints"])
                 with self.together:  # what a power loss spoils of these is not believed: the unit is made again
                     if record["shard"]:
-                        durable.rename(self.root / staged_path(name, self.name), self.root / record["shard"]["path"])
-                    write_record(self.root, name, key, data)
+                        durable.rename(
+                            self.root / staged_shard_path(name, self.name), self.root / record["shard"]["path"]
+                        )
+                    write_record(self.root, name, key, record)
                 if number % at_once == 0:
                     self.together.sync()
                 facts = unit_facts(record, units[name].file)
@@ -310,21 +308,22 @@ class Ingest:
         paths = [
             *shards,
             *(record_path(unit.name) for unit in units),
-            *(EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, QUARANTINE),
-            *frame_objects(sum(unit.frames for unit in units)),
+            *TABLES,
+            QUARANTINE_FILE,
+            *frame_objects(sum(unit.frames for unit in units), self.plan.spec),
         ]
         wanted = self._manifest(units, split, len(quarantine), sources)
+        lines = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine).encode()
         if not made:
-            standing = self._standing(wanted, paths)
+            standing = self._standing(wanted, paths, lines)
             if standing is not None:
                 durable.settle(self.root, [*paths, MANIFEST])
-                return standing, False
+                return self._up_to_date(standing, wanted)
             self._open()
         with self.together:  # no manifest names them yet
-            write_merged(self.root, units, split)
+            write_merged(self.root, units, split, self.plan.spec)
             write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
-            lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine]
-            durable.write_text(self.root / QUARANTINE, "".join(lines))
+            durable.write_bytes(self.root / QUARANTINE_FILE, lines)
             remove_leftovers(self.root, self.held.units, set(paths))
         objects = shards | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in shards])}
         manifest = with_objects(wanted, tuple(objects[path] for path in sorted(paths)))
@@ -344,22 +343,25 @@ class Ingest:
             header = self.plan.files.get(path.name)
             entries.append(
                 {
-                    "file": path.name,
+                    "file": written(path.name),
                     **sources[path.name],
                     "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
                     "episodes": sum(len(unit.ids) for unit in of_file),
-                    "image_convention": _convention(self.plan.facts.get(path.name)),
-                    "gripper": _gripper(self.plan.facts.get(path.name)),
+                    **self.plan.facts.get(path.name, {}),
                     "init_states": _init_states(of_file),
                     "notes": [*([] if header is None else header.notes), *_findings(of_file)],
                 }
             )
         return Manifest(
             suite=self.config.suite,
-            obs_spec=ObsSpec(image_size=self.plan.image_size).to_dict(),
+            obs_spec=replace(self.plan.spec, language_width=self.encoder.width).to_dict(),
             config=self.config.recorded(self.encoder),
-            code_version=store_code_version(),
             sources=tuple(entries),
+            provenance={
+                "code_version": writer()["statevla"],
+                "formats": formats(self.plan.source),
+                "libraries": {name: version for name, version in writer().items() if name != "statevla"},
+            },
             counts={
                 "episodes": len(split),
                 "frames": sum(unit.frames for unit in units),
@@ -373,15 +375,38 @@ class Ingest:
             objects=(),
         )
 
-    def _standing(self, wanted: Manifest, paths: list[str]) -> Manifest | None:
-        """The committed manifest, when it says what `wanted` says and every object still has its hash."""
+    def _standing(self, wanted: Manifest, paths: list[str], quarantine: bytes) -> Manifest | None:
+        """The committed manifest, when its content is what `wanted` says and every object still has its hash."""
         try:
             standing = Manifest.load(self.root)
             found = hash_objects(self.root, [item.path for item in standing.objects])
         except (StoreError, OSError):
             return None
-        same = {item.path for item in found} == set(paths) and tuple(found) == standing.objects
-        return standing if same and with_objects(wanted, standing.objects) == standing else None
+        complete = with_objects(wanted, standing.objects)
+        same = (
+            {item.path for item in found} == set(paths)
+            and tuple(found) == standing.objects
+            and StoreObject(QUARANTINE_FILE, len(quarantine), hashlib.sha256(quarantine).hexdigest()) in found
+            and (complete.content_hash, complete.counts) == (standing.content_hash, standing.counts)
+            and standing.provenance["formats"] == wanted.provenance["formats"]
+        )
+        return standing if same else None
+
+    def _up_to_date(self, standing: Manifest, wanted: Manifest) -> tuple[Manifest, bool]:
+        """A standing store whose sources say something new (a sha256, asked for now) gets a manifest that says it too;
+        who wrote its data stays as it was. Otherwise nothing is written.
+        """
+
+        def same_file(source: dict[str, Any]) -> tuple[Any, ...]:
+            return source["file"], source["bytes"], source["fingerprint"]
+
+        before = {same_file(source): source["sha256"] for source in standing.sources}
+        sources = tuple({**new, "sha256": new["sha256"] or before.get(same_file(new))} for new in wanted.sources)
+        if sources == standing.sources:
+            return standing, False
+        manifest = replace(standing, sources=sources)
+        manifest.save(self.root)
+        return manifest, True
 
 
 def _findings(units: Iterable[UnitFacts]) -> list[str]:
@@ -395,21 +420,13 @@ def _copy_notes(units: Sequence[UnitFacts], split: dict[str, str]) -> list[str]:
     ]
 
 
-def _convention(facts: Facts | None) -> str | None:
-    return None if facts is None else facts.convention
-
-
-def _gripper(facts: Facts | None) -> str | None:
-    return None if facts is None or facts.gripper is None else facts.gripper.text
-
-
 def _init_states(units: Iterable[UnitFacts]) -> dict[str, dict[str, str]]:
     """Initial state by demonstration, by task, of those that have one (`stores.init_states`)."""
     found: dict[str, dict[str, str]] = {}
     for unit in units:
-        for name, state in zip(unit.ids, unit.init_states, strict=True):
+        for name, task, state in zip(unit.ids, unit.tasks, unit.init_states, strict=True):
             if state:
-                found.setdefault(task_of(unit.file), {})[name.rsplit("/", 1)[-1]] = state
+                found.setdefault(task, {})[name.rsplit("/", 1)[-1]] = state
     return found
 
 

@@ -5,16 +5,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from pipelines.ingest.plan import SUFFIXES, is_source, natural_key
+from pipelines.ingest.plan import is_source, natural_key
 
 HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 SHOWN: Final = 10
 
 
-def other_entries(source: Path, used: Collection[Path]) -> tuple[list[dict[str, str]], list[str]]:
+def other_entries(
+    source: Path, used: Collection[Path], suffixes: Collection[str]
+) -> tuple[list[dict[str, str]], list[str]]:
     """Quarantine rows (of what is named like a source and is none) and notes (of all else) of folder `source`.
 
-    used: the files that are read. A single file as `source` has no other entries.
+    used: the files that are read; suffixes: of their names. A single file as `source` has no other entries.
     """
     refused: list[dict[str, str]] = []
     notes: list[str] = []
@@ -24,14 +26,14 @@ def other_entries(source: Path, used: Collection[Path]) -> tuple[list[dict[str, 
     for path in sorted(set(source.iterdir()) - set(used), key=lambda path: natural_key(_shown(path))):
         name = _shown(path)
         if path.is_dir():
-            inside = sum(is_source(child) for child in path.rglob("*"))
+            inside = sum(is_source(child, suffixes) for child in path.rglob("*"))
             held = f" with {inside} files in it that look like sources" if inside else ""
             notes.append(f"{name}/: sub-folder{held}, not read; ingest it with a --source of its own")
-        elif is_source(path):
+        elif is_source(path, suffixes):
             what = f"a link to {os.readlink(path)}, where nothing is" if path.is_symlink() else "no regular file"
             refused.append({"file": name, "demo": "", "reason": f"{name}: {what}"})
         elif _is_hdf5(path):
-            notes.append(f"{name}: HDF5, but not read: its name does not end in {' or '.join(SUFFIXES)}; rename it")
+            notes.append(f"{name}: HDF5, but not read: its name does not end in {' or '.join(suffixes)}; rename it")
         else:
             plain.append(name)
     if plain:

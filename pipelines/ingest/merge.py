@@ -17,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.ingest.plan import split_episodes, task_of
+from pipelines.ingest.plan import split_episodes
 from pipelines.ingest.record import read_record
 from stores.errors import StateVLAError, StoreError
+from stores.layout import EPISODES_FILE, SEGMENTS_FILE
 from stores.manifest import StoreObject
 from stores.npy import decode_npy
 from stores.numbers import FramesWriter, frames_writer
-from stores.schema import ACTION_DIM, EPISODES, ROBOT_STATE_DIM, SEGMENTS
-from stores.tables import EPISODES_FILE, SEGMENTS_FILE, table_writer
+from stores.schema import EPISODES, SEGMENTS
+from stores.spec import ObsSpec
+from stores.tables import table_writer
 
 CUTS: Final = [field for field in SEGMENTS if field.name not in ("segment", "episode", "shard")]
 """What a unit knows of its segments."""
@@ -37,13 +39,15 @@ MEMBERS: Final = {STATE: "robot_state.npy", ACTION: "action.npy"}
 class UnitFacts:
     """What the driver keeps of a unit's record: all that the manifest needs, and nothing that grows with segments.
 
-    ids, contents, init_states: of its episodes, in order. notes: demonstration and what is wrong with its cameras.
+    ids, tasks, contents, init_states: of its episodes, in order. notes: demonstration and what is wrong with its
+    cameras.
     """
 
     name: str
     file: str
     shard: StoreObject | None
     ids: tuple[str, ...]
+    tasks: tuple[str, ...]
     frames: int
     steps: int
     segments: int
@@ -64,6 +68,7 @@ def unit_facts(record: Mapping[str, Any], file: str) -> UnitFacts:
         file=file,
         shard=None if record["shard"] is None else StoreObject(**record["shard"]),
         ids=tuple(row["id"] for row in rows),
+        tasks=tuple(sys.intern(row["task"]) for row in rows),
         frames=sum(row["frames"] for row in rows),
         steps=sum(row["steps"] for row in rows),
         segments=sum(len(row["segments"]) for row in rows),
@@ -92,11 +97,12 @@ def split_units(
     """Episode id -> train or val (`pipelines.ingest.plan.split_episodes`). given: by id, what the files' masks say."""
     ids_by_task: dict[str, list[str]] = {}
     for unit in units:
-        ids_by_task.setdefault(task_of(unit.file), []).extend(unit.ids)
+        for name, task in zip(unit.ids, unit.tasks, strict=True):
+            ids_by_task.setdefault(task, []).append(name)
     return split_episodes(ids_by_task, seed, train_split, given, copies_of(units))
 
 
-def write_merged(root: Path, units: Sequence[UnitFacts], split: Mapping[str, str]) -> None:
+def write_merged(root: Path, units: Sequence[UnitFacts], split: Mapping[str, str], spec: ObsSpec) -> None:
     """Write episodes.parquet, segments.parquet and frames.zarr below `root` from the units' records and shards there.
 
     units: in the plan's order. Raises StateVLAError when a record is not what it was when its facts were taken.
@@ -104,7 +110,7 @@ def write_merged(root: Path, units: Sequence[UnitFacts], split: Mapping[str, str
     with contextlib.ExitStack() as stack:
         episodes = stack.enter_context(table_writer(root / EPISODES_FILE, EPISODES))
         segments = stack.enter_context(table_writer(root / SEGMENTS_FILE, SEGMENTS))
-        frames = stack.enter_context(frames_writer(root, sum(unit.frames for unit in units)))
+        frames = stack.enter_context(frames_writer(root, sum(unit.frames for unit in units), spec))
         episode = first_frame = first_segment = 0
         for unit in units:
             record = read_record(root, unit.name)
@@ -123,7 +129,7 @@ def write_merged(root: Path, units: Sequence[UnitFacts], split: Mapping[str, str
                 first_segment += len(row["segments"])
             episodes.add(pa.Table.from_pylist(rows, schema=EPISODES))
             segments.add(segment_table(record, episode, first_segment - unit.segments))
-            add_frames(frames, root, record, episode)
+            add_frames(frames, root, record, episode, spec)
             episode += len(rows)
 
 
@@ -138,13 +144,13 @@ def segment_table(record: Mapping[str, Any], episode: int, segment: int) -> pa.T
     return pa.table([columns[name] for name in SEGMENTS.names], schema=SEGMENTS)
 
 
-def add_frames(writer: FramesWriter, root: Path, record: Mapping[str, Any], episode: int) -> None:
+def add_frames(writer: FramesWriter, root: Path, record: Mapping[str, Any], episode: int, spec: ObsSpec) -> None:
     """Append the frames of a unit, one episode at a time, from its shard: robot_state, action (NaN: none)."""
     shard = record["shard"]["path"]
     with (root / shard).open("rb", buffering=0) as file:
         for number, row in enumerate(record["episodes"], episode):
-            states = np.empty((row["frames"], ROBOT_STATE_DIM), np.float32)
-            actions = np.full((row["frames"], ACTION_DIM), np.nan, np.float32)
+            states = np.empty((row["frames"], spec.robot_state_dim), np.float32)
+            actions = np.full((row["frames"], spec.action_dim), np.nan, np.float32)
             for cut in row["segments"]:
                 state, action = _members(file.fileno(), shard, cut)
                 first, steps = cut["first_step"], cut["steps"]

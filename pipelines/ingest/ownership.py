@@ -13,18 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ingest.record import read_record, record_path
-from pipelines.ingest.unit import shard_path
-from stores.cloud.publish import PUBLISHED
+from pipelines.ingest.record import read_record
 from stores.disk import durable
 from stores.errors import StoreError, UsageError
-from stores.manifest import MANIFEST, read_sealed, seal
-from stores.numbers import FRAMES, is_frame_object
+from stores.layout import CLAIM, MANIFEST, OWN_FOLDERS, PUBLISHED, SHARDS, UNITS, record_path, shard_path
+from stores.manifest import read_sealed, seal
+from stores.numbers import is_frame_object
 
-CLAIM: Final = ".ingest.json"
-UNIT_FOLDERS: Final = ("shards", "units")
-OWN_FOLDERS: Final = (*UNIT_FOLDERS, FRAMES)
-"""Folders that nobody but ingest writes into."""
+UNIT_FOLDERS: Final = (SHARDS, UNITS)
 _IGNORED: Final = frozenset({durable.LOCK_NAME, PUBLISHED, CLAIM, ".DS_Store"})
 
 
@@ -88,7 +84,7 @@ def remove_leftovers(root: Path, units: Iterable[str], named: frozenset[str] | s
     """Remove shards and records of `units` that the coming manifest does not name (`named`: its paths)."""
     paths = {path for unit in units for path in (shard_path(unit), record_path(unit))} - named
     for name in sorted(_files(root, UNIT_FOLDERS)):
-        if name in paths:
+        if name in paths or durable.is_leftover(name.rpartition("/")[2]):  # of a process that died making a unit
             durable.remove(root / name)
 
 
@@ -108,7 +104,7 @@ def _unit_of(path: str) -> str:
 
 def _recorded(root: Path) -> Iterator[str]:
     """Units with a sound record."""
-    for name in _files(root, ("units",)):
+    for name in _files(root, (UNITS,)):
         unit = _unit_of(name)
         if unit and read_record(root, unit) is not None:
             yield unit

@@ -7,21 +7,21 @@ alone, so that another file coming or going changes no other unit's name or byte
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stores.errors import UsageError
+from stores.errors import SourceError, UsageError
 
 UNIT_DEMOS: Final = 16
 """Demonstrations of a unit: a few hundred MB of raw frames, some tens of MB of JPEG."""
 
 SUFFIX: Final = ".hdf5"
-SUFFIXES: Final = (SUFFIX, ".h5")
-"""Of files that are read, in any case."""
-NAME_LIMIT: Final = 200
-"""Bytes of a unit's name; file systems allow 255 and the suffixes need some."""
+NAME_LIMIT: Final = 155
+"""Bytes of a source's stem as `safe_name` writes it: the folder of a tar's names; files are named after it too."""
+DEMO_LIMIT: Final = 70
+"""Bytes of a demonstration's name as `safe_name` writes it: of the 100 of a tar's name, members need the rest."""
 
 HOW_TO_GET: Final = (
     "Download the suite with LIBERO's own benchmark_scripts/download_libero_datasets.py, or make tabletop data with "
@@ -53,31 +53,31 @@ def safe_name(text: str) -> str:
     return re.sub(rb"[^A-Za-z0-9_-]", lambda found: b"=%02x" % found[0][0], text.encode()).decode()
 
 
-def list_sources(source: Path, suite: str) -> tuple[Path, ...]:
-    """The ``*.hdf5`` and ``*.h5`` files of folder `source` (or `source` itself, when it is a file), naturally sorted.
+def list_sources(source: Path, suite: str, formats: Sequence[Collection[str]]) -> tuple[Path, ...]:
+    """The files of folder `source` that the first of `formats` (suffixes of their names) has any of, naturally sorted;
+    or `source` itself, when it is a file.
 
-    What else lies there: `pipelines.ingest.entries.other_entries`. Raises UsageError when there is nothing to read,
-    saying where it looked, and for a file whose name is not UTF-8.
+    A link that leads nowhere is listed, and found out when it is read. What else lies there:
+    `pipelines.ingest.entries.other_entries`. Raises UsageError when there is nothing to read, saying where it looked.
     """
     if source.is_file():
-        _require_utf8(source)
         return (source,)
     if not source.is_dir():
         raise UsageError(f"suite {suite!r}: no folder {source} (looked in {source.absolute()}). {HOW_TO_GET}")
-    found = [path for path in source.iterdir() if is_source(path)]
-    files = sorted((path for path in found if path.is_file()), key=lambda path: natural_key(path.name))
+    there = [path for path in source.iterdir() if path.is_file() or (path.is_symlink() and not path.exists())]
+    by_format = ([path for path in there if is_source(path, suffixes)] for suffixes in formats)
+    files = sorted(next(filter(None, by_format), []), key=lambda path: natural_key(path.name))
     if not files:
         names = sorted(path.name for path in source.iterdir())
         got = f"{len(names)} other entries ({', '.join(names[:5])})" if names else "an empty folder"
-        raise UsageError(f"suite {suite!r}: expected *{SUFFIX} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
-    for path in files:
-        _require_utf8(path)
+        wanted = " or ".join(dict.fromkeys(f"*{suffix}" for suffixes in formats for suffix in suffixes))
+        raise UsageError(f"suite {suite!r}: expected {wanted} files in {source.absolute()}, got {got}. {HOW_TO_GET}")
     return tuple(files)
 
 
-def is_source(path: Path) -> bool:
-    """Whether a file of that name is to be read."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def is_source(path: Path, suffixes: Collection[str]) -> bool:
+    """Whether a file of that name is to be read, in any case of `suffixes`."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def stem_of(file: str) -> str:
@@ -85,24 +85,21 @@ def stem_of(file: str) -> str:
     return file.removesuffix(SUFFIX)
 
 
-def _require_utf8(path: Path) -> None:
-    """A store names its sources in JSON and Parquet."""
+def require_fitting(name: str, limit: int) -> None:
+    """Raise SourceError when `name` cannot name things in a store: not UTF-8, or more than `limit` bytes as written."""
     try:
-        path.name.encode()
+        written = len(safe_name(name))
     except UnicodeEncodeError as error:
-        raise UsageError(f"{os.fsencode(path.name)!r}: the file's name is not UTF-8; rename it") from error
+        raise SourceError(f"{os.fsencode(name)!r}: expected a name in UTF-8; rename it") from error
+    if written > limit:
+        raise SourceError(f"the name needs {written} bytes in a shard, expected at most {limit}; rename it")
 
 
 def plan_units(demos: Mapping[str, Sequence[str]]) -> tuple[Unit, ...]:
-    """Demonstration names by file name -> units, in natural order of files and demonstrations.
-
-    Raises UsageError when a file's name is too long to name a unit after.
-    """
+    """Demonstration names by file name -> units, in natural order of files and demonstrations."""
     units = []
     for file in sorted(demos, key=natural_key):
         stem = safe_name(stem_of(file))
-        if len(stem) > NAME_LIMIT:
-            raise UsageError(f"{file}: the name is too long for a shard; rename it to less than {NAME_LIMIT} bytes")
         names = sorted(demos[file], key=natural_key)
         for number, start in enumerate(range(0, len(names), UNIT_DEMOS)):
             units.append(Unit(f"{stem}-{number:03d}", file, tuple(names[start : start + UNIT_DEMOS])))

@@ -1,21 +1,17 @@
-"""A unit's record: what its worker says of the shard, as bytes that travel and lie on disk unchanged.
+"""A unit's record: what its worker says of the shard, as JSON text that travels and lies on disk.
 
-The process that makes a unit turns its record into bytes, and whoever hands it on leaves them alone. A record names
-every member of every segment; to measure and pack such a tree for its way to the driver took Dask longer than it takes
-to write the shard.
+The process that makes a unit turns its record into text: a record names every member of every segment, and to measure
+and pack such a tree for its way to the driver took Dask longer than it takes to write the shard.
 """
 
 import hashlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
 from stores.disk import durable
-
-_KEY: Final = b'{"key":"'
-_RECORD: Final = b'","record":'
-_HASH: Final = hashlib.sha256().digest_size * 2
+from stores.layout import record_path
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
@@ -29,15 +25,9 @@ def decode_record(data: bytes | str) -> dict[str, Any]:
     return record
 
 
-def record_path(unit: str) -> str:
-    """Path of the unit's record below the store."""
-    return f"units/{unit}.json"
-
-
-def write_record(root: Path, unit: str, key: str, data: bytes) -> None:
-    """Write a unit's encoded record and its key (`pipelines.ingest.unit.unit_key`) durably, with a hash of both."""
-    content = _KEY + key.encode() + _RECORD + data
-    durable.write_bytes(root / record_path(unit), content + _seal(content))
+def write_record(root: Path, unit: str, key: str, record: dict[str, Any]) -> None:
+    """Write a unit's record and its key (`pipelines.ingest.unit.unit_key`) durably, with a hash of both."""
+    durable.write_bytes(root / record_path(unit), _sealed({**record, "key": key}))
 
 
 def read_record(root: Path, unit: str) -> dict[str, Any] | None:
@@ -46,15 +36,12 @@ def read_record(root: Path, unit: str) -> dict[str, Any] | None:
     """
     try:
         found = (root / record_path(unit)).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        record = decode_record(found)
+        del record["sha256"]
+        return record if _sealed(record) == found and "key" in record else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
         return None
-    content = found[: -len(_seal(b""))]
-    if found != content + _seal(content):
-        return None
-    start = len(_KEY) + _HASH
-    return {**decode_record(content[start + len(_RECORD) :]), "key": content[len(_KEY) : start].decode()}
 
 
-def _seal(content: bytes) -> bytes:
-    """What follows a key and a record in their file."""
-    return b',"sha256":"' + hashlib.sha256(content).hexdigest().encode() + b'"}\n'
+def _sealed(record: dict[str, Any]) -> bytes:
+    return encode_record({**record, "sha256": hashlib.sha256(encode_record(record)).hexdigest()}) + b"\n"

@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from pipelines.showcase.config import ENCODER, EVAL, PHASE1, POLICY, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
-from statevla import __version__
 from statevla.evaluators.offline_results import OfflineResults
 from statevla.evaluators.results import Results
 from statevla.reports.charts import Series
@@ -19,6 +18,7 @@ from statevla.reports.page import Curves, OfflineRows, Picture, PolicyRow, Repor
 from statevla.runs.layout import metrics
 from statevla.runs.metrics import read_metrics
 from statevla.systems.table import find_system
+from statevla.version import __version__
 from stores.reader import Store
 
 PACKAGES: Final = ("torch", "numpy", "zarr", "dask", "pyarrow", "h5py")
@@ -70,7 +70,7 @@ def _pictures(store: Store) -> tuple[Picture, ...]:
     for instruction in store.manifest.instructions:
         episode = next(i for i, text in enumerate(columns["instruction"]) if text == instruction)
         segment = store.read_segment(int(columns["first_segment"][episode]))
-        pictures.append(Picture(png_bytes(segment.decode()[0]), instruction))
+        pictures.append(Picture(png_bytes([frames[0] for frames in segment.decode()]), instruction))
     return tuple(pictures)
 
 
@@ -78,7 +78,7 @@ def _store_facts(store: Store) -> tuple[tuple[str, str], ...]:
     manifest = store.manifest
     facts = {**manifest.counts, **{f"{name} episodes": count for name, count in manifest.splits.items()}}
     return (
-        ("manifest hash", store.manifest_hash),
+        ("content hash", store.content_hash),
         ("schema version", str(manifest.schema_version)),
         *((name, f"{value:,}") for name, value in facts.items()),
         *((f"ingest: {name}", str(value)) for name, value in sorted(manifest.config.items())),

@@ -222,6 +222,7 @@ def _collect(out: Path, workers: int, seed: int, config: DemoConfig, progress: P
         image_size=config.image_size,
         workers=max(workers, 1),
         progress=progress,
+        existing="replace",
     )
 
 

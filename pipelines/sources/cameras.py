@@ -15,6 +15,7 @@ CONTRAST: Final = 2
 """Difference of brightest and darkest value up to which a picture is blank."""
 FROZEN_MOTION: Final = 0.05
 """Joint motion [rad] from the first to the last of equal pictures that makes them frozen."""
+FROZEN_FRAMES: Final = 4
 STEP_MOTION: Final = 5e-3
 """Joint motion [rad] in a step that changes a picture."""
 REPEATED: Final = 0.3
@@ -76,7 +77,7 @@ class CameraWatch:
         if last - first + 1 == self._seen and self._seen > 1:
             return True
         rows = self.joints[first : last + 1]
-        return float(np.abs(rows - rows[0]).max()) >= FROZEN_MOTION
+        return len(rows) >= FROZEN_FRAMES and float(np.abs(rows - rows[0]).max()) >= FROZEN_MOTION
 
 
 def _blank(frame: NDArray[np.uint8]) -> bool:

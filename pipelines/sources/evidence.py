@@ -17,6 +17,7 @@ from pipelines.sources.gripper import Grip, Reading
 from pipelines.sources.orientation import Look
 from pipelines.sources.texts import near_identical
 from stores.errors import SourceError, UsageError
+from stores.spec import ObsSpec
 
 OPENGL: Final = "opengl"
 UPRIGHT: Final = "upright"
@@ -32,12 +33,15 @@ SAMPLE_FRAMES: Final = 48
 
 @dataclass(frozen=True)
 class Told:
-    """What the user knows of files that do not tell: one of the choices of each flag."""
+    """What the user knows of files that do not tell: one of the choices of each flag. spec: what the files hold, for
+    formats that do not know.
+    """
 
     alignment: str = DETECT
     gripper: str = gripper.DETECT
     image_convention: str = DETECT
     masks: str = masks.ASK
+    spec: ObsSpec | None = None
 
     def __post_init__(self) -> None:
         masks.check_choice(self.masks)
@@ -48,6 +52,16 @@ class Told:
         ):
             if value not in choices:
                 raise UsageError(f"--{flag} {value}: expected one of {', '.join(choices)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "spec": None if self.spec is None else self.spec.to_dict()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Told":
+        """Inverse of `to_dict`."""
+        spec = fields["spec"]
+        return cls(**{**fields, "spec": None if spec is None else ObsSpec.from_dict(spec)})
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,18 @@ class Facts:
 
     convention: str = OPENGL
     gripper: Reading | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, as it stands in a manifest."""
+        reading = self.gripper
+        told = None if reading is None else {**asdict(reading), "text": reading.text}
+        return {"image_convention": self.convention, "gripper": told}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Facts":
+        """Inverse of `to_dict`."""
+        told = fields["gripper"]
+        return cls(fields["image_convention"], None if told is None else Reading(told["middle"], told["closes"]))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ reads nothing else, hashes what is stored.
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from pipelines.sources import hdf5, pulse
 from statevla.observation import HDF5_IMAGE_KEYS
 from stores.errors import SourceError
 
+FORMAT: Final = 1
+"""Raised by hand when the same demonstration gets another fingerprint."""
 INIT_STATE: Final = "init_state"
 INIT_STATE_INDEX: Final = "init_state_index"
 ATTRIBUTES: Final = ("num_samples", "model_file", INIT_STATE_INDEX, INIT_STATE)
@@ -92,22 +94,6 @@ class Stored:
 
     def __exit__(self, *_: object) -> None:
         self._handle.close()
-
-
-def fingerprint_demos(path: Path, demos: tuple[str, ...], poison: Mapping[int, str] | None = None) -> dict[str, str]:
-    """Fingerprint (32 hex digits) by demonstration; of one that cannot be read, the reason instead.
-
-    poison: as for `pipelines.sources.libero.inspect_file`. Raises SourceError when the file as a whole cannot be read.
-    """
-    found: dict[str, str] = {}
-    with hdf5.open_hdf5(path) as file, Stored(path) as stored:
-        for position, demo in enumerate(demos, 1):
-            pulse.at(position)
-            if poison and position in poison:
-                found[demo] = f"unreadable: {poison[position]}"
-            else:
-                found[demo] = fingerprint_demo(file, demo, stored)
-    return found
 
 
 def fingerprint_demo(file: h5py.File, demo: str, stored: Stored, seen: Seen | None = None) -> str:

@@ -5,18 +5,23 @@ KB can declare terabytes. Every door here refuses such a file with a SourceError
 """
 
 import contextlib
+import errno
 import itertools
 import math
+import mmap
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import h5py
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipelines.sources.rows import Rows as Rows
-from stores.errors import SourceError
+from stores.errors import SourceError, SourceTrouble
 
 CHUNK_LIMIT: Final = 64 * 2**20
 """Bytes of one HDF5 chunk when unpacked; LIBERO's are below 1 MB."""
@@ -30,26 +35,64 @@ FILTERS: Final = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5
 LFS_POINTER: Final = b"version https://git-lfs"
 HEADER_BYTES: Final = 16
 MAX_CHUNKS: Final = 100_000
+FLETCHER_BYTES: Final = 4
 
 HDF5_FAILURES: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 """What h5py raises on damaged files."""
 
 
+OUTSIDE: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENODEV,
+     errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT, errno.ELOOP}
+)  # fmt: skip
+"""What a system answers when a file cannot be read for reasons that are not in it."""
+MEMORY_PROBE: Final = 256 * 2**20
+
+
+class Missing(SourceError):
+    """A key or attribute that is not there at all; one that is there and cannot be read is another SourceError."""
+
+
+def _outside(error: BaseException) -> str | None:
+    """The reason in words, where the surroundings failed and not the file's content; else None."""
+    if isinstance(error, MemoryError):
+        try:
+            mmap.mmap(-1, MEMORY_PROBE).close()
+        except (OSError, MemoryError):
+            return "there is too little memory left"
+        return None  # memory is there: the file asks for more than any demonstration needs
+    if not isinstance(error, OSError):
+        return None
+    said = re.search(r"errno = (\d+)", str(error))
+    number = int(said[1]) if said else error.errno
+    return os.strerror(number) if number in OUTSIDE else None
+
+
 @contextlib.contextmanager
 def reporting(where: str) -> Iterator[None]:
-    """Turn what h5py raises inside into a SourceError that starts with `where`; a SourceError gets the prefix too."""
+    """Turn what h5py raises inside into a SourceError that starts with `where`; a SourceError gets the prefix too.
+
+    Raises SourceTrouble where the system says that the file's surroundings failed.
+    """
     try:
         yield
     except SourceError as error:
-        raise SourceError(_writable(f"{where}: {error}")) from error
+        raise type(error)(_writable(f"{where}: {error}")) from error
     except HDF5_FAILURES as error:
+        if (reason := _outside(error)) is not None:
+            raise SourceTrouble(
+                _writable(f"{where}: cannot be read: {reason}. Nothing was quarantined; run the same command again")
+            ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(_writable(f"{where}: HDF5 cannot read this: {reason}")) from error
 
 
 def _writable(reason: str) -> str:
-    """A reason is written to the quarantine; what of it is no Unicode, because a damaged file said so, is escaped."""
-    return reason.encode(errors="backslashreplace").decode()
+    """A reason is written to the quarantine and to terminals; what of it is no Unicode, or steers a terminal, because a
+    damaged file said so, is escaped.
+    """
+    plain = reason.encode(errors="backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in plain)
 
 
 @contextlib.contextmanager
@@ -60,7 +103,14 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     with reporting(path.name):
         if not path.is_file():
-            raise SourceError(f"no such file: {path}")
+            raise SourceTrouble(
+                f"{path}: the link leads to {os.readlink(path)}, which is not there; fetch it (git annex get, dvc "
+                "pull, hf download), or remove the link"
+                if path.is_symlink()
+                else f"{path}: no such file any more, or not an ordinary one; it was there when the source was listed"
+            )
+        with path.open("rb"):
+            pass  # h5py takes a file that may not be opened for one that is no HDF5
         if not h5py.is_hdf5(path):
             with path.open("rb") as start:
                 if start.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -96,7 +146,7 @@ def child(parent: h5py.Group, path: str) -> h5py.Group | Rows:
         if links is None or not links.exists(name):
             have = "a dataset" if links is None else sorted(h5py.Group(current))[:12]
             owner = current.id if isinstance(current, Rows) else current
-            raise SourceError(f"key {path!r} is missing; {h5py.h5i.get_name(owner).decode()} has {have}")
+            raise Missing(f"key {path!r} is missing; {h5py.h5i.get_name(owner).decode()} has {have}")
         if links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
         # h5py's own way to its objects costs several times as much, for links that are not followed here.
@@ -191,7 +241,32 @@ def stored_ranges(found: Rows) -> list[tuple[int, int]]:
 
 def header_range(item: h5py.Group | Rows) -> list[tuple[int, int]]:
     """(begin, end) of the first bytes of an object's header in the file: no data can be there."""
-    address = h5py.h5o.get_info(item.id).addr
+    return _header(item.id)
+
+
+def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
+    """(begin, end) of all that every object of the file claims of it, by its path: also what nobody reads.
+
+    An object that cannot be opened claims nothing here; who needs it is refused when it is read.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+
+    def note(name: bytes) -> None:
+        with contextlib.suppress(*HDF5_FAILURES):
+            item = h5py.h5o.open(file.id, name)
+            parts: list[tuple[int, int]] = []
+            if isinstance(item, h5py.h5d.DatasetID):
+                rows = Rows(item)
+                if rows.layout != h5py.h5d.VIRTUAL and not rows.properties.get_external_count():
+                    parts = stored_ranges(rows)
+            found[name.decode(errors="backslashreplace")] = [*parts, *_header(item)]
+
+    h5py.h5o.visit(file.id, note)
+    return found
+
+
+def _header(item: Any) -> list[tuple[int, int]]:
+    address = h5py.h5o.get_info(item).addr
     return [(address, address + HEADER_BYTES)]
 
 
@@ -223,14 +298,73 @@ def read_rows(
     rows = (data.shape[0] if stop is None else stop) - start
     if rows * data.row_bytes > READ_LIMIT:
         raise SourceError(f"{data.name}: {rows * data.row_bytes:,} bytes at once, more than {READ_LIMIT:,}")
+    array = np.empty((rows, *data.shape[1:]), data.dtype) if into is None else into[:rows]
+    if data.chunks is not None and _decodes(data):
+        _read_chunks(data, data.chunks, start, array)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     if data.chunks is not None:
         _require_found(data, data.chunks, start, start + rows)
-    array = np.empty((rows, *data.shape[1:]), data.dtype) if into is None else into[:rows]
     data.place.select_hyperslab((start, *(0 for _ in data.shape[1:])), array.shape)
     data.id.read(h5py.h5s.create_simple(array.shape), data.place, array)
     if seen is not None and data.chunks is None:
         seen(start * data.row_bytes, array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _decodes(data: Rows) -> bool:
+    """Whether the chunks are unpacked here: all filters but the checksum, which HDF5 is left to compare."""
+    return all(described[0] != h5py.h5z.FILTER_FLETCHER32 for described in data.filters)
+
+
+def _read_chunks(data: Rows, chunk: tuple[int, ...], start: int, array: NDArray[Any]) -> None:
+    """Fill `array` with rows from `start` on. A chunk never becomes more than it was declared to be, and is unpacked
+    once for all reads that need it in turn.
+    """
+    stop, step = start + len(array), chunk[0]
+    others = [range(0, size, width) for size, width in zip(data.shape[1:], chunk[1:], strict=True)]
+    for begin in range(start // step * step, stop, step):
+        if data.unpacked[0] != begin:
+            data.unpacked = (begin, {rest: _unpack(data, chunk, (begin, *rest)) for rest in itertools.product(*others)})
+        low, high = max(start, begin), min(stop, begin + step)
+        for rest, values in data.unpacked[1].items():
+            cut = tuple(slice(first, first + width) for first, width in zip(rest, chunk[1:], strict=True))
+            target = array[(slice(low - start, high - start), *cut)]
+            target[...] = values[(slice(low - begin, high - begin), *(slice(0, size) for size in target.shape[1:]))]
+
+
+def _unpack(data: Rows, chunk: tuple[int, ...], place: tuple[int, ...]) -> NDArray[Any]:
+    """One chunk [*chunk]. Raises SourceError when it is not found (HDF5 would read zeros) or is another size."""
+    mask, packed = data.id.read_direct_chunk(place)
+    size = math.prod(chunk) * data.dtype.itemsize
+    if not packed or mask:
+        raise SourceError(f"{data.name}: the chunk at {place} is not found")
+    for described in reversed(data.filters):
+        packed = _inflate(packed, size) if described[0] == h5py.h5z.FILTER_DEFLATE else _unshuffle(packed, data)
+    if len(packed) != size:
+        raise SourceError(f"{data.name}: the chunk at {place}: {size:,} bytes declared, {len(packed):,} or more there")
+    return np.frombuffer(packed, data.dtype).reshape(chunk)
+
+
+def _inflate(packed: bytes, size: int) -> bytes:
+    """Unpack, but never more than one byte past `size`."""
+    stream = isal_zlib.decompressobj()
+    try:
+        found: bytes = stream.decompress(packed, max_length=size + 1)
+    except isal_zlib.error as error:  # type: ignore[misc]
+        raise SourceError(f"a chunk is not what gzip wrote: {error}") from error
+    if len(found) == size and not stream.eof:
+        found += stream.decompress(stream.unconsumed_tail, max_length=1)
+    if not stream.eof and len(found) <= size:
+        raise SourceError("a chunk ends before what gzip wrote does")
+    return found
+
+
+def _unshuffle(packed: bytes, data: Rows) -> bytes:
+    """Bytes of equal weight lie together; put each value's together again."""
+    width = data.dtype.itemsize
+    if len(packed) % width:
+        raise SourceError(f"{data.name}: a chunk of {len(packed):,} bytes is not whole values of {width}")
+    return np.frombuffer(packed, np.uint8).reshape(width, -1).T.tobytes()
 
 
 def _require_found(data: Rows, chunk: tuple[int, ...], start: int, stop: int) -> None:
@@ -240,17 +374,42 @@ def _require_found(data: Rows, chunk: tuple[int, ...], start: int, stop: int) ->
     step, *steps = chunk
     others = [range(0, size, width) for size, width in zip(data.shape[1:], steps, strict=True)]
     for place in itertools.product(range(start // step * step, stop, step), *others):
-        if not data.id.read_direct_chunk(place)[1]:
+        packed = data.id.read_direct_chunk(place)[1]
+        if not packed:
             raise SourceError(f"{data.name}: the chunk at {place} is not found")
+        if any(described[0] == h5py.h5z.FILTER_DEFLATE for described in data.filters):
+            size = math.prod(chunk) * data.dtype.itemsize
+            if data.filters[-1][0] == h5py.h5z.FILTER_FLETCHER32:
+                packed = packed[:-4]
+            if len(_inflate(packed, size + FLETCHER_BYTES)) > size + FLETCHER_BYTES:
+                raise SourceError(f"{data.name}: the chunk at {place} unpacks to more than the {size:,} bytes declared")
 
 
 def attribute(owner: h5py.Group, name: str) -> Any:
-    """The value of attribute `name`, None when absent."""
+    """The value of attribute `name`, None when absent. Raises SourceError when it is there and cannot be read.
+
+    h5py's own ``get`` answers None to both.
+    """
     if not isinstance(owner, Once):
-        return owner.attrs.get(name)
+        return _attribute(owner, name)
     if name not in owner.values:
-        owner.values[name] = owner.attrs.get(name)
+        owner.values[name] = _attribute(owner, name)
     return owner.values[name]
+
+
+def _attribute(owner: h5py.Group, name: str) -> Any:
+    try:
+        if h5py.h5a.exists(owner.id, name.encode()):
+            return owner.attrs[name]
+        # A damaged name or a damaged list reads as an absence too; then one of those that are listed is unreadable.
+        for number in range(h5py.h5a.get_num_attrs(owner.id)):
+            h5py.h5a.open(owner.id, index=number).name.decode()
+    except HDF5_FAILURES as error:
+        if _outside(error) is not None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(f"attribute {name!r}: it, or the list of attributes, cannot be read: {reason}") from error
+    return None
 
 
 def text(owner: h5py.Group, name: str) -> str | None:

@@ -18,16 +18,15 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.ingest.plan import natural_key, task_of
+from pipelines.ingest.plan import DEMO_LIMIT, natural_key, require_fitting, task_of
 from pipelines.sources import hdf5, pulse
 from pipelines.sources.alignment import (
     AFTER,
@@ -41,16 +40,18 @@ from pipelines.sources.alignment import (
     fit_joints,
     joint_layout,
 )
-from pipelines.sources.evidence import OPENGL, SAMPLE_LOOKS, UPRIGHT, Evidence, Told, look, sample
-from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, Seen
+from pipelines.sources.evidence import SAMPLE_LOOKS, UPRIGHT, Evidence, Facts, Told, look, sample, weigh
+from pipelines.sources.fingerprint import FORMAT as FINGERPRINT_FORMAT
+from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, Seen, Stored, fingerprint_demo
 from pipelines.sources.gripper import Grip, Reading, convert, require_agreement, see
 from pipelines.sources.masks import Split, demo_names, split_of
 from pipelines.sources.orientation import Look
+from pipelines.sources.source import Episode, EpisodeHead, SourceFile, Verdict
 from pipelines.sources.texts import clean_instruction
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, IMAGE_CONVENTIONS, JOINTS, robot_state, upright
-from stores.errors import SourceError
+from stores.errors import SourceError, SourceTrouble
 from stores.init_states import init_state_hash
-from stores.schema import ACTION_DIM, CAMERAS
+from stores.spec import LIBERO
 
 IMAGE_SIDE: Final = (8, 2048)
 """Smallest and largest image side [pixel] that is believed."""
@@ -67,47 +68,65 @@ MASK_LIMIT: Final = 2**20
 """Bytes of a list of demonstrations' names."""
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """What the header of a file says, without its arrays.
+class LiberoSource:
+    """LIBERO's layout, as a row of `pipelines.sources.table.SOURCES`."""
 
-    demos: names in natural order; rows and image_size by demonstration, for those that could be opened.
-    convention: of the pictures, ``opengl`` where the file does not say. evidence: what the file says and shows of its
-    conventions. parts: ``train`` or ``val`` by demonstration, where the file's masks say.
-    refused: (demonstration or "", reason). notes: what was assumed, left out or not used.
-    """
+    name: Final = "libero"
+    format: Final = 1000 * FINGERPRINT_FORMAT + 1
+    suffixes: Final = (".hdf5", ".h5")
 
-    name: str
-    task: str
-    instruction: str
-    convention: str
-    demos: tuple[str, ...]
-    rows: dict[str, int]
-    image_size: dict[str, tuple[int, int]]
-    refused: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    evidence: Evidence = field(default_factory=Evidence)
-    parts: dict[str, str] = field(default_factory=dict)
+    def recognizes(self, path: Path) -> bool:
+        """Whether the first demonstration has LIBERO's cameras."""
+        with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
+            data = hdf5.group(file, "data")
+            first = next((name for name in data if isinstance(name, str)), None)
+            return first is not None and all(f"{first}/{image_key(camera)}" in data for camera in LIBERO.camera_names)
+
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+        """See `inspect_file`."""
+        return inspect_file(path, poison, told)
+
+    def weigh(self, files: Mapping[str, SourceFile], told: Told) -> Verdict:
+        """See `pipelines.sources.evidence.weigh`."""
+        evidence = {name: Evidence.from_dict(header.evidence) for name, header in files.items()}
+        texts = dict.fromkeys(head.instruction for header in files.values() for head in header.episodes.values())
+        verdict = weigh(evidence, texts, told)
+        facts = {name: found.to_dict() for name, found in verdict.facts.items()}
+        for name, found in facts.items():  # what `open` finds again, or the file is another one by then
+            head = next(iter(files[name].episodes.values()))
+            found["header"] = [head.instruction, evidence[name].convention]
+        return Verdict(facts, verdict.refused, verdict.notes)
+
+    @contextlib.contextmanager
+    def open(self, path: Path, facts: Mapping[str, Any], told: Told) -> Iterator["OpenLibero"]:
+        """See `pipelines.sources.source.Source`."""
+        with hdf5.open_hdf5(path) as file, Stored(path) as stored:
+            if "header" in facts:
+                require_header(file, *facts["header"])
+            yield OpenLibero(file, stored, Facts.from_dict(facts), told)
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One canonical episode; images are read on demand, so that memory stays bounded.
+class OpenLibero:
+    """An open file; what `episode` has read is not read again for its `fingerprint`."""
 
-    robot_state: float32 [T, 9]. action: float32 [A, 7], A = T or T - 1.
-    images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
-    (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
-    init_state: number of the benchmark's initial state that it starts from, or ``sha256:`` of its first simulator
-    state; empty where the file has neither.
-    """
+    def __init__(self, file: h5py.File, stored: Stored, facts: Facts, told: Told) -> None:
+        self._file, self._stored, self._facts, self._told = file, stored, facts, told
+        self._seen: tuple[str, Seen] | None = None
 
-    demo: str
-    robot_state: NDArray[np.float32]
-    action: NDArray[np.float32]
-    alignment: str
-    image_size: tuple[int, int]
-    images: Callable[[str, int, int, NDArray[np.uint8] | None], NDArray[np.uint8]]
-    init_state: str = ""
+    def episode(self, name: str) -> Episode:
+        """See `read_demo`."""
+        seen = Seen()
+        self._seen = (name, seen)
+        facts = self._facts
+        return read_demo(self._file, name, facts.convention, self._told.alignment, seen, facts.gripper)
+
+    def fingerprint(self, name: str) -> str:
+        """See `pipelines.sources.fingerprint`."""
+        seen = self._seen[1] if self._seen is not None and self._seen[0] == name else None
+        return fingerprint_demo(self._file, name, self._stored, seen)
+
+
+LIBERO_SOURCE: Final = LiberoSource()
 
 
 def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told | None = None) -> SourceFile:
@@ -135,31 +154,49 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told
         split, beside = read_masks(file, names, told.masks, path.name)
         notes, refused = (*notes, *beside, *split.notes), [*refused, *split.refused]
         unwanted = {*split.out, *(demo for demo, _ in split.refused)}
-        rows, sizes, ranges = {}, {}, {}
+        task = task_of(path.name)
+        heads: dict[str, EpisodeHead] = {}
+        ranges: dict[str, list[tuple[int, int]]] = {}
         for position, name in enumerate(names, 1):
             pulse.at(position)
             if name in unwanted:
                 continue
             try:
                 with hdf5.reporting(f"{path.name}/{name}"):
+                    require_fitting(name, DEMO_LIMIT)
                     if poison and position in poison:
                         raise SourceError(poison[position])
                     cameras = image_datasets(hdf5.Once(hdf5.group(data, name)))
-                    rows[name], height, width = next(iter(cameras.values())).shape[:3]
-                    sizes[name] = (int(height), int(width))
+                    rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
+                    heads[name] = EpisodeHead(rows, ((height, width),) * len(cameras), task, instruction)
                     ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
             except SourceError as error:
                 refused.append((name, str(error)))
-        for name in sorted(hdf5.overlapping(ranges, path.stat().st_size), key=natural_key):
-            reason = "its images lie where another demonstration's do, or outside the file"
+        size = path.stat().st_size
+        astray = hdf5.overlapping(ranges, size)  # two names of one dataset, too
+        astray |= {name.split("/")[1] for name in hdf5.overlapping(hdf5.claimed(file), size) if "/" in name}
+        for name in sorted(astray & heads.keys(), key=natural_key):
+            reason = "something of it lies where other data of the file do, or outside the file"
             refused.append((name, f"{path.name}/{name}: {reason}"))
-            del rows[name], sizes[name]
-        demos = tuple(name for name in names if name in rows)
+            del heads[name]
+        demos = tuple(heads)
         seen, looks = gather(file, demos, {name: at for at, name in enumerate(names, 1)}, told)
-        return SourceFile(
-            path.name, task_of(path.name), instruction, convention or OPENGL, demos, rows, sizes, tuple(refused), notes,
-            Evidence(own, convention, seen, looks), {demo: split.parts[demo] for demo in demos if demo in split.parts},
-        )  # fmt: skip
+        parts = {demo: split.parts[demo] for demo in demos if demo in split.parts}
+        evidence = Evidence(own, convention, seen, looks).to_dict()
+        return SourceFile(path.name, LIBERO, heads, evidence, parts, tuple(refused), notes)
+
+
+def require_header(file: h5py.File, instruction: str, convention: str | None) -> None:
+    """Raise SourceTrouble unless the open file says what its header said when the ingest was planned."""
+    name = Path(file.filename).name
+    with hdf5.reporting(name):
+        data = hdf5.group(file, "data")
+        found = read_instruction(data, name)[0], hdf5.text(data, "macros_image_convention")
+    if found != (instruction, convention):
+        raise SourceTrouble(
+            f"{name}: was replaced while it was read: the plan was made for {(instruction, convention)}, the file now "
+            f"says {found}; run the same command again"
+        )
 
 
 def gather(
@@ -192,7 +229,7 @@ def _look(file: h5py.File, episode: Episode) -> Look:
     with contextlib.suppress(SourceError):  # regenerated files may lack it
         data = hdf5.dataset(file, f"data/{episode.demo}/obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8)
         hand = hdf5.read_rows(data)
-    return look(frame, CAMERAS, rows, hand)
+    return look(frame, LIBERO.camera_names, rows, hand)
 
 
 def read_masks(file: h5py.File, demos: Sequence[str], told: str, where: str) -> tuple[Split, tuple[str, ...]]:
@@ -221,7 +258,7 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, bool, tuple[str,
         return words, False, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
     try:
         fields = json.loads(info)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"problem_info: expected JSON, got {error}") from error
     if not isinstance(fields, dict) or "language_instruction" not in fields:
         raise SourceError("problem_info: expected an object with language_instruction")
@@ -275,7 +312,7 @@ def read_demo(
     """
     where = f"{Path(file.filename).name}/{name}"
     seen = seen or Seen()
-    hooks = {camera: seen.hook(image_key(camera)) for camera in CAMERAS}
+    hooks = {camera: seen.hook(image_key(camera)) for camera in LIBERO.camera_names}
     with hdf5.reporting(where):
         demo = seen.group = hdf5.Once(hdf5.group(hdf5.group(file, "data"), name))
         cameras = image_datasets(demo)
@@ -287,7 +324,7 @@ def read_demo(
         if declared is not None and declared != rows:
             raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
         shapes = {
-            "actions": (rows, ACTION_DIM),
+            "actions": (rows, LIBERO.action_dim),
             "obs/joint_states": (rows, JOINTS),
             "obs/gripper_states": (rows, FINGERS),
         }
@@ -319,7 +356,7 @@ def read_demo(
         robot_state=state,
         action=action.astype(np.float32),
         alignment=found,
-        image_size=(height, width),
+        sizes=((height, width),) * len(cameras),
         images=images,
         init_state=start_state,
     )
@@ -379,6 +416,11 @@ def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, 
         raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
     try:
         fit = _fit(demo, joints, seen)
+    except hdf5.Missing:  # what is there and cannot be read is no absence
+        if told == DETECT:
+            raise
+        return told
+    try:
         found = detect_alignment(fit)
     except SourceError:
         if told == DETECT:

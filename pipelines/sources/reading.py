@@ -3,72 +3,142 @@
 A file that crashes or hangs the child costs that demonstration or that file, with the reason, and nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ingest.plan import Unit
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.collect.writer import EXECUTED
+from pipelines.ingest.plan import Unit, natural_key
 from pipelines.ingest.record import decode_record, encode_record
-from pipelines.ingest.unit import UnitSettings, UnitTask, make_unit, refused_unit
-from pipelines.sources.evidence import Evidence, Told
-from pipelines.sources.fingerprint import fingerprint_demos
-from pipelines.sources.gripper import Reading
-from pipelines.sources.libero import SourceFile, inspect_file
+from pipelines.ingest.unit import UnitSettings, UnitTask, make_unit, refused_unit, sample_sizes
+from pipelines.sources import hdf5, pulse
+from pipelines.sources.evidence import Told
 from pipelines.sources.sandbox import survive, thread_reader
+from pipelines.sources.source import SourceFile
+from pipelines.sources.table import recognize, source_of
 from stores.errors import SourceError
+from stores.spec import LIBERO
+
+REPLAY_BYTES: Final = 64 * 2**20
+"""Most that one demonstration's states or actions may take."""
+
+
+def _recognize(argument: dict[str, Any]) -> str:
+    return recognize([Path(path) for path in argument["paths"]], argument["names"])
 
 
 def _inspect(argument: dict[str, Any]) -> dict[str, Any]:
-    return asdict(inspect_file(Path(argument["path"]), _positions(argument["poison"]), Told(**argument["told"])))
+    told, poison = Told.from_dict(argument["told"]), _positions(argument["poison"])
+    return source_of(argument["source"]).inspect(Path(argument["path"]), told, poison).to_dict()
 
 
 def _fingerprint(argument: dict[str, Any]) -> dict[str, str]:
-    return fingerprint_demos(Path(argument["path"]), tuple(argument["demos"]), _positions(argument["poison"]))
+    """Fingerprint by demonstration; of one that cannot be read, the reason instead."""
+    settings, poison = UnitSettings.from_dict(argument["settings"]), _positions(argument["poison"])
+    found: dict[str, str] = {}
+    with source_of(settings.source).open(Path(argument["path"]), settings.facts, settings.told) as opened:
+        for position, demo in enumerate(argument["demos"], 1):
+            pulse.at(position)
+            found[demo] = f"unreadable: {poison[position]}" if position in poison else opened.fingerprint(demo)
+    return found
 
 
 def _make(argument: dict[str, Any]) -> tuple[str, bool]:
-    unit, settings = dict(argument["unit"]), dict(argument["settings"])
-    unit["demos"], settings["image_size"] = tuple(unit["demos"]), tuple(settings["image_size"])
-    settings["gripper"] = None if settings["gripper"] is None else Reading(**settings["gripper"])
-    made = {"unit": Unit(**unit), "settings": UnitSettings(**settings), "poison": _positions(argument["poison"])}
+    unit = {**argument["unit"], "demos": tuple(argument["unit"]["demos"])}
+    settings = UnitSettings.from_dict(argument["settings"])
+    made = {"unit": Unit(**unit), "settings": settings, "poison": _positions(argument["poison"])}
     task = UnitTask(**{**argument, **made})
     record = make_unit(task)
     return encode_record(record).decode(), not _without_fingerprint(record, task.unit)
+
+
+def _sample(argument: dict[str, Any]) -> list[int]:
+    settings = UnitSettings.from_dict(argument["settings"])
+    return sample_sizes(Path(argument["path"]), argument["demo"], settings, argument["frames"])
+
+
+def _replay(argument: dict[str, Any]) -> list[dict[str, Any]]:
+    path = Path(argument["path"])
+    found = []
+    with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
+        names = [name for name in hdf5.group(file, "data") if isinstance(name, str)]
+        for position, name in enumerate(sorted(names, key=natural_key)[: argument["limit"]], 1):
+            pulse.at(position)
+            if str(position) in argument["poison"]:
+                raise SourceError(f"{path.name}/{name}: {argument['poison'][str(position)]}")
+            done = EXECUTED if f"data/{name}/{EXECUTED}" in file else "actions"
+            state, actions = (
+                hdf5.read_rows(hdf5.dataset(file, f"data/{name}/{key}", "float", (None, width), REPLAY_BYTES), 0, rows)
+                for key, width, rows in (("states", None, 1), (done, LIBERO.action_dim, None))
+            )
+            found.append({"demo": name, "state": state[0].tolist(), "actions": actions.tolist()})
+    return found
 
 
 def _positions(poison: Mapping[str, str]) -> dict[int, str]:
     return {int(position): reason for position, reason in poison.items()}
 
 
-CALLS: Final = {"inspect": _inspect, "fingerprint": _fingerprint, "make": _make}
+CALLS: Final = {
+    "recognize": _recognize,
+    "inspect": _inspect,
+    "fingerprint": _fingerprint,
+    "make": _make,
+    "sample": _sample,
+    "replay": _replay,
+}
 """What the child does."""
 
 
-def inspect_source(path: Path, told: Told, isolated: bool = True) -> SourceFile:
-    """`pipelines.sources.libero.inspect_file` in the child. Raises SourceError, UsageError."""
+def _ask(name: str, argument: dict[str, Any], where: str, isolated: bool) -> Any:
     if not isolated:
-        return inspect_file(path, told=told)
-    fields = survive(thread_reader(CALLS), "inspect", {"path": str(path), "told": asdict(told)}, path.name)
-    fields["demos"], fields["notes"] = tuple(fields["demos"]), tuple(fields["notes"])
-    fields["refused"] = tuple((demo, reason) for demo, reason in fields["refused"])
-    fields["image_size"] = {demo: (size[0], size[1]) for demo, size in fields["image_size"].items()}
-    fields["evidence"] = Evidence.from_dict(fields["evidence"])
-    return SourceFile(**fields)
+        return CALLS[name]({**argument, "poison": {}})
+    return survive(thread_reader(CALLS), name, argument, where)
 
 
-def fingerprint_source(path: Path, demos: tuple[str, ...], isolated: bool = True) -> dict[str, str]:
-    """`fingerprint_demos` in the child; of a file that cannot be read, the reason for each."""
-    argument = {"path": str(path), "demos": demos}
+def recognize_sources(paths: Sequence[Path], names: Sequence[str], isolated: bool = True) -> str:
+    """`pipelines.sources.table.recognize` in the child."""
+    argument = {"paths": [str(path) for path in paths], "names": list(names)}
+    found: str = _ask("recognize", argument, paths[0].name, isolated)
+    return found
+
+
+def inspect_source(path: Path, source: str, told: Told, isolated: bool = True) -> SourceFile:
+    """`pipelines.sources.source.Source.inspect` in the child. Raises SourceError."""
+    argument = {"path": str(path), "source": source, "told": told.to_dict()}
+    return SourceFile.from_dict(_ask("inspect", argument, path.name, isolated))
+
+
+def fingerprint_source(
+    path: Path, demos: tuple[str, ...], settings: UnitSettings, isolated: bool = True
+) -> dict[str, str]:
+    """Fingerprint by demonstration, from the child; of a file that cannot be read, the reason for each."""
+    argument = {"path": str(path), "demos": demos, "settings": settings.to_dict()}
     try:
-        found: dict[str, str] = (
-            survive(thread_reader(CALLS), "fingerprint", argument, path.name)
-            if isolated
-            else fingerprint_demos(path, demos)
-        )
+        found: dict[str, str] = _ask("fingerprint", argument, path.name, isolated)
     except SourceError as error:
         return dict.fromkeys(demos, f"unreadable: {error}")
     return found
+
+
+def sample_source(path: Path, demo: str, settings: UnitSettings, frames: int) -> list[int]:
+    """`pipelines.ingest.unit.sample_sizes` in the child. Raises SourceError."""
+    argument = {"path": str(path), "demo": demo, "settings": settings.to_dict(), "frames": frames}
+    found: list[int] = _ask("sample", argument, path.name, isolated=True)
+    return found
+
+
+def read_replay(path: Path, limit: int | None = None) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """What the simulator needs to run the demonstrations of a file in LIBERO's layout again, from the child: (name,
+    simulator state [S] before the first action, actions [T, 7]) of the first `limit`, by number. Where noise was
+    added to what an expert wanted, the actions are what was executed. Raises SourceError.
+    """
+    rows = _ask("replay", {"path": str(path), "limit": limit}, path.name, isolated=True)
+    return [(row["demo"], np.array(row["state"], np.float64), np.array(row["actions"], np.float64)) for row in rows]
 
 
 def make_isolated(task: UnitTask) -> bytes:
@@ -77,7 +147,7 @@ def make_isolated(task: UnitTask) -> bytes:
 
     A demonstration whose reading kills the child still has the fingerprint that a rerun will find: by a second call.
     """
-    settings = asdict(task.settings)
+    settings = task.settings.to_dict()
     places = {"source": task.source, "out": task.out, "run": task.run, "kernel": task.kernel}
     argument = {"unit": asdict(task.unit), **places, "settings": settings}
     try:
@@ -101,5 +171,5 @@ def _without_fingerprint(record: dict[str, Any], unit: Unit) -> tuple[str, ...]:
 
 def _with_all_fingerprints(record: dict[str, Any], task: UnitTask, isolated: bool = True) -> bytes:
     missing = _without_fingerprint(record, task.unit)
-    more = fingerprint_source(task.file, missing, isolated) if missing else {}
+    more = fingerprint_source(task.file, missing, task.settings, isolated) if missing else {}
     return encode_record({**record, "fingerprints": {**record["fingerprints"], **more}})

@@ -6,6 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Rows:
@@ -13,6 +14,8 @@ class Rows:
 
     def __init__(self, found: h5py.h5d.DatasetID) -> None:
         self.id = found
+        self.unpacked: tuple[int, dict[tuple[int, ...], NDArray[Any]]] = (-1, {})
+        """Chunks that were unpacked last, all that begin at one row: (that row, values by place in the other axes)."""
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

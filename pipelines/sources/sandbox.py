@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import stores.errors
 from pipelines.sources import pulse
-from stores.errors import SourceError, StateVLAError
+from stores.errors import SourceError, SourceTrouble, StateVLAError
 
 SILENCE_SECONDS: Final = 60.0
 """Without a sign of life for so long, the child is killed. It shows one every 16 frames, which take milliseconds."""
@@ -29,6 +29,8 @@ MEMORY_LIMIT: Final = 4 * 2**30
 """Bytes of address space that the child may add to what it inherits."""
 MEMORY_NEEDED: Final = 2**30
 """Bytes of address space that sound demonstrations never exceed (`pipelines.sources.hdf5.READ_LIMIT` bounds a read)."""
+IDLE: Final = 0.1
+"""Share of its silence in which a child must have worked for its file to be what holds it up; else the disk is."""
 OWN_DEATHS: Final = 2
 """Times that a demonstration must kill the process that reads it to be quarantined."""
 OUTSIDE_DEATHS: Final = 3
@@ -65,6 +67,7 @@ class Reader:
         self._silence = SILENCE_SECONDS if silence is None else silence
         self._pulse = pulse.Pulse()
         self._child: tuple[int, int, int] | None = None
+        self._spent = 0.0
 
     def call(self, name: str, argument: Any) -> Any:
         """The answer of function `name`. What it raises is raised here; ReaderDied when the child ended instead."""
@@ -76,10 +79,11 @@ class Reader:
         except BrokenPipeError:
             answer = None
         except _Silent:
+            waiting = _processor_seconds(pid) - self._spent < IDLE * self._silence
             self.kill()
             _, item = self._pulse.read()
             reason = f"no progress for {self._silence:g} seconds; the process reading it was stopped"
-            raise ReaderDied(reason, item, outside=False) from None
+            raise ReaderDied(f"{reason} while it waited for the disk" if waiting else reason, item, waiting) from None
         except BaseException:
             self.kill()
             raise
@@ -111,7 +115,11 @@ class Reader:
 
     def _wait(self, descriptor: int) -> None:
         before = -1
-        while not select.select([descriptor], [], [], self._silence)[0]:
+        assert self._child is not None
+        while True:
+            self._spent = _processor_seconds(self._child[0])
+            if select.select([descriptor], [], [], self._silence)[0]:
+                return
             beats, _ = self._pulse.read()
             if beats == before:
                 raise _Silent
@@ -177,6 +185,16 @@ class Reader:
 
 class _Silent(Exception):
     """No sign of life."""
+
+
+def _processor_seconds(pid: int) -> float:
+    """Seconds that the processor has worked for a process; infinite where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as handle:
+            fields = handle.read().rpartition(b")")[2].split()
+    except OSError:
+        return float("inf")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _limit_memory(extra: int) -> None:
@@ -262,9 +280,9 @@ def survive(reader: Reader, name: str, argument: dict[str, Any], where: str) -> 
             deaths.append((death.item, death.reason))
             if death.outside:
                 if deaths.count(deaths[-1]) >= OUTSIDE_DEATHS:
-                    raise StateVLAError(
-                        f"{where}: {death.reason}, {OUTSIDE_DEATHS} times: killed from outside, or out of memory. "
-                        "What is finished stays; run the same command again"
+                    raise SourceTrouble(
+                        f"{where}: {death.reason}, {OUTSIDE_DEATHS} times: killed from outside, out of memory, or on a "
+                        "disk that does not answer. What is finished stays; run the same command again"
                     ) from death
             elif [item for item, _ in deaths].count(death.item) >= OWN_DEATHS:
                 if death.item == 0:

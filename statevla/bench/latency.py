@@ -24,14 +24,14 @@ from statevla.config import Config, load_config
 from statevla.encoders.siglip import Preprocessing, SiglipBackbone
 from statevla.models.flow import euler, sampling_times
 from statevla.models.mamba import Mamba
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import Observation
 from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.policy import Policy, ready
 from statevla.policies.prepare import torch_dtype
 from statevla.systems.flow_matching import PolicyModel, build
 from statevla.systems.system import Given
 from stores.errors import UsageError
-from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+from stores.spec import LIBERO, libero_spec
 
 CALLS: Final = {"conv": 1000, "siglip": 100}
 TURNS: Final = {"conv": 30, "siglip": 6}
@@ -172,9 +172,10 @@ def make_policy(case: Case, device: str) -> Policy:
     torch.manual_seed(0)
     backbone = random_siglip(config, head=False).to(device, dtype) if case.vision == "siglip" else None
     model = build(config, Given(backbone=backbone))
-    language = {text: np.random.default_rng(i).normal(size=LANGUAGE_DIM) for i, text in enumerate(INSTRUCTIONS)}
+    size = LIBERO.language_width
+    language = {text: np.random.default_rng(i).normal(size=size) for i, text in enumerate(INSTRUCTIONS)}
     vectors = {text: vector.astype(np.float32) for text, vector in language.items()}
-    return ready(model, config, ObsSpec(image_size=(PICTURE, PICTURE)), "", vectors, device, "random", dtype)
+    return ready(model, config, libero_spec(PICTURE), "", vectors, device, "random", dtype)
 
 
 def random_siglip(config: Config, *, head: bool) -> SiglipBackbone:
@@ -201,12 +202,11 @@ def flow_matching_of(policy: Policy) -> PolicyModel:
 def scenes(policy: Policy) -> list[Observation]:
     """Random observations of the policy's shapes."""
     rng = np.random.default_rng(0)
-    shape = (len(CAMERAS), *policy.obs_spec.image_size, 3)
     texts = list(policy.language)
     return [
         Observation(
-            images=rng.integers(0, 256, shape, dtype=np.uint8),
-            robot_state=rng.normal(size=ROBOT_STATE_DIM).astype(np.float32),
+            images=tuple(rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in policy.obs_spec.image_sizes),
+            robot_state=rng.normal(size=policy.obs_spec.robot_state_dim).astype(np.float32),
             instruction=texts[i % len(texts)],
         )
         for i in range(SCENES)
@@ -223,7 +223,7 @@ def contenders(policy: Policy, case: Case, seen: list[Observation]) -> dict[str,
             runs["autocast"] = without_gradients(lambda turn: autocast(single, seen[turn % SCENES], turn))
         return runs
     side, dtype = policy.config.model.image_size, torch_dtype(case.dtype)
-    pictures = torch.randn(len(CAMERAS), 3, side, side, device=policy.device).to(dtype)
+    pictures = torch.randn(len(LIBERO.cameras), 3, side, side, device=policy.device).to(dtype)
     for name, head in {"limit": False, "tower with head": True}.items():
         tower = random_siglip(policy.config, head=head).to(policy.device, dtype).tower
         runs[name] = without_gradients(tower_alone(tower, pictures))
@@ -249,7 +249,7 @@ def plain(policy: Policy, observation: Observation, seed: int) -> Tensor:
     z, tokens = model.encode(obs)
     times = sampling_times(policy.config.model.euler_steps).to(policy.device)
     pose = euler(lambda x, sigma: model.flow(x, sigma.expand(len(x)), z, tokens).float(), noise, times)
-    gripper = torch.sign(model.gripper(z, tokens)).unsqueeze(-1)
+    gripper = torch.sign(model.gripper(z, tokens))
     return model.standardize_action.inverse(torch.cat([pose, gripper], dim=-1)).cpu()
 
 
@@ -266,7 +266,7 @@ def tower_alone(tower: nn.Module, pictures: Tensor) -> Callable[[int], object]:
 def matrix_products(model: PolicyModel) -> Callable[[int], object]:
     """Patch embedding and every Mamba layer's four products at the shapes of one call, and nothing between them."""
     config = model.config
-    tokens, own = len(CAMERAS) * config.patches + 3, config.action_seq_len + 2
+    tokens, own = len(LIBERO.cameras) * config.patches + 3, config.action_seq_len + 2
     cameras = model.encoder.tokenizer.vision.cameras.parameters()
     once = [(config.patches, kernel.flatten(1)) for kernel in cameras if kernel.ndim > 1]
     once += [(tokens, weight) for weight in mamba_matrices(model.encoder)]

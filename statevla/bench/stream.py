@@ -23,7 +23,7 @@ from statevla.data.needs import PAIRS
 from statevla.data.prefetch import Position
 from stores.errors import UsageError
 from stores.reader import Segment, Store
-from stores.schema import CAMERAS
+from stores.spec import LIBERO
 
 SHUFFLE_BUFFER: Final = 2048
 """Transitions in the peer's shuffle buffer; ours holds about lanes x block_segments x W = 4096."""
@@ -75,7 +75,7 @@ def bench_stream(
             "transitions": transitions,
             "dropped_an_epoch": loader.order.dropped,
             "images": sum(len(names) for segment in segments for names in segment.images.values()),
-            "image_size": store.obs_spec["image_size"],
+            "image_sizes": store.spec.image_sizes,
             "codec": store.manifest.config["codec"],
             "batch_size": batch_size,
             "threads": threads,
@@ -100,12 +100,11 @@ def _drain(loader: SegmentLoader, batch_size: int, epoch: int = 0) -> tuple[int,
 def _decode_all(segments: list[Segment], threads: int) -> float:
     """Seconds to decode every image into one reused buffer a thread."""
     largest = max(len(segment.robot_state) for segment in segments)
-    shape = (largest, len(CAMERAS), *segments[0].image_size, 3)
 
     def decode(part: list[Segment]) -> None:
-        buffer = np.empty(shape, np.uint8)
+        buffers = [np.empty((largest, *size, 3), np.uint8) for size in segments[0].spec.image_sizes]
         for segment in part:
-            segment.decode(out=buffer[: len(segment.robot_state)])
+            segment.decode(out=[buffer[: len(segment.robot_state)] for buffer in buffers])
 
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
@@ -164,7 +163,9 @@ class _Transitions:
     def __call__(self, segments: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for sample in segments:
             count = len(sample["robot_state.npy"])
-            images = [np.stack([sample[f"{c}.{t:02d}.{self.suffix}"] for c in CAMERAS]) for t in range(count)]
+            images = [
+                np.stack([sample[f"{c}.{t:02d}.{self.suffix}"] for c in LIBERO.camera_names]) for t in range(count)
+            ]
             language = self.vectors[sample["json"]["instruction"]]
             for t in range(min(count - 1, sample["json"]["steps"])):
                 yield {

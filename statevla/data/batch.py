@@ -1,6 +1,6 @@
 """Typed batches: what loaders yield and what losses take.
 
-Legend: B batch, C cameras, H height, W width, K chunk.
+Legend: B batch, H height, W width, K chunk, R numbers of a robot state, A of an action, L of an embedding.
 """
 
 from dataclasses import dataclass
@@ -14,24 +14,29 @@ from torch import Tensor
 class ObservationBatch:
     """Canonical observations in raw units.
 
-    images: RGB, upright, [0, 255]. robot_state: rad and m. language: the cached text embedding.
+    images: [B, H, W, 3] a camera, in the spec's order: RGB, upright, [0, 255]. robot_state: the spec's units.
+    language: the cached text embedding.
     """
 
-    images: UInt8[Tensor, "B C H W 3"]
-    robot_state: Float[Tensor, "B 9"]
-    language: Float[Tensor, "B 512"]
+    images: tuple[UInt8[Tensor, "B _ _ 3"], ...]
+    robot_state: Float[Tensor, "B R"]
+    language: Float[Tensor, "B L"]
 
     def to(self, device: torch.device) -> "ObservationBatch":
         """The same batch on `device`; copies from pinned memory do not block."""
         return ObservationBatch(
-            self.images.to(device, non_blocking=True),
+            tuple(frames.to(device, non_blocking=True) for frames in self.images),
             self.robot_state.to(device, non_blocking=True),
             self.language.to(device, non_blocking=True),
         )
 
     def pin(self) -> "ObservationBatch":
         """The same batch in page-locked memory, from where copies to a GPU do not block."""
-        return ObservationBatch(self.images.pin_memory(), self.robot_state.pin_memory(), self.language.pin_memory())
+        return ObservationBatch(
+            tuple(frames.pin_memory() for frames in self.images),
+            self.robot_state.pin_memory(),
+            self.language.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Batch:
     obs: ObservationBatch
     next_obs: ObservationBatch
     has_next: Bool[Tensor, " B"]
-    action: Float[Tensor, "B 7"]
-    chunk: Float[Tensor, "B K 7"]
+    action: Float[Tensor, "B A"]
+    chunk: Float[Tensor, "B K A"]
     is_pad: Bool[Tensor, "B K"]
     episode: Int64[Tensor, " B"]
     frame: Int64[Tensor, " B"]

@@ -1,6 +1,7 @@
 """Decoded segments in flat arrays, from which a batch is a few array gathers.
 
-Legend: N observations of all held segments, A their action rows, B batch, C cameras, K chunk, H height, W width.
+Legend: N observations of all held segments, M their action rows, B batch, K chunk, H height, W width, R numbers of a
+robot state, A of an action, L of an embedding.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from statevla.data.batch import Batch, ObservationBatch
 from stores.errors import StoreCorrupt, UsageError
 from stores.reader import Store
-from stores.schema import ACTION_DIM, CAMERAS, ROBOT_STATE_DIM
+from stores.spec import ObsSpec
 
 Ints = NDArray[np.int64]
 
@@ -22,7 +23,7 @@ class Table:
     """What every gather needs to know of a store, as arrays by segment or by episode.
 
     steps, observations, first_step, episode: int64 [segments]. instruction: int64 [episodes], row of `language`.
-    language: float32 [instructions, 512]. chunk: K of the batches, at most the store's.
+    language: float32 [instructions, L]. chunk: K of the batches, at most the store's. spec: the store's.
     """
 
     steps: Ints
@@ -31,7 +32,7 @@ class Table:
     episode: Ints
     instruction: Ints
     language: NDArray[np.float32]
-    image_size: tuple[int, int]
+    spec: ObsSpec
     store_chunk: int
     chunk: int
 
@@ -51,7 +52,6 @@ def make_table(store: Store, chunk: int, shuffle_seed: int | None = None) -> Tab
     instruction = np.array([row[str(text)] for text in store.episode_columns["instruction"]], dtype=np.int64)
     if shuffle_seed is not None:
         instruction = derange(instruction, len(names), shuffle_seed)
-    height, width = store.obs_spec["image_size"]
     columns = store.segment_columns
     return Table(
         steps=columns["steps"].astype(np.int64),
@@ -60,7 +60,7 @@ def make_table(store: Store, chunk: int, shuffle_seed: int | None = None) -> Tab
         episode=columns["episode"].astype(np.int64),
         instruction=instruction,
         language=np.stack([store.language.vector(text) for text in names]).astype(np.float32),
-        image_size=(int(height), int(width)),
+        spec=store.spec,
         store_chunk=store_chunk,
         chunk=chunk,
     )
@@ -80,7 +80,7 @@ def derange(instruction: Ints, distinct: int, seed: int) -> Ints:
 class Frames:
     """Decoded observations and actions of some segments, end to end.
 
-    images: uint8 [N, C, H, W, 3]. robot_state: float32 [N, 9]. action: float32 [A, 7]. is_pad: bool [A].
+    images: uint8 [N, H, W, 3] a camera. robot_state: float32 [N, R]. action: float32 [M, A]. is_pad: bool [M].
     Filled segment by segment through `load`, from any thread; each writes its own rows only.
     """
 
@@ -88,9 +88,9 @@ class Frames:
         self.table, self.segments = table, segments
         self.obs_start, observations = _starts(table.observations[segments])
         self.action_start, actions = _starts(table.steps[segments] + table.store_chunk - 1)
-        self.images = np.empty((observations, len(CAMERAS), *table.image_size, 3), dtype=np.uint8)
-        self.robot_state = np.empty((observations, ROBOT_STATE_DIM), dtype=np.float32)
-        self.action = np.empty((actions, ACTION_DIM), dtype=np.float32)
+        self.images = tuple(np.empty((observations, *size, 3), dtype=np.uint8) for size in table.spec.image_sizes)
+        self.robot_state = np.empty((observations, table.spec.robot_state_dim), dtype=np.float32)
+        self.action = np.empty((actions, table.spec.action_dim), dtype=np.float32)
         self.is_pad = np.empty(actions, dtype=np.bool_)
         self._sorter = np.argsort(segments, kind="stable")
 
@@ -112,7 +112,7 @@ class Frames:
                     f"got {value.dtype} {value.shape}; run `statevla verify {store.root}`"
                 )
             target[...] = value
-        read.decode(out=self.images[obs])
+        read.decode(out=[frames[obs] for frames in self.images])
 
     def rows(self, segment: Ints, step: Ints) -> tuple[Ints, Ints]:
         """Rows of the observation and of the action of each (segment, step)."""
@@ -140,8 +140,8 @@ class Part:
 
 def decoded_bytes(table: Table, segments: Ints) -> int:
     """RAM that the decoded images of `segments` take."""
-    height, width = table.image_size
-    return int(table.observations[segments].sum()) * len(CAMERAS) * height * width * 3
+    pixels = sum(height * width for height, width in table.spec.image_sizes)
+    return int(table.observations[segments].sum()) * pixels * 3
 
 
 def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool) -> Batch:
@@ -180,13 +180,15 @@ def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool) -> Ba
     return batch.pin() if pin else batch
 
 
-def _take_images(table: Table, parts: list[Part], rows: list[Ints], pin: bool) -> torch.Tensor:
-    """uint8 [B, C, H, W, 3], copied once, by gathers that release the GIL."""
-    count = sum(row.size for row in rows)
-    out = torch.empty((count, len(CAMERAS), *table.image_size, 3), dtype=torch.uint8, pin_memory=pin)
-    view, start = out.numpy(), 0
-    for part, row in zip(parts, rows, strict=True):
-        # mode="clip" lets NumPy write into `out` directly; rows are in range by construction.
-        np.take(part.frames.images, row, axis=0, out=view[start : start + row.size], mode="clip")
-        start += row.size
-    return out
+def _take_images(table: Table, parts: list[Part], rows: list[Ints], pin: bool) -> tuple[torch.Tensor, ...]:
+    """uint8 [B, H, W, 3] a camera, copied once, by gathers that release the GIL."""
+    count, found = sum(row.size for row in rows), []
+    for camera, size in enumerate(table.spec.image_sizes):
+        out = torch.empty((count, *size, 3), dtype=torch.uint8, pin_memory=pin)
+        view, start = out.numpy(), 0
+        for part, row in zip(parts, rows, strict=True):
+            # mode="clip" lets NumPy write into `out` directly; rows are in range by construction.
+            np.take(part.frames.images[camera], row, axis=0, out=view[start : start + row.size], mode="clip")
+            start += row.size
+        found.append(out)
+    return tuple(found)

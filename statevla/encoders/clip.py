@@ -1,4 +1,7 @@
-"""CLIP's text tower as instruction encoder: the projected text embedding, 512 numbers, as the model gives it."""
+"""CLIP's text tower as instruction encoder: the projected text embedding as the model gives it (ViT-B/32: 512 numbers).
+
+Legend: L numbers of an embedding.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +15,6 @@ from numpy.typing import NDArray
 from statevla.encoders.hub import require_weights
 from statevla.encoders.text import TextEncoder
 from stores.errors import UsageError
-from stores.schema import LANGUAGE_DIM
 
 DEFAULT_MODEL: Final = "openai/clip-vit-base-patch32"
 
@@ -20,8 +22,8 @@ DEFAULT_MODEL: Final = "openai/clip-vit-base-patch32"
 def load_clip(model: str) -> TextEncoder:
     """Load text tower and tokenizer by `from_pretrained` of a hub name or a local folder.
 
-    Only safetensors weights are read. Raises UsageError, naming ``--language hashed``, when they cannot be had, when
-    weights are missing from the checkpoint, or when the embedding is not 512 long.
+    Only safetensors weights are read. Raises UsageError, naming ``--language hashed``, when they cannot be had or
+    weights are missing from the checkpoint.
     """
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
@@ -41,16 +43,12 @@ def load_clip(model: str) -> TextEncoder:
     if info["missing_keys"]:
         raise UsageError(f"{model}: the checkpoint lacks text weights {sorted(info['missing_keys'])[:4]}")
     size = int(tower.config.projection_dim)
-    if size != LANGUAGE_DIM:
-        raise UsageError(
-            f"{model}: expected text embeddings of {LANGUAGE_DIM} numbers (ViT-B/32, ViT-B/16), got {size}"
-        )
     tower.eval().requires_grad_(False)
 
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:
         # One text at a time: padding to the batch's longest would change the last bits with the company.
         rows = [encode_text(tower, tokenizer, text) for text in texts]
-        return np.stack(rows) if rows else np.zeros((0, LANGUAGE_DIM), np.float32)
+        return np.stack(rows) if rows else np.zeros((0, size), np.float32)
 
     folder = Path(model)
     name = folder.name if folder.is_dir() else model

@@ -21,20 +21,20 @@ from numpy.typing import NDArray
 
 from statevla.encoders.text import TextEncoder
 from stores.errors import UsageError
-from stores.schema import LANGUAGE_DIM
 
 ENCODER: Final = "hashed-word-ngrams"
 REVISION: Final = "1"
+WIDTH: Final = 512
 
 
 def load_hashed() -> TextEncoder:
     """The encoder; nothing is loaded."""
-    return TextEncoder(ENCODER, REVISION, LANGUAGE_DIM, encode_hashed)
+    return TextEncoder(ENCODER, REVISION, WIDTH, encode_hashed)
 
 
 def encode_hashed(texts: Sequence[str]) -> NDArray[np.float32]:
     """Texts -> float32 [len(texts), 512], unit norm. Raises UsageError on a text without words."""
-    return np.stack([embed_text(text) for text in texts]) if texts else np.zeros((0, LANGUAGE_DIM), np.float32)
+    return np.stack([embed_text(text) for text in texts]) if texts else np.zeros((0, WIDTH), np.float32)
 
 
 def embed_text(text: str) -> NDArray[np.float32]:
@@ -44,10 +44,10 @@ def embed_text(text: str) -> NDArray[np.float32]:
         raise UsageError(f"instruction {text!r}: expected at least one word")
     padded = ["^", *words, "$"]
     features = words + [f"{left} {right}" for left, right in itertools.pairwise(padded)]
-    vector = np.zeros(LANGUAGE_DIM, np.float64)
+    vector = np.zeros(WIDTH, np.float64)
     for feature in features:
         value = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
-        vector[(value >> 1) % LANGUAGE_DIM] += 1.0 if value & 1 else -1.0
+        vector[(value >> 1) % WIDTH] += 1.0 if value & 1 else -1.0
     norm = float(np.sqrt(np.sum(vector * vector)))
     if norm == 0.0:  # every feature cancelled: possible only where all collide in pairs
         raise UsageError(f"instruction {text!r}: its hashed features cancel out; reword it")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from statevla.evaluators.runner import Policy
-from statevla.observation import ObsSpec
+from statevla.observation import libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemos, ZeroPolicy
 from statevla.policies.policy import Policy as TrainedPolicy
 from statevla.runs.layout import RUNS, evaluation
@@ -39,14 +39,15 @@ def choose_policy(
     device: str = "auto",
     precision: str = "float32",
     euler_steps: int | None = None,
+    closed: bool = False,
     seed: int = 0,
     demos: ReplayDemos | None = None,
 ) -> ChosenPolicy:
     """Load the checkpoint or build the control.
 
-    checkpoint: its folder or a run's; None: see `find_policy`. device, precision, euler_steps: as `Policy.load`. seed:
-    of the expert. demos: what ``replay-demos`` replays. Raises UsageError for an unknown kind or suite or Euler steps
-    of a control, and what loading raises.
+    checkpoint: its folder or a run's; None: see `find_policy`. device, precision, euler_steps, closed: as
+    `Policy.load`. seed: of the expert. demos: what ``replay-demos`` replays. Raises UsageError for an unknown kind or
+    suite or Euler steps of a control, and what loading raises.
     """
     row = find_suite(suite)
     if kind not in POLICIES:
@@ -55,14 +56,14 @@ def choose_policy(
         raise UsageError(f"euler_steps: {euler_steps} makes sense for a checkpoint only; {kind} samples nothing")
     if kind == "checkpoint":
         path = find_policy(checkpoint)
-        trained = TrainedPolicy.load(path, device, precision, euler_steps)
+        trained = TrainedPolicy.load(path, device, precision, euler_steps, closed)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
         return ChosenPolicy(trained, name, evaluation(path, _folder(suite, trained.identity)))
     control: Policy
     if kind == "expert":
         control = ExpertControl(seed)
     elif kind == "zero":
-        control = ZeroPolicy(ObsSpec(image_size=(row.image_size, row.image_size)))
+        control = ZeroPolicy(libero_spec(row.image_size))
     elif demos is not None:
         control = demos
     else:

@@ -5,19 +5,21 @@ fails costs its trial an ``error``, which is neither success nor failure, and is
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from statevla.evaluators.results import Results, summarize
 from statevla.evaluators.runner import Policy, Runner
+from statevla.evaluators.start import first_start, overlap
 from statevla.evaluators.trials import RunDescription, Trial, describe_run, load_records, plan_trials
+from statevla.observation import square_side
 from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.suites import Suite, find_suite
 from statevla.sims.world import Task
 from stores.disk import durable
-from stores.errors import ObsSpecMismatch, UsageError
+from stores.errors import StoreMissing, UsageError
 from stores.progress import Progress
 
 
@@ -31,7 +33,7 @@ def evaluate(
     num_trials: int = 50,
     episodes: int | None = None,
     workers: int = 1,
-    first_init: int = 0,
+    first_init: int | None = None,
     execution: Execution | None = None,
     max_steps: int | None = None,
     videos: int = 0,
@@ -53,7 +55,7 @@ def evaluate(
         num_trials: for each task; with :class:`ReplayDemos`, at most so many demonstrations a task.
         episodes: in all instead, tasks in turn.
         workers: worlds at a time; a LIBERO simulator takes 1.8 GiB of memory.
-        first_init: number of the first initial state; choose it past those that the training demonstrations used.
+        first_init: number of the first initial state; None: past those that the policy's demonstrations started from.
         execution: which actions of which chunk; None: half of each chunk.
         max_steps: after settling; None: the suite's usual limit.
         videos: trials of each task, the first ones, to film.
@@ -78,7 +80,10 @@ def evaluate(
     if not 0 <= seed < 2**20:
         raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
     chosen = row.tasks(tasks)
+    if first_init is None:
+        first_init = first_start(policy, row, chosen, num_trials if episodes is None else -(-episodes // len(chosen)))
     trials = _trials(policy, row, chosen, num_trials, episodes, first_init)
+    trained_on = overlap(policy, trials)
     _check_instructions(policy, chosen)
     resolved = Execution()
     if not isinstance(policy, ExpertControl | ReplayDemos):
@@ -111,6 +116,7 @@ def evaluate(
             runner.milliseconds,
             seconds=time.perf_counter() - started,
             steps_run=runner.steps_run,
+            notes=() if trained_on is None else (trained_on,),
         )
         results.save(out)
     if not results.trials:
@@ -144,21 +150,20 @@ def _trials(
 
 
 def _check_instructions(policy: Policy, chosen: Sequence[Task]) -> None:
-    known = getattr(policy, "language", None)
-    if not isinstance(known, Mapping):
+    vector = getattr(policy, "vector", None)  # controls take no instruction
+    if vector is None:
         return
     for task in chosen:
-        if task.instruction not in known:
+        try:
+            vector(task.instruction)
+        except StoreMissing as error:
             raise UsageError(
-                f"task {task.index} of {task.suite} says {task.instruction!r}; the policy was trained on "
-                f"{sorted(known)}. Choose tasks it knows (--tasks), or train on a store that has this one"
-            )
+                f"task {task.index} of {task.suite}: {error}. Choose tasks it knows (--tasks), or train on "
+                "a store that has this one"
+            ) from error
 
 
 def _image_size(policy: Policy, row: Suite) -> int:
     if isinstance(policy, ExpertControl | ReplayDemos):
         return row.image_size
-    height, width = policy.obs_spec.image_size
-    if height != width:
-        raise ObsSpecMismatch(f"{row.name}'s pictures are square; the policy was trained on {height} x {width} pixels")
-    return int(height)
+    return square_side(policy.obs_spec, f"{row.name}'s")

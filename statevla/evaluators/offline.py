@@ -3,7 +3,7 @@
 Both are compared in the same space: raw with raw (action units), standardized with standardized, by the statistics that
 the policy carries.
 
-Legend: N frames, B batch, K chunk.
+Legend: N frames, B batch, K chunk, A numbers of an action, of them G binary.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from statevla.systems.acting import Acted
 from stores.errors import StaleKey, StateVLAError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
-from stores.schema import ACTION_NAMES, POSE_DIMS
+from stores.spec import LIBERO
 
-XYZ = slice(0, 3)
-GRIPPER = POSE_DIMS
+POSITION = "position"
+"""The field of an action whose smoothness is measured; without one, that of all continuous dimensions."""
 
 
 @runtime_checkable
@@ -55,9 +55,9 @@ class OfflinePolicy(Protocol):
 
 @dataclass(frozen=True)
 class Predictions:
-    """A split's predicted and demonstrated chunks, float32 [N, K, 7] in action units, in store order.
+    """A split's predicted and demonstrated chunks, float32 [N, K, A] in action units, in store order.
 
-    probability: of closing the gripper, float32 [N, K]; None when the policy tells none.
+    probability: of +1 in each binary dimension, float32 [N, K, G]; None when the policy tells none.
     """
 
     predicted: NDArray[np.float32]
@@ -85,11 +85,10 @@ def evaluate_offline(
         StaleKey: the policy was trained from another store; ``allow_other_store`` measures it nevertheless.
         StateVLAError: the policy predicts NaN or infinity.
     """
-    spec = ObsSpec.from_dict(store.obs_spec)
-    spec.require_same(policy.obs_spec, f"store {store.root}", "the policy")
-    if policy.manifest_hash != store.manifest_hash and not allow_other_store:
+    store.spec.require_same(policy.obs_spec, f"store {store.root}", "the policy")
+    if policy.manifest_hash != store.content_hash and not allow_other_store:
         raise StaleKey(
-            f"{store.root} (manifest {store.manifest_hash[:12]}): the policy was trained from another store (manifest "
+            f"{store.root} (content {store.content_hash[:12]}): the policy was trained from another store (content "
             f"{policy.manifest_hash[:12]}), perhaps on this one's validation episodes; evaluate on the store it came "
             "from, or allow another one explicitly"
         )
@@ -97,7 +96,7 @@ def evaluate_offline(
     standardize = policy.standardize_action
     shift, scale = (buffer.detach().cpu().double().numpy() for buffer in (standardize.shift, standardize.scale))
     train_mean = np.asarray(store.stats().action.mean, np.float64)
-    return measure(predictions, shift, scale, train_mean, split)
+    return measure(predictions, shift, scale, train_mean, split, store.spec)
 
 
 def predict(
@@ -131,35 +130,48 @@ def measure(
     scale: NDArray[np.float64],
     train_mean: NDArray[np.float64],
     split: str,
+    spec: ObsSpec = LIBERO,
 ) -> OfflineResults:
-    """All measures of some predictions. shift, scale: the policy's normalization [7]; train_mean: the baseline [7]."""
+    """All measures of some predictions. shift, scale: the policy's normalization [A]; train_mean: the baseline [A]."""
     predicted, target, is_pad = predictions.predicted, predictions.target, predictions.is_pad
-    pose = slice(0, POSE_DIMS)
-    same_space = ((predicted - shift) / scale)[..., pose], ((target - shift) / scale)[..., pose]
+    dims, names = list(spec.continuous), spec.action_names
+    same_space = ((predicted - shift) / scale)[..., dims], ((target - shift) / scale)[..., dims]
     by_dimension = metrics.mse_by_dimension(*same_space, is_pad)
-    baseline = np.broadcast_to(((train_mean - shift) / scale)[pose], same_space[1].shape)
-    closes, should_close = predicted[..., GRIPPER] > 0, target[..., GRIPPER] > 0
+    baseline = np.broadcast_to(((train_mean - shift) / scale)[dims], same_space[1].shape)
+    known = [field.name for field in spec.action]
+    moved = spec.slice_of(POSITION) if POSITION in known else dims
     chain = predictions.episode, predictions.frame
     return OfflineResults(
         split=split,
         episodes=len(np.unique(predictions.episode)),
         frames=len(predicted),
-        mse=dict(zip(ACTION_NAMES, map(float, metrics.mse_by_dimension(predicted, target, is_pad)), strict=True)),
+        mse=dict(zip(names, map(float, metrics.mse_by_dimension(predicted, target, is_pad)), strict=True)),
         mse_normalized=float(by_dimension.mean()),
-        mse_normalized_by_dimension=dict(zip(ACTION_NAMES[pose], map(float, by_dimension), strict=True)),
+        mse_normalized_by_dimension=dict(zip((names[d] for d in dims), map(float, by_dimension), strict=True)),
         mse_normalized_by_horizon=metrics.mse_by_horizon(*same_space, is_pad),
         baseline_mean_action_mse_normalized=float(metrics.mse_by_dimension(baseline, same_space[1], is_pad).mean()),
-        gripper_accuracy=metrics.gripper_accuracy(closes, should_close, is_pad),
-        gripper_transition_f1=metrics.gripper_transition_f1(closes, should_close, is_pad),
-        gripper_ece=(
-            None
-            if predictions.probability is None
-            else metrics.calibration_error(predictions.probability, should_close, is_pad)
-        ),
+        **_binary(predictions, spec),
         smoothness=Smoothness(
-            policy_jerk=metrics.jerk(predicted[..., XYZ], is_pad),
-            demo_jerk=metrics.jerk(target[..., XYZ], is_pad),
-            policy_seam=metrics.seam(predicted[..., XYZ], is_pad, *chain),
-            demo_seam=metrics.seam(target[..., XYZ], is_pad, *chain),
+            policy_jerk=metrics.jerk(predicted[..., moved], is_pad),
+            demo_jerk=metrics.jerk(target[..., moved], is_pad),
+            policy_seam=metrics.seam(predicted[..., moved], is_pad, *chain),
+            demo_seam=metrics.seam(target[..., moved], is_pad, *chain),
         ),
     )
+
+
+def _binary(predictions: Predictions, spec: ObsSpec) -> dict[str, float | None]:
+    """The measures of binary dimensions, each a mean over those that have it."""
+    found: dict[str, list[float | None]] = {"gripper_accuracy": [], "gripper_transition_f1": [], "gripper_ece": []}
+    for number, dim in enumerate(spec.binary):
+        closes, should_close = predictions.predicted[..., dim] > 0, predictions.target[..., dim] > 0
+        found["gripper_accuracy"].append(metrics.gripper_accuracy(closes, should_close, predictions.is_pad))
+        found["gripper_transition_f1"].append(metrics.gripper_transition_f1(closes, should_close, predictions.is_pad))
+        if predictions.probability is not None:
+            told = predictions.probability[..., number]
+            found["gripper_ece"].append(metrics.calibration_error(told, should_close, predictions.is_pad))
+    return {name: _mean([value for value in values if value is not None]) for name, values in found.items()}
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

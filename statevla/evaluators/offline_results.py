@@ -9,7 +9,6 @@ from typing import Any
 
 from statevla.reports.tables import markdown_table
 from stores.disk import durable
-from stores.schema import ACTION_NAMES
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,8 @@ class Smoothness:
 
     jerk: RMS over x, y, z of the second difference of commands within a chunk. Commands are displacements, so that this
     is the third difference of position. seam: RMS over x, y, z of the step from the last executed action of a chunk to
-    the first one of the chunk that follows it. None where the episodes are too short to have any.
+    the first one of the chunk that follows it. None where the episodes are too short to have any. x, y, z: the action's
+    field ``position``; of an action without one, all continuous dimensions.
     """
 
     policy_jerk: float | None
@@ -32,12 +32,13 @@ class OfflineResults:
     """Predicted against demonstrated chunks. Steps past an episode's end (padding) count nowhere.
 
     mse: per action dimension, action units, over all chunk steps.
-    mse_normalized: mean over the pose dimensions after the policy's normalization; the gripper has its own measures.
+    mse_normalized: mean over the continuous dimensions after the policy's normalization; binary ones (the gripper) have
+    their own measures.
     mse_normalized_by_horizon: the same, for chunk steps 0 ... K-1; None where every episode is shorter.
     baseline_mean_action_mse_normalized: the same, for a predictor of the train split's mean action.
-    gripper_accuracy: share of chunk steps with the right sign.
-    gripper_transition_f1: of the places in a chunk where the gripper command changes; None when there are none.
-    gripper_ece: expected calibration error of the gripper's probabilities; None when the policy tells none.
+    gripper_accuracy: share of chunk steps with the right sign, of the binary dimensions on average; None without any.
+    gripper_transition_f1: of the places in a chunk where a binary command changes; None when there are none.
+    gripper_ece: expected calibration error of their probabilities; None when the policy tells none.
     """
 
     split: str
@@ -48,7 +49,7 @@ class OfflineResults:
     mse_normalized_by_dimension: dict[str, float]
     mse_normalized_by_horizon: list[float | None]
     baseline_mean_action_mse_normalized: float
-    gripper_accuracy: float
+    gripper_accuracy: float | None
     gripper_transition_f1: float | None
     gripper_ece: float | None
     smoothness: Smoothness
@@ -80,8 +81,7 @@ class OfflineResults:
     def dimension_rows(self) -> list[list[str]]:
         """[dimension, MSE in action units, MSE normalized] rows."""
         return [
-            [name, _number(self.mse[name]), _number(self.mse_normalized_by_dimension.get(name))]
-            for name in ACTION_NAMES
+            [name, _number(self.mse[name]), _number(self.mse_normalized_by_dimension.get(name))] for name in self.mse
         ]
 
     def summary_rows(self) -> list[list[str]]:

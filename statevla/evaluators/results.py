@@ -49,6 +49,7 @@ class Results:
     nowhere else, run again on resume. interval: Wilson's, 95 %. success_over_tasks: mean of the tasks' rates, which
     papers report. steps: mean length of the successful episodes. per_task, instructions: by task name. seconds and
     steps_run: of this run, which may have resumed an earlier one; steps_per_second: both divided, all workers together.
+    notes: what must be known to read the numbers.
     """
 
     suite: str
@@ -69,12 +70,14 @@ class Results:
     steps_per_second: float | None
     settings: dict[str, Any]
     records: tuple[Record, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         plain: dict[str, Any] = asdict(self)
         plain["interval"] = list(self.interval)
         plain["records"] = list(plain["records"])
+        plain["notes"] = list(plain["notes"])
         for task in plain["per_task"].values():
             task["interval"] = list(task["interval"])
         return plain
@@ -95,6 +98,7 @@ class Results:
         settings = self.settings
         starts = sorted({record.start for record in self.records})
         facts = [
+            *(f"{note}." for note in self.notes),
             f"Policy {self.identity[:12]}, seed {settings['seed']}. Executed: {_executed(settings)}; at most "
             f"{settings['max_steps']} steps after {settings['settle_steps']} of settling.",
             f"Initial states (or demonstrations) {_ranges(starts)}.",
@@ -151,6 +155,7 @@ def summarize(
     *,
     seconds: float,
     steps_run: int,
+    notes: tuple[str, ...] = (),
 ) -> Results:
     """Results of ``records``; tasks in the order of ``instructions`` (task name -> text). name: the policy's."""
     per_task = {task: _count([r for r in records if r.task == task]) for task in instructions}
@@ -182,6 +187,7 @@ def summarize(
         steps_per_second=steps_run / seconds if steps_run else None,
         settings=settings,
         records=tuple(records),
+        notes=notes,
     )
 
 

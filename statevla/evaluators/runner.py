@@ -38,7 +38,7 @@ from statevla.systems.acting import Acted
 from stores.disk import durable
 from stores.errors import StateVLAError
 from stores.progress import Progress, ProgressEvent
-from stores.schema import ACTION_DIM
+from stores.spec import LIBERO
 
 CONTROL_BLOCK: Final = 40
 """Actions that a control, which waits for nobody, executes in one request."""
@@ -222,7 +222,7 @@ class Runner:
                 world.run_expert(count, film=episode.film)
             elif isinstance(policy, ReplayDemos):
                 recorded = policy.demos[episode.trial.task.name][episode.trial.start].actions
-                still = np.zeros((REPLAY_PATIENCE, ACTION_DIM))
+                still = np.zeros((REPLAY_PATIENCE, LIBERO.action_dim))
                 still[:, -1] = recorded[-1, -1]
                 block = np.concatenate([recorded, still])[episode.steps : episode.steps + count]
                 world.run(block, look=False, film=episode.film)
@@ -341,7 +341,7 @@ class Runner:
 
 
 def _check_chunks(chunks: NDArray[np.float32]) -> None:
-    if chunks.ndim != 3 or chunks.shape[0] != 1 or chunks.shape[2] != ACTION_DIM or chunks.shape[1] < 1:
-        raise StateVLAError(f"policy: expected chunks [1, K, {ACTION_DIM}], got {list(chunks.shape)}")
+    if chunks.ndim != 3 or chunks.shape[0] != 1 or chunks.shape[2] != LIBERO.action_dim or chunks.shape[1] < 1:
+        raise StateVLAError(f"policy: expected chunks [1, K, {LIBERO.action_dim}], got {list(chunks.shape)}")
     if not np.isfinite(chunks).all():
         raise StateVLAError("policy: returned actions that are NaN or infinite; its training diverged")

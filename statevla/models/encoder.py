@@ -13,6 +13,7 @@ from statevla.data.batch import ObservationBatch
 from statevla.models.mamba import Mamba, MambaState
 from statevla.models.streaming import extend
 from statevla.models.tokenizer import Backbone, Tokenizer
+from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
 
 NORM_EPS = 1e-5
@@ -85,9 +86,11 @@ class StateEncoder(nn.Module):
         config: ModelConfig,
         statistics: Normalization | None = None,
         backbone: Backbone | None = None,
+        spec: ObsSpec = LIBERO,
     ) -> None:
         super().__init__()
-        self.tokenizer = Tokenizer(config, statistics, backbone)
+        self.spec = spec
+        self.tokenizer = Tokenizer(config, statistics, backbone, spec)
         self.context_encoder = ContextEncoder(config)
         self.state_projection = nn.Sequential(
             nn.Linear(config.embed_dim, config.embed_dim), nn.LayerNorm(config.embed_dim)

@@ -1,9 +1,10 @@
-"""Flow matching for the six pose dimensions of an action chunk: path, velocity network and Euler sampling.
+"""Flow matching for the continuous dimensions of an action chunk: path, velocity network and Euler sampling.
 
 x_σ = (1 - σ) x₀ + σ ε runs from the data (σ = 0) to noise (σ = 1) with velocity ε - x₀ (rectified flow, Liu et al.
 2022; flow matching, Lipman et al. 2022).
 
-Legend: B batch, N context tokens, D width, K chunk, S sampling steps.
+Legend: B batch, N context tokens, D width, K chunk, A continuous dimensions of an action (LIBERO: the pose's 6), S
+sampling steps.
 """
 
 import math
@@ -18,7 +19,7 @@ from statevla.config import ModelConfig
 from statevla.models.encoder import NORM_EPS, MambaBlock
 from statevla.models.mamba import MambaState
 from statevla.models.tokenizer import dtype_of, embedding
-from stores.schema import POSE_DIMS
+from stores.spec import LIBERO, ObsSpec
 
 MIN_PERIOD = 4e-3
 MAX_PERIOD = 4.0
@@ -88,13 +89,13 @@ class FlowPolicy(nn.Module):
     σ, they are the same in every sampling step.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        width = config.embed_dim
+        width, dims = config.embed_dim, len(spec.continuous)
         self.width, self.chunk = width, config.action_seq_len
         self.sigma = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.state = nn.Linear(width, width)
-        self.action = nn.Linear(POSE_DIMS, width)
+        self.action = nn.Linear(dims, width)
         self.context = nn.Linear(width, width) if config.policy_context == "z+tokens" else None
         self.position = embedding(2 + config.action_seq_len, width)
         layers: list[nn.Module] = []
@@ -104,15 +105,15 @@ class FlowPolicy(nn.Module):
                 layers.append(GatedMlp(width, config.policy_mlp))
         self.layers = nn.Sequential(*layers)
         self.final_norm = nn.RMSNorm(width, eps=NORM_EPS)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, POSE_DIMS))
+        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dims))
 
     def forward(
         self,
-        noisy: Float[Tensor, "B K 6"],
+        noisy: Float[Tensor, "B K A"],
         sigma: Float[Tensor, " B"],
         z: Float[Tensor, "B D"],
         tokens: Float[Tensor, "B N D"] | None = None,
-    ) -> Float[Tensor, "B K 6"]:
+    ) -> Float[Tensor, "B K A"]:
         """Velocity at `noisy` = x_σ. `tokens` is read with ``policy_context: z+tokens`` only."""
         own = self._own(self.sigma(sinusoid(sigma, self.width)), self.state(z), noisy)
         if self.context is not None:
@@ -126,11 +127,11 @@ class FlowPolicy(nn.Module):
 
     def sample(
         self,
-        noise: Float[Tensor, "B K 6"],
+        noise: Float[Tensor, "B K A"],
         z: Float[Tensor, "B D"],
         tokens: Float[Tensor, "B N D"] | None,
         levels: Float[Tensor, "S D"],
-    ) -> Float[Tensor, "B K 6"]:
+    ) -> Float[Tensor, "B K A"]:
         """Euler from `noise`; `levels` from `level_tokens`. What no step changes is computed once, before the first.
 
         For inference: the numbers are those of `forward` in every step, up to rounding.
@@ -145,7 +146,7 @@ class FlowPolicy(nn.Module):
         return euler(velocity, noise, levels)
 
     def _own(
-        self, level: Float[Tensor, "B D"], state: Float[Tensor, "B D"], noisy: Float[Tensor, "B K 6"]
+        self, level: Float[Tensor, "B D"], state: Float[Tensor, "B D"], noisy: Float[Tensor, "B K A"]
     ) -> Float[Tensor, "B N D"]:
         """[σ, z, K noisy actions]."""
         return torch.cat([level.unsqueeze(1), state.unsqueeze(1), self.action(noisy)], dim=1) + self.position
@@ -174,6 +175,6 @@ class FlowPolicy(nn.Module):
             own = layer.extend(own, next(states))[0] if isinstance(layer, MambaBlock) else layer(own)
         return own
 
-    def _head(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B K 6"]:
+    def _head(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B K A"]:
         out: Tensor = self.head(self.final_norm(x[:, -self.chunk :]))
         return out

@@ -1,6 +1,7 @@
-"""Gripper: state → one logit a step of the chunk, positive to close. It is classified, never regressed or normalized.
+"""Binary dimensions of an action (LIBERO: the gripper): state → one logit a step of the chunk, positive for +1 (close).
+They are classified, never regressed or normalized.
 
-Legend: B batch, N tokens, D width, K chunk, G hidden width.
+Legend: B batch, N tokens, D width, K chunk, G binary dimensions.
 """
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from statevla.config import ModelConfig
+from stores.spec import LIBERO, ObsSpec
 
 POOL_HEADS = 4
 
@@ -23,15 +25,15 @@ def command(logits: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
 
 
 class GripperClassifier(nn.Module):
-    """z → G → G → K logits, SiLU.
+    """z → hidden → hidden → K G logits, SiLU.
 
     With ``policy_context: z+tokens`` the state asks the encoder's tokens once (attention, z as the query) and what it
     finds is added to z: whether to close is a matter of where hand and object are, which patches say best.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        hidden = config.gripper_width
+        hidden, self.dims = config.gripper_width, len(spec.binary)
         self.pool = (
             nn.MultiheadAttention(config.embed_dim, POOL_HEADS, batch_first=True)
             if config.policy_context == "z+tokens"
@@ -42,13 +44,13 @@ class GripperClassifier(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, config.action_seq_len),
+            nn.Linear(hidden, config.action_seq_len * self.dims),
         )
 
-    def forward(self, z: Float[Tensor, "B D"], tokens: Float[Tensor, "B N D"] | None = None) -> Float[Tensor, "B K"]:
+    def forward(self, z: Float[Tensor, "B D"], tokens: Float[Tensor, "B N D"] | None = None) -> Float[Tensor, "B K G"]:
         if self.pool is not None:
             if tokens is None:
                 raise ValueError("policy_context z+tokens needs the encoder's tokens, got None")
             z = z + self.pool(z.unsqueeze(1), tokens, tokens, need_weights=False)[0].squeeze(1)
         logits: Tensor = self.layers(z)
-        return logits
+        return logits.reshape(len(z), -1, self.dims)

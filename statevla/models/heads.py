@@ -18,16 +18,16 @@ from stores.errors import UsageError
 
 
 class ChunkOutput(NamedTuple):
-    """pose: standardized. logits: positive to close."""
+    """pose: the continuous dimensions, standardized. logits: of the binary ones, positive for +1 (to close)."""
 
     pose: Float[Tensor, "B K P"]
-    logits: Float[Tensor, "B K"]
+    logits: Float[Tensor, "B K G"]
 
 
-def split_output(flat: Float[Tensor, "B F"], chunk: int) -> ChunkOutput:
-    """K (P + 1) numbers of a row -> pose and gripper."""
+def split_output(flat: Float[Tensor, "B F"], chunk: int, pose: int) -> ChunkOutput:
+    """K (P + G) numbers of a row -> pose and binary dimensions, step by step."""
     steps = flat.view(len(flat), chunk, -1)
-    return ChunkOutput(steps[..., :-1], steps[..., -1])
+    return ChunkOutput(steps[..., :pose], steps[..., pose:])
 
 
 def masked_l1(
@@ -49,11 +49,12 @@ def pose_error(
 
 
 def gripper_terms(
-    logits: Float[Tensor, "B K"], closing: Bool[Tensor, "B K"], keep: Bool[Tensor, "B K"]
+    logits: Float[Tensor, "B K G"], closing: Bool[Tensor, "B K G"], keep: Bool[Tensor, "B K"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Cross entropy and accuracy over the kept steps."""
-    right = (((logits > 0) == closing) & keep).sum() / keep.sum().clamp(min=1)
-    return masked_bce(logits, closing, keep), right
+    told = keep.unsqueeze(-1).expand_as(closing)
+    right = (((logits > 0) == closing) & told).sum() / told.sum().clamp(min=1)
+    return masked_bce(logits, closing, told), right
 
 
 class Bins(nn.Module):

@@ -1,6 +1,6 @@
 """Temporal predictor z_t, a_t → z'_{t+1}, and the slowly moving target that it is trained against.
 
-Legend: B batch, D width, T optimizer steps of a run.
+Legend: B batch, D width, A numbers of an action, T optimizer steps of a run.
 """
 
 import math
@@ -10,16 +10,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from statevla.config import ModelConfig
-from stores.schema import ACTION_DIM
+from stores.spec import LIBERO, ObsSpec
 
 
 class TemporalPredictor(nn.Module):
     """Residual: starts as "nothing changes", because the last layer starts at zero."""
 
-    def __init__(self, config: ModelConfig, hidden: int) -> None:
+    def __init__(self, config: ModelConfig, hidden: int, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
         self.state = nn.Linear(config.embed_dim, hidden)
-        self.action = nn.Linear(ACTION_DIM, hidden)
+        self.action = nn.Linear(spec.action_dim, hidden)
         self.hidden = nn.Sequential(
             nn.Linear(2 * hidden, hidden),
             nn.LayerNorm(hidden),
@@ -32,8 +32,8 @@ class TemporalPredictor(nn.Module):
         nn.init.zeros_(self.delta.weight)
         nn.init.zeros_(self.delta.bias)
 
-    def forward(self, z: Float[Tensor, "B D"], action: Float[Tensor, "B 7"]) -> Float[Tensor, "B D"]:
-        """`action`: standardized pose dimensions and the raw gripper command."""
+    def forward(self, z: Float[Tensor, "B D"], action: Float[Tensor, "B A"]) -> Float[Tensor, "B D"]:
+        """`action`: standardized continuous dimensions and raw binary ones."""
         joined = torch.cat([self.state(z), self.action(action)], dim=-1)
         out: Tensor = z + self.delta(self.hidden(joined))
         return out
@@ -47,19 +47,19 @@ class InverseDynamics(nn.Module):
     longer horizon cannot be read off z_{t+1}: to foretell them, z_t must hold what the demonstrator acts on.
     """
 
-    def __init__(self, config: ModelConfig, horizon: int, hidden: int) -> None:
+    def __init__(self, config: ModelConfig, horizon: int, hidden: int, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        self.horizon = horizon
+        self.horizon, self.width = horizon, spec.action_dim
         self.layers = nn.Sequential(
             nn.Linear(2 * config.embed_dim, hidden),
             nn.LayerNorm(hidden),
             nn.SiLU(),
-            nn.Linear(hidden, horizon * ACTION_DIM),
+            nn.Linear(hidden, horizon * spec.action_dim),
         )
 
-    def forward(self, z: Float[Tensor, "B D"], z_next: Float[Tensor, "B D"]) -> Float[Tensor, "B H 7"]:
+    def forward(self, z: Float[Tensor, "B D"], z_next: Float[Tensor, "B D"]) -> Float[Tensor, "B H A"]:
         out: Tensor = self.layers(torch.cat([z, z_next], dim=-1))
-        return out.reshape(len(z), self.horizon, ACTION_DIM)
+        return out.reshape(len(z), self.horizon, self.width)
 
 
 def ema_momentum(step: int, total_steps: int, start: float = 0.996) -> float:

@@ -8,26 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stores.schema import ACTION_DIM, ROBOT_STATE_DIM
+from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
-
-SIZES = {"action": ACTION_DIM, "robot_state": ROBOT_STATE_DIM}
 
 
 class Standardize(nn.Module):
     """``(x - shift) / scale`` and back, in float32: `stores.statistics.Normalization` on tensors.
 
-    Of an action's 7 dimensions the gripper passes unchanged; without statistics everything does. Where the scale is 0 a
+    Of an action the binary dimensions pass unchanged; without statistics everything does. Where the scale is 0 a
     dimension is constant: it is centred, and back it is its constant, whatever came.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, field: str, statistics: Normalization | None) -> None:
+    def __init__(self, field: str, statistics: Normalization | None, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        size = SIZES[field]
-        shift, scale = (np.zeros(size), np.ones(size)) if statistics is None else statistics.affine(field)
+        size = {"action": spec.action_dim, "robot_state": spec.robot_state_dim}[field]
+        shift, scale = (np.zeros(size), np.ones(size)) if statistics is None else statistics.affine(field, spec)
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
 

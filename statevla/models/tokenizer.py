@@ -1,9 +1,10 @@
-"""One canonical observation -> tokens ``[language][robot][agentview P][eye_in_hand P][CLS]``, CLS last.
+"""One canonical observation -> tokens ``[language][robot][first camera P][second camera P]…[CLS]``, CLS last.
 
 Resizing and normalization of pixels and of the robot state happen here, on the training device, and nowhere else: a
 policy carries this module into evaluation.
 
-Legend: B batch, C cameras, H height, W width, P patches a camera, V vision feature width, N tokens, D width.
+Legend: B batch, C cameras, H height, W width, P patches a camera, V vision feature width, N tokens, D width, L numbers
+of an instruction's embedding, R of a robot state.
 """
 
 from typing import Final, Protocol, runtime_checkable
@@ -17,10 +18,14 @@ from statevla.config import ModelConfig
 from statevla.data.batch import ObservationBatch
 from statevla.models.standardize import Standardize
 from stores.errors import ObsSpecMismatch, UsageError
-from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
 
-MODALITIES: Final = ("language", "robot_state", *CAMERAS)
+Images = tuple[UInt8[Tensor, "B _ _ 3"], ...]
+"""Frames by camera, in the spec's order; their sizes may differ."""
+
+MODALITIES: Final = ("language", "robot_state")
+"""And then every camera."""
 EMBEDDING_STD: Final = 0.02
 PIXEL_MEAN: Final = 0.5
 PIXEL_STD: Final = 0.5
@@ -62,18 +67,18 @@ def prepare_pixels(images: UInt8[Tensor, "B H W 3"], size: int) -> Float[Tensor,
 class ConvVision(nn.Module):
     """A patch convolution for each camera, trained with the rest."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
         self.image_size = config.image_size
         self.cameras = nn.ModuleList(
-            nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size) for _ in CAMERAS
+            nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size) for _ in spec.cameras
         )
 
-    def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P D"]:
-        pixels = prepare_pixels(images.flatten(0, 1), self.image_size).to(dtype_of(self.cameras))
-        pixels = pixels.reshape(*images.shape[:2], *pixels.shape[1:])
+    def forward(self, images: Images) -> Float[Tensor, "B C P D"]:
+        dtype = dtype_of(self.cameras)
         patches = [
-            convolution(pixels[:, camera]).flatten(2).transpose(1, 2) for camera, convolution in enumerate(self.cameras)
+            convolution(prepare_pixels(frames, self.image_size).to(dtype)).flatten(2).transpose(1, 2)
+            for frames, convolution in zip(images, self.cameras, strict=True)
         ]
         return torch.stack(patches, dim=1)
 
@@ -85,33 +90,37 @@ class SiglipVision(nn.Module):
     online and the target encoder. Cached features enter through `project`.
     """
 
-    def __init__(self, config: ModelConfig, backbone: Backbone | None) -> None:
+    def __init__(self, config: ModelConfig, backbone: Backbone | None, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
         self.expected = (config.patches, config.vision_width)
         self.model = config.vision_model
         self._outside = (backbone,)
-        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.embed_dim) for _ in CAMERAS)
+        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.embed_dim) for _ in spec.cameras)
 
-    def features(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P V"]:
+    def features(self, images: Images) -> Float[Tensor, "B C P V"]:
         """Frozen features of every camera image. Raises UsageError where the backbone is absent or another one."""
         backbone = self._outside[0]
         if backbone is None:
             raise UsageError(f"model.vision siglip: this model was built without its backbone {self.model}")
         with torch.no_grad():
-            flat = backbone.patch_features(images.flatten(0, 1))
-        if tuple(flat.shape[1:]) != self.expected:
+            if len({frames.shape for frames in images}) == 1:  # one pass for all cameras
+                flat = backbone.patch_features(torch.stack(images, dim=1).flatten(0, 1))
+                found = flat.reshape(len(images[0]), len(images), *flat.shape[1:])
+            else:
+                found = torch.stack([backbone.patch_features(frames) for frames in images], dim=1)
+        if tuple(found.shape[2:]) != self.expected:
             raise UsageError(
-                f"model.vision_model {self.model}: its features are {tuple(flat.shape[1:])} (patches, width), the "
+                f"model.vision_model {self.model}: its features are {tuple(found.shape[2:])} (patches, width), the "
                 f"configuration expects {self.expected}; set model.image_size, model.patch_size, model.vision_width"
             )
-        return flat.reshape(*images.shape[:2], *flat.shape[1:])
+        return found
 
     def project(self, features: Float[Tensor, "B C P V"]) -> Float[Tensor, "B C P D"]:
         """Features (float16 caches too) -> patch tokens."""
         values = features.to(dtype_of(self.cameras))
         return torch.stack([linear(values[:, camera]) for camera, linear in enumerate(self.cameras)], dim=1)
 
-    def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B C P D"]:
+    def forward(self, images: Images) -> Float[Tensor, "B C P D"]:
         return self.project(self.features(images))
 
 
@@ -123,40 +132,44 @@ class Tokenizer(nn.Module):
         config: ModelConfig,
         statistics: Normalization | None = None,
         backbone: Backbone | None = None,
+        spec: ObsSpec = LIBERO,
     ) -> None:
         super().__init__()
+        self.spec = spec
         width, patches = config.embed_dim, config.patches
-        self.vision = ConvVision(config) if config.vision == "conv" else SiglipVision(config, backbone)
-        self.language = nn.Linear(LANGUAGE_DIM, width)
-        self.standardize_robot_state = Standardize("robot_state", statistics)
-        self.robot = nn.Sequential(nn.Linear(ROBOT_STATE_DIM, width), nn.GELU(), nn.Linear(width, width))
+        self.vision = ConvVision(config, spec) if config.vision == "conv" else SiglipVision(config, backbone, spec)
+        self.language = nn.Linear(spec.language_width, width)
+        self.standardize_robot_state = Standardize("robot_state", statistics, spec)
+        self.robot = nn.Sequential(nn.Linear(spec.robot_state_dim, width), nn.GELU(), nn.Linear(width, width))
         self.position_language = embedding(1, width)
         self.position_robot = embedding(1, width)
-        self.position_cameras = embedding(len(CAMERAS), patches, width)
-        self.modality = embedding(len(MODALITIES), width)
+        self.position_cameras = embedding(len(spec.cameras), patches, width)
+        self.modality = embedding(len(MODALITIES) + len(spec.cameras), width)
         self.cls = embedding(1, width)
 
     def forward(self, obs: ObservationBatch) -> Float[Tensor, "B N D"]:
-        """Tokens, N = 2 P + 3."""
+        """Tokens, N = C P + 3."""
         return self.assemble(self.language_token(obs.language), obs.images, obs.robot_state)
 
-    def language_token(self, language: Float[Tensor, "B 512"]) -> Float[Tensor, "B D"]:
+    def language_token(self, language: Float[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         """The token of an instruction's embedding; it needs to be made once only."""
-        text = F.normalize(language, dim=-1) * LANGUAGE_DIM**0.5  # entries of about 1, whatever encoder made it
+        text = F.normalize(language, dim=-1) * language.shape[-1] ** 0.5  # entries of about 1, whatever encoder made it
         out: Tensor = self.language(text) + self.position_language + self.modality[0]
         return out
 
     def assemble(
         self,
         language_token: Float[Tensor, "B D"],
-        images: UInt8[Tensor, "B C H W 3"],
-        robot_state: Float[Tensor, "B 9"],
+        images: Images,
+        robot_state: Float[Tensor, "B R"],
     ) -> Float[Tensor, "B N D"]:
         """All tokens, from the instruction's and the rest of the observation."""
-        if images.shape[1] != len(CAMERAS):
-            raise ObsSpecMismatch(f"images: expected {len(CAMERAS)} cameras {CAMERAS}, got {images.shape[1]}")
+        if len(images) != len(self.spec.cameras):
+            raise ObsSpecMismatch(
+                f"images: expected {len(self.spec.cameras)} cameras {self.spec.camera_names}, got {len(images)}"
+            )
         state = self.robot(self.standardize_robot_state(robot_state)).unsqueeze(1)
         robot = state + self.position_robot + self.modality[1]
-        cameras = self.vision(images) + self.position_cameras + self.modality[2:, None]
-        cls = self.cls.expand(len(images), 1, -1)
+        cameras = self.vision(images) + self.position_cameras + self.modality[len(MODALITIES) :, None]
+        cls = self.cls.expand(len(robot_state), 1, -1)
         return torch.cat([language_token.unsqueeze(1), robot, cameras.flatten(1, 2), cls], dim=1)

@@ -19,7 +19,6 @@ from statevla.observation import Observation, ObsSpec
 from statevla.policies.identity import identity_of
 from statevla.policies.noise import Draw
 from statevla.systems.acting import Acted
-from stores.schema import ACTION_DIM
 
 REPLAY_PATIENCE = 10
 """Steps without motion after a demonstration's last action, in which its success may still show: contacts are not
@@ -49,8 +48,8 @@ class ZeroPolicy:
         return identity_of({"control": "zero", "obs_spec": self.obs_spec.to_dict()})
 
     def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
-        chunk = torch.zeros(len(observations), self.chunk, ACTION_DIM)
-        chunk[..., -1] = -1.0
+        chunk = torch.zeros(len(observations), self.chunk, self.obs_spec.action_dim)
+        chunk[..., list(self.obs_spec.binary)] = -1.0
         return Acted(chunk, None)
 
 

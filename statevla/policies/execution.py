@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores.errors import UsageError
-from stores.schema import ACTION_DIM, POSE_DIMS
+from stores.spec import LIBERO, ObsSpec
 
 AGREE: Final = 0.5
 """Cosine to the newest prediction from which another one votes with it."""
-STILL: Final = (0.0,) * POSE_DIMS + (-1.0,)
-"""What a robot does that has nothing to do yet: no motion, gripper open."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,12 @@ class Execution:
 class ChunkBuffer:
     """Chunks of one episode; gives the next ``replan`` actions.
 
-    The gripper, which knows only open and closed, goes with the sign of what is averaged: the (weighted) majority.
+    Binary dimensions, which know two values only, go with the sign of what is averaged: the (weighted) majority.
     """
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, spec: ObsSpec = LIBERO) -> None:
         self._execution = execution
+        self._moves, self._switches = list(spec.continuous), list(spec.binary)
         self._step = 0
         self._chunks: list[tuple[int, NDArray[np.float64]]] = []
 
@@ -86,17 +85,25 @@ class ChunkBuffer:
         latency = self._execution.latency_steps
         predictions = [c[step - start] for start, c in self._chunks if latency <= step - start < len(c)]
         if not predictions:
-            return np.array(STILL)
+            return still(len(self._moves) + len(self._switches), self._switches)
         if self._execution.vote:
-            return _mean(_majority(np.stack(predictions)))
+            return _mean(_majority(np.stack(predictions), self._moves), self._switches)
         if self._execution.ensemble is not None:
-            return _mean(np.stack(predictions), np.exp(-self._execution.ensemble * np.arange(len(predictions))))
+            weights = np.exp(-self._execution.ensemble * np.arange(len(predictions)))
+            return _mean(np.stack(predictions), self._switches, weights)
         return np.asarray(predictions[-1])
 
 
-def _majority(predictions: NDArray[np.float64]) -> NDArray[np.float64]:
+def still(width: int, switches: list[int]) -> NDArray[np.float64]:
+    """What a robot does that has nothing to do yet: no motion, binary dimensions at -1 (gripper open)."""
+    action = np.zeros(width)
+    action[switches] = -1.0
+    return action
+
+
+def _majority(predictions: NDArray[np.float64], moves: list[int]) -> NDArray[np.float64]:
     """Rows of ``[P, A]`` that agree with the last one when they are more than half, else the others."""
-    pose = predictions[:, :POSE_DIMS]
+    pose = predictions[:, moves]
     norms = np.linalg.norm(pose, axis=1)
     scale = norms * norms[-1]
     cosine = np.divide(pose @ pose[-1], scale, out=np.ones(len(pose)), where=scale > 0)
@@ -104,10 +111,12 @@ def _majority(predictions: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(predictions[agree] if 2 * agree.sum() > len(agree) else predictions[~agree])
 
 
-def _mean(predictions: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Of rows ``[P, A]``, the gripper by the sign of its mean; a single row as it is."""
+def _mean(
+    predictions: NDArray[np.float64], switches: list[int], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Of rows ``[P, A]``, dimensions `switches` by the sign of their mean; a single row as it is."""
     if len(predictions) == 1:
         return np.asarray(predictions[0])
     mean = np.average(predictions, axis=0, weights=weights)
-    mean[POSE_DIMS:ACTION_DIM] = np.where(mean[POSE_DIMS:ACTION_DIM] > 0, 1.0, -1.0)
+    mean[switches] = np.where(mean[switches] > 0, 1.0, -1.0)
     return np.asarray(mean)

@@ -1,10 +1,11 @@
 """A trained policy as one object: observations in, action chunks out. Read from a phase-2 checkpoint, nothing else.
 
-Legend: B batch, K chunk.
+Legend: B batch, K chunk, A numbers of an action, L of an embedding.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from statevla.config import Config, replace
 from statevla.data.batch import ObservationBatch
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.standardize import Standardize
-from statevla.observation import Observation, ObsSpec, spec_of
+from statevla.observation import Observation, ObsSpec, check_observation
+from statevla.policies import instructions
 from statevla.policies.identity import identity_of, tensors_hash
 from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.prepare import Actor, choose_device, convert, torch_dtype
@@ -25,8 +27,7 @@ from statevla.runs.files import LANGUAGE, MODEL, CheckpointState, load_strict, r
 from statevla.systems.acting import Acted, PolicyNet, Scene
 from statevla.systems.system import Given, Objective
 from statevla.systems.table import config_of, find_system, require_kind
-from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
-from stores.schema import CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
+from stores.errors import StateVLAError, StoreCorrupt, StoreMissing, UsageError
 
 if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
     from stores.reader import Store
@@ -36,9 +37,11 @@ if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
 class Policy:
     """Everything that acting needs.
 
-    language: float32 [512] by instruction, the only instructions that the policy knows. manifest_hash: the store that
-    it was trained on. name: for reports, where it came from. identity: sha256 of weights, options, precision, sampling
-    steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each instruction.
+    language: float32 [L] by instruction, those that the policy was trained on and those it was asked for since.
+    manifest_hash: the store that it was trained on. name: for reports, where it came from. identity: sha256 of weights,
+    options, precision, sampling steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each
+    instruction. init_states: by task, those that its demonstrations started from. text_encoder: id and revision of what
+    embedded the instructions; None where a new one is an error. trained: those of `language` that were trained on.
     """
 
     model: PolicyNet
@@ -51,16 +54,21 @@ class Policy:
     identity: str
     actor: Actor
     conditions: dict[str, Tensor]
+    init_states: dict[str, list[str]] = field(default_factory=dict)
+    text_encoder: Mapping[str, str] | None = None
+    trained: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def load(
-        cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None
-    ) -> "Policy":
+        cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None,
+        closed: bool = False,
+    ) -> "Policy":  # fmt: skip
         """Read a policy's checkpoint folder, with every weight checked by name, shape and dtype.
 
         device: ``auto``, ``cpu`` or ``cuda``. dtype: what the large matrix products are computed in, float32 or
-        bfloat16. euler_steps: of sampling, when not as configured in training. Raises StoreMissing, StoreCorrupt, or
-        UsageError for an encoder's.
+        bfloat16. euler_steps: of sampling, when not as configured in training. closed: an instruction that it was not
+        trained on is an error, instead of being embedded by the same text encoder. Raises StoreMissing, StoreCorrupt,
+        or UsageError for an encoder's.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
@@ -74,16 +82,18 @@ class Policy:
         if backbone is not None:
             backbone.to(where, precision)
         require_identity(backbone, state.backbone, str(folder))
-        model = system.build(config, Given(backbone=backbone))
+        spec = ObsSpec.from_dict(state.obs_spec, f"{folder}: obs_spec")
+        model = system.build(config, Given(spec=spec, backbone=backbone))
         load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
         vectors = read_tensors(folder, state, LANGUAGE)["vectors"].numpy()
         if vectors.shape[0] != len(state.instructions):
             raise StoreCorrupt(f"{folder / LANGUAGE}: {len(state.instructions)} instructions, {len(vectors)} vectors")
         language = dict(zip(state.instructions, vectors, strict=True))
-        spec = ObsSpec.from_dict(state.obs_spec)
         sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
         identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
-        return ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
+        made = ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
+        made = dataclasses.replace(made, init_states=state.init_states)
+        return made if closed else dataclasses.replace(made, text_encoder=state.language, trained=dict(language))
 
     @classmethod
     def untrained(
@@ -92,18 +102,17 @@ class Policy:
         """The same interface with random weights: the control that a trained policy must beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            given = Given(store.stats(), load_backbone(config.model, device))
+            given = Given(store.spec, store.stats(), load_backbone(config.model, device))
             model = find_system(system).build(config, given)
         language = {text: store.language.vector(text) for text in store.manifest.instructions}
-        spec = ObsSpec.from_dict(store.obs_spec)
-        return ready(model, config, spec, store.manifest_hash, language, device, "untrained")
+        return ready(model, config, store.spec, store.content_hash, language, device, "untrained")
 
     def __repr__(self) -> str:
-        height, width = self.obs_spec.image_size
+        sizes = " and ".join(dict.fromkeys(f"{height} x {width}" for height, width in self.obs_spec.image_sizes))
         weights = self.actor.parameters
         return (
             f"Policy({self.name!r}, {weights:,} parameters, chunks of {self.chunk}, {len(self.language)} instructions, "
-            f"{height} x {width} px, on {self.device}, identity {self.identity[:12]})"
+            f"{sizes} px, on {self.device}, identity {self.identity[:12]})"
         )
 
     @property
@@ -112,7 +121,7 @@ class Policy:
         return self.config.model.action_seq_len
 
     def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
-        """One chunk for each observation: float32 [B, K, 7] on the CPU, action units; gripper -1 open, +1 close.
+        """One chunk for each observation: float32 [B, K, A] on the CPU, action units; binary dimensions -1 or +1.
 
         A pure function of its arguments, row by row: `draws` says each row's noise; None: `Draw()` for all of them.
         Raises ObsSpecMismatch when an observation is not what the policy was trained on, StoreMissing for an unknown
@@ -134,7 +143,8 @@ class Policy:
         if len(draws) != rows:
             raise UsageError(f"policy: expected a draw for each of {rows} observations, got {len(draws)}")
         noise = None if shape is None else normal_rows(draws, shape).to(self.device)
-        return self.actor.act(Scene(obs.images.to(self.device), obs.robot_state.to(self.device), condition, noise))
+        obs = obs.to(self.device)
+        return self.actor.act(Scene(obs.images, obs.robot_state, condition, noise))
 
     @property
     def standardize_action(self) -> Standardize:
@@ -146,31 +156,38 @@ class Policy:
         if not observations:
             raise UsageError("policy: expected at least one observation, got none")
         for observation in observations:
-            check_observation(observation)
-            self.obs_spec.require_same(spec_of(observation), "the policy", "the observation")
+            check_observation(observation, self.obs_spec)
         return ObservationBatch(
-            images=torch.from_numpy(np.stack([o.images for o in observations])),
+            images=tuple(
+                torch.from_numpy(np.stack(frames)) for frames in zip(*(o.images for o in observations), strict=True)
+            ),
             robot_state=torch.from_numpy(np.stack([o.robot_state for o in observations])),
             language=torch.from_numpy(np.stack([self.vector(o.instruction) for o in observations])),
         )
 
     def vector(self, instruction: str) -> NDArray[np.float32]:
-        """The stored embedding of `instruction`, float32 [512]."""
+        """The embedding of `instruction`, float32 [L].
+
+        One that was not trained on is embedded once by the policy's own text encoder, with a warning that names the
+        nearest trained one. Raises StoreMissing where that encoder cannot be had or the policy is closed.
+        """
         if instruction not in self.language:
-            known = "; ".join(sorted(self.language))
-            raise StoreMissing(f"instruction {instruction!r} is not one that {self.name} was trained on: {known}")
+            self._introduce(instruction)
         return self.language[instruction]
 
-
-def check_observation(observation: Observation) -> None:
-    """Raise ObsSpecMismatch unless dtypes and shapes are those of a canonical observation and numbers are finite."""
-    images, state = observation.images, observation.robot_state
-    if images.dtype != np.uint8 or images.ndim != 4 or (images.shape[0], images.shape[3]) != (len(CAMERAS), 3):
-        raise ObsSpecMismatch(f"images: expected uint8 [{len(CAMERAS)}, H, W, 3], got {images.dtype} {images.shape}")
-    if state.dtype != np.float32 or state.shape != (ROBOT_STATE_DIM,):
-        raise ObsSpecMismatch(f"robot_state: expected float32 [{ROBOT_STATE_DIM}], got {state.dtype} {state.shape}")
-    if not np.isfinite(state).all():
-        raise ObsSpecMismatch(f"robot_state: expected finite numbers, got {state.tolist()}")
+    def _introduce(self, instruction: str) -> None:
+        trained = "; ".join(sorted(self.language))
+        refusal = f"instruction {instruction!r} is not one that {self.name} was trained on: {trained}"
+        if self.text_encoder is None:
+            raise StoreMissing(refusal)
+        try:
+            encoder = instructions.encoder_of(self.text_encoder)
+            nearest = instructions.embed(instruction, self.trained, encoder)
+        except StateVLAError as error:
+            raise StoreMissing(f"{refusal}; and it cannot be embedded here: {error}") from error
+        instructions.warn(instruction, nearest, encoder)
+        self.language[instruction] = nearest.vector
+        self.conditions[instruction] = self.actor.condition(torch.from_numpy(nearest.vector[None]))[0]
 
 
 def identify(
@@ -204,7 +221,7 @@ def ready(
     if not isinstance(model, PolicyNet):
         raise UsageError(f"{name}: {type(model).__name__} does not act; expected a policy")
     where = choose_device(device)
-    vectors = torch.from_numpy(np.asarray(list(language.values()), np.float32).reshape(-1, LANGUAGE_DIM))
+    vectors = torch.from_numpy(np.asarray(list(language.values()), np.float32).reshape(-1, spec.language_width))
     if identity is None:
         tensors = {**model.state_dict(), "language": vectors}
         learnt = {"tensors": tensors_hash(tensors), "instructions": [*language]}

@@ -50,7 +50,7 @@ class Actor:
         with torch.inference_mode():
             if not self._graphs or len(scene.robot_state) > GRAPH_ROWS:
                 return self.net.decide(scene)
-            shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in scene)
+            shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in scene.tensors())
             with self._lock:  # a recording has one place for its inputs and one for its outputs
                 if shapes not in self._captured:
                     self._captured[shapes] = Captured(self.net.decide, scene)
@@ -84,7 +84,8 @@ class Captured:
     """
 
     def __init__(self, decide: Callable[[Scene], Acted], example: Scene) -> None:
-        self._scene = Scene._make(None if tensor is None else tensor.clone() for tensor in example)
+        copies = [None if tensor is None else tensor.clone() for tensor in example.tensors()]
+        self._scene = Scene.of_tensors(copies, len(example.images))
         self._device = example.robot_state.device
         self._acted, self._replay = capture(lambda: decide(self._scene), self._device)
         self._done = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -99,7 +100,7 @@ class Captured:
         return acted
 
     def _run(self, scene: Scene) -> Acted:
-        for mine, new in zip(self._scene, scene, strict=True):
+        for mine, new in zip(self._scene.tensors(), scene.tensors(), strict=True):
             if mine is not None and new is not None:
                 mine.copy_(new, non_blocking=True)
         self._replay()

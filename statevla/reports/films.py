@@ -1,6 +1,7 @@
 """Rollouts as animated GIFs: both cameras enlarged, with the instruction, the gripper and the outcome drawn in."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from statevla.observation import Observation
 from stores.disk import durable
 from stores.errors import UsageError
-from stores.schema import CONTROL_HZ
+from stores.spec import LIBERO
 
 FINGER_OPEN: Final = 0.05
 """Finger position that is drawn as fully open [m]: the tabletop gripper's; LIBERO's opens to 0.04."""
@@ -53,7 +54,7 @@ def gif_bytes(clip: Clip, side: int = 224, stride: int = 2) -> bytes:
     frames = [_draw(clip, index, side) for index in kept]
     palette = _palette(frames)
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    durations = [1000 * stride // CONTROL_HZ] * len(frames)
+    durations = [round(1000 * stride / LIBERO.control_hz)] * len(frames)
     durations[-1] = 1500
     buffer = io.BytesIO()
     indexed[0].save(
@@ -68,8 +69,8 @@ def kept_frames(count: int, stride: int) -> list[int]:
     return kept if kept[-1] == count - 1 else [*kept, count - 1]
 
 
-def png_bytes(images: NDArray[np.uint8], side: int = 224) -> bytes:
-    """Both cameras of one observation, uint8 [C, H, W, 3], side by side as a PNG."""
+def png_bytes(images: Sequence[NDArray[np.uint8]], side: int = 224) -> bytes:
+    """All cameras of one observation, uint8 [H, W, 3] each, side by side as a PNG."""
     canvas = Image.new("RGB", (len(images) * side + GAP * (len(images) - 1), side), GROUND)
     _paste(canvas, images, side)
     buffer = io.BytesIO()
@@ -77,7 +78,7 @@ def png_bytes(images: NDArray[np.uint8], side: int = 224) -> bytes:
     return buffer.getvalue()
 
 
-def _paste(canvas: Image.Image, images: NDArray[np.uint8], side: int) -> None:
+def _paste(canvas: Image.Image, images: Sequence[NDArray[np.uint8]], side: int) -> None:
     for number, picture in enumerate(images):
         enlarged = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
         canvas.paste(enlarged, (number * (side + GAP), 0))
@@ -92,7 +93,7 @@ def _draw(clip: Clip, index: int, side: int) -> Image.Image:
     text, small = ImageFont.load_default(13), ImageFont.load_default(11)
     draw.text((8, side + 4), seen.instruction, INK, text)
     last = index == len(clip.observations) - 1
-    status = clip.outcome if last else f"{index / CONTROL_HZ:4.1f} s"
+    status = clip.outcome if last else f"{index / LIBERO.control_hz:4.1f} s"
     colour = OUTCOME_COLOURS.get(clip.outcome, INK) if last else DIM
     draw.text((8, side + 22), status, colour, small)
     _draw_gripper(draw, float(seen.robot_state[7]), width, side, small)

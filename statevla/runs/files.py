@@ -35,9 +35,9 @@ class CheckpointState:
     step: optimizer steps done. loader: epoch, batch and manifest hash to go on from. loss: training loss of the last
     step. best: step and val_loss of the best validation so far, or None. scheduler: the learning rate's rule (a pure
     function of the step). rng: torch's generator states in hex, and the seed of the per-step noise. statistics: the
-    store's normalization. instructions: rows of language.safetensors. backbone: name and revision of the frozen vision
-    weights, which no checkpoint holds. parent: of a policy, where its frozen encoder came from. files: bytes and sha256
-    by name.
+    store's normalization. instructions: rows of language.safetensors. init_states: by task, those that the store's
+    demonstrations start from. backbone: name and revision of the frozen vision weights, which no checkpoint holds.
+    parent: of a policy, where its frozen encoder came from. files: bytes and sha256 by name.
     """
 
     format: int
@@ -54,6 +54,7 @@ class CheckpointState:
     statistics: dict[str, Any]
     manifest_hash: str
     instructions: list[str]
+    init_states: dict[str, list[str]]
     language: dict[str, Any]
     backbone: dict[str, Any] | None
     parent: dict[str, Any] | None
@@ -149,6 +150,6 @@ def require_store(state: CheckpointState, manifest_hash: str, folder: Path | str
     """Raise StaleKey when the checkpoint was trained on another store, or on another state of it."""
     if state.manifest_hash != manifest_hash:
         raise StaleKey(
-            f"{folder} was trained on the store with manifest {state.manifest_hash[:12]}…, but {store} is "
+            f"{folder} was trained on the store with content {state.manifest_hash[:12]}…, but {store} is "
             f"{manifest_hash[:12]}…; train {state.system} again on this store, or name the other store"
         )

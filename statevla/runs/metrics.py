@@ -16,9 +16,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(metrics: Path, picture: Path, title: str) -> None:
-    """Draw every quantity of `metrics` over optimizer steps, training as a line, validation as points."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draw every quantity of `metrics` over optimizer steps, training as a line, validation as points.
+
+    Without matplotlib (extra ``report``) there is no picture; the numbers are in `metrics`.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return
 
     records = read_metrics(metrics)
     names = [name for name in dict.fromkeys(key for record in records for key in record) if name not in IGNORED]

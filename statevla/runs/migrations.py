@@ -5,6 +5,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
 
     1  phases by number, the keys of the configuration before they were the documents'
     2  systems by name
+    3  initial states of the demonstrations
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 Tree = dict[str, Any]
 
 
@@ -45,6 +46,11 @@ def _systems_by_name(old: Tree) -> Tree:
     return tree
 
 
+def _initial_states(old: Tree) -> Tree:
+    """2 to 3: nothing was recorded of them."""
+    return {**old, "init_states": {}}
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -68,5 +74,5 @@ def _rename(tree: Tree, **names: str) -> None:
         tree[new] = tree.pop(old)
 
 
-MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _systems_by_name}
+MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _systems_by_name, 2: _initial_states}
 """From the format of the key to the next one."""

@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Sequence
 from typing import Final, Protocol, runtime_checkable
 
+from statevla.sims.libero import pro, suites
 from statevla.sims.libero.row import LiberoSuite
-from statevla.sims.libero.suites import suite_names
 from statevla.sims.tabletop_suite import TabletopSuite
 from statevla.sims.world import Task, World
 from stores.errors import UsageError
@@ -61,12 +61,17 @@ class Suite(Protocol):
 
 SUITES: Final[dict[str, Suite]] = {
     "tabletop": TabletopSuite(),
-    **{name: LiberoSuite(name) for name in suite_names()},
+    **{name: LiberoSuite(name) for name in suites.BASES},
 }
 
 
 def find_suite(name: str) -> Suite:
-    """The row of that name. Raises UsageError that names the nearest."""
+    """The row of that name. LIBERO-PRO's suites, where they are on this machine, act as LIBERO's do.
+
+    Raises UsageError that names the nearest.
+    """
+    if name not in SUITES and pro.split(name, suites.BASES) is not None:
+        return LiberoSuite(suites.check_suite(name))
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, 1, 0.3)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -17,7 +17,7 @@ from statevla.sims.tabletop import TASKS, Obs, TabletopEnv, task_name
 from statevla.sims.tabletop_expert import TabletopExpert
 from statevla.sims.world import Seen, Start, Task, World
 from stores.errors import UsageError
-from stores.schema import ACTION_DIM
+from stores.spec import LIBERO
 
 EVALUATION_SEEDS: Final = 2**63
 """Layout seeds of evaluations start here; demonstrations are collected from seeds below."""
@@ -112,7 +112,7 @@ class TabletopWorld:
         frame = self.env.reset(task=self.task.index, seed=evaluation_seed(start.seed, start.number))
         if start.state is not None:
             frame = self.env.set_state(start.state)
-        return Seen(frame, np.zeros((0, ACTION_DIM)))
+        return Seen(frame, np.zeros((0, LIBERO.action_dim)))
 
     def _expert(self, steps: int) -> Iterator[NDArray[np.float64]]:
         for _ in range(steps):

@@ -25,8 +25,7 @@ from statevla.models.tokenizer import dtype_of, embedding
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, stages_of
 from statevla.systems.system import Given, Noise, Terms
-from stores.schema import CAMERAS, LANGUAGE_DIM, POSE_DIMS, ROBOT_STATE_DIM
-from stores.statistics import Normalization
+from stores.spec import ObsSpec
 
 LOG_VARIANCE = 10.0
 
@@ -79,7 +78,7 @@ class ChunkEncoder(nn.Module):
     def forward(
         self, robot: Float[Tensor, "B R"], chunk: Float[Tensor, "B K A"], is_pad: Bool[Tensor, "B K"]
     ) -> Gaussian:
-        """chunk: pose standardized, gripper ±1. Padded steps are seen by no token."""
+        """chunk: continuous dimensions standardized, binary ones ±1. Padded steps are seen by no token."""
         rows = len(robot)
         tokens = torch.cat([self.cls.expand(rows, 1, -1), self.robot(robot)[:, None], self.action(chunk)], dim=1)
         ignore = torch.cat([is_pad.new_zeros(rows, 2), is_pad], dim=1)
@@ -87,20 +86,20 @@ class ChunkEncoder(nn.Module):
 
 
 class ActNet(nn.Module):
-    """robot, language: widths. pose: continuous action dimensions. prior: ``standard`` or ``learned``."""
+    """The spec's cameras and widths; chunk: steps. prior: ``standard`` or ``learned``."""
 
     position: Tensor
 
     def __init__(
         self, *, size: int, width: int, heads: int, hidden: int, chunk_blocks: int, blocks: int, decoder_blocks: int,
-        latent: int, stages: tuple[int, ...], cameras: int, robot: int, language: int, chunk: int, pose: int,
-        prior: str = "standard", dropout: float = 0.0,
+        latent: int, stages: tuple[int, ...], chunk: int, spec: ObsSpec, prior: str = "standard", dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
+        robot, language = spec.robot_state_dim, spec.language_width
         self.latent_size = latent
         self.stem = ConvStem(size, stages, width)
         self.register_buffer("position", grid_sinusoids(self.stem.side, width), persistent=False)
-        self.camera = embedding(cameras, width)
+        self.camera = embedding(len(spec.cameras), width)
         self.robot, self.language, self.latent = (
             nn.Linear(robot, width),
             nn.Linear(language, width),
@@ -111,8 +110,10 @@ class ActNet(nn.Module):
         self.queries = Queries(chunk, width)
         self.decoder = nn.ModuleList(DecoderLayer(width, heads, hidden, dropout) for _ in range(decoder_blocks))
         self.norm = nn.LayerNorm(width)
-        self.pose, self.gripper = nn.Linear(width, pose), nn.Linear(width, 1)
-        self.chunk_encoder = ChunkEncoder(width, heads, hidden, chunk_blocks, latent, robot, pose + 1, chunk, dropout)
+        self.pose, self.gripper = nn.Linear(width, len(spec.continuous)), nn.Linear(width, len(spec.binary))
+        self.chunk_encoder = ChunkEncoder(
+            width, heads, hidden, chunk_blocks, latent, robot, spec.action_dim, chunk, dropout
+        )
         self.learned = prior == "learned"
         if self.learned:
             self.prior_layers = nn.Sequential(
@@ -131,21 +132,18 @@ class ActNet(nn.Module):
         return Gaussian.standard(robot.new_zeros(len(robot), self.latent_size))
 
     def forward(
-        self, images: UInt8[Tensor, "B C H W 3"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B L"],
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B L"],
         latent: Float[Tensor, "B Z"],
     ) -> ChunkOutput:  # fmt: skip
         """robot: standardized. latent: q's sample in training, the prior's mean when acting."""
         small = torch.stack([self.latent(latent), self.robot(robot), self.language(condition)], dim=1) + self.kinds
-        seen = [
-            self.stem(images[:, number]).float() + self.position + self.camera[number]
-            for number in range(images.shape[1])
-        ]
+        seen = [self.stem(frames).float() + self.position + self.camera[number] for number, frames in enumerate(images)]
         memory = self.encoder(torch.cat([small, *seen], dim=1))
         steps = self.queries(len(robot)).to(dtype_of(self.decoder))
         for layer in self.decoder:
             steps = layer(steps, memory.to(steps.dtype))
         out = self.norm(steps.float())
-        return ChunkOutput(self.pose(out).float(), self.gripper(out).squeeze(-1).float())
+        return ChunkOutput(self.pose(out).float(), self.gripper(out).float())
 
 
 @dataclass(frozen=True)
@@ -182,14 +180,13 @@ class ActPolicy(ChunkPolicy):
 
     options: ActOptions
 
-    def __init__(self, config: Config, options: ActOptions, statistics: Normalization | None) -> None:
-        super().__init__(options, statistics)
+    def __init__(self, config: Config, options: ActOptions, given: Given) -> None:
+        super().__init__(options, given)
         self.net = ActNet(
             size=options.image_size, width=options.width, heads=options.heads, hidden=options.hidden,
             chunk_blocks=options.chunk_blocks, blocks=options.blocks, decoder_blocks=options.decoder_blocks,
-            latent=options.latent, stages=stages_of("act.stages", options.stages), cameras=len(CAMERAS),
-            robot=ROBOT_STATE_DIM, language=LANGUAGE_DIM, chunk=config.model.action_seq_len, pose=POSE_DIMS,
-            prior=options.prior, dropout=options.dropout,
+            latent=options.latent, stages=stages_of("act.stages", options.stages),
+            chunk=config.model.action_seq_len, spec=given.spec, prior=options.prior, dropout=options.dropout,
         )  # fmt: skip
 
     @property
@@ -209,7 +206,7 @@ class ActPolicy(ChunkPolicy):
         obs = batch.obs
         robot, condition = self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
         wanted = self.wanted(batch)
-        shown = torch.cat([wanted["wanted"], batch.chunk[..., POSE_DIMS:]], dim=-1)
+        shown = self.standardize_action(batch.chunk)
         q, p = self.net.chunk_encoder(robot, shown, batch.is_pad), self.net.prior(robot, condition)
         pose, logits = self.net(obs.images, robot, condition, q.sample(noise["latent"]))
         found = {"pose": pose, "logits": logits, "divergence": divergence(q, p), **wanted}
@@ -243,4 +240,4 @@ class ActPolicy(ChunkPolicy):
 
 def build(config: Config, given: Given) -> ActPolicy:
     """Fresh weights."""
-    return ActPolicy(config, config.section("act"), given.statistics)
+    return ActPolicy(config, config.section("act"), given)

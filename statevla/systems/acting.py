@@ -1,9 +1,10 @@
 """What a system offers to act: one scene in, one decision out, and nothing remembered in between.
 
-Legend: B batch, C cameras, H height, W width, D width of the model, K chunk, I instructions.
+Legend: B batch, K chunk, R numbers of a robot state, A of an action, of them G binary, L of an embedding, I
+instructions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
@@ -18,12 +19,13 @@ NOTHING: Final[Mapping[str, Tensor]] = MappingProxyType({})
 class Scene(NamedTuple):
     """What one call decides on, all on the policy's device.
 
-    condition: `PolicyNet.condition` of each row's instruction. noise: normal, ``[B, *noise_shape]``; None for a policy
-    that draws none. goal: what is to be reached, where the system takes a goal. prefix and given: actions that are
-    already committed, and which. memory: what the system handed out before, where it remembers.
+    images: RGB [B, H, W, 3] a camera, in the spec's order. condition: `PolicyNet.condition` of each row's instruction.
+    noise: normal, ``[B, *noise_shape]``; None for a policy that draws none. goal: what is to be reached, where the
+    system takes a goal. prefix and given: actions that are already committed, and which. memory: what the system handed
+    out before, where it remembers.
     """
 
-    images: UInt8[Tensor, "B C H W 3"]
+    images: tuple[UInt8[Tensor, "B _ _ 3"], ...]
     robot_state: Float[Tensor, "B R"]
     condition: Float[Tensor, "B ..."]
     noise: Float[Tensor, "B ..."] | None
@@ -32,16 +34,27 @@ class Scene(NamedTuple):
     given: Bool[Tensor, "B K"] | None = None
     memory: Tensor | None = None
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them, pictures first."""
+        return (*self.images, *self[1:])
+
+    @classmethod
+    def of_tensors(cls, tensors: Sequence[Tensor | None], cameras: int) -> "Scene":
+        """Inverse of `tensors`."""
+        images = tuple(frames for frames in tensors[:cameras] if frames is not None)
+        return cls(images, *tensors[cameras:])  # type: ignore[arg-type]
+
 
 class Acted(NamedTuple):
     """What a policy wants to do.
 
-    chunk: action units, pose not clipped, gripper -1 or +1. closing: probability to close the gripper, where the
-    policy tells one. extras: whatever else it has to show (a predicted state, its memory), by name.
+    chunk: action units, continuous dimensions not clipped, binary ones -1 or +1. closing: probability of +1 (to close)
+    of each binary dimension, where the policy tells one. extras: whatever else it has to show (a predicted state, its
+    memory), by name.
     """
 
     chunk: Float[Tensor, "B K A"]
-    closing: Float[Tensor, "B K"] | None
+    closing: Float[Tensor, "B K G"] | None
     extras: Mapping[str, Tensor] = NOTHING
 
 

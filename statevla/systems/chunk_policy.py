@@ -1,6 +1,6 @@
 """What the policies that read pixels and regress a chunk share: loss, decision, statistics. Not a system by itself.
 
-Legend: B batch, C cameras, K chunk, P pose dimensions, R rows of all batches of one optimizer step.
+Legend: B batch, C cameras, K chunk, P continuous dimensions, G binary ones, R rows of all batches of one optimizer step.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,8 @@ from statevla.models.losses import LossParts
 from statevla.models.standardize import Standardize
 from statevla.models.stems import GROUPS
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.system import Noise, Objective, Terms
+from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
-from stores.schema import POSE_DIMS
-from stores.statistics import Normalization
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,19 @@ class ChunkPolicy(Objective):
 
     options: ChunkOptions
 
-    def __init__(self, options: ChunkOptions, statistics: Normalization | None) -> None:
+    continuous: Tensor
+    binary: Tensor
+    places: Tensor
+
+    def __init__(self, options: ChunkOptions, given: Given) -> None:
         super().__init__()
-        self.options = options
-        self.standardize_action = Standardize("action", statistics)
-        self.standardize_robot_state = Standardize("robot_state", statistics)
+        self.options, spec = options, given.spec
+        self.standardize_action = Standardize("action", given.statistics, spec)
+        self.standardize_robot_state = Standardize("robot_state", given.statistics, spec)
+        order = [*spec.continuous, *spec.binary]
+        for name, dims in (("continuous", spec.continuous), ("binary", spec.binary)):
+            self.register_buffer(name, torch.tensor(dims, dtype=torch.long), persistent=False)
+        self.register_buffer("places", torch.tensor(order, dtype=torch.long).argsort(), persistent=False)
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:
@@ -51,10 +57,10 @@ class ChunkPolicy(Objective):
         return None
 
     def wanted(self, batch: Batch) -> dict[str, Tensor]:
-        """``wanted`` [B K P] standardized, ``closing`` [B K], ``keep`` [B K] (no padding)."""
+        """``wanted`` [B K P] standardized, ``closing`` [B K G], ``keep`` [B K] (no padding)."""
         return {
-            "wanted": self.standardize_action(batch.chunk)[..., :POSE_DIMS],
-            "closing": is_closing(batch.chunk[..., POSE_DIMS]),
+            "wanted": self.standardize_action(batch.chunk).index_select(-1, self.continuous),
+            "closing": is_closing(batch.chunk.index_select(-1, self.binary)),
             "keep": ~batch.is_pad,
         }
 
@@ -74,9 +80,9 @@ class ChunkPolicy(Objective):
         steps = terms["keep"].sum().float()
         return LossParts(total, {name: part.detach() for name, part in parts.items()}, steps)
 
-    def acted(self, pose: Float[Tensor, "B K P"], logits: Float[Tensor, "B K"]) -> Acted:
-        """A decision in action units."""
-        standardized = torch.cat([pose.float(), command(logits.float()).unsqueeze(-1)], dim=-1)
+    def acted(self, pose: Float[Tensor, "B K P"], logits: Float[Tensor, "B K G"]) -> Acted:
+        """A decision in action units, its dimensions in the spec's order."""
+        standardized = torch.cat([pose.float(), command(logits.float())], dim=-1).index_select(-1, self.places)
         return Acted(self.standardize_action.inverse(standardized), torch.sigmoid(logits.float()))
 
     def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I ..."]:

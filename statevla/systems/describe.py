@@ -62,6 +62,17 @@ def list_keys(config: Config) -> list[KeyRow]:
     for name, part in config.parts().items():
         for key in keys(part, f"{name}."):
             allowed = ", ".join(text for text in (key.type, key.option.range) if text)
-            value = "" if key.value is None else key.value
-            rows.append(KeyRow(key.name, value, key.option.range if key.option.choices else allowed, key.option.help))
+            rows.append(
+                KeyRow(key.name, key.value, key.option.range if key.option.choices else allowed, key.option.help)
+            )
     return rows
+
+
+def key_lines(rows: list[KeyRow]) -> list[str]:
+    """One line a key: name, value, what it is, and in brackets what it may be."""
+    names = max(len(row.key) for row in rows)
+    values = ["-" if row.value is None else str(row.value) for row in rows]
+    width = min(max(map(len, values)), 24)
+    return [
+        f"{row.key:{names}}  {value:{width}}  {row.help} [{row.range}]" for row, value in zip(rows, values, strict=True)
+    ]

@@ -24,8 +24,7 @@ from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, stages_of
 from statevla.systems.system import Given, Noise, Terms
-from stores.schema import ACTION_DIM, CAMERAS, LANGUAGE_DIM, ROBOT_STATE_DIM
-from stores.statistics import Normalization
+from stores.spec import ObsSpec
 
 POOL = 4
 
@@ -39,14 +38,12 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class FilmNet(nn.Module):
-    """cameras: how many. robot, language: widths. outputs: numbers a step, pose and gripper logit."""
+    """The spec's cameras and widths; chunk: steps."""
 
-    def __init__(
-        self, size: int, hidden: int, stages: tuple[int, ...], cameras: int, robot: int, language: int, chunk: int,
-        outputs: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, size: int, hidden: int, stages: tuple[int, ...], chunk: int, spec: ObsSpec) -> None:
         super().__init__()
-        self.size, self.chunk = size, chunk
+        cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
+        self.size, self.chunk, self.pose = size, chunk, len(spec.continuous)
         self.language = nn.Sequential(nn.Linear(language, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((3, *stages), stages, strict=False))
         self.generators = nn.ModuleList(zero_linear(hidden, 2 * width) for width in stages)
@@ -56,7 +53,7 @@ class FilmNet(nn.Module):
         self.robot = nn.Sequential(nn.Linear(robot, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.policy = nn.Sequential(
             nn.Linear((cameras + 2) * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden), nn.ReLU(),
-            nn.Linear(hidden, chunk * outputs),
+            nn.Linear(hidden, chunk * spec.action_dim),
         )  # fmt: skip
 
     def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
@@ -74,12 +71,12 @@ class FilmNet(nn.Module):
         return out
 
     def forward(
-        self, images: UInt8[Tensor, "B C H W 3"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
     ) -> ChunkOutput:
         """robot: standardized."""
-        seen = [self.see(images[:, c], condition) + self.camera_embedding[c] for c in range(images.shape[1])]
+        seen = [self.see(frames, condition) + self.camera_embedding[c] for c, frames in enumerate(images)]
         joined = torch.cat([*seen, condition, self.robot(robot)], dim=-1)
-        return split_output(self.policy(joined.to(dtype_of(self.policy))).float(), self.chunk)
+        return split_output(self.policy(joined.to(dtype_of(self.policy))).float(), self.chunk, self.pose)
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,10 @@ class FilmOptions(ChunkOptions):
 class FilmPolicy(ChunkPolicy):
     """The net with its loss and its decision."""
 
-    def __init__(self, config: Config, options: FilmOptions, statistics: Normalization | None) -> None:
-        super().__init__(options, statistics)
-        self.net = FilmNet(
-            options.image_size, options.hidden, stages_of("film.stages", options.stages), len(CAMERAS),
-            ROBOT_STATE_DIM, LANGUAGE_DIM, config.model.action_seq_len, ACTION_DIM,
-        )  # fmt: skip
+    def __init__(self, config: Config, options: FilmOptions, given: Given) -> None:
+        super().__init__(options, given)
+        stages = stages_of("film.stages", options.stages)
+        self.net = FilmNet(options.image_size, options.hidden, stages, config.model.action_seq_len, given.spec)
 
     @property
     def undecayed(self) -> frozenset[str]:
@@ -130,4 +125,4 @@ class FilmPolicy(ChunkPolicy):
 
 def build(config: Config, given: Given) -> FilmPolicy:
     """Fresh weights."""
-    return FilmPolicy(config, config.section("film"), given.statistics)
+    return FilmPolicy(config, config.section("film"), given)

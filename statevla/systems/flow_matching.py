@@ -1,6 +1,6 @@
-"""Flow matching: frozen state encoder, flow policy for the pose, classifier for the gripper.
+"""Flow matching for an action's continuous dimensions, a classifier for its binary ones, on a frozen state encoder.
 
-Legend: B batch, N tokens, D width, K chunk.
+Legend: B batch, N tokens, D width, K chunk, A numbers of an action, of them C continuous and G binary.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from statevla.runs.files import MODEL, below, load_strict
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
-from stores.schema import POSE_DIMS
+from stores.spec import LIBERO
 from stores.statistics import Normalization
 
 
@@ -29,16 +29,20 @@ class FlowNoise(NamedTuple):
     """Everything random in one loss. sigma: uniform on [0, 1). epsilon: standard normal."""
 
     sigma: Float[Tensor, " B"]
-    epsilon: Float[Tensor, "B K 6"]
+    epsilon: Float[Tensor, "B K C"]
 
 
-def draw_noise(rows: int, chunk: int, generator: torch.Generator, device: torch.device) -> FlowNoise:
-    """Drawn on the generator's device, moved to `device`: a CPU generator gives the same numbers to every device.
+def draw_noise(
+    rows: int, chunk: int, generator: torch.Generator, device: torch.device, dims: int = len(LIBERO.continuous)
+) -> FlowNoise:
+    """For `dims` continuous dimensions.
+
+    Drawn on the generator's device, moved to `device`: a CPU generator gives the same numbers to every device.
 
     The caller owns the generator; its state is all that a resumed run needs.
     """
     sigma = torch.rand(rows, generator=generator, device=generator.device)
-    epsilon = torch.randn(rows, chunk, POSE_DIMS, generator=generator, device=generator.device)
+    epsilon = torch.randn(rows, chunk, dims, generator=generator, device=generator.device)
     return FlowNoise(sigma.to(device), epsilon.to(device))
 
 
@@ -48,14 +52,24 @@ class PolicyModel(Objective):
     Its state dict is a whole policy: statistics too, the vision backbone not.
     """
 
+    continuous: Tensor
+    binary: Tensor
+    places: Tensor
+
     def __init__(self, config: Config, encoder: StateEncoder, statistics: Normalization | None = None) -> None:
         super().__init__()
         self.config = config.model
         self.gripper_weight = config.training.phase2.gripper_weight
         self.encoder = encoder.requires_grad_(False)
-        self.flow = FlowPolicy(config.model)
-        self.gripper = GripperClassifier(config.model)
-        self.standardize_action = Standardize("action", statistics)
+        self.spec = encoder.spec
+        self.flow = FlowPolicy(config.model, self.spec)
+        self.gripper = GripperClassifier(config.model, self.spec)
+        self.standardize_action = Standardize("action", statistics, self.spec)
+        order = [*self.spec.continuous, *self.spec.binary]
+        self._sorted = order == sorted(order)
+        for name, dims in (("continuous", self.spec.continuous), ("binary", self.spec.binary)):
+            self.register_buffer(name, torch.tensor(dims, dtype=torch.long), persistent=False)
+        self.register_buffer("places", torch.tensor(order, dtype=torch.long).argsort(), persistent=False)
 
     @torch.no_grad()
     def encode(self, obs: ObservationBatch) -> Encoded:
@@ -72,23 +86,24 @@ class PolicyModel(Objective):
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """``sigma`` and ``epsilon`` of `FlowNoise`."""
-        return draw_noise(rows, self.config.action_seq_len, generator, generator.device)._asdict()
+        dims = len(self.spec.continuous)
+        return draw_noise(rows, self.config.action_seq_len, generator, generator.device, dims)._asdict()
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
         """`terms_of_state` of the frozen encoder's state."""
         return self.terms_of_state(self.encode(batch.obs), batch.chunk, batch.is_pad, noise)
 
     def terms_of_state(
-        self, encoded: Encoded, chunk: Float[Tensor, "B K 7"], is_pad: Bool[Tensor, "B K"], noise: Noise
+        self, encoded: Encoded, chunk: Float[Tensor, "B K A"], is_pad: Bool[Tensor, "B K"], noise: Noise
     ) -> Terms:
-        """``velocity`` and ``wanted`` [B K 6], ``logits`` and ``closing`` [B K], ``keep`` [B K] (no padding)."""
-        clean = self.standardize_action(chunk)[..., :POSE_DIMS]
+        """``velocity`` and ``wanted`` [B K C], ``logits`` and ``closing`` [B K G], ``keep`` [B K] (no padding)."""
+        clean = self.standardize_action(chunk).index_select(-1, self.continuous)
         noisy = interpolate(clean, noise["epsilon"], noise["sigma"])
         return {
             "velocity": self.flow(noisy, noise["sigma"], encoded.z, encoded.tokens),
             "wanted": velocity_target(clean, noise["epsilon"]),
             "logits": self.gripper(encoded.z, encoded.tokens),
-            "closing": is_closing(chunk[..., POSE_DIMS]),
+            "closing": is_closing(chunk.index_select(-1, self.binary)),
             "keep": ~is_pad,
         }
 
@@ -100,31 +115,31 @@ class PolicyModel(Objective):
         """
         keep, logits, closing = terms["keep"], terms["logits"], terms["closing"]
         flow_loss = masked_mse(terms["velocity"], terms["wanted"], keep)
-        gripper_loss = masked_bce(logits, closing, keep)
+        told = keep.unsqueeze(-1).expand_as(closing)
+        gripper_loss = masked_bce(logits, closing, told)
         total = flow_loss + self.gripper_weight * gripper_loss
-        steps = keep.sum()
-        right = ((is_closing(logits) == closing) & keep).sum() / steps.clamp(min=1)
+        right = ((is_closing(logits) == closing) & told).sum() / told.sum().clamp(min=1)
         parts = {
             "pos_rot_loss": flow_loss.detach(),
             "gripper_loss": gripper_loss.detach(),
             "action_loss": total.detach(),
             "gripper_accuracy": right,
         }
-        return LossParts(total, parts, steps.float())
+        return LossParts(total, parts, keep.sum().float())
 
     @property
     def noise_shape(self) -> tuple[int, int]:
-        """Of one row's starting noise: (K, 6)."""
-        return self.config.action_seq_len, POSE_DIMS
+        """Of one row's starting noise: (K, C)."""
+        return self.config.action_seq_len, len(self.spec.continuous)
 
     @torch.no_grad()
-    def condition(self, language: Float[Tensor, "I 512"]) -> Float[Tensor, "I D"]:
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
         """The language token of each instruction's embedding."""
         return self.encoder.tokenizer.language_token(language)
 
     @torch.no_grad()
     def decide(self, scene: Scene) -> Acted:
-        """Chunks [B K 7]; Euler from the scene's noise, the gripper by its classifier."""
+        """Chunks [B K A]; Euler from the scene's noise, binary dimensions by their classifier."""
         if scene.noise is None:
             raise UsageError(f"flow policy: expected noise [B, {', '.join(map(str, self.noise_shape))}], got none")
         tokens = self.encoder.tokenizer.assemble(scene.condition, scene.images, scene.robot_state)
@@ -151,24 +166,26 @@ class PolicyModel(Objective):
             yield from self.flow.context.parameters()
 
     @torch.no_grad()
-    def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K 7"]:
+    def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K A"]:
         """One action chunk an observation, with nothing prepared; `acting.Actor` is the quick way to the same."""
         noise = draw_noise(len(obs.robot_state), self.config.action_seq_len, generator, obs.robot_state.device).epsilon
         return self.sample(self.encode(obs), noise, self.flow.level_tokens(self.config.euler_steps)).chunk
 
     @torch.no_grad()
-    def sample(self, encoded: Encoded, noise: Float[Tensor, "B K 6"], levels: Float[Tensor, "S D"]) -> Acted:
+    def sample(self, encoded: Encoded, noise: Float[Tensor, "B K C"], levels: Float[Tensor, "S D"]) -> Acted:
         """Chunks from states, starting noise and `FlowPolicy.level_tokens`."""
         z, tokens = encoded
         pose = self.flow.sample(noise, z, tokens, levels)
         logits = self.gripper(z, tokens).float()
-        standardized = torch.cat([pose, command(logits).unsqueeze(-1)], dim=-1)
+        standardized = torch.cat([pose, command(logits)], dim=-1)
+        if not self._sorted:
+            standardized = standardized.index_select(-1, self.places)
         return Acted(self.standardize_action.inverse(standardized), torch.sigmoid(logits))
 
 
 def build(config: Config, given: Given) -> PolicyModel:
     """Fresh weights around the encoder of the parent's checkpoint, or around a fresh one that is still to be loaded."""
-    encoder = StateEncoder(config.model, given.statistics, given.backbone)
+    encoder = StateEncoder(config.model, given.statistics, given.backbone, given.spec)
     if given.parent is not None:
         load_strict(encoder, below(given.parent.tensors, "encoder."), f"{given.parent.folder / MODEL} (encoder.)")
     return PolicyModel(config, encoder, given.statistics)

@@ -19,6 +19,7 @@ from statevla.encoders.siglip import SiglipBackbone
 from statevla.models.losses import LossParts
 from statevla.models.optim import undecayed_names
 from statevla.runs.files import CheckpointState
+from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
 
 Noise = Mapping[str, Tensor]
@@ -75,10 +76,11 @@ class Parent:
 class Given:
     """What building takes beside the configuration.
 
-    statistics: the store's; None where weights that are still to be loaded bring them. parent: None for systems without
-    one, and where a whole policy is still to be loaded.
+    spec: of the store. statistics: the store's; None where weights that are still to be loaded bring them. parent: None
+    for systems without one, and where a whole policy is still to be loaded.
     """
 
+    spec: ObsSpec = LIBERO
     statistics: Normalization | None = None
     backbone: SiglipBackbone | None = None
     parent: Parent | None = None

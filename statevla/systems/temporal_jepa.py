@@ -17,6 +17,7 @@ from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_mo
 from statevla.models.standardize import Standardize
 from statevla.models.tokenizer import Backbone
 from statevla.systems.system import Given, Noise, Objective, Terms
+from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
 
 
@@ -30,20 +31,20 @@ class JepaModel(Objective):
         config: Config,
         statistics: Normalization | None = None,
         backbone: Backbone | None = None,
+        spec: ObsSpec = LIBERO,
     ) -> None:
         super().__init__()
         self.options = config.training.phase1
         self.momentum = config.training.ema_momentum
-        self.encoder = StateEncoder(config.model, statistics, backbone)
-        self.target = StateEncoder(config.model, statistics, backbone)
+        self.encoder = StateEncoder(config.model, statistics, backbone, spec)
+        self.target = StateEncoder(config.model, statistics, backbone, spec)
         self.target.load_state_dict(self.encoder.state_dict())
         self.target.requires_grad_(False)
-        self.predictor = TemporalPredictor(config.model, self.options.temporal_predictor_hidden_dim)
-        self.standardize_action = Standardize("action", statistics)
+        hidden = self.options.temporal_predictor_hidden_dim
+        self.predictor = TemporalPredictor(config.model, hidden, spec)
+        self.standardize_action = Standardize("action", statistics, spec)
         self.inverse = (
-            InverseDynamics(
-                config.model, self.options.inverse_dynamics_horizon, self.options.temporal_predictor_hidden_dim
-            )
+            InverseDynamics(config.model, self.options.inverse_dynamics_horizon, hidden, spec)
             if self.options.inverse_dynamics_weight > 0
             else None
         )
@@ -101,4 +102,4 @@ class JepaModel(Objective):
 
 def build(config: Config, given: Given) -> JepaModel:
     """Fresh weights; the target starts as the encoder."""
-    return JepaModel(config, given.statistics, given.backbone)
+    return JepaModel(config, given.statistics, given.backbone, given.spec)

@@ -24,8 +24,7 @@ from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms
-from stores.schema import ACTION_NAMES, CAMERAS, LANGUAGE_DIM, POSE_DIMS, ROBOT_STATE_DIM
-from stores.statistics import Normalization
+from stores.spec import ObsSpec
 
 FUSIONS = ("concat", "cross_attention", "perceiver")
 HEADS = ("continuous", "discrete", "chunked")
@@ -45,25 +44,25 @@ class VisionTokens(nn.Module):
         self.camera = embedding(cameras, width)
         self.blocks = Backbone(width, heads, hidden, blocks, dropout)
 
-    def forward(self, images: UInt8[Tensor, "B C H W 3"]) -> Float[Tensor, "B N D"]:
+    def forward(self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...]) -> Float[Tensor, "B N D"]:
         """All cameras' tokens, one camera after the other."""
         tokens = []
-        for number, stem in enumerate(self.stems):
-            patches = stem(prepare_pixels(images[:, number], self.size)).float()
+        for number, (stem, frames) in enumerate(zip(self.stems, images, strict=True)):
+            patches = stem(prepare_pixels(frames, self.size)).float()
             tokens.append(self.blocks(patches + self.position[number] + self.camera[number]))
         return torch.cat(tokens, dim=1)
 
 
 class VlaNet(nn.Module):
-    """robot, language: widths. pose: continuous action dimensions. bins: of head ``discrete``."""
+    """The spec's cameras and widths; chunk: steps. bins: of head ``discrete``."""
 
     def __init__(
-        self, *, size: int, patch: int, width: int, heads: int, vision_blocks: int, blocks: int, cameras: int,
-        robot: int, language: int, chunk: int, pose: int, fusion: str, head: str, queries: int = 16, bins: int = 256,
-        dropout: float = 0.0,
+        self, *, size: int, patch: int, width: int, heads: int, vision_blocks: int, blocks: int, chunk: int,
+        spec: ObsSpec, fusion: str, head: str, queries: int = 16, bins: int = 256, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        hidden = 4 * width
+        hidden, pose, binary = 4 * width, len(spec.continuous), len(spec.binary)
+        cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
         self.chunk, self.pose, self.bins, self.kind, self.fusion = chunk, pose, bins, head, fusion
         self.vision = VisionTokens(size, patch, width, heads, hidden, vision_blocks, cameras, dropout)
         self.language, self.language_embedding = nn.Linear(language, width), embedding(1, width)
@@ -78,13 +77,15 @@ class VlaNet(nn.Module):
         self.backbone = Backbone(width, heads, hidden, blocks, dropout)
         if head == "chunked":
             self.steps = Queries(chunk, width)
-        outputs = {"continuous": chunk * (pose + 1), "discrete": chunk * pose * bins, "chunked": pose + 1}[head]
+        outputs = {"continuous": chunk * (pose + binary), "discrete": chunk * pose * bins, "chunked": pose + binary}[
+            head
+        ]
         self.hidden = nn.Sequential(nn.Linear(width, width), nn.GELU())
         self.out = nn.Linear(width, outputs)
         if head == "discrete":
             nn.init.zeros_(self.out.weight)  # all bins alike at the start: the first loss is ln N
             nn.init.zeros_(self.out.bias)
-            self.gripper = nn.Linear(width, chunk)
+            self.gripper = nn.Linear(width, chunk * binary)
 
     def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
         """The token of each instruction."""
@@ -92,7 +93,7 @@ class VlaNet(nn.Module):
         return out
 
     def tokens(
-        self, images: UInt8[Tensor, "B C H W 3"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B N D"]:
         """What the backbone reads, readouts first."""
         rows = len(robot)
@@ -113,7 +114,7 @@ class VlaNet(nn.Module):
         return torch.cat([readout.to(everything.dtype), everything], dim=1)
 
     def read(
-        self, images: UInt8[Tensor, "B C H W 3"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B Q D"]:
         """The readouts after the backbone; Q is K with head ``chunked``, else 1. robot: standardized."""
         readouts = self.chunk if self.kind == "chunked" else 1
@@ -121,18 +122,19 @@ class VlaNet(nn.Module):
         return out
 
     def forward(
-        self, images: UInt8[Tensor, "B C H W 3"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
     ) -> ChunkOutput:
         """Pose and gripper logits of a head that regresses."""
         out = self.out(self.read(images, robot, condition)).float()
-        return split_output(out.flatten(1), self.chunk)
+        return split_output(out.flatten(1), self.chunk, self.pose)
 
     def bin_logits(
-        self, images: UInt8[Tensor, "B C H W 3"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
-    ) -> tuple[Float[Tensor, "B K A N"], Float[Tensor, "B K"]]:
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "B K A N"], Float[Tensor, "B K G"]]:
         """Head ``discrete``: logits of the bins, and of the gripper."""
         read = self.read(images, robot, condition)[:, 0]
-        return self.out(read).float().view(len(read), self.chunk, self.pose, self.bins), self.gripper(read).float()
+        logits = self.gripper(read).float().view(len(read), self.chunk, -1)
+        return self.out(read).float().view(len(read), self.chunk, self.pose, self.bins), logits
 
 
 @dataclass(frozen=True)
@@ -170,24 +172,23 @@ class VlaPolicy(ChunkPolicy):
 
     options: VlaOptions
 
-    def __init__(self, config: Config, options: VlaOptions, statistics: Normalization | None) -> None:
-        super().__init__(options, statistics)
+    def __init__(self, config: Config, options: VlaOptions, given: Given) -> None:
+        super().__init__(options, given)
         self.net = VlaNet(
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
-            vision_blocks=options.vision_blocks, blocks=options.blocks, cameras=len(CAMERAS), robot=ROBOT_STATE_DIM,
-            language=LANGUAGE_DIM, chunk=config.model.action_seq_len, pose=POSE_DIMS, fusion=options.fusion,
-            head=options.head, queries=options.queries, bins=options.bins, dropout=options.dropout,
+            vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len, spec=given.spec,
+            fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins, dropout=options.dropout,
         )  # fmt: skip
-        self.bins = self._make_bins(statistics) if options.head == "discrete" else None
+        self.bins = self._make_bins(given) if options.head == "discrete" else None
 
-    def _make_bins(self, statistics: Normalization | None) -> Bins:
+    def _make_bins(self, given: Given) -> Bins:
         """Between the train split's 1% and 99% quantiles, standardized; without statistics, still to be loaded."""
-        if statistics is None:
-            low, high = -torch.ones(POSE_DIMS), torch.ones(POSE_DIMS)
-        else:
-            quantiles = torch.tensor([statistics.action.q01, statistics.action.q99])
-            low, high = self.standardize_action(quantiles)[:, :POSE_DIMS]
-        return Bins(low, high, ACTION_NAMES[:POSE_DIMS], self.options.bins)
+        names = tuple(given.spec.action_names[dim] for dim in given.spec.continuous)
+        if given.statistics is None:
+            return Bins(-torch.ones(len(names)), torch.ones(len(names)), names, self.options.bins)
+        action = given.statistics.action
+        low, high = self.standardize_action(torch.tensor([action.q01, action.q99])).index_select(-1, self.continuous)
+        return Bins(low, high, names, self.options.bins)
 
     def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
         return self.net.condition(scale_language(language))
@@ -225,4 +226,4 @@ class VlaPolicy(ChunkPolicy):
 
 def build(config: Config, given: Given) -> VlaPolicy:
     """Fresh weights. Raises UsageError where head discrete has a pose dimension that never moves."""
-    return VlaPolicy(config, config.section("vla"), given.statistics)
+    return VlaPolicy(config, config.section("vla"), given)

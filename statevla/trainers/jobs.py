@@ -20,7 +20,7 @@ from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, config_of, find_system, sections
 from statevla.trainers.trainer import TrainSummary, train
 from stores.errors import UsageError
-from stores.manifest import manifest_hash
+from stores.manifest import content_hash
 from stores.progress import Progress
 
 
@@ -52,13 +52,16 @@ class TrainingJob:
 
 
 def ask(
-    system: System,
+    system: System | None,
     preset: str | None = None,
     recipe: str | None = None,
     file: Path | None = None,
     overrides: tuple[str, ...] = (),
 ) -> Request:
-    """Recipe or preset, then the file's keys, then the overrides. Raises UsageError."""
+    """Recipe or preset, then the file's keys, then the overrides; without a system, what holds for all.
+
+    Raises UsageError.
+    """
     request = Request(preset, {})
     if recipe is not None:
         if preset is not None:
@@ -68,7 +71,7 @@ def ask(
         if unknown:
             known = ", ".join(row.name for row in SYSTEMS)
             raise UsageError(f"recipe {recipe}: systems: expected some of {known}, got {', '.join(unknown)}")
-        request = found.request(system.name)
+        request = found.request("" if system is None else system.name)
     given = {} if file is None else read_keys(file)
     return Request(request.preset, {**request.changes, **given, **parse_overrides(overrides)})
 
@@ -105,7 +108,7 @@ def plan_training(
         told = read_state(source).config["data"]["store"]
     chosen = find_store(told, stores)
     if encoder is None:
-        encoder = find_parent(system, manifest_hash(chosen), own, runs)
+        encoder = find_parent(system, content_hash(chosen), own, runs)
     if request.preset is None:
         theirs = flatten(config_of(read_state(encoder), encoder).to_dict())
         model = {key: value for key, value in theirs.items() if key.startswith("model.")}

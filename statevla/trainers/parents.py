@@ -27,7 +27,7 @@ def load_parent(system: System, config: Config, folder: Path, store: Store, unfi
             f"{folder}: {system.name} needs a state encoder of {wanted}, got a checkpoint of {row.name}; "
             f"run `statevla train --system {system.parent[0]}` or name another checkpoint"
         )
-    require_store(state, store.manifest_hash, folder, str(store.root))
+    require_store(state, store.content_hash, folder, str(store.root))
     found = differences(config, config_of(state, folder), "parent")
     if found:
         listed = "; ".join(f"{each.key}: {each.mine!r} here, {each.theirs!r} there" for each in found)

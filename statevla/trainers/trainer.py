@@ -11,7 +11,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from statevla import __version__
 from statevla.config import Config
 from statevla.config.load import only_sections
 from statevla.config.schema import require_widths
@@ -32,11 +31,12 @@ from statevla.trainers.schedule import learning_rate, step_generator, total_step
 from statevla.trainers.setup import choose_device, require_same_config, use_bf16
 from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.validation import validate
+from statevla.version import __version__
 from stores.disk.durable import LineLog, lock, write_bytes, write_json
 from stores.errors import StateVLAError, UsageError
+from stores.init_states import init_states_by_task
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
-from stores.schema import ACTION_DIM, LANGUAGE_DIM, ROBOT_STATE_DIM
 
 ADAM_BETAS: Final = (0.9, 0.999)
 SAVE_SECONDS: Final = 300.0
@@ -139,7 +139,8 @@ class Run:
         self.config = only_sections(config, own_sections(system))
         self.run_dir, self.folder, self.progress = run_dir, layout.checkpoints(run_dir, system.folder), progress
         self.metrics = layout.metrics(run_dir, system.folder)
-        require_widths(config.model, LANGUAGE_DIM, ROBOT_STATE_DIM, ACTION_DIM, str(store.root))
+        spec = store.spec
+        require_widths(config.model, spec.language_width, spec.robot_state_dim, spec.action_dim, str(store.root))
         self.device = choose_device(training.device)
         self.autocast = use_bf16(training.precision, self.device)
         self.statistics = store.stats()
@@ -147,7 +148,7 @@ class Run:
         self.parent = None if found is None else origin(found)
         torch.manual_seed(training.seed)
         self.backbone = load_backbone(config.model, self.device)
-        self.model = system.build(config, Given(self.statistics, self.backbone, found)).to(self.device)
+        self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
         if training.batch_size < needs.rows:
             raise UsageError(
@@ -189,7 +190,7 @@ class Run:
     def resume(self, source: Path) -> Position:
         """Put everything back as the checkpoint has it; metrics of later steps are dropped."""
         state = read_state(source)
-        require_store(state, self.store.manifest_hash, source, str(self.store.root))
+        require_store(state, self.store.content_hash, source, str(self.store.root))
         require_same_config(self.config, config_of(state, source), self.system, source)
         require_identity(self.backbone, state.backbone, str(source))
         if state.step > self.total:
@@ -324,8 +325,9 @@ class Run:
             config=self.config.to_dict(),
             obs_spec=self.store.obs_spec,
             statistics=self.statistics.to_dict(),
-            manifest_hash=self.store.manifest_hash,
+            manifest_hash=self.store.content_hash,
             instructions=instructions,
+            init_states=init_states_by_task(self.store.manifest.sources),
             language={"encoder": language.encoder, "revision": language.revision},
             backbone=identity(self.backbone),
             parent=self.parent,

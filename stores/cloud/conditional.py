@@ -173,17 +173,15 @@ class ConditionalStorage:
             raise StoreChanged(f"{self.root}: {name} was changed by somebody else meanwhile") from error
 
     def shows(self, entry: Entry, data: bytes) -> bool:
-        """Whether the listing alone says that the object is `data`; not where the server has tags of its own."""
+        """Whether the listing alone says that the object is `data`; servers with tags of their own do not say."""
         return entry.bytes == len(data) and entry.tag == self._kind.tag_of(data)
 
     def holds(self, name: str, entry: Entry, data: bytes) -> bool:
         """Whether object `name`, listed as `entry`, is `data`; it is read only where its tag does not tell."""
         if self.shows(entry, data):
             return True
-        return entry.bytes == len(data) and hash_stream(self.storage.pieces(name)) == (
-            len(data),
-            hashlib.sha256(data).hexdigest(),
-        )
+        whole = len(data), hashlib.sha256(data).hexdigest()
+        return entry.bytes == len(data) and hash_stream(self.storage.pieces(name)) == whole
 
     def copy(self, name: str, target: str) -> bool:
         """Copy an object on the server, over what is at `target`; False when there is none of that `name`."""

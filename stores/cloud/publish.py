@@ -33,11 +33,10 @@ from stores.cloud.conditional import ConditionalStorage, Entry
 from stores.cloud.storage import POINTER, LocalStorage, is_publication, pointed
 from stores.disk import durable
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked
-from stores.manifest import CLAIM, MANIFEST, Manifest, hash_objects, is_claim, read_manifest
+from stores.layout import MANIFEST, PUBLISHED
+from stores.manifest import CLAIM, Manifest, hash_objects, is_claim, read_manifest
 from stores.progress import Progress, ProgressEvent
 
-PUBLISHED: Final = ".published.json"
-"""In the local folder, by URL: hashes of the manifests that this folder last published, or began to."""
 THREADS: Final = 4
 """Objects on their way at once; each is in memory meanwhile (a shard is some tens of MB)."""
 LEGACY: Final = ""
@@ -70,9 +69,8 @@ def check_target(root: Path | str, url: str, replace: bool = False, **options: A
     ours = _published(root).get(remote.root, [])
     found = _registered(remote)
     if found is None:
-        strangers = sorted(
-            name for name in there if not (name.startswith(".") or is_publication(name.partition("/")[0]))
-        )
+        known = {name for name in there if name.startswith(".") or is_publication(name.partition("/")[0])}
+        strangers = sorted(there.keys() - known)
         if strangers:
             raise StoreLocked(
                 f"{remote.root}: expected a store or nothing there, got {strangers[:5]}; choose another prefix"
@@ -99,7 +97,7 @@ def publish_store(
     local, remote = LocalStorage(root), ConditionalStorage(url, **options)
     content = read_manifest(local)
     target = hashlib.sha256(content).hexdigest()
-    manifest = Manifest.from_bytes(content, f"{root}: {MANIFEST}")
+    manifest = Manifest.from_bytes(content, str(root))
     with _writing(root):
         before = _registered(remote)
         if allowed is None:
@@ -150,7 +148,7 @@ def _parse(url: str, data: bytes, tag: str) -> Registered:
         elif (at := pointed(data)) is not None:
             return Registered(str(json.loads(data)[POINTER]["manifest"]), at, tag)
         else:
-            objects = tuple(item.path for item in Manifest.from_bytes(data, f"{url}: {MANIFEST}").objects)
+            objects = tuple(item.path for item in Manifest.from_bytes(data, url).objects)
             return Registered(hashlib.sha256(data).hexdigest(), LEGACY, tag, objects=objects)
     except (ValueError, KeyError, TypeError, RecursionError, StoreError):
         pass

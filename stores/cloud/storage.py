@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -47,6 +48,9 @@ class Storage(Protocol):
     def pieces(self, name: str) -> Iterator[bytes | memoryview]:
         """The whole object in pieces of bounded size, for hashing: each is gone with the next. Raises StoreMissing."""
 
+    def local_path(self, name: str) -> str | None:
+        """Where the object lies on this machine; None when it does not."""
+
     def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
         """Bytes of every object below the root, but for those in the top-level folders `skip`."""
 
@@ -57,13 +61,24 @@ class LocalStorage:
     def __init__(self, root: Path | str) -> None:
         self.root, self.lists = str(root), True
 
+    def local_path(self, name: str) -> str | None:
+        return os.path.join(self.root, name)
+
     def read(self, name: str) -> bytes:
-        with named_errors(self.root, name):
-            return Path(self.root, name).read_bytes()
+        with named_errors(self.root, name), os.fdopen(self._open(name), "rb", buffering=0) as handle:
+            return handle.readall()
+
+    def _open(self, name: str) -> int:
+        """A descriptor. What is no ordinary file (a pipe would wait for ever) is refused."""
+        descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise StoreCorrupt(f"{self.root}: {name} is not an ordinary file; run `statevla verify {self.root}`")
+        return descriptor
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         with named_errors(self.root, name):
-            descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open(name)
             try:
                 data = os.pread(descriptor, size, offset)
                 while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
@@ -90,7 +105,7 @@ class LocalStorage:
     def pieces(self, name: str) -> Iterator[memoryview]:
         # One buffer for all pieces: it stays in the processor's cache, and no memory is asked for on the way.
         buffer = memoryview(bytearray(PIECE))
-        with named_errors(self.root, name), Path(self.root, name).open("rb", buffering=0) as handle:
+        with named_errors(self.root, name), os.fdopen(self._open(name), "rb", buffering=0) as handle:
             while count := handle.readinto(buffer):
                 yield buffer[:count]
 
@@ -137,6 +152,9 @@ class RemoteStorage:
         self.lists = not self.root.startswith(("http://", "https://"))
         with named_errors(self.root, "the file system of this URL"):
             self.files, self.path = fsspec.core.url_to_fs(self.root, **options)
+
+    def local_path(self, name: str) -> str | None:
+        return None
 
     def follow(self) -> "RemoteStorage":
         """Read, from now on, the folder that the pointer here names; nothing changes where there is none."""

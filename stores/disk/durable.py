@@ -13,6 +13,7 @@ the ingest benchmark what durability costs. A store written so may be lost in a 
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -158,7 +159,34 @@ def write_text(path: Path | str, text: str) -> None:
 
 def json_bytes(value: Any) -> bytes:
     """The one JSON form on disk: sorted keys, indent 1, UTF-8, final newline. Raises ValueError on NaN or infinity."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (_json(value, 0) + "\n").encode()
+
+
+def _json(value: Any, depth: int) -> str:
+    """What ``json.dumps`` gives with these options; many times as fast for a long list of small objects, because its
+    own indentation is written in Python.
+    """
+    inside, end = "\n" + " " * (depth + 1), "\n" + " " * depth
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if not parts:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not any(isinstance(part, dict | list | tuple) for part in parts):
+        flat = _encoder("," + inside).encode(value)
+        return f"{flat[0]}{inside}{flat[1:-1]}{end}{flat[-1]}"
+    if isinstance(value, dict):
+        rows = [f"{_key(key)}: {_json(value[key], depth + 1)}" for key in sorted(value)]
+        return "{" + inside + ("," + inside).join(rows) + end + "}"
+    return "[" + inside + ("," + inside).join(_json(part, depth + 1) for part in value) + end + "]"
+
+
+@functools.cache
+def _encoder(separator: str) -> json.JSONEncoder:
+    return json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(separator, ": "))
+
+
+def _key(key: Any) -> str:
+    """A key as ``json.dumps`` writes it: numbers, booleans and None become text."""
+    return json.dumps({key: 0}, ensure_ascii=False, allow_nan=False)[1:-4]
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """Evaluation in LIBERO with simulators that are not: outcomes, errors, resume, batches, what is asked of a policy."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.trials import LOG, load_records
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import Observation, ObsSpec, libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
@@ -130,7 +131,7 @@ class Pushes:
     """A policy whose first action component is ``value``, in chunks of 5."""
 
     value: float = 0.5
-    obs_spec: ObsSpec = field(default_factory=lambda: ObsSpec((SIZE, SIZE)))
+    obs_spec: ObsSpec = field(default_factory=lambda: libero_spec(SIZE))
     language: dict[str, int] = field(default_factory=lambda: {t.instruction: 0 for t in TASKS})
     identity: str = "a" * 64
     chunk: int = 5
@@ -297,7 +298,7 @@ def test_an_unknown_instruction_is_an_error_before_anything_runs(world: World, t
 
 def test_other_observations_are_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(ObsSpecMismatch, match="orientation"):
-        run(Pushes(obs_spec=ObsSpec((SIZE, SIZE), orientation="opengl")), tmp_path)
+        run(Pushes(obs_spec=dataclasses.replace(libero_spec(SIZE), orientation="opengl")), tmp_path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -15,7 +15,7 @@ from statevla.config import load_config
 from statevla.data.batch import ObservationBatch
 from statevla.evaluators.offline import evaluate_offline
 from statevla.models.standardize import Standardize
-from statevla.observation import ObsSpec
+from statevla.observation import ObsSpec, libero_spec
 from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
 from statevla.systems.acting import Acted
@@ -89,7 +89,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     episodes = make_tiny_store(path, episodes=8, frames=24, image=16)
     store = Store.open(path)
     weights = np.random.default_rng(5).normal(0, 0.5, (9, K * 7)).astype(np.float32)
-    policy = FakePolicy(LinearModel(store, weights), ObsSpec.from_dict(store.obs_spec), store.manifest_hash)
+    policy = FakePolicy(LinearModel(store, weights), store.spec, store.content_hash)
     return Made(store, episodes, weights, policy)
 
 
@@ -183,8 +183,8 @@ def test_a_policy_of_another_store_is_refused_unless_allowed(made: Made) -> None
 
 
 def test_another_observation_is_refused(made: Made) -> None:
-    policy = replace(made.policy, obs_spec=ObsSpec(image_size=(128, 128)))
-    with pytest.raises(ObsSpecMismatch, match="image_size"):
+    policy = replace(made.policy, obs_spec=libero_spec(128))
+    with pytest.raises(ObsSpecMismatch, match="height"):
         evaluate_offline(policy, made.store, allow_other_store=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from statevla.evaluators.evaluate import evaluate
-from statevla.observation import SIMULATOR_IMAGE_KEYS, Observation, ObsSpec
+from statevla.observation import SIMULATOR_IMAGE_KEYS, Observation, ObsSpec, libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos, ZeroPolicy
 from statevla.policies.noise import Draw
 from statevla.sims.suites import SUITES, Suite
@@ -107,7 +107,7 @@ class ToySuite:
 class GoesRight:
     """A policy that always goes right, half a metre a step."""
 
-    obs_spec: ObsSpec = field(default_factory=lambda: ObsSpec((SIDE, SIDE)))
+    obs_spec: ObsSpec = field(default_factory=lambda: libero_spec(SIDE))
     chunk: int = 4
     identity: str = "right"
 
@@ -133,7 +133,7 @@ def test_a_policy_and_every_control_act_in_it(tmp_path: Path) -> None:
     assert (tmp_path / "right" / right.records[0].video).is_file()
     assert "go_right" in (tmp_path / "right" / "results.json").read_text()
     assert evaluate(ExpertControl(), "line", out=tmp_path / "expert", name="expert", num_trials=2).success == 1.0
-    zero = evaluate(ZeroPolicy(ObsSpec((SIDE, SIDE))), "line", out=tmp_path / "zero", name="zero", num_trials=2)
+    zero = evaluate(ZeroPolicy(libero_spec(SIDE)), "line", out=tmp_path / "zero", name="zero", num_trials=2)
     assert zero.success == 0.0
     demo = ReplayDemo("made", np.array([2.0]), np.tile([0.5, *[0.0] * 6], (2, 1)))
     assert evaluate(ReplayDemos({"go_right": (demo,)}), "line", out=tmp_path / "re", name="replay").successes == 1

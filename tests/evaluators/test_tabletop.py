@@ -1,5 +1,6 @@
 """Closed loop in the tabletop with policies whose outcome is known: expert, zero, replays, and worlds that break."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import Results
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import Observation, ObsSpec, libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos, ZeroPolicy
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
@@ -27,7 +28,7 @@ from statevla.systems.acting import Acted
 from stores.errors import ObsSpecMismatch, StateVLAError, UsageError
 from stores.progress import ProgressEvent
 
-SPEC = ObsSpec(image_size=(32, 32))
+SPEC = libero_spec(32)
 
 
 class Recorder:
@@ -186,7 +187,7 @@ def test_evaluation_seeds_are_fresh() -> None:
 
 
 def test_another_observation_is_refused(tmp_path: Path) -> None:
-    for number, spec in enumerate((ObsSpec(image_size=(32, 48)), ObsSpec(image_size=(32, 32), orientation="rotated"))):
+    for number, spec in enumerate((libero_spec(32, 48), dataclasses.replace(SPEC, orientation="opengl"))):
         with pytest.raises(ObsSpecMismatch):
             run(ZeroPolicy(spec), tmp_path / str(number), episodes=1)
 

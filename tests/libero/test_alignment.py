@@ -9,7 +9,6 @@ from pipelines.collect.libero import collect_libero
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from stores.reader import Store
-from stores.schema import CAMERAS
 
 pytestmark = pytest.mark.libero
 
@@ -34,5 +33,5 @@ def test_both_alignments_give_the_same_transitions(simulator_installed: None, tm
     np.testing.assert_array_equal(after.frames["robot_state"][:-1], before.frames["robot_state"][1:])
     np.testing.assert_array_equal(after.frames["action"][:-1], before.frames["action"][1:])
     assert np.isnan(after.frames["action"][-1]).all()
-    mine, theirs = after.decode_segment(0, CAMERAS), before.decode_segment(0, CAMERAS)
+    mine, theirs = (np.stack(store.decode_segment(0), axis=1) for store in (after, before))
     np.testing.assert_array_equal(mine[:-1], theirs[1:])

@@ -11,7 +11,7 @@ import pytest
 from pipelines.collect.libero import collect_libero
 from pipelines.replay import replay_of_files
 from statevla.evaluators.evaluate import evaluate
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import LIBERO, Observation, ObsSpec
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
 from statevla.sims.libero import suites
@@ -27,7 +27,7 @@ BUTTER = 6
 class Wander:
     """A policy that moves at random and keeps what it saw."""
 
-    obs_spec: ObsSpec = field(default_factory=lambda: ObsSpec((128, 128)))
+    obs_spec: ObsSpec = field(default_factory=lambda: LIBERO)
     identity: str = "wander"
     chunk: int = 8
     seen: list[Observation] = field(default_factory=list)

@@ -3,7 +3,11 @@
 Legend: B batch, K chunk.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -148,7 +152,7 @@ def test_an_unknown_dtype_is_an_error() -> None:
         torch_dtype("float8")
 
 
-def capture_without_a_gpu(run: Callable[[], Acted]) -> tuple[Acted, Callable[[], None]]:
+def capture_without_a_gpu(run: Callable[[], Acted], device: torch.device) -> tuple[Acted, Callable[[], None]]:
     """A CUDA graph's rule, on the CPU: inputs are read from and outputs written to where they were at first."""
     acted = run()
 
@@ -184,3 +188,66 @@ def test_one_capture_a_shape_and_none_of_large_batches(capturing: Actor) -> None
     for rows, size, captures in ((1, 24, 1), (1, 24, 1), (2, 24, 2), (1, 40, 3), (GRAPH_ROWS + 1, 24, 3)):
         capturing.act(scene(capturing, observations(rows, size), noise(rows)))
         assert len(capturing._captured) == captures
+
+
+def test_threads_share_a_recording_and_get_their_own_chunks(capturing: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay that is slow to read its inputs: another call that wrote its own meanwhile would be seen."""
+    eager = Actor(policy())
+    scenes = [scene(eager, observations(2, seed=i), noise(2, i)) for i in range(4)]
+    capturing.act(scenes[0])
+    (captured,) = capturing._captured.values()
+    replay, inside = captured._replay, threading.Lock()
+
+    def alone() -> None:
+        assert inside.acquire(blocking=False), "two calls at once"
+        replay()
+        inside.release()
+
+    monkeypatch.setattr(captured, "_replay", alone)
+    with ThreadPoolExecutor(4) as pool:
+        chunks = [acted.chunk for acted in pool.map(capturing.act, scenes * 8)]
+    for number, chunk in enumerate(chunks):
+        assert torch.equal(chunk, eager.act(scenes[number % 4]).chunk)
+
+
+class Recorded:
+    """Stands in for torch.cuda: says in which order, and inside which blocks, it was called."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def block(self, name: str) -> Callable[..., contextlib.AbstractContextManager[None]]:
+        @contextlib.contextmanager
+        def entered(*given: object, **options: object) -> Iterator[None]:
+            told = [*map(str, given[:1] if name == "device" else ()), *(f"{k}={v}" for k, v in options.items())]
+            self.calls.append(" ".join(["enter", name, *told]))
+            yield
+            self.calls.append(f"leave {name}")
+
+        return entered
+
+
+def test_a_recording_is_made_on_the_policy_s_device_and_lets_other_threads_allocate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    fake, stream = Recorded(calls), MagicMock()
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, fake.block(name))
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", MagicMock())
+    acted = Acted(torch.zeros(1, 10, 7), None)
+
+    def decide() -> Acted:
+        calls.append("run")
+        return acted
+
+    got, _ = acting.capture(decide, torch.device("cuda:1"))
+    assert got is acted
+    assert calls == [
+        "enter device cuda:1",
+        "enter stream", "run", "run", "run", "leave stream",
+        "enter graph capture_error_mode=thread_local", "run", "leave graph",
+        "leave device",
+    ]  # fmt: skip

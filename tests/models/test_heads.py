@@ -27,9 +27,9 @@ def test_more_padding_changes_no_mean() -> None:
 
 def test_output_is_pose_and_gripper_step_by_step() -> None:
     flat = torch.arange(2 * 3 * 4.0).view(2, 12)
-    pose, logits = split_output(flat, 3)
+    pose, logits = split_output(flat, 3, 3)
     assert torch.equal(pose[0], torch.tensor([[0.0, 1, 2], [4, 5, 6], [8, 9, 10]]))
-    assert torch.equal(logits[1], torch.tensor([15.0, 19, 23]))
+    assert torch.equal(logits[1], torch.tensor([[15.0], [19], [23]]))
 
 
 def test_bins_cover_the_range_and_clip_outside() -> None:

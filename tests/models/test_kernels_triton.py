@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 NUMBERS = """
 import torch
-from statevla.models.kernels import inner_op, reference, triton_kernels
+from statevla.models.kernels import inner_op, layer_op, reference, triton_kernels
 from statevla.models.kernels.inputs import scan_inputs
 torch.manual_seed(0)
 def worst(got, want):
@@ -39,6 +39,16 @@ for b, l, e, n, k, r, dtype, limit in (
     got = inner_op.backward(triton_kernels, grad, *out[1:], *inputs)
     error = worst([out[0], *got], [y, *want])
     assert error < limit, (dtype, error)
+# the whole layer, which keeps its input alone
+b, l, w, e, n, k, r = 1, 9, 4, 6, 5, 4, 2
+inputs = [torch.randn(b, l, w), torch.randn(2 * e, w) * 0.5, torch.randn(e, 1, k), torch.randn(e),
+          torch.randn(r + 2 * n, e) * 0.3, torch.randn(e, r), torch.randn(e) - 2, torch.randn(e, n), torch.randn(e),
+          torch.randn(w, e)]
+exact = [x.double().requires_grad_() for x in inputs]
+y, grad = reference.inner(exact[0] @ exact[1].T, *exact[2:9]) @ exact[9].T, torch.randn(b, l, w)
+want = torch.autograd.grad(y, exact, grad.double())
+got = [layer_op.forward(triton_kernels, *inputs), *layer_op.backward(triton_kernels, grad, *inputs)]
+assert worst(got, [y, *want]) < 3e-6
 # states handed in and out, and their gradients
 b, l, e, n = 1, 17, 5, 4
 x = [torch.randn(b, l, e), torch.randn(b, l, e), torch.randn(e), -torch.rand(e, n), torch.randn(b, l, n),
@@ -47,7 +57,7 @@ h, dlast, dout = torch.randn(b, e, n), torch.randn(b, e, n), torch.randn(b, l, e
 exact = [t.double().requires_grad_() for t in [*x, h]]
 y, last = reference.selective_scan(*exact)
 want = torch.autograd.grad((y, last), exact, (dout.double(), dlast.double()))
-out, end, kept = torch.empty(b, l, e), torch.empty(b, e, n), torch.empty(b * 2 * e * n)
+out, end, kept = torch.empty(b, l, e), torch.empty(b, e, n), torch.empty(b * e * n)
 inputs = scan_inputs(*x)
 triton_kernels.scan_forward(inputs, out, h, end, kept)
 rows = [torch.empty_like(x[i]) for i in (0, 1, 7, 4, 5)]
@@ -62,9 +72,9 @@ CODE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from statevla.models.kernels import triton_device
-IO = {"u", "dt", "z", "b", "c", "out", "dout", "du", "ddt", "dz", "x", "dx"}
-def compiles(function, dtype, capability, warps, **constants):
+from statevla.models.kernels import triton_conv, triton_kernels, triton_scan
+IO = {"u", "dt", "z", "b", "c", "out", "dout", "du", "ddt", "dz", "x", "dx", "dy", "kept"}
+def compiles(function, dtype, capability, **constants):
     names = [parameter.name for parameter in function.params]
     def kind(name):
         if name in constants:
@@ -75,14 +85,16 @@ def compiles(function, dtype, capability, warps, **constants):
     source = ASTSource(fn=function, signature={name: kind(name) for name in names},
                        constexprs={(names.index(name),): value for name, value in constants.items()})
     target = GPUTarget("cuda", capability, 32)
-    assert len(triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]) > 0
+    assert len(triton.compile(source, target=target, options={"num_warps": 1}).asm["cubin"]) > 0
 for capability in (80, 90):
-    for states, warps in ((16, 1), (64, 2)):
-        scan = {"N": states, "BN": states, "BE": 16, "STEPS": 16}
-        compiles(triton_device.scan_forward, "bf16", capability, warps, **scan, HAS_H0=True, HAS_LAST=True, KEEP=True)
-        compiles(triton_device.scan_backward, "bf16", capability, warps, **scan, HAS_DLAST=True, HAS_DH0=True)
-    compiles(triton_device.conv_forward, "fp32", capability, 4, K=4, BT=32, BE=64)
-    compiles(triton_device.conv_backward, "fp32", capability, 4, K=4, BT=32, BE=64)
+    for states in (16, 64):
+        forward = triton_kernels._shape(triton_kernels.AGAIN, states, triton_kernels.MOST_STATES)
+        backward = triton_kernels._shape(triton_kernels.BACKWARD, states, triton_kernels.MOST_STATES_BACKWARD)
+        compiles(triton_scan.scan_forward, "bf16", capability, **forward,
+                 HAS_H0=True, HAS_LAST=True, HAS_OUT=True, BACK=True)
+        compiles(triton_scan.scan_backward, "bf16", capability, **backward, HAS_DLAST=True, HAS_DH0=True)
+    compiles(triton_conv.conv_forward, "fp32", capability, K=4, BT=16, BE=128)
+    compiles(triton_conv.conv_backward, "fp32", capability, K=4, BT=16, BE=64)
 print("compiled")
 """
 
@@ -101,3 +113,22 @@ def test_interpreted_kernels_are_the_reference(tmp_path: Path) -> None:
 def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     result = run(CODE, tmp_path)
     assert result.stdout == "compiled\n", result.stderr
+
+
+SHAPES = """
+from statevla.models.kernels import triton_kernels as kernels
+for most in (kernels.MOST_STATES, kernels.MOST_STATES_BACKWARD):
+    for tile in (kernels.FORWARD, kernels.FORWARD_FEW, kernels.AGAIN, kernels.BACKWARD):
+        for states in (1, 2, 3, 5, 8, 16, 17, 64, 100, 256):
+            shape = kernels._shape(tile, states, most)
+            assert shape["NL"] * shape["EL"] == kernels.LANES, shape
+            assert states <= shape["NR"] * shape["NL"] < 2 * states + 1, shape
+            assert shape["NR"] <= most or shape["NL"] == kernels.LANES, shape
+            assert 1 <= shape["ER"] <= tile.channels, shape
+print("fits")
+"""
+
+
+def test_a_tile_has_a_place_for_every_state_and_a_lane_for_every_place(tmp_path: Path) -> None:
+    result = run(SHAPES, tmp_path)
+    assert result.stdout == "fits\n", result.stderr

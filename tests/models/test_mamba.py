@@ -326,3 +326,26 @@ def test_without_the_native_library_auto_says_that_it_takes_the_loop(
 def test_sizes_that_make_no_layer_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(bad))):
         Mamba(**{"d_model": 8, **bad})
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+@pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("no driver"), OSError("undefined symbol")])
+def test_whatever_keeps_a_gpu_backend_from_a_first_launch_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    def fails(backend: str, dtype: torch.dtype) -> None:
+        assert (backend, dtype) == (name, torch.bfloat16)
+        raise error
+
+    backends._launch.cache_clear()
+    monkeypatch.setattr(backends, "tiny", fails)
+    obstacle = backends.obstacle_to(name, "cuda", torch.bfloat16)
+    assert obstacle is not None
+    assert type(error).__name__ in obstacle
+    assert str(error) in obstacle
+    assert "docs/install-gpu.md" in obstacle
+    monkeypatch.setattr(backends, "tiny", lambda *told: None)
+    assert backends.obstacle_to(name, "cuda", torch.bfloat16) == obstacle, "asked for once"
+    backends._launch.cache_clear()
+    assert backends.obstacle_to(name, "cuda", torch.bfloat16) is None
+    backends._launch.cache_clear()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.collect import libero as module
+from pipelines.collect import libero_trial as trial_module
 from pipelines.collect.libero import collect_libero
 from pipelines.collect.libero_parts import HOLD
 from statevla.sims.libero import suites
@@ -290,6 +291,32 @@ def test_other_settings_do_not_mix(world: World, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         run(tmp_path, **options)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_expert_is_tried_without_drawing_or_writing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(trial_module, "Simulator", FakeSimulator)
+    monkeypatch.setattr(trial_module, "ready", lambda simulators: simulators)
+    monkeypatch.chdir(tmp_path)
+    world.fail, world.brief = {1}, {2}
+    found = trial_module.try_expert("libero_object", episodes=4, workers=workers)
+    assert [(t.task, t.init_state, t.held) for t in found.trials] == [
+        (task, init, init in (0, 3)) for task in (0, 1) for init in range(4)
+    ]
+    assert {t.first_success for t in found.trials if t.held} == {STEPS_TO_SUCCESS}
+    assert found.held() == 4
+    assert "4 of 8 held" in found.to_markdown()
+    assert (world.drawings, list(tmp_path.iterdir())) == ([], [])
+    world.crash = 1
+    crashed = trial_module.try_expert("libero_object", episodes=2, workers=1)
+    assert [t.error for t in crashed.trials] == ["died", "died", "", ""]
+
+
+def test_a_trial_of_states_that_are_not_there_is_refused(world: World) -> None:
+    with pytest.raises(UsageError, match="initial states within 0-4"):
+        trial_module.try_expert("libero_object", episodes=3, first_init=3)
 
 
 def test_a_suite_without_expert_is_refused(world: World, tmp_path: Path) -> None:

@@ -9,13 +9,26 @@ import pytest
 
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
-from pipelines.sources.fingerprint import fingerprint_demos
+from pipelines.ingest.unit import UnitSettings
+from pipelines.sources.evidence import Told
+from pipelines.sources.reading import CALLS
 from stores.errors import SourceError
 from stores.manifest import Manifest, hash_object
+from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
 from tests.stores.faults import read_tree
 
 DEMOS = ("demo_0", "demo_1", "demo_2")
+SETTINGS = UnitSettings(
+    16, 10, "jpeg", 95, "libero", LIBERO, Told(), {"image_convention": "opengl", "gripper": None}, {}
+)
+
+
+def fingerprint_demos(path: Path, demos: tuple[str, ...], poison: dict[str, str] | None = None) -> dict[str, str]:
+    """What the child answers."""
+    argument = {"path": str(path), "demos": demos, "settings": SETTINGS.to_dict(), "poison": poison or {}}
+    found: dict[str, str] = CALLS["fingerprint"](argument)
+    return found
 
 
 def write(path: Path, compression: str | None = None) -> Path:
@@ -96,7 +109,7 @@ def test_what_cannot_be_read_has_the_reason_and_poison_is_not_touched(tmp_path: 
     path = write(tmp_path / "t_demo.hdf5")
     with h5py.File(path, "r+") as file:
         del file["data/demo_1"]
-    found = fingerprint_demos(path, DEMOS, {3: "it kills"})
+    found = fingerprint_demos(path, DEMOS, {"3": "it kills"})
     assert found["demo_1"].startswith("unreadable: ")
     assert found["demo_2"] == "unreadable: it kills"
     (tmp_path / "text.hdf5").write_text("text")

@@ -15,13 +15,15 @@ import h5py
 import numpy as np
 import pytest
 
-import pipelines.ingest.unit
 from pipelines.ingest.plan import Unit
-from pipelines.sources import CALLS, hdf5, inspect_source
+from pipelines.sources import hdf5, pulse
 from pipelines.sources import sandbox as isolation
+from pipelines.sources.evidence import Told
 from pipelines.sources.fingerprint import DATASETS
+from pipelines.sources.libero import read_demo
+from pipelines.sources.reading import CALLS, inspect_source
 from stores.errors import SourceError
-from stores.schema import CAMERAS
+from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import MODEL_XML, demo_arrays, make_world, write_file
 
 DEMOS = 2
@@ -43,12 +45,12 @@ def read_everything(argument: dict) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     with hdf5.open_hdf5(path) as file:
         for position, demo in enumerate(argument["demos"], 1):
-            pipelines.ingest.unit.pulse.at(position)
+            pulse.at(position)
             try:
                 if str(position) in argument["poison"]:
                     raise SourceError(argument["poison"][str(position)])
-                episode = pipelines.ingest.unit.read_demo(file, demo, argument["convention"])
-                images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in CAMERAS}
+                episode = read_demo(file, demo, argument["convention"])
+                images = {name: episode.images(name, 0, len(episode.robot_state), None) for name in LIBERO.camera_names}
             except SourceError:
                 continue
             arrays = {"state": episode.robot_state, "action": episode.action, **images}
@@ -133,13 +135,13 @@ def fuzz(original: Original, folder: Path, count: int, monkeypatch: pytest.Monke
             path.write_bytes(data)
             outcomes["mutants"] += 1
             try:
-                header = inspect_source(path)
-                argument = {"path": str(path), "demos": header.demos, "convention": header.convention}
+                header = inspect_source(path, "libero", Told())
+                argument = {"path": str(path), "demos": list(header.episodes), "convention": "opengl"}
                 found = isolation.survive(isolation.thread_reader(CALLS), "everything", argument, path.name)
             except SourceError as error:
                 outcomes["file killed the reader" if "process reading it" in str(error) else "file refused"] += 1
                 continue
-            outcomes["demonstrations refused"] += len(header.refused) + len(header.demos) - len(found)
+            outcomes["demonstrations refused"] += len(header.refused) + len(header.episodes) - len(found)
             right = [episode in original.episodes for episode in found.values()]
             outcomes["episodes as they were"] += sum(right)
             outcomes["episodes with damaged numbers, which nothing shows"] += len(right) - sum(right)

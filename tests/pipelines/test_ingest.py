@@ -76,8 +76,8 @@ def test_segments_hold_the_transitions_of_the_run(tmp_path: Path, alignment: str
                     assert row["observations"] == row["steps"]  # the last observation of a 'before' file
                     continue
                 moment = moments[t + offset]
-                np.testing.assert_array_equal(images[step + offset, 0], world.agentview[moment, ::-1])
-                np.testing.assert_array_equal(images[step + offset, 1], world.eye_in_hand[moment, ::-1])
+                np.testing.assert_array_equal(images[0][step + offset], world.agentview[moment, ::-1])
+                np.testing.assert_array_equal(images[1][step + offset], world.eye_in_hand[moment, ::-1])
                 np.testing.assert_allclose(segment.robot_state[step + offset, 7:], world.fingers[moment], atol=1e-7)
             naive = [actions[min(t + k, len(actions) - 1)] for k in range(chunk)]
             np.testing.assert_array_equal(segment.action[step : step + chunk], np.float32(naive))
@@ -284,6 +284,6 @@ def test_real_demonstrations(tmp_path: Path) -> None:
         wanted = demo["obs/agentview_rgb"][rows][:, ::-1]
         # The action executed from observation t is the next row's.
         actions = demo["actions"][rows.start + 1 : rows.start + 1 + segment["steps"]]
-    assert np.abs(images[:, 0].astype(int) - wanted).mean() < 2.0
-    assert np.abs(images[:, 0].astype(int) - wanted[:, ::-1]).mean() > 20.0
+    assert np.abs(images[0].astype(int) - wanted).mean() < 2.0
+    assert np.abs(images[0].astype(int) - wanted[:, ::-1]).mean() > 20.0
     np.testing.assert_array_equal(store.read_segment(2).action[: segment["steps"]], actions.astype(np.float32))

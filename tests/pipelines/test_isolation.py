@@ -31,6 +31,8 @@ def die(argument: dict[str, Any]) -> Any:
 
 def hang(argument: dict[str, Any]) -> Any:
     pulse.at(3)
+    while argument != "stalled":
+        pass
     signal.pause()
 
 
@@ -107,7 +109,13 @@ def test_an_exit_and_a_hang_are_deaths_too(reader: Reader) -> None:
         pytest.raises(ReaderDied, match=r"no progress for 0\.2 seconds") as caught,
     ):
         impatient.call("hang", None)
-    assert caught.value.item == 3
+    assert (caught.value.item, caught.value.outside) == (3, False)
+    with (
+        Reader(CALLS, silence=0.2) as impatient,
+        pytest.raises(ReaderDied, match="while it waited for the disk") as caught,
+    ):
+        impatient.call("hang", "stalled")
+    assert (caught.value.item, caught.value.outside) == (3, True)
 
 
 def test_who_shows_signs_of_life_may_take_longer() -> None:

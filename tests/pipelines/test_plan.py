@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ingest.plan import UNIT_DEMOS, list_sources, natural_key, plan_units, safe_name, split_episodes
-from stores.errors import UsageError
+from pipelines.ingest.plan import (
+    UNIT_DEMOS,
+    list_sources,
+    natural_key,
+    plan_units,
+    require_fitting,
+    safe_name,
+    split_episodes,
+)
+from stores.errors import SourceError, UsageError
 
 
 def test_natural_order() -> None:
@@ -47,28 +55,34 @@ def test_sources_are_sorted_and_hidden_ones_ignored(tmp_path: Path) -> None:
     for name in ("b10.hdf5", "b9.hdf5", ".hidden.hdf5", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.hdf5").mkdir()
-    assert [path.name for path in list_sources(tmp_path, "s")] == ["b9.hdf5", "b10.hdf5"]
+    assert [path.name for path in list_sources(tmp_path, "s", [(".hdf5",)])] == ["b9.hdf5", "b10.hdf5"]
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / os.fsdecode(b"b\xff.hdf5")
-    path.touch()
-    for source in (tmp_path, path):
-        with pytest.raises(UsageError, match=r"b'b\\xff.hdf5': the file's name is not UTF-8"):
-            list_sources(source, "s")
+@pytest.mark.parametrize(
+    ("name", "limit", "said"),
+    [
+        (os.fsdecode(b"b\xff"), 100, "expected a name in UTF-8"),
+        ("a" * 101, 100, "needs 101 bytes"),
+        ("é" * 20, 100, "120"),
+    ],
+)
+def test_a_name_that_fits_no_shard_is_refused(name: str, limit: int, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        require_fitting(name, limit)
+    require_fitting("a" * limit, limit)
 
 
 def test_missing_folder_says_where_it_looked_and_how_to_get_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no folder .*nowhere.*download_libero_datasets.*--source"):
-        list_sources(tmp_path / "nowhere", "libero_object")
+        list_sources(tmp_path / "nowhere", "libero_object", [(".hdf5",)])
 
 
 def test_empty_folder_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="an empty folder"):
-        list_sources(tmp_path, "libero_object")
+        list_sources(tmp_path, "libero_object", [(".hdf5",)])
     (tmp_path / "readme.txt").touch()
     with pytest.raises(UsageError, match=r"1 other entries \(readme.txt\)"):
-        list_sources(tmp_path, "libero_object")
+        list_sources(tmp_path, "libero_object", [(".hdf5",)])
 
 
 TASKS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 30), min_size=1)

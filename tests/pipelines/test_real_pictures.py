@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from stores.reader import Store
-from stores.schema import CAMERAS
+from stores.spec import LIBERO
 
 DEMOS = Path(__file__).parents[2].parent / "shared" / "libero" / "demos"
 FILE = "pick_up_the_milk_and_place_it_in_the_basket_demo.hdf5"
@@ -36,9 +36,9 @@ def test_first_frame_is_upright_and_not_mirrored(tmp_path):
     ingest(IngestConfig(suite="libero_object", source=source, out=out, language="hashed"))
     store = Store.open(out)
     first = store.read_segment(0)
-    images = store.decode_segment(0, CAMERAS)[0]
+    images = [frames[0] for frames in store.decode_segment(0)]
     assert first.meta["first_step"] == 0
-    for camera, image in zip(CAMERAS, images, strict=True):
+    for camera, image in zip(LIBERO.camera_names, images, strict=True):
         seen = np.asarray(Image.open(FIXTURES / f"libero_milk_{camera}_upright.png"), np.float64)
         right = np.abs(thumbnail(image) - seen).mean()
         wrong = [np.abs(thumbnail(turned) - seen).mean() for turned in (image[::-1], image[:, ::-1], image[::-1, ::-1])]

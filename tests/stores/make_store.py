@@ -3,6 +3,7 @@
 Legend: F frames and S steps of an episode, H side of the square images.
 """
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 
 from stores import schema
 from stores import statistics as norm
+from stores.cloud.storage import Storage, open_storage
 from stores.images import encode_image
-from stores.language import LANGUAGE_FILE, LanguageRow, write_language
-from stores.manifest import Manifest, hash_objects
+from stores.language import LanguageRow, write_language
+from stores.layout import EPISODES_FILE, LANGUAGE_FILE, SEGMENTS_FILE
+from stores.manifest import Manifest, hash_objects, read_manifest
 from stores.numbers import write_frames
 from stores.segments import SegmentMembers, segment_key, segment_members, segment_spans
 from stores.shards import SegmentIndex, write_shard
-from stores.tables import EPISODES_FILE, SEGMENTS_FILE, write_table
+from stores.spec import LIBERO, libero_spec
+from stores.tables import write_table
 
 SOURCES = ("put_the_red_block_in_the_bin_demo", "put_the_blue_block_on_the_plate_demo")
 
@@ -52,9 +56,9 @@ def make_episodes(episodes: int, frames: int, image: int, seed: int) -> list[Mad
         count = frames + e % 3
         steps = count - e % 2
         gradient = np.linspace(0, 150, image)[:, None, None] + np.linspace(0, 50, image)[None, :, None]
-        tint = rng.integers(0, 40, (count, len(schema.CAMERAS), 1, 1, 3))
-        state = np.cumsum(rng.normal(0, 0.02, (count, schema.ROBOT_STATE_DIM)), axis=0).astype(np.float32)
-        action = rng.uniform(-1, 1, (steps, schema.ACTION_DIM)).astype(np.float32)
+        tint = rng.integers(0, 40, (count, len(LIBERO.cameras), 1, 1, 3))
+        state = np.cumsum(rng.normal(0, 0.02, (count, LIBERO.robot_state_dim)), axis=0).astype(np.float32)
+        action = rng.uniform(-1, 1, (steps, LIBERO.action_dim)).astype(np.float32)
         action[:, 6] = np.where(np.arange(steps) < steps // 2, -1, 1)
         split = "val" if e % 4 == 3 else "train"
         images = (gradient + tint).astype(np.uint8)
@@ -84,21 +88,12 @@ def make_tiny_store(
     write_table(path / EPISODES_FILE, _episode_rows(made, window), schema.EPISODES)
     write_table(path / SEGMENTS_FILE, _segment_rows(made, window, indexes), schema.SEGMENTS)
     write_language(path / LANGUAGE_FILE, _language(made))
-    frame_objects = write_frames(path, _frames(made))
+    frame_objects = write_frames(path, _frames(made), LIBERO)
     paths = [EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, *frame_objects, *(f"shards/{s}-000.tar" for s in indexes)]
     objects = tuple(hash_objects(path, paths))
     manifest = Manifest(
         suite="tiny",
-        obs_spec={
-            "image_size": [image, image],
-            "cameras": list(schema.CAMERAS),
-            "orientation": "upright",
-            "robot_state": "joint_pos[7] rad, gripper_qpos[2] m",
-            "robot_state_dim": schema.ROBOT_STATE_DIM,
-            "action": "OSC_POSE delta xyz[3], delta axis-angle[3] in [-1,1]; gripper -1 open, +1 close",
-            "action_dim": schema.ACTION_DIM,
-            "control_hz": schema.CONTROL_HZ,
-        },
+        obs_spec=libero_spec(image).to_dict(),
         config={
             "window": window,
             "chunk": chunk,
@@ -109,7 +104,7 @@ def make_tiny_store(
             "alignment": "auto",
             "language": {"encoder": "random", "revision": "test"},
         },
-        code_version="test",
+        provenance={"code_version": "test", "formats": {}, "libraries": {}},
         sources=tuple({"file": f"{s}.hdf5", "sha256": "0" * 64, "bytes": 0, "alignment": "after"} for s in indexes),
         counts={
             "episodes": len(made),
@@ -125,7 +120,7 @@ def make_tiny_store(
     )
     manifest.save(path)
     if stats:
-        norm.save_stats(path, manifest.hash(), train_statistics(made))
+        norm.save_stats(path, manifest.content_hash, train_statistics(made))
     return made
 
 
@@ -134,16 +129,28 @@ def train_statistics(made: Sequence[MadeEpisode]) -> norm.Normalization:
     fields = {}
     for name in norm.FIELDS:
         rows = [getattr(e, name) for e in made if e.split == "train"]
-        moments = norm.merge([norm.Moments.of(r) for r in rows])
-        fields[name] = norm.Statistics.of(moments, norm.quantiles(np.concatenate(rows)))
+        tails = norm.Tails(sum(map(len, rows)), rows[0].shape[1])
+        for values in rows:
+            tails.add(values)
+        fields[name] = norm.Statistics.of(merged([norm.Moments.of(r) for r in rows]), tails.quantiles())
     return norm.Normalization(**fields)
+
+
+def merged(moments: list[norm.Moments]) -> norm.Moments:
+    """The sum, from left to right."""
+    total = moments[0]
+    for more in moments[1:]:
+        total = total + more
+    return total
 
 
 def _members(episode: MadeEpisode, window: int, chunk: int, codec: str) -> list[SegmentMembers]:
     segments = []
     for i, span in enumerate(segment_spans(len(episode.images), len(episode.action), window)):
         shown = episode.images[span.first_step : span.first_step + span.observations]
-        images = {camera: [encode_image(frame[c], codec) for frame in shown] for c, camera in enumerate(schema.CAMERAS)}
+        images = {
+            camera: [encode_image(frame[c], codec) for frame in shown] for c, camera in enumerate(LIBERO.camera_names)
+        }
         meta = {
             "episode": f"{episode.source}/{episode.demo}",
             "instruction": episode.instruction,
@@ -212,14 +219,14 @@ def _segment_rows(
 def _language(made: list[MadeEpisode]) -> list[LanguageRow]:
     rows = []
     for text in sorted({e.instruction for e in made}):
-        vector = np.random.default_rng(zlib.crc32(text.encode())).normal(size=schema.LANGUAGE_DIM)
+        vector = np.random.default_rng(zlib.crc32(text.encode())).normal(size=LIBERO.language_width)
         unit = (vector / np.linalg.norm(vector)).astype(np.float32)
         rows.append(LanguageRow(text, "random", "test", unit))
     return rows
 
 
 def _frames(made: list[MadeEpisode]) -> dict[str, NDArray[np.generic]]:
-    action = [np.full((len(e.images), schema.ACTION_DIM), np.nan, np.float32) for e in made]
+    action = [np.full((len(e.images), LIBERO.action_dim), np.nan, np.float32) for e in made]
     for rows, episode in zip(action, made, strict=True):
         rows[: len(episode.action)] = episode.action
     return {
@@ -228,3 +235,8 @@ def _frames(made: list[MadeEpisode]) -> dict[str, NDArray[np.generic]]:
         "episode": np.concatenate([np.full(len(e.images), i, np.int64) for i, e in enumerate(made)]),
         "index": np.concatenate([np.arange(len(e.images), dtype=np.int64) for e in made]),
     }
+
+
+def manifest_hash(root: Path | str | Storage) -> str:
+    """sha256 (hex) of manifest.json: what `stores.cloud.publish` knows a publication by."""
+    return hashlib.sha256(read_manifest(open_storage(root))).hexdigest()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stores import arrays
 from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
-from stores.numbers import FIELDS, frame_objects, write_frames
+from stores.numbers import frame_objects, frame_specs, write_frames
+from stores.spec import LIBERO
 from tests.stores.faults import every_crash, read_tree
 
 VALUES = np.random.default_rng(0).normal(size=(23, 3, 2)).astype(np.float32)
@@ -143,13 +144,13 @@ def test_a_crash_while_writing_chunks_is_noticed_and_mended(tmp_path: Path) -> N
 
 
 def test_frames_are_refused_when_a_field_is_not_as_agreed(tmp_path: Path) -> None:
-    good = {name: np.zeros((5, *row), dtype) for name, (row, dtype) in FIELDS.items()}
-    assert write_frames(tmp_path, good) == frame_objects(5)
-    assert sorted(n for n, c in read_tree(tmp_path).items() if c is not None) == frame_objects(5)
+    good = {name: np.zeros(array.shape, array.dtype) for name, array in frame_specs(5, LIBERO).items()}
+    assert write_frames(tmp_path, good, LIBERO) == frame_objects(5, LIBERO)
+    assert sorted(n for n, c in read_tree(tmp_path).items() if c is not None) == frame_objects(5, LIBERO)
     for bad in (
         {**good, "extra": good["index"]},
         {**good, "action": good["action"].astype(np.float64)},
         {**good, "robot_state": good["robot_state"][:4]},
     ):
         with pytest.raises(UsageError, match="frames"):
-            write_frames(tmp_path, bad)
+            write_frames(tmp_path, bad, LIBERO)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stores import schema
 from stores.errors import StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.language import LANGUAGE_FILE, LanguageCache, LanguageRow, write_language
-from stores.manifest import MANIFEST, Manifest, hash_objects, manifest_hash
+from stores.manifest import MANIFEST, Manifest, content_hash, hash_objects
 from stores.reader import Store
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, parse_table, table_bytes, write_table
 from tests.stores.make_store import make_tiny_store
@@ -30,7 +30,7 @@ def test_a_manifest_comes_back_as_it_was(root: Path) -> None:
     manifest = Manifest.load(root)
     assert Manifest.from_bytes(manifest.to_bytes(), "copy") == manifest
     assert replace(manifest, objects=manifest.objects[::-1]).to_bytes() == manifest.to_bytes()
-    assert manifest.hash() == manifest_hash(root)
+    assert manifest.content_hash == content_hash(root)
 
 
 @given(st.data())
@@ -68,7 +68,7 @@ def test_no_manifest_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing, match="is not a store"):
         Store.open(tmp_path)
     with pytest.raises(StoreMissing, match="is not a store"):
-        manifest_hash(tmp_path / "nothing")
+        content_hash(tmp_path / "nothing")
 
 
 def test_hashes_are_the_same_for_any_threads(root: Path) -> None:
@@ -100,6 +100,19 @@ def _changed(table: pa.Table, row: int, **values: object) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=table.schema)
 
 
+def check(episodes: pa.Table, segments: pa.Table, counts: dict[str, int]) -> None:
+    """`check_tables` of whole tables."""
+    ep, seg = (
+        {
+            name: table[name].to_numpy()
+            for name in table.schema.names
+            if pa.types.is_integer(table.schema.field(name).type)
+        }
+        for table in (episodes, segments)
+    )
+    check_tables(ep, seg, sorted(set(episodes["split"].to_pylist())), counts, "here")
+
+
 @pytest.mark.parametrize(
     ("which", "change"),
     [
@@ -118,16 +131,16 @@ def _changed(table: pa.Table, row: int, **values: object) -> pa.Table:
 def test_contradicting_tables_are_refused(root: Path, which: str, change: dict[str, object]) -> None:
     store = Store.open(root)
     tables = {"episodes": store.episodes, "segments": store.segments}
-    check_tables(**tables, counts=store.manifest.counts, where="here")
+    check(**tables, counts=store.manifest.counts)
     tables[which] = _changed(tables[which], 1 if which == "episodes" else 4, **change)
     with pytest.raises(StoreCorrupt, match=r"here: .*contradict"):
-        check_tables(**tables, counts=store.manifest.counts, where="here")
+        check(**tables, counts=store.manifest.counts)
 
 
 def test_a_dropped_segment_is_noticed(root: Path) -> None:
     store = Store.open(root)
     with pytest.raises(StoreCorrupt, match="contradict"):
-        check_tables(store.episodes, store.segments.slice(0, len(store) - 1), store.manifest.counts, "here")
+        check(store.episodes, store.segments.slice(0, len(store) - 1), store.manifest.counts)
 
 
 def _row(text: str, value: float = 0.5, revision: str = "r1", width: int = 512) -> LanguageRow:
@@ -140,7 +153,7 @@ def test_language_is_sorted_and_never_substituted(tmp_path: Path) -> None:
     first = (tmp_path / LANGUAGE_FILE).read_bytes()
     write_language(tmp_path / LANGUAGE_FILE, rows[::-1])
     assert (tmp_path / LANGUAGE_FILE).read_bytes() == first
-    cache = LanguageCache.load(tmp_path)
+    cache = LanguageCache.load(tmp_path, 512)
     assert (cache.encoder, cache.revision) == ("clip", "r1")
     np.testing.assert_array_equal(cache.vector("put a"), np.full(512, 0.75, np.float32))
     with pytest.raises(StoreMissing, match=r"no embedding of 'put c'; .*'put a', 'put b'"):
@@ -148,7 +161,13 @@ def test_language_is_sorted_and_never_substituted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [[_row("a"), _row("a")], [_row("a"), _row("b", revision="r2")], [_row("a", np.nan)], [_row("a", width=3)]]
+    "rows",
+    [
+        [_row("a"), _row("a")],
+        [_row("a"), _row("b", revision="r2")],
+        [_row("a", np.nan)],
+        [_row("a"), _row("b", width=3)],
+    ],
 )
 def test_a_bad_language_cache_is_neither_written_nor_read(tmp_path: Path, rows: list[LanguageRow]) -> None:
     from stores.language import LANGUAGE
@@ -159,4 +178,4 @@ def test_a_bad_language_cache_is_neither_written_nor_read(tmp_path: Path, rows: 
     dicts = [{**vars(row), "embedding": row.embedding.tolist()} for row in rows]
     write_table(tmp_path / LANGUAGE_FILE, dicts, LANGUAGE)
     with pytest.raises(StoreCorrupt, match=r"language\.parquet"):
-        LanguageCache.load(tmp_path)
+        LanguageCache.load(tmp_path, 512)

@@ -1,5 +1,7 @@
-"""Statistics against NumPy, bit identity for any distribution of work, and what normalizing promises."""
+"""Statistics against NumPy, to the bit where that is promised, and which dimensions they are applied to."""
 
+import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,21 @@ from hypothesis import strategies as st
 
 from stores import statistics as norm
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
+from stores.spec import BINARY, CONTINUOUS, LIBERO, ActionField, StateField
+from tests.stores.make_store import merged
 
 EPISODES = [np.random.default_rng(e).normal(3, 0.1 + e, (1 + 7 * e, 4)).astype(np.float32) for e in range(12)]
 
 
+def _quantiles(*pieces: np.ndarray) -> np.ndarray:
+    tails = norm.Tails(sum(map(len, pieces)), pieces[0].shape[1])
+    for piece in pieces:
+        tails.add(piece)
+    return tails.quantiles()
+
+
 def _statistics(rows: np.ndarray) -> norm.Statistics:
-    return norm.Statistics.of(norm.Moments.of(rows), norm.quantiles(rows))
+    return norm.Statistics.of(norm.Moments.of(rows), _quantiles(rows))
 
 
 def _normalization(rows: int = 50) -> norm.Normalization:
@@ -26,7 +37,7 @@ def _normalization(rows: int = 50) -> norm.Normalization:
 
 def test_merged_moments_are_those_of_all_rows() -> None:
     rows = np.concatenate(EPISODES).astype(np.float64)
-    total = norm.merge([norm.Moments.of(e) for e in EPISODES])
+    total = merged([norm.Moments.of(e) for e in EPISODES])
     assert total.count == len(rows)
     np.testing.assert_allclose(total.mean, rows.mean(0), rtol=1e-13)
     np.testing.assert_allclose(total.m2 / total.count, rows.var(0), rtol=1e-12)
@@ -36,57 +47,77 @@ def test_merged_moments_are_those_of_all_rows() -> None:
 
 def test_a_large_offset_does_not_cancel() -> None:
     rows = np.array([[1e8], [1e8 + 1], [1e8 + 2], [1e8 + 3]])
-    total = norm.merge([norm.Moments.of(rows[:1]), norm.Moments.of(rows[1:])])
+    total = merged([norm.Moments.of(rows[:1]), norm.Moments.of(rows[1:])])
     assert total.m2[0] / 4 == 1.25
 
 
-@given(st.lists(st.integers(0, 3), min_size=len(EPISODES), max_size=len(EPISODES)), st.randoms())
-def test_same_bits_for_any_workers_in_any_order(worker_of: list[int], random) -> None:
-    wanted = norm.merge([norm.Moments.of(e) for e in EPISODES])
-    results = []
-    for worker in range(4):
-        results += [(e, norm.Moments.of(EPISODES[e])) for e in range(len(EPISODES)) if worker_of[e] == worker]
-    random.shuffle(results)
-    total = norm.merge([moments for _, moments in sorted(results, key=lambda pair: pair[0])])
-    for field in ("mean", "m2", "min", "max"):
-        assert getattr(total, field).tobytes() == getattr(wanted, field).tobytes()
-    rows = np.concatenate([EPISODES[e] for e, _ in results])
-    assert norm.quantiles(rows).tobytes() == norm.quantiles(np.concatenate(EPISODES)).tobytes()
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=400),
+    st.integers(1, 3),
+    st.integers(1, 60),
+    st.sampled_from([1, 7, 4096]),
+)
+def test_quantiles_are_numpys_to_the_bit_however_the_rows_come(
+    values: list[float], repeats: int, piece: int, at_once: int
+) -> None:
+    rows = np.array(values * repeats, np.float32)[:, None] + np.float32(0)  # no negative zeros: they have no order
+    wanted = np.quantile(rows.astype(np.float64), norm.LEVELS, axis=0, method="linear")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm, "SORTED_ROWS", at_once)
+        got = _quantiles(*(rows[start : start + piece] for start in range(0, len(rows), piece)))
+    assert got.tobytes() == wanted.tobytes()
 
 
-def test_quantiles_are_exact() -> None:
-    rows = np.stack([np.arange(101.0), np.arange(101.0)[::-1] * 2], axis=1)
-    np.testing.assert_allclose(norm.quantiles(rows), [[1, 2], [99, 198]], rtol=1e-15)
+def test_quantiles_of_many_rows_are_held_in_a_fiftieth_of_them() -> None:
+    rows = np.random.default_rng(5).normal(size=(200_000, 1)).astype(np.float32)
+    tracemalloc.start()
+    pieces = [rows[start : start + 512] for start in range(0, len(rows), 512)]
+    got = _quantiles(*pieces)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert got.tobytes() == np.quantile(rows.astype(np.float64), norm.LEVELS, axis=0).tobytes()
+    assert peak < rows.nbytes / 2  # all rows as float64 would be twice as much as they are
 
 
-@pytest.mark.parametrize("mode", norm.MODES)
-def test_normalizing_inverts_and_leaves_the_gripper_alone(mode: str) -> None:
+def test_other_rows_than_announced_are_refused() -> None:
+    for announced, rows in ((3, 2), (3, 4), (0, 0)):
+        tails = norm.Tails(announced, 2)
+        tails.add(np.zeros((rows, 2)))
+        with pytest.raises(UsageError, match=f"expected {announced} rows"):
+            tails.quantiles()
+
+
+def test_binary_dimensions_are_left_alone_and_the_others_are_standardized() -> None:
     normalization = _normalization()
-    rng = np.random.default_rng(2)
     for field, width in (("action", 7), ("robot_state", 9)):
-        raw = rng.normal(0, 2, (6, 3, width)).astype(np.float32)
-        there = normalization.normalize(field, raw, mode)
-        assert there.dtype == np.float32
-        assert np.isfinite(there).all()
-        assert np.abs(there).max() < 100  # a constant dimension explodes nothing
-        np.testing.assert_allclose(normalization.denormalize(field, there, mode), raw, atol=2e-6)
+        shift, scale = normalization.affine(field, LIBERO)
+        of_field = getattr(normalization, field)
+        moved = [d for d in range(width) if field == "robot_state" or d in LIBERO.continuous]
+        np.testing.assert_array_equal(shift[moved], np.array(of_field.mean)[moved])
+        spread = np.array(of_field.std)
+        if field == "robot_state":
+            spread[of_field.constant] = 1.0
+        np.testing.assert_array_equal(scale[moved], spread[moved])
         if field == "action":
-            np.testing.assert_array_equal(there[..., 6], raw[..., 6])
+            assert (shift[6], scale[6]) == (0.0, 1.0)
+    first = dataclasses.replace(
+        LIBERO, action=(ActionField("grip", 1, BINARY, ""), ActionField("pose", 6, CONTINUOUS, ""))
+    )
+    shift, scale = normalization.affine("action", first)
+    assert (shift[0], scale[0]) == (0.0, 1.0)
+    assert shift[6] == normalization.action.mean[6]
+    with pytest.raises(UsageError, match="robot_state: 9 dimensions, the obs spec has 3"):
+        normalization.affine("robot_state", dataclasses.replace(LIBERO, robot_state=(StateField("q", 3, "rad"),)))
 
 
-def test_mean_std_and_quantile_do_what_they_say() -> None:
-    rows = np.random.default_rng(3).normal(5, 3, (4000, 9))
-    normalization = norm.Normalization(_statistics(rows[:, :7]), _statistics(rows))
-    plain = normalization.normalize("robot_state", rows)
-    np.testing.assert_allclose(plain, (rows - rows.mean(0)) / rows.std(0), atol=1e-5)
-    squeezed = normalization.normalize("robot_state", rows, "quantile")
-    np.testing.assert_allclose(np.quantile(squeezed, [0.01, 0.99], axis=0), [[-1] * 9, [1] * 9], atol=1e-5)
-
-
-def test_a_constant_dimension_is_only_centred() -> None:
-    action = _normalization().action
-    assert action.std[2] == 1.0
-    assert action.min[2] == action.max[2] == action.mean[2] == 0.25
+def test_a_constant_dimension_has_no_spread_and_an_actions_comes_back_as_its_constant() -> None:
+    normalization = _normalization()
+    action, state = normalization.action, normalization.robot_state
+    assert (action.std[2], state.std[5]) == (0.0, 0.0)
+    assert action.constant.tolist() == [False, False, True, False, False, False, False]
+    shift, scale = normalization.affine("action", LIBERO)
+    assert (shift[2], scale[2]) == (0.25, 0.0)  # x * scale + shift is the constant, whatever x is
+    assert normalization.affine("robot_state", LIBERO)[1][5] == 1.0  # centred, never divided by nothing
 
 
 def test_bad_input_is_refused() -> None:
@@ -94,27 +125,23 @@ def test_bad_input_is_refused() -> None:
         norm.Moments.of(np.array([[np.nan]]), "demo 3")
     with pytest.raises(UsageError, match="at least one row"):
         norm.Moments.of(np.zeros((0, 3)))
-    with pytest.raises(UsageError, match="train split is empty"):
-        norm.merge([])
-    with pytest.raises(UsageError, match="mode"):
-        _normalization().normalize("action", np.zeros(7), "minmax")
     with pytest.raises(UsageError, match="field"):
-        _normalization().normalize("image", np.zeros(7))
+        _normalization().affine("image", LIBERO)
 
 
 def test_saved_statistics_are_bound_to_the_store(tmp_path: Path) -> None:
     normalization = _normalization()
     with pytest.raises(StoreMissing, match="statevla stats"):
         norm.load_stats(tmp_path, "aa")
-    key = norm.save_stats(tmp_path, "aa", normalization)
+    path = tmp_path / norm.save_stats(tmp_path, "aa", normalization)
     assert norm.load_stats(tmp_path, "aa") == normalization
-    with pytest.raises(StaleKey, match=f"{key}.*statevla stats"):
+    with pytest.raises(StaleKey, match=f"{path.name}.*statevla stats"):
         norm.load_stats(tmp_path, "bb")
-    path = tmp_path / norm.stats_path(key)
-    path.rename(tmp_path / norm.stats_path(norm.stats_key("bb")))
-    with pytest.raises(StaleKey, match="made for manifest aa"):
+    other = tmp_path / norm.save_stats(tmp_path, "bb", normalization)
+    path.replace(other)
+    with pytest.raises(StaleKey, match="another content_hash"):
         norm.load_stats(tmp_path, "bb")
-    path = tmp_path / norm.stats_path(norm.save_stats(tmp_path, "aa", normalization))
+    path = tmp_path / norm.save_stats(tmp_path, "aa", normalization)
     path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26", 1))
     with pytest.raises(StoreCorrupt, match="altered"):
         norm.load_stats(tmp_path, "aa")

@@ -16,11 +16,10 @@ from stores.cloud.conditional import ConditionalStorage
 from stores.cloud.publish import PUBLISHED, check_target, publish_store
 from stores.cloud.storage import is_publication, open_storage
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked, StoreMissing, UsageError
-from stores.manifest import manifest_hash
 from stores.reader import Store
 from stores.verify import verify_store
 from tests.stores.faults import read_tree
-from tests.stores.make_store import make_tiny_store
+from tests.stores.make_store import make_tiny_store, manifest_hash
 
 Target = tuple[str, dict[str, Any]]
 

@@ -19,10 +19,9 @@ from stores.cloud.conditional import ConditionalStorage, Entry
 from stores.cloud.publish import publish_store
 from stores.cloud.storage import open_storage
 from stores.errors import StoreLocked, StoreMissing
-from stores.manifest import manifest_hash
 from stores.verify import verify_store
 from tests.stores.faults import TALLY
-from tests.stores.make_store import make_tiny_store
+from tests.stores.make_store import make_tiny_store, manifest_hash
 
 Target = tuple[str, dict[str, Any]]
 NEVER = 10**9
@@ -126,7 +125,7 @@ def fresh(made: Path, tmp_path: Path, target: Target) -> None:
 
 
 def race(made: Path, tmp_path: Path, target: Target, k: int, m: int) -> tuple[str, str, int, int]:
-    """The owner stalls before k, ``--replace`` before m; the owner ends, then the other; their ends and requests."""
+    """The owner stalls before k, ``--replace`` before m; the owner ends, then the other: both ends, both counts."""
     fresh(made, tmp_path, target)
     owner = Publisher(tmp_path / "one", target, k, False)
     other = Publisher(tmp_path / "two", target, m, True)

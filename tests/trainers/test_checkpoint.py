@@ -63,8 +63,8 @@ def make_snapshot(step: int) -> checkpoint.Snapshot:
         format=FORMAT, system="temporal_jepa", epoch=0, step=step, loader={"epoch": 0, "batch": step}, loss=0.5,
         best=None,
         scheduler={"name": "constant"}, rng=checkpoint.rng_state(), config=micro_config().to_dict(), obs_spec={},
-        statistics={}, manifest_hash="ab" * 32, instructions=["push"], language={}, backbone=None, parent=None,
-        code_version="test", files={},
+        statistics={}, manifest_hash="ab" * 32, instructions=["push"], init_states={}, language={}, backbone=None,
+        parent=None, code_version="test", files={},
     )  # fmt: skip
     tensors = checkpoint.copy_tensors(checkpoint.optimizer_tensors(optimizer))
     return checkpoint.Snapshot(state, checkpoint.copy_tensors(model.state_dict()), tensors, torch.zeros(1, 512))
@@ -103,8 +103,8 @@ def test_a_changed_byte_or_a_missing_file_is_named(tmp_path: Path, name: str) ->
 def test_state_json_must_be_whole(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing, match="statevla train"):
         read_state(tmp_path)
-    (tmp_path / "state.json").write_text('{"format": 2}')
-    with pytest.raises(StoreCorrupt, match="format 2 lacks the fields"):
+    (tmp_path / "state.json").write_text('{"format": 3}')
+    with pytest.raises(StoreCorrupt, match="format 3 lacks the fields"):
         read_state(tmp_path)
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(StoreCorrupt, match="not JSON"):

@@ -161,7 +161,7 @@ def test_phase_2_needs_a_phase_1_encoder_that_fits(trained: Trained, store: Path
         train(FLOW, micro_config(), store, tmp_path, encoder_checkpoint=folder(run, FLOW) / "checkpoint_latest")
     with pytest.raises(UsageError, match=r"model.embed_dim: 64 here, 32 there; model.d_state: 8 here, 4 there"):
         train(
-            2,
+            FLOW,
             micro_config("model.embed_dim=64", "model.d_state=8"),
             store,
             tmp_path,

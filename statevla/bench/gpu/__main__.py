@@ -72,13 +72,15 @@ def tune(report: Report, quick: bool) -> None:
 
     report.content["tiles"] = {}
     if not quick:
-        wide = (Tile(2, 4, 8), Tile(2, 2, 8), Tile(1, 1, 8), Tile(2, 4, 4))
-        few = (Tile(4, 1, 8), Tile(8, 1, 8), Tile(2, 1, 8), Tile(4, 1, 16))
-        back = (Tile(4, 4, 4), Tile(4, 4, 8), Tile(4, 2, 8), Tile(4, 4, 6))
-        layers.tune(report, "FORWARD", "forward_ms", 256, wide)
-        layers.tune(report, "FORWARD_FEW", "forward_ms", 1, few)
-        layers.tune(report, "BACKWARD", "backward_ms", 256, back)
-        layers.tune(report, "AGAIN", "backward_ms", 256, (Tile(2, 4, 8), Tile(2, 2, 8), Tile(1, 1, 8)))
+        choices = {
+            "FORWARD": ("forward_ms", 256, (Tile(2, 2, 4), Tile(2, 1, 4), Tile(4, 2, 4))),
+            "FORWARD_SOME": ("forward_ms", 8, (Tile(4, 1, 4), Tile(8, 1, 8), Tile(2, 1, 4))),
+            "FORWARD_FEW": ("forward_ms", 1, (Tile(8, 1, 8), Tile(4, 1, 4), Tile(16, 1, 8))),
+            "BACKWARD": ("backward_ms", 256, (Tile(4, 4, 4), Tile(4, 2, 4))),
+            "AGAIN": ("backward_ms", 256, (Tile(2, 2, 4), Tile(1, 1, 4))),
+        }
+        for kernel, (part, batch, tiles) in choices.items():
+            layers.tune(report, kernel, part, batch, tiles)
     for batch in (1, 64, 256):
         report.put(f"scan, batch {batch}, 16 states", partial(layers.bare_scan, batch))
     report.put("scan, batch 1024, 64 states, 12 steps", partial(layers.bare_scan, 1024, 64, layers.FLOW_LENGTH))

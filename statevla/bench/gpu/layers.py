@@ -140,7 +140,7 @@ def tile(kernel: str, choice: "Tile", states: int, batch: int, length: int) -> d
     from statevla.models.kernels import triton_kernels
 
     setattr(triton_kernels, kernel, choice)
-    found = correct.layer("triton", torch.bfloat16, (2, 37, WIDTH, states), "cuda")
+    found = correct.layer("triton", torch.bfloat16, (min(batch, 32), 37, WIDTH, states), "cuda")  # as many: this tile
     return found | bare_scan(batch, states, length)
 
 

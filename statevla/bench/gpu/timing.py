@@ -1,5 +1,6 @@
 """Time and memory on the device, and what the device itself can do."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ def milliseconds(run: Callable[[], object], rounds: int, device: str = "cuda", w
 def forget_peak(device: str) -> None:
     """Begin to look for the peak of memory anew."""
     if device == "cuda":
+        gc.collect()  # models of earlier items hang in circles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

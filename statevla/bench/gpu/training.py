@@ -113,7 +113,7 @@ def random_batch(rows: int, size: int, config: Config) -> Batch:
     steps = config.model.action_seq_len
 
     def observe() -> ObservationBatch:
-        images = torch.randint(0, 256, (rows, 2, size, size, 3), dtype=torch.uint8, generator=g)
+        images = torch.randint(0, 256, (rows, 2, size, size, 3), dtype=torch.uint8, generator=g).unbind(1)
         return ObservationBatch(images, torch.randn(rows, 9, generator=g), torch.randn(rows, 512, generator=g))
 
     chunk: Tensor = torch.rand(rows, steps, 7, generator=g) * 2 - 1

@@ -30,12 +30,12 @@ class Tile(NamedTuple):
     steps: int
 
 
-FORWARD = Tile(2, 2, 2)
-FORWARD_FEW = Tile(4, 1, 8)
-"""Where a wider tile would leave most of the GPU idle: `FEW` channels or fewer, counted over all sequences."""
+FORWARD = Tile(2, 2, 4)
+FORWARD_SOME, SOME = Tile(4, 1, 4), 8192
+"""Up to SOME channels, counted over all sequences: a wider tile would leave part of the GPU idle."""
+FORWARD_FEW, FEW = Tile(8, 1, 8), 1024
 AGAIN = Tile(2, 2, 4)
-BACKWARD = Tile(4, 2, 4)
-FEW = 16384
+BACKWARD = Tile(4, 4, 4)
 CONV_STEPS, CONV_CHANNELS, CONV_BACKWARD_CHANNELS = 16, 128, 64
 MOST_STATES, MOST_STATES_BACKWARD = 16, 8
 """States of a channel in one lane's registers."""
@@ -56,6 +56,12 @@ def _shape(tile: Tile, states: int, most: int) -> dict[str, int]:
     return {"N": states, "NR": padded // lanes, "ER": channels, "NL": lanes, "EL": LANES // lanes, "STEPS": tile.steps}
 
 
+def _forward_tile(channels: int) -> Tile:
+    if channels <= FEW:
+        return FORWARD_FEW
+    return FORWARD_SOME if channels <= SOME else FORWARD
+
+
 def _blocks(shape: dict[str, int], inner: int) -> int:
     return int(triton.cdiv(inner, shape["ER"] * shape["EL"]))
 
@@ -70,7 +76,7 @@ def scan_forward(x: ScanInputs, out: Tensor, h0: Tensor | None, h_last: Tensor |
         if h_last is not None:
             h_last.zero_() if h0 is None else h_last.copy_(h0)
         return
-    shape = _shape(FORWARD_FEW if batch * inner <= FEW else FORWARD, states, MOST_STATES)
+    shape = _shape(_forward_tile(batch * inner), states, MOST_STATES)
     with torch.cuda.device_of(x.u):  # Triton launches on the current device, whatever its tensors are on
         triton_scan.scan_forward[(batch, _blocks(shape, inner))](
             *_row(x.u), *_row(x.dt), *_row(x.z), *_row(x.b), *_row(x.c), out, 0, 0, out, 0, 0,

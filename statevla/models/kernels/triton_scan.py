@@ -54,8 +54,9 @@ def _upto(size, valid):
 
 
 @triton.jit
-def _number(p, on):
-    return tl.load(p, mask=on, other=0.0).to(tl.float32)
+def _raw(p, t, stride, on):
+    """Row t as it lies in memory, zeros outside the mask."""
+    return tl.load(p + t * stride, mask=on, other=0.0)
 
 
 @triton.jit
@@ -125,38 +126,46 @@ def scan_forward(
         delta += batch * L * E + e
         dy += batch * L * E + e
     chunks = tl.cdiv(L, STEPS)
+    us, dts, zs, douts, bs, cs = (), (), (), (), (), ()
+    for i in tl.static_range(STEPS):
+        on_t, on_b = e < _upto(E, i < L), n < _upto(N, i < L)
+        us, dts = us + (_raw(u, i, u_t, on_t),), dts + (_raw(dt, i, dt_t, on_t),)
+        zs = zs + (_raw(z, i, z_t, on_t),)
+        bs, cs = bs + (_raw(b, i, b_t, on_b),), cs + (_raw(c, i, c_t, on_b),)
+        if BACK:
+            douts = douts + (_raw(dout, i, dout_t, on_t),)
     for chunk in range(0, chunks):
         first = chunk * STEPS
+        us_now, dts_now, zs_now, douts_now, bs_now, cs_now = us, dts, zs, douts, bs, cs
+        us, dts, zs, douts, bs, cs = (), (), (), (), (), ()
+        for i in tl.static_range(STEPS):  # the next chunk is asked for before this one is computed
+            t = first + STEPS + i
+            on_t, on_b = e < _upto(E, t < L), n < _upto(N, t < L)
+            us, dts = us + (_raw(u, t, u_t, on_t),), dts + (_raw(dt, t, dt_t, on_t),)
+            zs = zs + (_raw(z, t, z_t, on_t),)
+            bs, cs = bs + (_raw(b, t, b_t, on_b),), cs + (_raw(c, t, c_t, on_b),)
+            if BACK:
+                douts = douts + (_raw(dout, t, dout_t, on_t),)
         if BACK:
             tl.store(kept + (batch * chunks + chunk) * N * E + n * E + e, h.to(kept.dtype.element_ty), mask=on)
-        us, dts, zs, douts = (), (), (), ()  # a chunk's inputs are asked for before the first is needed
-        for i in tl.static_range(STEPS):
-            on_t = e < _upto(E, first + i < L)
-            us = us + (tl.load(u + (first + i) * u_t, mask=on_t, other=0.0),)
-            dts = dts + (tl.load(dt + (first + i) * dt_t, mask=on_t, other=0.0),)
-            zs = zs + (tl.load(z + (first + i) * z_t, mask=on_t, other=0.0),)
-            if BACK:
-                douts = douts + (tl.load(dout + (first + i) * dout_t, mask=on_t, other=0.0),)
         for i in tl.static_range(STEPS):
             t = first + i
             valid = t < L
-            step = tl.where(valid, _softplus(dts[i].to(tl.float32) + bias), 0.0)  # 0 past the end: the state stays
-            u_now, z_now = us[i].to(tl.float32), zs[i].to(tl.float32)
-            on_b = n < _upto(N, valid)
-            b_now, c_now = _number(b + t * b_t, on_b), _number(c + t * c_t, on_b)
-            h = tl.exp2(step * decay) * h + (step * u_now) * b_now
-            y = _sum_states(h * c_now) + skip * u_now
+            step = tl.where(valid, _softplus(dts_now[i].to(tl.float32) + bias), 0.0)  # past the end the state stays
+            u_now, z_now = us_now[i].to(tl.float32), zs_now[i].to(tl.float32)
+            h = tl.exp2(step * decay) * h + (step * u_now) * bs_now[i].to(tl.float32)
+            y = _sum_states(h * cs_now[i].to(tl.float32)) + skip * u_now
             gate = _sigmoid(z_now)
-            on_t = e < _upto(E, valid)
             silu = z_now * gate
+            on_t = once & (e < _upto(E, valid))
             if HAS_OUT:
-                tl.store(out + t * E, (y * silu).to(out.dtype.element_ty), mask=once & on_t)
+                tl.store(out + t * E, (y * silu).to(out.dtype.element_ty), mask=on_t)
             if BACK:
-                dout_now = douts[i].to(tl.float32)
+                dout_now = douts_now[i].to(tl.float32)
                 dz_now = dout_now * y * (gate + silu * (1.0 - gate))
-                tl.store(dz + t * dz_t, dz_now.to(dz.dtype.element_ty), mask=once & on_t)
-                tl.store(dy + t * E, (dout_now * silu).to(dy.dtype.element_ty), mask=once & on_t)
-                tl.store(delta + t * E, step, mask=once & on_t)
+                tl.store(dz + t * dz_t, dz_now.to(dz.dtype.element_ty), mask=on_t)
+                tl.store(dy + t * E, (dout_now * silu).to(dy.dtype.element_ty), mask=on_t)
+                tl.store(delta + t * E, step, mask=on_t)
     if HAS_LAST:
         tl.store(h_last + batch * E * N + at_state, h, mask=on)
 
@@ -215,7 +224,7 @@ def scan_backward(
             us = us + (tl.load(u + (first + i) * u_t, mask=on_t, other=0.0),)
             steps = steps + (tl.load(delta + (first + i) * E, mask=on_t, other=0.0),)
         for i in tl.static_range(STEPS):  # past the end delta is 0: the state stays, and so does the gradient's flow
-            b_now = _number(b + (first + i) * b_t, n < _upto(N, first + i < L))
+            b_now = _raw(b, first + i, b_t, n < _upto(N, first + i < L)).to(tl.float32)
             h = tl.exp2(steps[i] * decay) * h + (steps[i] * us[i].to(tl.float32)) * b_now
             hs = hs + (h,)
         t = first + (STEPS - 1)

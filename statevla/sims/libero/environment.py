@@ -80,6 +80,10 @@ class Environment:
                 horizon=NO_HORIZON,
                 ignore_done=True,
             )
+        except KeyError as error:  # LIBERO's table of things, asked for a class by name
+            raise SimulatorMissing(
+                f"{spec.suite}, task {spec.task!r}: the simulator has no class, and the assets no model, for {error}"
+            ) from error
         except Exception as error:  # bindings of OpenGL raise ImportError, AttributeError, RuntimeError, their own, ...
             drawn = (
                 render_check.check(os.environ["MUJOCO_GL"])

@@ -24,7 +24,7 @@ class LiberoSuite:
     @property
     def max_steps(self) -> int:
         """The convention of published evaluations."""
-        return suites.MAX_STEPS[self.name]
+        return suites.max_steps(self.name)
 
     @property
     def settle_steps(self) -> int:

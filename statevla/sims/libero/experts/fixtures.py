@@ -35,7 +35,7 @@ def open_drawer(world: World, cabinet: str, drawer: str, to: float) -> Steps:
     """Grips a drawer's bar, fingers above and below it, and pulls until its joint is below ``to`` [m]."""
     out = outward(world, cabinet)
     bar = handle(world, cabinet, drawer)
-    front = _yaw_of(out)
+    front = front_yaw(out)
     rotation = rotations.about_z(front) @ rotations.about_x(-TILT) @ rotations.pointing_down(0.0)
     if np.cos(front) < 0:
         rotation = rotation @ rotations.about_z(np.pi)
@@ -62,7 +62,7 @@ def close_drawer(world: World, cabinet: str, drawer: str, height: float) -> Step
     """
     out = outward(world, cabinet)
     bar = handle(world, cabinet, drawer)
-    lean = rotations.about_z(_yaw_of(out)) @ rotations.about_x(-CLOSING_LEAN)
+    lean = rotations.about_z(front_yaw(out)) @ rotations.about_x(-CLOSING_LEAN)
     rotation = rotations.nearer(lean @ rotations.pointing_down(0.0) @ rotations.about_z(np.pi / 2), world.turn)
     before = bar + out * 0.07
     joint = f"{cabinet}_{drawer}_level"
@@ -105,6 +105,6 @@ def turn_on(world: World, stove: str) -> Steps:
     yield from let_go(world, grip, world.turn, away=0.12)
 
 
-def _yaw_of(out: Vector) -> float:
+def front_yaw(out: Vector) -> float:
     """Yaw [rad] of a hand that faces a front with this outward direction."""
     return float(np.arctan2(out[1], out[0]) - np.pi / 2)

@@ -5,6 +5,7 @@ import numpy as np
 from statevla.sims.libero import rotations
 from statevla.sims.libero.experts.fixtures import close_drawer, inside_drawer, turn_on
 from statevla.sims.libero.experts.libero_spatial import PLATE_INSIDE
+from statevla.sims.libero.experts.microwave import close_door, put_in, take_by_handle
 from statevla.sims.libero.experts.program import CLOSED, Go, Program, Steps, World
 from statevla.sims.libero.experts.skills import ABOVE_ALL, bring, by_knob, by_rim, deep, pick, place
 
@@ -120,6 +121,13 @@ def book_in_caddy(world: World) -> Steps:
     yield Go("hold", world.hand, rotation, CLOSED, 0.3, HOLD_BOOK, 0.0)
 
 
+def mug_in_microwave(world: World) -> Steps:
+    """Task 9."""
+    yield from take_by_handle(world, YELLOW_MUG)
+    yield from put_in(world, YELLOW_MUG, "microwave_1")
+    yield from close_door(world, "microwave_1")
+
+
 PROGRAMS: tuple[Program | None, ...] = (
     into_basket("alphabet_soup_1", "tomato_sauce_1"),
     into_basket("cream_cheese_1", "butter_1"),
@@ -130,5 +138,5 @@ PROGRAMS: tuple[Program | None, ...] = (
     mug_and_pudding,
     into_basket("alphabet_soup_1", "cream_cheese_1"),
     pots_on_stove("moka_pot_1", "moka_pot_2", knob=False),
-    None,
+    mug_in_microwave,
 )

@@ -1,0 +1,192 @@
+"""What is computed from a store after its commit, and kept beside it: one sealed folder each, keyed by what made it.
+
+    stats/<key>.json                 a seal with content and no other object
+    features/<name>/manifest.json    the seal; beside it Zarr arrays, cut into row ranges
+    latents/<name>/…, decoded/<name>/…   likewise
+
+A seal is sealed JSON (`stores.manifest.seal`) with ``key``, ``made_from`` (everything that the content is a function
+of: the store's content hash, and what else there is, such as an encoder's revision), ``about`` (content of any kind)
+and ``objects``. `key_of` makes the key from ``made_from``. What was made from something else is stale, and refused.
+
+A folder of arrays is written in place, chunk by chunk, by any number of processes (`begin`, `stores.arrays`), and
+committed by its seal, which is written last. Before that it is nothing to a reader; a writer of the same key goes on
+where an interrupted one stopped (`Unfinished.missing`), one of another key begins anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stores.arrays import METADATA, ArraySpec, CheckedArray, create, create_group, missing_chunks, open_checked
+from stores.cloud.storage import Storage, open_storage
+from stores.disk import durable
+from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
+from stores.layout import DERIVED, MANIFEST, STATISTICS, is_seal, seal_path
+from stores.manifest import StoreObject, hash_objects, is_inside, read_sealed, seal
+
+BEGUN: Final = ".begun.json"
+"""In an unfinished folder: its key, what it is made from, and its arrays."""
+_FIELDS: Final = {"key", "made_from", "about", "objects"}
+
+
+def key_of(made_from: Mapping[str, Any]) -> str:
+    """16 hex digits that name one derived content."""
+    return hashlib.sha256(durable.json_bytes(dict(made_from))).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A sealed derived folder, open for reading. objects: paths below the folder."""
+
+    storage: Storage
+    kind: str
+    name: str
+    key: str
+    made_from: dict[str, Any]
+    about: dict[str, Any]
+    objects: tuple[StoreObject, ...]
+
+    def array(self, name: str) -> CheckedArray:
+        """One of its arrays, to be read by row range; every chunk is checked by length and crc32c when it is read.
+
+        Raises StoreMissing when there is none of that name, StoreCorrupt when its metadata is not as sealed.
+        """
+        metadata = f"{name}/{METADATA}"
+        sealed = {item.path: item for item in self.objects}
+        if metadata not in sealed:
+            have = sorted(path.removesuffix(f"/{METADATA}") for path in sealed if path.endswith(f"/{METADATA}"))
+            raise StoreMissing(f"{self.storage.root}: {self.kind}/{self.name} has no array {name!r}, only {have}")
+        return open_checked(self.storage, f"{self.kind}/{self.name}/{name}")
+
+
+def parse_seal(data: bytes, where: str) -> tuple[dict[str, Any], tuple[StoreObject, ...]]:
+    """The fields and the objects of a seal. Raises StoreCorrupt naming `where`."""
+    fields = read_sealed(data, where)
+    if set(fields) != _FIELDS or fields["key"] != key_of(fields["made_from"]):
+        raise StoreCorrupt(f"{where}: expected fields {sorted(_FIELDS)} and the key of made_from, got {sorted(fields)}")
+    if not all(is_inside(item["path"]) for item in fields["objects"]):
+        raise StoreCorrupt(f"{where}: expected paths below its folder")
+    return fields, tuple(StoreObject(**item) for item in fields["objects"])
+
+
+def seal_bytes(made_from: Mapping[str, Any], about: Mapping[str, Any], objects: tuple[StoreObject, ...] = ()) -> bytes:
+    """A seal's content."""
+    ordered = [asdict(item) for item in sorted(objects, key=lambda item: item.path)]
+    fields = {"key": key_of(made_from), "made_from": dict(made_from), "about": dict(about), "objects": ordered}
+    return durable.json_bytes(seal(fields))
+
+
+def open_derived(
+    root: Path | str | Storage, kind: str, made_from: Mapping[str, Any], make: str, name: str | None = None
+) -> Derived:
+    """The derived content of `kind` that was made from exactly `made_from`.
+
+    make: the command that makes it, for errors. name: of the folder; default: the key. Raises StoreMissing when there
+    is none, StaleKey when there are only others of that kind or the named one is made from something else,
+    StoreCorrupt when the seal was altered or an object that it names is missing or of another size.
+    """
+    storage = open_storage(root)
+    key = key_of(made_from)
+    path = seal_path(_checked_kind(kind), name or key)
+    where = f"{storage.root}: {path}"
+    try:
+        data = storage.read(path)
+    except StoreMissing as error:
+        there = storage.sizes() if storage.lists else {}
+        others = sorted(found for found in there if is_seal(found) and found.startswith(f"{kind}/"))
+        if others and name is None:
+            raise StaleKey(
+                f"{storage.root}: its {kind} ({', '.join(others)}) are of another content of the store or were made "
+                f"another way, expected {path}; run `{make}` again"
+            ) from error
+        unfinished = f"{kind}/{name or key}/{BEGUN}" in there
+        state = "are not finished: an interrupted writer left them" if unfinished else "are not there yet"
+        raise StoreMissing(f"{storage.root}: {path}: {kind} {state}; run `{make}`") from error
+    fields, objects = parse_seal(data, where)
+    if fields["key"] != key:
+        differs = sorted(
+            field for field in {*fields["made_from"], *made_from}
+            if fields["made_from"].get(field) != made_from.get(field)
+        )  # fmt: skip
+        raise StaleKey(f"{where}: made from another {', '.join(differs)} than this store's; run `{make}` again")
+    _check_presence(storage, kind, name or key, objects, make)
+    return Derived(storage, kind, name or key, key, fields["made_from"], fields["about"], objects)
+
+
+def _check_presence(storage: Storage, kind: str, name: str, objects: tuple[StoreObject, ...], make: str) -> None:
+    if not objects or not storage.lists:
+        return
+    there = storage.sizes(skip=DERIVED - {kind})
+    for item in objects:
+        path = f"{kind}/{name}/{item.path}"
+        size = there.get(path)
+        if size != item.bytes:
+            found = "it is missing" if size is None else f"it has {size}"
+            raise StoreCorrupt(f"{storage.root}: {path}: expected {item.bytes} bytes, {found}; run `{make}` again")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A derived folder that is being written. root: the folder itself; arrays: their specs by name."""
+
+    root: Path
+    made_from: dict[str, Any]
+    arrays: dict[str, ArraySpec]
+
+    def missing(self, name: str) -> list[int]:
+        """Numbers of the chunks of an array that are not there yet; write them with `stores.arrays.write_region`."""
+        spec = self.arrays[name]
+        absent = set(missing_chunks(self.root, name))
+        return [m for m in range(spec.chunks) if f"{name}/{spec.chunk_name(m)}" in absent]
+
+    def commit(self, about: Mapping[str, Any]) -> str:
+        """Hash everything and write the seal; returns the key. Raises UsageError while a chunk is missing."""
+        paths = [METADATA]
+        for name, spec in self.arrays.items():
+            if absent := self.missing(name):
+                raise UsageError(f"{self.root}: {name}: {len(absent)} chunks are not written yet, first {absent[0]}")
+            paths += [f"{name}/{METADATA}", *(f"{name}/{spec.chunk_name(m)}" for m in range(spec.chunks))]
+        # An interrupted writer may have renamed a chunk without making its name durable.
+        durable.fsync_dirs(sorted({self.root, *((self.root / path).parent for path in paths)}, reverse=True))
+        content = seal_bytes(self.made_from, about, tuple(hash_objects(self.root, paths)))
+        durable.write_bytes(self.root / MANIFEST, content)
+        durable.remove(self.root / BEGUN)
+        return key_of(self.made_from)
+
+
+def begin(
+    root: Path | str, kind: str, name: str, made_from: Mapping[str, Any], arrays: Mapping[str, ArraySpec]
+) -> Unfinished:
+    """A folder of `arrays` below the store at folder `root`, to be filled and committed; under the store's lock.
+
+    What an interrupted writer of the same content and arrays left is kept; anything else under that name is removed.
+    """
+    if _checked_kind(kind) == STATISTICS or "/" in name or not is_inside(name):
+        raise UsageError(f"derived folder {kind}/{name}: expected a plain name below features, latents or decoded")
+    folder = Path(root, kind, name)
+    fields = {"made_from": dict(made_from), "arrays": {name: _spec_fields(spec) for name, spec in arrays.items()}}
+    begun = durable.json_bytes(seal(fields))
+    try:
+        same = (folder / BEGUN).read_bytes() == begun
+    except (FileNotFoundError, NotADirectoryError):
+        same = False
+    if not same:
+        durable.remove(folder)
+        create_group(folder)
+        for array, spec in arrays.items():
+            create(folder, array, spec.shape, spec.dtype, spec.chunk)
+        durable.write_bytes(folder / BEGUN, begun)
+    return Unfinished(folder, json.loads(json.dumps(dict(made_from))), dict(arrays))
+
+
+def _spec_fields(spec: ArraySpec) -> dict[str, Any]:
+    return {"shape": list(spec.shape), "dtype": spec.dtype, "chunk": spec.chunk}
+
+
+def _checked_kind(kind: str) -> str:
+    if kind not in DERIVED:
+        raise UsageError(f"derived folder: expected one of {sorted(DERIVED)}, got {kind!r}")
+    return kind

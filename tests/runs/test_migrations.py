@@ -1,0 +1,89 @@
+"""Checkpoints of format 1, as they were written, still load; formats and fields that are not known are named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from statevla.encoders.vision import load_backbone
+from statevla.runs.files import MODEL, load_strict, read_state, read_tensors
+from statevla.runs.migrations import FORMAT, MIGRATIONS
+from statevla.systems.system import Given
+from statevla.systems.table import SYSTEMS, config_of, system_of
+from stores.errors import StoreCorrupt, UsageError
+
+OLD = Path(__file__).parents[1] / "fixtures/checkpoint_format1"
+
+
+@pytest.mark.parametrize("row", SYSTEMS[:2], ids=lambda row: row.name)
+def test_a_checkpoint_of_format_1_builds_its_model_and_takes_its_weights(row: Any) -> None:
+    folder = OLD / row.folder
+    state = read_state(folder)
+    assert (state.format, state.system, state.step) == (FORMAT, row.name, 2)
+    config = config_of(state, folder)
+    assert (config.model.embed_dim, config.model.encoder_depth, config.model.action_seq_len) == (8, 1, 10)
+    assert config.training.phase1.temporal_predictor_hidden_dim == 8
+    assert (config.training.ema_momentum, config.training.phase1.learning_rate) == (0.996, 1e-3)
+    assert config.training.phase1.inverse_dynamics_weight == 1
+    model = row.build(config, Given(backbone=load_backbone(config.model)))
+    tensors = read_tensors(folder, state, MODEL)
+    load_strict(model, tensors, str(folder))
+    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
+    parent = None if row.kind == "encoder" else "temporal_jepa"
+    assert (state.parent or {}).get("system") == parent
+    assert state.finished
+
+
+def rewritten(tmp_path: Path, change: Any) -> Path:
+    folder = Path(shutil.copytree(OLD / SYSTEMS[0].folder, tmp_path / "c"))
+    tree = json.loads((folder / "state.json").read_text())
+    change(tree)
+    (folder / "state.json").write_text(json.dumps(tree))
+    return folder
+
+
+def as_newest(tree: dict[str, Any]) -> None:
+    for number in range(1, FORMAT):
+        new = {**MIGRATIONS[number](tree), "format": number + 1}
+        tree.clear()
+        tree.update(new)
+
+
+def test_a_format_of_the_future_is_named(tmp_path: Path) -> None:
+    folder = rewritten(tmp_path, lambda tree: tree.update(format=FORMAT + 1, code_version="9.9", novelty=1))
+    with pytest.raises(StoreCorrupt, match=rf"format {FORMAT + 1}, written by statevla 9\.9; .*up to {FORMAT}"):
+        read_state(folder)
+
+
+@pytest.mark.parametrize("number", [None, "1", 0, True])
+def test_a_format_that_is_no_number_is_refused(tmp_path: Path, number: object) -> None:
+    with pytest.raises(StoreCorrupt, match="expected a format number"):
+        read_state(rewritten(tmp_path, lambda tree: tree.update(format=number)))
+
+
+def test_a_field_that_is_missing_in_an_old_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreCorrupt, match=r"not a whole checkpoint of format 1: KeyError\('width'\)"):
+        read_state(rewritten(tmp_path, lambda tree: tree["config"]["model"].pop("width")))
+
+
+def test_a_missing_configuration_key_is_an_error_that_names_the_version(tmp_path: Path) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        as_newest(tree)
+        del tree["config"]["model"]["d_state"]
+
+    folder = rewritten(tmp_path, change)
+    with pytest.raises(StoreCorrupt, match=rf"format {FORMAT}, statevla 0\.1\.0\).*lacks \['model\.d_state'\]"):
+        config_of(read_state(folder), folder)
+
+
+def test_a_system_that_this_version_does_not_have_is_named(tmp_path: Path) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        as_newest(tree)
+        tree["system"] = "novel"
+
+    folder = rewritten(tmp_path, change)
+    with pytest.raises(UsageError, match="'novel': expected one of temporal_jepa, flow_matching"):
+        system_of(read_state(folder), folder)

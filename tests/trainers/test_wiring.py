@@ -1,0 +1,187 @@
+"""The loop's wiring against a loop written by hand; and that a loop with one wire cut is seen.
+
+`pytest -m mutation` cuts each wire in turn.
+"""
+
+import inspect
+import json
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from statevla.config import Config
+from statevla.data import order
+from statevla.runs import layout
+from statevla.runs.files import read_state
+from statevla.systems import system, temporal_jepa
+from statevla.systems.table import find_system
+from statevla.trainers import trainer, validation
+from tests.trainers.micro import micro_config, micro_store
+from tests.trainers.reference import Expected, train_by_hand
+
+STEPS = 6
+JEPA, FLOW = "temporal_jepa", "flow_matching"
+
+
+def configuration(*more: str) -> Config:
+    return micro_config(
+        f"training.max_steps={STEPS}", "training.validate_every_steps=1", "training.schedule=cosine",
+        "training.warmup_steps=2", "training.gradient_clip=0.05", "training.weight_decay=0.3",
+        "training.ema_momentum=0.5", "training.phase1.learning_rate=1e-2", "training.phase2.learning_rate=3e-2",
+        "training.phase1.inverse_dynamics_weight=3", "training.phase1.inverse_dynamics_horizon=10", *more,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class World:
+    """A store, and what training on it must give: found once, before anything is cut."""
+
+    store: Path
+    encoder: Path
+    expected: dict[str, Expected]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("wiring")
+    store = micro_store(root / "store")
+    trainer.train(JEPA, configuration(), store, root / "run")
+    encoder = latest(root / "run", JEPA)
+    expected = {name: train_by_hand(name, configuration(), store, encoder) for name in (JEPA, FLOW)}
+    return World(store, encoder, expected)
+
+
+def latest(run: Path, name: str) -> Path:
+    return layout.checkpoints(run, find_system(name).folder) / layout.LATEST
+
+
+def check_loop(world: World, run: Path, name: str) -> None:
+    """Weights, losses in training and validation, and the best step, all to the bit."""
+    encoder = world.encoder if name == FLOW else None
+    summary = trainer.train(name, configuration(), world.store, run, encoder_checkpoint=encoder)
+    expected = world.expected[name]
+    lines = [json.loads(line) for line in layout.metrics(run, find_system(name).folder).read_text().splitlines()]
+    losses = {kind: {r["step"]: r["loss"] for r in lines if r["kind"] == kind} for kind in ("train", "val")}
+    assert losses["train"] == expected.train
+    assert losses["val"] == expected.val
+    weights = load_file(latest(run, name) / "model.safetensors")
+    assert weights.keys() == expected.weights.keys()
+    assert [key for key, value in weights.items() if not torch.equal(value, expected.weights[key])] == []
+    assert summary.best is not None
+    assert summary.best == {"step": min(expected.val, key=lambda s: expected.val[s]),
+                            "val_loss": min(expected.val.values())}  # fmt: skip
+    assert read_state(latest(run, name).with_name(layout.BEST)).step == summary.best["step"]
+
+
+def check_jepa(world: World, tmp_path: Path) -> None:
+    check_loop(world, tmp_path / "run", JEPA)
+
+
+def check_flow(world: World, tmp_path: Path) -> None:
+    check_loop(world, tmp_path / "run", FLOW)
+
+
+def check_precision(world: World, tmp_path: Path) -> None:
+    """What the encoder's first linear layer computes in, in training and in validation."""
+    for precision, wanted in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+        original = temporal_jepa.JepaModel.terms
+
+        def watched(self: Any, *given: Any, seen: Any = seen, original: Any = original) -> Any:
+            hook = self.encoder.tokenizer.language.register_forward_hook(
+                lambda module, inputs, output: seen[self.training].add(output.dtype)
+            )
+            try:
+                return original(self, *given)
+            finally:
+                hook.remove()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(temporal_jepa.JepaModel, "terms", watched)
+            config = configuration(f"training.precision={precision}", "training.max_steps=1")
+            trainer.train(JEPA, config, world.store, tmp_path / precision)
+        assert seen == {True: {wanted}, False: {wanted}}
+
+
+def check_lanes(world: World, tmp_path: Path) -> None:
+    """Which segments share a lane changes from one epoch to the next."""
+    counts = np.full(40, 16, dtype=np.int64)
+    plan = order.plan_order(counts, seed=0, batch_size=8, lanes=4, block_segments=2)
+    hands = {tuple(sorted(order.deal(plan, epoch)[0].tolist())) for epoch in range(5)}
+    assert len(hands) == 5
+
+
+Check = Callable[[World, Path], None]
+CHECKS: dict[str, Check] = {"jepa": check_jepa, "flow": check_flow, "precision": check_precision, "lanes": check_lanes}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_loop_is_the_one_written_by_hand(world: World, tmp_path: Path, name: str) -> None:
+    CHECKS[name](world, tmp_path)
+
+
+def test_best_and_last_training_loss_are_told_apart(world: World) -> None:
+    """Without this, the comparison could not see a best that is chosen by the training loss."""
+    for expected in world.expected.values():
+        assert min(expected.val, key=lambda s: expected.val[s]) != min(expected.train, key=lambda s: expected.train[s])
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` becomes `new` in the source of `where` (of `module`); `check` must then fail."""
+
+    name: str
+    module: ModuleType
+    where: str
+    old: str
+    new: str
+    check: str
+
+
+MUTATIONS = (
+    Mutation("moving average off", temporal_jepa, "JepaModel.after_step", "self.update_target(", "(", "jepa"),
+    Mutation("clipping off", trainer, "Run.train_step", "training.gradient_clip", "1e9", "jepa"),
+    Mutation("weight decay ignored", trainer, "Run.__init__", "training.weight_decay", "0.0", "jepa"),
+    Mutation("schedule frozen", trainer, "Run.train_step", "learning_rate(self.step,", "learning_rate(0,", "flow"),
+    Mutation("the encoder's rate for the policy", system, "System.options_of",
+             "config.section(self.section)", "config.training.phase1", "flow"),
+    Mutation("the same noise at every step", trainer, "Run.train_step", "training.seed, self.step)",
+             "training.seed, 0)", "flow"),
+    Mutation("validation noise differs every time", validation, "validate", "VALIDATION_SEED, number",
+             "int(torch.seed()) % 2**31, number", "flow"),
+    Mutation("autocast never on in training", trainer, "Run.train_step", "enabled=self.autocast", "enabled=False",
+             "precision"),
+    Mutation("autocast never on in validation", validation, "validate", "enabled=autocast", "enabled=False",
+             "precision"),
+    Mutation("padding mask of the inverse dynamics dropped", temporal_jepa, "JepaModel.terms",
+             "& ~batch.is_pad[:, :horizon]", "& torch.ones_like(batch.is_pad[:, :horizon])", "jepa"),
+    Mutation("lanes dealt alike every epoch", order, "deal", "order.seed, epoch, DEAL", "order.seed, 0, DEAL", "lanes"),
+    Mutation("best by the training loss", trainer, "Run.validate", 'values["loss"] < self.best["val_loss"]',
+             'self.last_loss < self.__dict__.setdefault("low", self.last_loss) and not self.__dict__.update('
+             "low=self.last_loss)", "flow"),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.mutation
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_cut_wire_is_seen(world: World, tmp_path: Path, mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    *owner, name = mutation.where.split(".")
+    holder: Any = getattr(mutation.module, owner[0]) if owner else mutation.module
+    source = textwrap.dedent(inspect.getsource(getattr(holder, name)))
+    assert source.count(mutation.old) == 1, "the mutation no longer fits the source"
+    found: dict[str, Any] = {}
+    exec(compile(source.replace(mutation.old, mutation.new), "mutated", "exec"), mutation.module.__dict__, found)  # noqa: S102
+    monkeypatch.setattr(holder, name, found[name])
+    if mutation.where == "validate":
+        monkeypatch.setattr(trainer, name, found[name])
+    with pytest.raises(AssertionError):
+        CHECKS[mutation.check](world, tmp_path)
