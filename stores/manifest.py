@@ -134,14 +134,18 @@ class Manifest:
         return manifest
 
 
+_OBJECT: Final = {"path": str, "bytes": int, "sha256": str}
+_OUTSIDE: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|\\")
+"""A part that is empty, ``.`` or ``..``, or a backslash."""
+
+
 def parse_objects(items: Any, where: str) -> tuple[StoreObject, ...]:
     """A list of {path, bytes, sha256} as it came from JSON. Raises StoreCorrupt naming `where`."""
     if not isinstance(items, list):
         raise StoreCorrupt(f"{where}: expected a list of objects, got {type(items).__name__}")
     objects = []
     for item in items:
-        kinds = {"path": str, "bytes": int, "sha256": str}
-        if not isinstance(item, dict) or {name: type(value) for name, value in item.items()} != kinds:
+        if not isinstance(item, dict) or {name: type(item[name]) for name in item} != _OBJECT:
             raise StoreCorrupt(f"{where}: expected objects {{path, bytes, sha256}}, got {str(item)[:200]}")
         if item["bytes"] < 0 or not is_inside(item["path"]):
             raise StoreCorrupt(f"{where}: expected paths below the store and sizes, got {str(item)[:200]}")
@@ -178,7 +182,7 @@ def is_claim(data: bytes) -> bool:
 
 def is_inside(path: str) -> bool:
     """Whether `path` stays below a store's root: relative, normal, with '/'."""
-    return all(part not in ("", ".", "..") for part in path.split("/")) and "\\" not in path
+    return _OUTSIDE.search(path) is None
 
 
 def seal(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
-from stores.schema import LANGUAGE_DIM
+from stores.spec import LIBERO
 from tests.trainers.micro import micro_config, micro_store
 
 
@@ -43,7 +43,7 @@ def observations(policy: Policy, count: int) -> list[Observation]:
     texts = sorted(policy.language)
     return [
         Observation(
-            images=rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8),
+            images=tuple(rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)),
             robot_state=rng.normal(size=9).astype(np.float32),
             instruction=texts[i % len(texts)],
         )
@@ -133,9 +133,9 @@ def test_other_observations_are_refused(run: Path) -> None:
     policy = Policy.load(checkpoint(run))
     good = observations(policy, 1)[0]
     with pytest.raises(ObsSpecMismatch, match="cameras"):
-        policy.act([replace(good, images=np.zeros((2, 16, 16, 3), np.uint8))])
+        policy.act([replace(good, images=tuple(np.zeros((2, 16, 16, 3), np.uint8)))])
     with pytest.raises(ObsSpecMismatch, match="images"):
-        policy.act([with_images(good, good.images.astype(np.float32))])
+        policy.act([with_images(good, tuple(image.astype(np.float32) for image in good.images))])
     with pytest.raises(ObsSpecMismatch, match="images"):
         policy.act([replace(good, images=good.images[:1])])
     with pytest.raises(ObsSpecMismatch, match="robot_state"):
@@ -154,7 +154,7 @@ def test_a_new_instruction_is_embedded_as_the_trained_ones_were_and_said(
     known = dict(policy.language)
     nearest = sorted(known)[1]
     said = {**known, "go on, " + nearest: known[nearest] * 2}
-    encoder = TextEncoder("toy", "1", LANGUAGE_DIM, lambda texts: np.stack([said[text] for text in texts]))
+    encoder = TextEncoder("toy", "1", LIBERO.language_width, lambda texts: np.stack([said[text] for text in texts]))
     monkeypatch.setattr(instructions, "encoder_of", lambda recorded: encoder)
     for _ in range(2):  # embedded, and warned of, once
         new = policy.act([replace(good, instruction="go on, " + nearest)])

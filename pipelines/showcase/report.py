@@ -9,11 +9,23 @@ from typing import Final
 import torch
 import yaml
 
-from pipelines.showcase.config import ENCODER, EVAL, PHASE1, POLICY, TRAIN, TRAIN_SHUFFLED, DemoConfig, DemoSummary
+from pipelines.showcase.config import (
+    ENCODER,
+    EVAL,
+    PHASE1,
+    POLICY,
+    STORE,
+    TRAIN,
+    TRAIN_SHUFFLED,
+    DemoConfig,
+    DemoSummary,
+)
+from pipelines.showcase.looks import demonstrations, moving_names, states, traces
 from statevla.evaluators.offline_results import OfflineResults
 from statevla.evaluators.results import Results
+from statevla.policies.policy import Policy
 from statevla.reports.charts import Series
-from statevla.reports.films import png_bytes
+from statevla.reports.films import frames_of_gif, png_bytes
 from statevla.reports.page import Curves, OfflineRows, Picture, PolicyRow, Report, ReportStep, Video
 from statevla.runs.layout import metrics
 from statevla.runs.metrics import read_metrics
@@ -36,9 +48,11 @@ ABOUT: Final = (
 
 
 def build_report(
-    out: Path, store: Store, summary: DemoSummary, steps: tuple[ReportStep, ...], config: DemoConfig, seed: int
-) -> Report:
-    """Everything for the page, read from ``out`` where it is not at hand."""
+    out: Path, store: Store, summary: DemoSummary, steps: tuple[ReportStep, ...], config: DemoConfig, seed: int,
+    policy: Policy,
+) -> Report:  # fmt: skip
+    """Everything for the page, read from ``out`` where it is not at hand. policy: the trained one."""
+    replan = config.replan or max(policy.chunk // 2, 1)
     return Report(
         title="StateVLA demo: the tabletop suite",
         about=ABOUT,
@@ -60,6 +74,22 @@ def build_report(
         videos=tuple(video for name, results in summary.policies.items() for video in _videos(out, name, results)),
         configuration=_configuration(config, seed),
         machine=_machine(),
+        commands=_commands(out, seed, config),
+        traces=traces(policy, store, replan),
+        demonstrations=demonstrations(store),
+        moving=moving_names(store),
+        states=states(policy, store),
+    )
+
+
+def _commands(out: Path, seed: int, config: DemoConfig) -> tuple[str, ...]:
+    """What to type to get this page again, and to look at its parts."""
+    chosen = out / TRAIN
+    return (
+        f"statevla demo --out {out} --seed {seed}",
+        f"statevla verify {out / STORE}",
+        f"statevla eval offline --checkpoint {chosen} --store {out / STORE}",
+        f"statevla eval tabletop --checkpoint {chosen} --episodes {config.trials}",
     )
 
 
@@ -99,7 +129,9 @@ def _curves(title: str, run: Path, system: str, parts: tuple[str, ...]) -> Curve
         *(line(f"{part}, training", "train", part) for part in parts),
     )
     validation = series[1].values
-    note = f"Lowest validation loss {min(validation):.4g}." if validation else "No validation episodes."
+    note = "Lower is better; where validation rises while training falls, demonstrations are learnt by heart. " + (
+        f"Lowest validation loss {min(validation):.4g}." if validation else "No validation episodes."
+    )
     return Curves(title, tuple(item for item in series if item.values), note)
 
 
@@ -115,7 +147,9 @@ def _policy(name: str, results: Results) -> PolicyRow:
         errors=results.errors,
         steps=results.steps,
         latency=None if latency is None else (latency.p50_ms, latency.p95_ms),
-        tasks={results.instructions[task]: (r.successes, r.trials) for task, r in results.per_task.items()},
+        tasks={
+            results.instructions[task]: (r.successes, r.trials, *r.interval) for task, r in results.per_task.items()
+        },
     )
 
 
@@ -133,9 +167,9 @@ def _offline(results: OfflineResults) -> OfflineRows:
 
 def _videos(out: Path, name: str, results: Results) -> tuple[Video, ...]:
     return tuple(
-        Video((out / EVAL / name / record.video).read_bytes(), f"{name}: {record.instruction}", record.outcome)
-        for record in results.records
-        if record.video
+        Video(*frames_of_gif((out / EVAL / name / r.video).read_bytes()), f"{name}: {r.instruction}", r.outcome)
+        for r in results.records
+        if r.video
     )
 
 

@@ -104,7 +104,8 @@ def run_demo(
             offline=offline,
             **results,
         )
-        write_report(out / REPORT, build_report(out, store, summary, tuple(stages.done), config, seed))
+        report = build_report(out, store, summary, tuple(stages.done), config, seed, policies["trained"])
+        write_report(out / REPORT, report)
         durable.write_json(out / SUMMARY, {**summary.to_dict(), "config": asdict(config), "seed": seed})
     return summary
 
@@ -137,7 +138,7 @@ def _make_policies(
             store=out / STORE,
             progress=progress,
         ),
-        lambda both: f"{_describe_training(both[0])}; another seed {_describe_training(both[1])}; the lower is taken",
+        lambda both: _describe_seeds(both, seed),
     )
     encoder = Path(min(candidates, key=_validation_loss).checkpoint)
     trained, shuffled = stages.run(
@@ -238,6 +239,13 @@ def _describe_ingest(summary: IngestSummary) -> str:
         f"{summary.episodes} episodes, {summary.frames} frames, {summary.bytes / 1e6:.1f} MB, "
         f"{summary.quarantined} quarantined"
     )
+
+
+def _describe_seeds(both: tuple[TrainSummary, TrainSummary], seed: int) -> str:
+    """Both trainings, and which of them goes on: the one with the lower validation loss, the first where equal."""
+    taken = seed + (_validation_loss(both[1]) < _validation_loss(both[0]))
+    each = "; ".join(f"seed {seed + n}: {_describe_training(summary)}" for n, summary in enumerate(both))
+    return f"{each}; seed {taken} goes on"
 
 
 def _describe_training(summary: TrainSummary) -> str:

@@ -27,8 +27,11 @@ IMAGE_CHOICES: Final = (DETECT, OPENGL, "opencv", UPRIGHT)
 SAMPLE_DEMOS: Final = 8
 """Demonstrations of a file whose numbers are looked at before it is ingested."""
 SAMPLE_LOOKS: Final = 3
-SAMPLE_FRAMES: Final = 48
-"""Demonstrations whose pictures are looked at, and frames of each."""
+"""Demonstrations of a file whose pictures are looked at."""
+BLOCK, EVERY, BLOCKS = 16, 4, 16
+"""Frames are read so many at once (compressed files have chunks of as many); every fourth is looked at, in at most so
+many blocks spread over the demonstration.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Verdict:
     notes: tuple[tuple[str, str], ...] = ()
 
 
-def sample(names: Sequence[str], count: int = SAMPLE_DEMOS) -> list[str]:
+def sample(names: Sequence[Any], count: int = SAMPLE_DEMOS) -> list[Any]:
     """`count` of `names`, spread evenly, first and last among them."""
     if not names:
         return []
@@ -124,13 +127,21 @@ def sample(names: Sequence[str], count: int = SAMPLE_DEMOS) -> list[str]:
 
 
 def look(
-    frames: Callable[[str, int], NDArray[np.uint8]], cameras: Sequence[str], rows: int, hand: NDArray[Any] | None
+    read: Callable[[str, int, int], NDArray[np.uint8]], cameras: Sequence[str], rows: int, hand: NDArray[Any] | None
 ) -> Look:
-    """frames(camera, row): one frame as stored. hand: positions [rows, 3] [m], where the file has them."""
-    places = np.unique(np.linspace(0, rows - 1, min(rows, SAMPLE_FRAMES)).round().astype(int))
-    pictures = {camera: np.stack([frames(camera, int(place)) for place in places]) for camera in cameras}
-    moved = None if hand is None else orientation.motion(pictures[cameras[0]], hand[places])
-    return Look({camera: orientation.brightness(shown) for camera, shown in pictures.items()}, moved)
+    """read(camera, start, stop): frames as stored. hand: positions [rows, 3] [m], where the file has them.
+
+    Motion is looked for in the first camera; of the others, one block of frames gives the brightness.
+    """
+    blocks = sample(range(0, rows, BLOCK), BLOCKS)
+    pieces = [read(cameras[0], start, min(start + BLOCK, rows))[::EVERY].copy() for start in blocks]
+    shown = np.concatenate(pieces)
+    bands = {cameras[0]: orientation.brightness(shown)}
+    middle = blocks[len(blocks) // 2]
+    for camera in cameras[1:]:
+        bands[camera] = orientation.brightness(read(camera, middle, min(middle + BLOCK, rows))[::EVERY])
+    places = [row for start in blocks for row in range(start, min(start + BLOCK, rows), EVERY)]
+    return Look(bands, None if hand is None else orientation.motion(shown, hand[places]))
 
 
 def weigh(files: Mapping[str, Evidence], instructions: Iterable[str], told: Told) -> Verdict:

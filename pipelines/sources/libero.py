@@ -219,17 +219,16 @@ def gather(
 
 
 def _look(file: h5py.File, episode: Episode) -> Look:
-    def frame(camera: str, row: int) -> NDArray[np.uint8]:
+    def read(camera: str, start: int, stop: int) -> NDArray[np.uint8]:
         pulse.beat()
-        one: NDArray[np.uint8] = episode.images(camera, row, row + 1, None)[0]
-        return one
+        return episode.images(camera, start, stop, None)
 
     rows = len(episode.robot_state)
     hand = None
     with contextlib.suppress(SourceError):  # regenerated files may lack it
         data = hdf5.dataset(file, f"data/{episode.demo}/obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8)
         hand = hdf5.read_rows(data)
-    return look(frame, LIBERO.camera_names, rows, hand)
+    return look(read, LIBERO.camera_names, rows, hand)
 
 
 def read_masks(file: h5py.File, demos: Sequence[str], told: str, where: str) -> tuple[Split, tuple[str, ...]]:
@@ -265,6 +264,8 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, bool, tuple[str,
     given = fields["language_instruction"]
     instruction = clean_instruction(given)
     hdf5.require_unicode(instruction, "problem_info.language_instruction")
+    if not instruction.isprintable():
+        raise SourceError(f"problem_info.language_instruction: expected printable text, got {instruction!r:.80}")
     if isinstance(given, str) and given.strip() == instruction:
         return instruction, True, ()
     return instruction, True, (f"{file}: instruction {given!r:.200} is read as {instruction!r}",)

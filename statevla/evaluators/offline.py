@@ -135,6 +135,7 @@ def measure(
     """All measures of some predictions. shift, scale: the policy's normalization [A]; train_mean: the baseline [A]."""
     predicted, target, is_pad = predictions.predicted, predictions.target, predictions.is_pad
     dims, names = list(spec.continuous), spec.action_names
+    scale = np.where(scale == 0, 1.0, scale)  # of a constant dimension: centred, as `Standardize` does it
     same_space = ((predicted - shift) / scale)[..., dims], ((target - shift) / scale)[..., dims]
     by_dimension = metrics.mse_by_dimension(*same_space, is_pad)
     baseline = np.broadcast_to(((train_mean - shift) / scale)[dims], same_space[1].shape)

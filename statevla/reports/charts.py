@@ -1,15 +1,22 @@
 """Small charts as inline SVG: they follow the page's light or dark colours and need nothing else.
 
-Colours come from the page's CSS variables: ``--ink``, ``--dim``, ``--line`` and the series ``--s0`` ... ``--s3``.
+All are drawn on a canvas of `WIDTH` units and shown at most `.chart`'s width wide, so that their text has one size,
+on a phone too. Legends are HTML above the drawing, where they can wrap. Colours come from the page's CSS variables:
+``--ink``, ``--dim``, ``--line`` and the series ``--s0`` ... ``--s7``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
+from typing import Final
 
-SERIES_COLOURS = 4
-MARKED_POINTS = 40
+WIDTH: Final = 360.0
+SERIES_COLOURS: Final = 8
+MARKED_POINTS: Final = 40
 """A line of at most so many points shows them as dots too: a single one would be invisible."""
+
+NOTHING: Final = '<p class="dim">Nothing was recorded.</p>'
 
 
 @dataclass(frozen=True)
@@ -31,18 +38,27 @@ class Bar:
     note: str
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A point of a scatter. colour: any CSS colour."""
+
+    x: float
+    y: float
+    colour: str
+
+
 def line_chart(
-    series: list[Series], x_label: str, log_y: bool = True, width: float = 560.0, height: float = 260.0
+    series: Sequence[Series], x_label: str, y_label: str = "", log_y: bool = True, height: float = 220.0
 ) -> str:
-    """Lines over a common x axis, with a legend; the y axis is logarithmic unless told otherwise."""
-    left, right, top, bottom = 58.0, 12.0, 30.0, 36.0
+    """Lines over a common x axis, under a legend; the y axis is logarithmic unless told otherwise, and says so."""
+    left, right, top, bottom = 48.0, 22.0, 22.0, 36.0
     points = [
         [(x, log10(y) if log_y else y) for x, y in zip(line.steps, line.values, strict=True) if y > 0 or not log_y]
         for line in series
     ]
     every = [point for line in points for point in line]
     if not every:
-        return '<p class="dim">Nothing was recorded.</p>'
+        return NOTHING
     x_low, x_high = min(x for x, _ in every), max(x for x, _ in every)
     y_low, y_high = min(y for _, y in every), max(y for _, y in every)
     x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
@@ -50,60 +66,105 @@ def line_chart(
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
-            left + (x - x_low) / x_span * (width - left - right),
+            left + (x - x_low) / x_span * (WIDTH - left - right),
             height - bottom - (y - y_low) / y_span * (height - top - bottom),
         )
 
-    parts = [_open(width, height, ", ".join(line.name for line in series))]
+    parts = [legend([line.name for line in series]), _open(height, ", ".join(line.name for line in series))]
+    scale = "logarithmic scale" if log_y else ""
+    parts.append(_text(2.0, 12.0, ", ".join(part for part in (y_label, scale) if part), "start"))
     for tick in _ticks(y_low, y_low + y_span, log_y):
         _, y = place(x_low, log10(tick) if log_y else tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(left - 6, y + 4, f"{tick:.3g}", "end"))
     for tick in _ticks(x_low, x_high, False):
         x, _ = place(tick, y_low)
         parts.append(_text(x, height - bottom + 16, f"{tick:.6g}", "middle"))
-    parts.append(_text((left + width - right) / 2, height - 4, x_label, "middle"))
-    for number, (line, placed) in enumerate(zip(series, points, strict=True)):
-        colour = f"var(--s{number % SERIES_COLOURS})"
+    parts.append(_text((left + WIDTH - right) / 2, height - 4, x_label, "middle"))
+    for number, placed in enumerate(points):
+        colour = colour_of(number)
         at = [place(*point) for point in placed]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
         if len(at) <= MARKED_POINTS:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
-        x = left + number * (width - left) / len(series)
-        parts.append(f'<rect x="{x:.0f}" y="8" width="14" height="4" rx="2" fill="{colour}"/>')
-        parts.append(_text(x + 20, 15.0, line.name, "start"))
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in at]
     return "".join([*parts, "</svg>"])
 
 
-def rate_chart(bars: list[Bar], width: float = 560.0) -> str:
+def rate_chart(bars: Sequence[Bar]) -> str:
     """Horizontal bars on [0, 100 %], each with its interval as a whisker and its note at the right."""
-    left, right, row = 170.0, 130.0, 44.0
-    height = row * len(bars) + 30.0
-    scale = width - left - right
-    parts = [_open(width, height, "success rates with 95 % intervals")]
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+    left, right, row = 76.0, 74.0, 36.0
+    height = row * len(bars) + 26.0
+    scale = WIDTH - left - right
+    parts = [_open(height, "success rates with 95 % intervals")]
+    for tick in (0.0, 0.5, 1.0):
         x = left + tick * scale
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 24}"/>')
-        parts.append(_text(x, height - 8, f"{100 * tick:.0f} %", "middle"))
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 22}"/>')
+        parts.append(_text(x, height - 6, f"{100 * tick:.0f} %", "middle"))
     for number, bar in enumerate(bars):
-        y = number * row + 10.0
+        y, middle = number * row + 8.0, number * row + 18.0
         low, high = (left + bound * scale for bound in bar.interval)
-        parts.append(_text(left - 10, y + 17, bar.name, "end", "ink"))
+        parts.append(_text(left - 8, middle + 4, bar.name, "end", "ink"))
         if bar.value is not None:
-            colour = f"var(--s{number % SERIES_COLOURS})"
-            parts.append(
-                f'<rect x="{left}" y="{y}" width="{max(bar.value * scale, 1):.1f}" height="24" rx="3" fill="{colour}"/>'
-            )
-        middle = y + 12
+            wide = max(bar.value * scale, 1)
+            parts.append(f'<rect x="{left}" y="{y}" width="{wide:.1f}" height="20" rx="3" fill="{colour_of(number)}"/>')
         parts.append(f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 5}v10"/>')
         parts.append(f'<path class="whisker" d="M{high:.1f} {middle - 5}v10"/>')
-        parts.append(_text(left + scale + 12, y + 17, bar.note, "start", "ink"))
+        parts.append(_text(left + scale + 10, middle + 4, bar.note, "start", "ink"))
     return "".join([*parts, "</svg>"])
 
 
-def _open(width: float, height: float, label: str) -> str:
-    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}">'
+def panel(name: str, lines: Sequence[Series], low: float, high: float, height: float = 130.0) -> str:
+    """One small drawing of lines over a common x axis, its range of values written at the left. Half a chart wide."""
+    wide, left, top, bottom = WIDTH / 2, 34.0, 20.0, 6.0
+    longest = max((line.steps[-1] for line in lines if line.steps), default=1.0) or 1.0
+    span = (high - low) or 1.0
+    parts = [_open(height, name, wide), _text(left, 13.0, name, "start", "ink")]
+    for tick in (low, high):
+        y = height - bottom - (tick - low) / span * (height - top - bottom)
+        parts.append(f'<line class="grid" x1="{left}" x2="{wide - 2}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 4, min(max(y + 4, top + 8), height - 2), f"{tick:.2g}", "end"))
+
+    def place(x: float, y: float) -> str:
+        share = (min(max(y, low), high) - low) / span
+        return f"{left + x / longest * (wide - left - 4):.1f},{height - bottom - share * (height - top - bottom):.1f}"
+
+    for number, line in enumerate(lines):
+        path = " ".join(place(x, y) for x, y in zip(line.steps, line.values, strict=True))
+        parts.append(f'<polyline fill="none" stroke="{colour_of(number)}" stroke-width="1.8" points="{path}"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def scatter(dots: Sequence[Dot], x_label: str, y_label: str, height: float = 300.0) -> str:
+    """Points on two axes of one kind, without ticks: only their places to one another mean something."""
+    if not dots:
+        return NOTHING
+    left, right, top, bottom = 10.0, 10.0, 20.0, 24.0
+    xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
+    x_span, y_span = (max(xs) - min(xs)) or 1.0, (max(ys) - min(ys)) or 1.0
+    parts = [_open(height, f"{y_label} over {x_label}"), _text(2.0, 12.0, y_label, "start")]
+    parts.append(_text(WIDTH / 2, height - 4, x_label, "middle"))
+    for dot in dots:
+        x = left + (dot.x - min(xs)) / x_span * (WIDTH - left - right)
+        y = height - bottom - (dot.y - min(ys)) / y_span * (height - top - bottom)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{escape(dot.colour)}"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def legend(names: Sequence[str]) -> str:
+    """Names with their colours, in the order of `colour_of`."""
+    items = (f'<span><i style="background:{colour_of(n)}"></i>{escape(name)}</span>' for n, name in enumerate(names))
+    return f'<div class="legend">{"".join(items)}</div>'
+
+
+def colour_of(number: int) -> str:
+    """The CSS colour of the n-th series."""
+    return f"var(--s{number % SERIES_COLOURS})"
+
+
+def _open(height: float, label: str, width: float = WIDTH) -> str:
+    kind = "chart" if width == WIDTH else "chart half"
+    return f'<svg class="{kind}" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}">'
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "dim") -> str:

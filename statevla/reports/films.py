@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from statevla.observation import Observation
 from stores.disk import durable
@@ -61,6 +61,18 @@ def gif_bytes(clip: Clip, side: int = 224, stride: int = 2) -> bytes:
         buffer, format="GIF", save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=False
     )
     return buffer.getvalue()
+
+
+def frames_of_gif(gif: bytes, quality: int = 82) -> tuple[tuple[bytes, ...], int]:
+    """The frames of a GIF as JPEG, and the milliseconds of the first, for a player that can stop and scrub."""
+    frames = []
+    with Image.open(io.BytesIO(gif)) as film:
+        every = int(film.info["duration"])
+        for frame in ImageSequence.Iterator(film):
+            buffer = io.BytesIO()
+            frame.convert("RGB").save(buffer, format="JPEG", quality=quality)
+            frames.append(buffer.getvalue())
+    return tuple(frames), every
 
 
 def kept_frames(count: int, stride: int) -> list[int]:

@@ -202,8 +202,10 @@ class Run:
         self.step = self.began = state.step
         self.best, self.last_loss = state.best, state.loss
         self.parent = state.parent
-        kept = [record for record in read_metrics(self.metrics) if record["step"] <= state.step]
-        write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
+        records = read_metrics(self.metrics)
+        kept = [record for record in records if record["step"] <= state.step]
+        if kept != records:
+            write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
         return Position(int(state.loader["epoch"]), int(state.loader["batch"]))
 
     def loop(self, position: Position) -> TrainSummary:

@@ -162,6 +162,9 @@ def json_bytes(value: Any) -> bytes:
     return (_json(value, 0) + "\n").encode()
 
 
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+
+
 def _json(value: Any, depth: int) -> str:
     """What ``json.dumps`` gives with these options; many times as fast for a long list of small objects, because its
     own indentation is written in Python.
@@ -170,7 +173,7 @@ def _json(value: Any, depth: int) -> str:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     if not parts:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if not any(isinstance(part, dict | list | tuple) for part in parts):
+    if _PLAIN.issuperset(map(type, parts)):
         flat = _encoder("," + inside).encode(value)
         return f"{flat[0]}{inside}{flat[1:-1]}{end}{flat[-1]}"
     if isinstance(value, dict):

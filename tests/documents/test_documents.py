@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,10 @@ def test_another_split_than_the_stores_is_refused(tmp_path: Path) -> None:
         documents_train.compare({"data.train_split": 0.5}, str(store))
 
 
-def run(folder: Path, module: str, *arguments: str, status: int = 0) -> str:
+Run = Callable[..., str]
+
+
+def as_process(folder: Path, module: str, *arguments: str, status: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"statevla.documents.{module}", *arguments], cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
@@ -105,7 +109,39 @@ def run(folder: Path, module: str, *arguments: str, status: int = 0) -> str:
     return done.stderr
 
 
-def test_the_documents_way_from_training_to_evaluation(tmp_path: Path) -> None:
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The same without a process."""
+
+    def call(folder: Path, module: str, *arguments: str, status: int = 0) -> str:
+        monkeypatch.chdir(folder)
+        with pytest.raises(SystemExit) as stop:
+            MODULES[module].run(arguments)
+        said = capsys.readouterr().err
+        assert (stop.value.code or 0) == status, said
+        return said
+
+    return call
+
+
+MODULES = {"train": documents_train, "eval": documents_eval, "run_libero_eval": run_libero_eval}
+
+
+def test_the_documents_way_from_training_to_evaluation(tmp_path: Path, here: Run) -> None:
+    check_the_way(tmp_path, here)
+
+
+@pytest.mark.slow
+def test_the_documents_way_as_processes(tmp_path: Path) -> None:
+    check_the_way(tmp_path, as_process)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_wrong_flag_is_wrong_usage(tmp_path: Path, here: Run, module: str) -> None:
+    assert "--frobnicate" in here(tmp_path, module, "--checkpoint", "c", "--frobnicate", "1", status=2)
+
+
+def check_the_way(tmp_path: Path, run: Run) -> None:
     micro_store(tmp_path / "data/stores/micro")
     (tmp_path / "conf").mkdir()
     config = tmp_path / "conf/config.yaml"

@@ -3,6 +3,7 @@
 Legend: S steps of an episode, K chunk.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from statevla.config import load_config
 from statevla.data.batch import ObservationBatch
-from statevla.evaluators.offline import evaluate_offline
+from statevla.evaluators.offline import evaluate_offline, measure, predict
 from statevla.models.standardize import Standardize
 from statevla.observation import ObsSpec, libero_spec
 from statevla.policies.noise import Draw
@@ -22,7 +23,7 @@ from statevla.systems.acting import Acted
 from stores.errors import ObsSpecMismatch, StaleKey, StateVLAError
 from stores.progress import ProgressEvent
 from stores.reader import Store
-from stores.schema import ACTION_NAMES
+from stores.spec import LIBERO
 from tests.stores.make_store import MadeEpisode, make_tiny_store
 
 K = 10
@@ -98,7 +99,7 @@ def test_errors_match_plain_loops(made: Made) -> None:
     pairs = made.pairs()
     train = np.concatenate([e.action for e in made.episodes if e.split == "train"]).astype(np.float64)
     mean, std = train.mean(axis=0), train.std(axis=0)
-    for d, name in enumerate(ACTION_NAMES):
+    for d, name in enumerate(LIBERO.action_names):
         assert results.mse[name] == pytest.approx(np.mean([(p[d] - t[d]) ** 2 for _, p, t in pairs]), rel=1e-5)
     normalized = [((p[:6] - mean[:6]) / std[:6], (t[:6] - mean[:6]) / std[:6], k) for k, p, t in pairs]
     assert results.mse_normalized == pytest.approx(np.mean([(p - t) ** 2 for p, t, _ in normalized]), rel=1e-5)
@@ -161,6 +162,16 @@ def test_the_demonstrator_itself_has_no_error(made: Made) -> None:
     assert results.gripper_accuracy == results.gripper_transition_f1 == 1.0
     assert results.smoothness.policy_jerk == results.smoothness.demo_jerk
     assert results.smoothness.policy_seam == results.smoothness.demo_seam
+
+
+def test_a_constant_dimension_is_measured_and_hides_nothing(made: Made) -> None:
+    predictions = predict(made.policy, made.store, "val", batch_size=64, seed=0)
+    shift, scale = np.zeros(7), np.ones(7)
+    moving = measure(predictions, shift, scale, np.zeros(7), "val")
+    scale[3] = 0.0
+    constant = measure(predictions, shift, scale, np.zeros(7), "val")
+    assert constant.mse_normalized_by_dimension == moving.mse_normalized_by_dimension
+    json.dumps(constant.to_dict(), allow_nan=False)
 
 
 def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:

@@ -18,24 +18,27 @@ from statevla.evaluators.offline_results import OfflineResults, Smoothness
 from statevla.evaluators.results import Results, summarize
 from statevla.evaluators.trials import Outcome, Record, RunDescription
 from statevla.observation import Observation
-from statevla.reports.charts import Bar, Series, line_chart, rate_chart
-from statevla.reports.films import Clip, gif_bytes, png_bytes
+from statevla.reports.charts import Bar, Dot, Series, line_chart, panel, rate_chart
+from statevla.reports.films import Clip, frames_of_gif, gif_bytes, png_bytes
 from statevla.reports.page import (
     Curves,
+    Demonstration,
     OfflineRows,
     Picture,
     PolicyRow,
     Report,
     ReportStep,
+    Scatter,
+    Traces,
     Video,
     page,
     write_report,
 )
 from statevla.reports.render import render
-from stores.schema import ACTION_NAMES
+from stores.spec import LIBERO
 
 NASTY = "put <script>alert('x')</script> & \"that\" in the bowl"
-VOID = {"meta", "img", "line", "rect", "path", "polyline", "circle"}
+VOID = {"meta", "img", "input", "line", "rect", "path", "polyline", "circle"}
 
 
 class Checker(HTMLParser):
@@ -78,7 +81,7 @@ def policy_row(name: str, successes: int, trials: int) -> PolicyRow:
     steps = 31.5 if successes else None
     return PolicyRow(
         name, "all", successes / trials, wilson(successes, trials), successes, trials, 1, steps, (12.0, 19.0),
-        {NASTY: (successes, trials)},
+        {NASTY: (successes, trials, *wilson(successes, trials))},
     )  # fmt: skip
 
 
@@ -88,9 +91,9 @@ def offline() -> OfflineResults:
         split="val",
         episodes=3,
         frames=90,
-        mse=dict.fromkeys(ACTION_NAMES, 0.125),
+        mse=dict.fromkeys(LIBERO.action_names, 0.125),
         mse_normalized=0.25,
-        mse_normalized_by_dimension=dict.fromkeys(ACTION_NAMES[:6], 0.25),
+        mse_normalized_by_dimension=dict.fromkeys(LIBERO.action_names[:6], 0.25),
         mse_normalized_by_horizon=[0.2, 0.3, None],
         baseline_mean_action_mse_normalized=1.0,
         gripper_accuracy=0.9,
@@ -102,7 +105,7 @@ def offline() -> OfflineResults:
 
 @pytest.fixture
 def report() -> Report:
-    seen = Observation(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(9, np.float32), NASTY)
+    seen = Observation(tuple(np.zeros((2, 8, 8, 3), np.uint8)), np.zeros(9, np.float32), NASTY)
     return Report(
         title="Demo <1>",
         about="About & so on",
@@ -116,9 +119,17 @@ def report() -> Report:
             "val split", (("MSE, normalized", "0.25"),), (("rx", "0.125", "0.25"),), (Series("p", (0.0,), (0.2,)),)
         ),
         policies=(policy_row("trained", 9, 10), policy_row("untrained", 0, 10)),
-        videos=(Video(gif_bytes(Clip((seen,), "success"), 16), NASTY, "success"),),
+        videos=(
+            Video(*frames_of_gif(gif_bytes(Clip((seen,) * 4, "success"), 16)), NASTY, "success"),
+            Video(*frames_of_gif(gif_bytes(Clip((seen,) * 4, "failure"), 16)), NASTY, "failure"),
+        ),
         configuration="seed: 0\nname: <x>",
         machine=(("CPU", "2 cores"),),
+        commands=("statevla demo --seed 0 --out 'a & b'",),
+        traces=Traces(NASTY, (panel("x", [Series("true", (0.0, 1.0), (0.5, 0.2))], 0.0, 1.0),), ("rx", "ry")),
+        demonstrations=(Demonstration(png_bytes(seen.images, 16), NASTY, panel("2 steps", [], 0.0, 1.0)),),
+        moving=("x", "gripper"),
+        states=Scatter((Dot(0.0, 1.0, "red"),), (Dot(0.0, 1.0, "red"), Dot(1.0, 1.0, "blue")), (NASTY,), 0.5, 0.25, 7),
     )
 
 
@@ -131,7 +142,8 @@ def test_the_page_is_well_formed_and_self_contained(report: Report, tmp_path: Pa
     checker.close()
     assert checker.open == []
     names = {tag for tag, _ in checker.elements}
-    assert not names & {"script", "link", "iframe", "object", "base"}
+    assert not names & {"link", "iframe", "object", "base"}
+    assert not [attributes for tag, attributes in checker.elements if tag == "script" and "src" in attributes]
     assert not re.search(r"https?://|//[a-z]|url\(|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text))
     assert not [a for _, a in checker.elements if "href" in a]
     assert "prefers-color-scheme: dark" in text
@@ -148,7 +160,26 @@ def test_images_are_embedded_and_whole(report: Report) -> None:
         with Image.open(io.BytesIO(b64decode(data, validate=True))) as image:
             image.load()
             kinds.append((head, image.format))
-    assert kinds == [("data:image/gif;base64", "GIF"), ("data:image/png;base64", "PNG")]
+    films, pictures = [("data:image/jpeg;base64", "JPEG")] * 2, [("data:image/png;base64", "PNG")] * 2
+    assert kinds == films + pictures
+
+
+def test_films_can_be_scrubbed_and_failures_come_first(report: Report) -> None:
+    text = page(report)
+    outcomes = re.findall(r'class="outcome (\w+)"', text)
+    assert outcomes == ["failure", "success"]
+    frames = [json.loads(data) for data in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    assert [len(film) for film in frames] == [3, 3]  # of four observations, every second and the last
+    assert all(frame.startswith("data:image/jpeg;base64,") for film in frames for frame in film)
+    assert text.count('max="2"') == 2
+
+
+def test_every_figure_says_what_to_see(report: Report) -> None:
+    text = page(report)
+    for figure in re.findall(r"<figure.*?</figure>", text, re.DOTALL):
+        assert "<figcaption" in figure
+    assert "rx, ry never move" in text
+    assert "logarithmic scale" in text
 
 
 def test_everything_given_is_shown_and_escaped(report: Report) -> None:
@@ -158,7 +189,7 @@ def test_everything_given_is_shown_and_escaped(report: Report) -> None:
     shown = " ".join(checker.text)
     for wanted in ("Demo <1>", NASTY, "9 of 10", "0 of 10", "90 %", "60 % to 98 %", "3.8 s", "name: <x>", "2 cores"):
         assert wanted in shown
-    assert "<script>" not in text
+    assert "<script>alert" not in text
     assert 'class="verdict ok"' in text
     assert 'class="verdict"' in page(replace(report, ok=False))
 
@@ -196,7 +227,7 @@ def test_saved_results_are_json_and_markdown(offline: OfflineResults, tmp_path: 
     offline.save(tmp_path)
     results(3, 4).save(tmp_path)
     data = json.loads((tmp_path / "offline.json").read_text())
-    assert list(data["mse"]) == sorted(ACTION_NAMES)
+    assert list(data["mse"]) == sorted(LIBERO.action_names)
     fixed = {"mse", "mse_normalized", "baseline_mean_action_mse_normalized", "gripper_accuracy", "episodes", "frames"}
     assert fixed <= set(data)
     data = json.loads((tmp_path / "results.json").read_text())
@@ -217,7 +248,7 @@ def test_the_page_of_an_evaluation_is_whole_and_escaped(tmp_path: Path) -> None:
     shown = " ".join(checker.text)
     for wanted in ("run <1>", NASTY, "75 %", "RuntimeError: <b>", "3 / 4"):
         assert wanted in shown
-    assert "<script>" not in text
+    assert "<script>alert" not in text
     (film,) = [attributes for tag, attributes in checker.elements if tag == "img"]
     assert film["src"] == "videos/a&b.gif"
     rates = [attributes for tag, attributes in checker.elements if attributes.get("class") == "value"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from statevla.observation import Observation, from_simulator, robot_state, stack_cameras
+from statevla.observation import Observation, from_simulator, robot_state, upright_cameras
 from statevla.sims.libero import suites
 from statevla.sims.libero.protocol import Reset, SetState
 from statevla.sims.libero.worker import Simulator
@@ -36,7 +36,7 @@ def pairs(simulator: Simulator, task: suites.Task, demo_file: Path) -> list[tupl
                 simulator.ask(Reset(demo["states"][t + 1], suites.SETTLE_STEPS, restore_again=True))
             reply = simulator.ask(SetState(demo["states"][t + 1]))
             stored = Observation(
-                images=stack_cameras(
+                images=upright_cameras(
                     {"agentview": demo["obs/agentview_rgb"][t], "eye_in_hand": demo["obs/eye_in_hand_rgb"][t]},
                     "opengl",
                 ),

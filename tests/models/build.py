@@ -29,7 +29,7 @@ def micro(*overrides: str) -> Config:
 def observations(rows: int, size: int = 24, seed: int = 0) -> ObservationBatch:
     g = torch.Generator().manual_seed(seed)
     return ObservationBatch(
-        torch.randint(0, 256, (rows, 2, size, size, 3), dtype=torch.uint8, generator=g),
+        tuple(torch.randint(0, 256, (2, rows, size, size, 3), dtype=torch.uint8, generator=g)),
         torch.randn(rows, 9, generator=g),
         torch.nn.functional.normalize(torch.randn(rows, 512, generator=g), dim=-1),
     )

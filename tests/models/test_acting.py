@@ -131,7 +131,7 @@ def test_rows_do_not_see_each_other() -> None:
     together = scene(actor, obs, noise(3))
     chunks = actor.act(together).chunk
     for row in range(3):
-        alone = actor.act(Scene(*(None if tensor is None else tensor[row : row + 1] for tensor in together))).chunk
+        alone = actor.act(Scene._make(None if tensor is None else tensor[row : row + 1] for tensor in together)).chunk
         torch.testing.assert_close(alone[0], chunks[row], rtol=1e-5, atol=1e-5)
 
 

@@ -49,6 +49,12 @@ y, grad = reference.inner(exact[0] @ exact[1].T, *exact[2:9]) @ exact[9].T, torc
 want = torch.autograd.grad(y, exact, grad.double())
 got = [layer_op.forward(triton_kernels, *inputs), *layer_op.backward(triton_kernels, grad, *inputs)]
 assert worst(got, [y, *want]) < 3e-6
+# no sequence, no step
+for nothing in (torch.randn(0, 3, w), torch.randn(2, 0, w)):
+    given = [nothing, *inputs[1:]]
+    y, gradients = layer_op.forward(triton_kernels, *given), layer_op.backward(triton_kernels, nothing, *given)
+    assert y.shape == gradients[0].shape == nothing.shape
+    assert all(g.abs().sum() == 0 for g in gradients)
 # states handed in and out, and their gradients
 b, l, e, n = 1, 17, 5, 4
 x = [torch.randn(b, l, e), torch.randn(b, l, e), torch.randn(e), -torch.rand(e, n), torch.randn(b, l, n),

@@ -1,5 +1,7 @@
 """Standardization on tensors is the store's normalization."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,18 @@ def test_agrees_with_the_store_and_inverts(field: str, size: int) -> None:
     there = module(torch.from_numpy(values))
     np.testing.assert_allclose(there.numpy(), statistics.normalize(field, values), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(module.inverse(there).numpy(), values, rtol=1e-5, atol=1e-6)
+
+
+def test_a_constant_dimension_comes_back_as_its_constant_whatever_a_model_says() -> None:
+    moving = normalization()
+    still = {name: tuple(0.1 if d == 3 else v for d, v in enumerate(getattr(moving.action, name)))
+             for name in ("mean", "min", "max", "q01", "q99")}  # fmt: skip
+    spread = tuple(0.0 if d == 3 else v for d, v in enumerate(moving.action.std))
+    module = Standardize("action", replace(moving, action=replace(moving.action, std=spread, **still)))
+    said = 10 * torch.randn(5, 7)
+    assert module.inverse(said)[:, 3].tolist() == [torch.tensor(0.1).item()] * 5
+    assert module(torch.full((1, 7), 0.1))[0, 3] == 0.0
+    assert torch.isfinite(module(said)).all()
 
 
 def test_the_gripper_is_never_normalized() -> None:

@@ -154,3 +154,60 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     assert (alone.episodes, alone.steps, alone.failures) == (shared.episodes, shared.steps, shared.failures)
     for mine, theirs in zip(alone.files, shared.files, strict=True):
         assert mine.read_bytes() == theirs.read_bytes()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_recordings_of_another_collection_are_not_touched_unless_told(tmp_path: Path) -> None:
+    collect_tabletop(tmp_path, 9, seed=1, image_size=16)
+    before = contents(tmp_path)
+    for other in (
+        {"episodes": 2, "seed": 1},
+        {"episodes": 9, "seed": 2},
+        {"episodes": 9, "seed": 1, "align": "before"},
+    ):
+        with pytest.raises(UsageError, match=r"demonstrations of another collection.*--append.*--replace"):
+            collect_tabletop(tmp_path, episodes, seed=seed, image_size=16, align=align)
+        assert contents(tmp_path) == before
+    again = collect_tabletop(tmp_path, 9, seed=1, image_size=16)  # the very same is complete
+    assert contents(tmp_path) == before
+    assert again.episodes == 9
+
+
+def test_append_keeps_every_recording_and_adds_what_a_longer_collection_would_have(tmp_path: Path) -> None:
+    collect_tabletop(tmp_path / "a", 4, seed=1, image_size=16)
+    added = collect_tabletop(tmp_path / "a", 8, seed=1, image_size=16, existing="append")
+    collect_tabletop(tmp_path / "b", 12, seed=1, image_size=16)
+    assert added.episodes == 8
+    steps = 0
+    for path in sorted((tmp_path / "b").iterdir()):
+        with h5py.File(path) as whole, h5py.File(tmp_path / "a" / path.name) as grown:
+            assert list(grown["data"]) == list(whole["data"]) == ["demo_0", "demo_1", "demo_2"]
+            assert grown["data"].attrs["num_demos"] == 3
+            assert grown["data"].attrs["total"] == whole["data"].attrs["total"]
+            for name in whole["data"]:
+                np.testing.assert_array_equal(grown[f"data/{name}/actions"][:], whole[f"data/{name}/actions"][:])
+                assert grown[f"data/{name}"].attrs["model_file"] == whole[f"data/{name}"].attrs["model_file"]
+            steps += sum(len(whole[f"data/demo_{n}/actions"]) for n in (1, 2))
+    assert added.steps == steps
+
+
+def test_replace_leaves_nothing_of_before(tmp_path: Path) -> None:
+    collect_tabletop(tmp_path / "a", 4, seed=1, image_size=16)
+    (tmp_path / "a" / "mine.txt").write_text("stays")
+    collect_tabletop(tmp_path / "a", 2, seed=3, image_size=16, existing="replace")
+    collect_tabletop(tmp_path / "b", 2, seed=3, image_size=16)
+    assert {k: v for k, v in contents(tmp_path / "a").items() if k != "mine.txt"} == contents(tmp_path / "b")
+    assert (tmp_path / "a" / "mine.txt").exists()
+
+
+def test_what_is_no_recording_is_not_overwritten(tmp_path: Path) -> None:
+    name = collect_tabletop(tmp_path / "a", 1, image_size=16).files[0].name
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / name).write_text("a page")
+    for existing in ("refuse", "append"):
+        with pytest.raises(UsageError, match="expected recorded demonstrations"):
+            collect_tabletop(tmp_path / "b", 1, image_size=16, existing=existing)  # type: ignore[arg-type]
+    assert (tmp_path / "b" / name).read_text() == "a page"

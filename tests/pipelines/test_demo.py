@@ -1,17 +1,20 @@
 """The demo end to end at the smallest size, and when it counts as learned."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.showcase.config import OUTPUTS, DemoConfig, judge
+from pipelines.showcase.looks import moving_names
 from pipelines.showcase.run import run_demo
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import Results
 from statevla.sims.tabletop import TASKS
 from stores.progress import ProgressEvent
+from stores.reader import Store
 
 SMALLEST = DemoConfig(
     episodes=12,
@@ -49,9 +52,14 @@ def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} - {".lock", "mine.txt"} == set(OUTPUTS)
     text = (out / "report.html").read_text()
     assert summary.report == str(out / "report.html")
-    assert text.count("data:image/gif") == 2 * 3  # of the trained policy and the control, one a task
-    assert text.count("data:image/png") == len(TASKS)  # one of every instruction
+    assert text.count('class="film"') == 2 * 3  # of the trained policy and the control, one a task
+    trained = text.count('class="chart half"') - len(moving_names(Store.open(out / "store")))
+    assert trained == 9  # demonstrations, each with its trace
+    assert text.count("data:image/png") == len(TASKS) + trained  # one of every instruction
     assert text.count("<polyline") >= 3 * 2  # training and validation of each run
+    assert "rx, ry, rz never move" in text
+    assert "statevla demo --out" in text
+    assert re.search(r"seed [12] goes on", text)
     written = json.loads((out / "summary.json").read_text())
     assert written["learned"] is False
     assert {"trained", "untrained", "shuffled", "mse_normalized", "verdict", "report"} <= set(written)

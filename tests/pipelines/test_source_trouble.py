@@ -213,11 +213,6 @@ def test_text_that_nests_without_end_is_refused(path: Path) -> None:
 def test_text_that_steers_a_terminal_does_not_get_there(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["data"].attrs["problem_info"] = json.dumps({"language_instruction": "put \x1b[2Jit away"})
-        file["data"].attrs["macros_image_convention"] = "\x1b]0;title\x07"
-    with pytest.raises(SourceError, match=r"macros_image_convention") as caught:
+    with pytest.raises(SourceError, match=r"expected printable text") as caught:
         inspect_file(path)
     assert str(caught.value).isprintable()
-    with h5py.File(path, "r+") as file:
-        del file["data"].attrs["macros_image_convention"]
-    header = inspect_file(path)
-    assert all(text.isprintable() for text in (*header.notes, *(e.instruction for e in header.episodes.values())))

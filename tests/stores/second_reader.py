@@ -15,12 +15,18 @@ from PIL import Image
 CAMERAS = ("agentview", "eye_in_hand")
 
 
+def sealed(path):
+    """The fields of a sealed file, its seal checked."""
+    fields = json.loads(path.read_bytes())
+    seal = fields.pop("sha256")
+    text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    assert hashlib.sha256(text.encode()).hexdigest() == seal
+    return fields
+
+
 def read_manifest(root):
     """The manifest, its seal and every object checked."""
-    manifest = json.loads((root / "manifest.json").read_bytes())
-    seal = manifest.pop("sha256")
-    text = json.dumps(manifest, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    assert hashlib.sha256(text.encode()).hexdigest() == seal
+    manifest = sealed(root / "manifest.json")
     assert manifest["schema_version"] == 1
     for item in manifest["objects"]:
         content = (root / item["path"]).read_bytes()

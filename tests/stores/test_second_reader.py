@@ -4,7 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.derive.stats import compute_statistics
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
 from stores.reader import Store
+from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
 from tests.stores import second_reader
 from tests.stores.make_store import make_tiny_store
 
@@ -31,3 +35,21 @@ def test_both_readers_give_what_went_in(tmp_path: Path) -> None:
     assert set(theirs) == set(store.frames)
     for name, array in store.frames.items():
         np.testing.assert_array_equal(theirs[name], array)
+
+
+def test_it_reads_a_store_that_is_not_ascii_and_its_statistics(tmp_path: Path) -> None:
+    text = "stelle die Tür ✓ 把红色"
+    write_file(tmp_path / "source/Tür_把_demo.hdf5", {"demo_0": demo_arrays(make_world())}, text)
+    ingest(IngestConfig("tür", tmp_path / "source", tmp_path / "store", language="hashed"), isolated=False)
+    compute_statistics(tmp_path / "store")
+    assert second_reader.read_manifest(tmp_path / "store")["instructions"] == [text]
+    rows = list(second_reader.transitions(tmp_path / "store"))
+    assert {row[0]["instruction"] for row in rows} == {text}
+    (path,) = (tmp_path / "store/stats").iterdir()
+    fields = second_reader.sealed(path)
+    frames = second_reader.frames(tmp_path / "store")
+    (action,) = [v["action"] for v in (fields, *fields.values()) if isinstance(v, dict) and "action" in v][:1]
+    values = frames["action"][~np.isnan(frames["action"]).any(axis=1)].astype(np.float64)
+    assert action["count"] == len(values) == len(rows)
+    np.testing.assert_allclose(action["mean"], values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(action["q99"], np.quantile(values, 0.99, axis=0))

@@ -9,6 +9,8 @@ steps with memory, layers, peers. What fails is recorded and the rest goes on; t
 import argparse
 import sys
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,7 @@ def main() -> int:
     head = {
         "machine": describe_machine(),
         "cuda": torch.version.cuda,
+        "triton": version("triton") if find_spec("triton") else None,
         "device": told.device,
         "backends": {name: obstacle or "runs" for name, obstacle in layers.runnable(told.device).items()},
         "goals": GOALS,

@@ -33,7 +33,7 @@ def until_scan(
     kernels.conv_forward(*conv_inputs(xz[..., :inner], conv_weight[:, 0], conv_bias), u)
     projected = torch.mm(u.view(-1, inner), x_weight.to(dtype).t())
     dt = torch.mm(projected[:, :rank], dt_weight.to(dtype).t()).view(u.shape)
-    return u, projected.view(batch, length, -1), dt
+    return u, projected.view(batch, length, x_weight.shape[0]), dt
 
 
 def forward(

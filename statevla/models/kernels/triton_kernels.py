@@ -39,6 +39,8 @@ BACKWARD = Tile(4, 4, 4)
 CONV_STEPS, CONV_CHANNELS, CONV_BACKWARD_CHANNELS = 16, 128, 64
 MOST_STATES, MOST_STATES_BACKWARD = 16, 8
 """States of a channel in one lane's registers."""
+PLACES = 16
+"""Of the state in one lane's registers, where there are more states than a tile was made for."""
 
 
 def _row(tensor: Tensor) -> tuple[Tensor, int, int]:
@@ -51,7 +53,7 @@ def _shape(tile: Tile, states: int, most: int) -> dict[str, int]:
     padded = triton.next_power_of_2(states)
     lanes = min(padded, LANES, max(tile.state_lanes, padded // most))
     channels = tile.channels
-    while channels > 1 and channels * (padded // lanes) > max(16, tile.channels * 4) and lanes > tile.state_lanes:
+    while lanes > tile.state_lanes and channels > 1 and channels * (padded // lanes) > PLACES:
         channels //= 2
     return {"N": states, "NR": padded // lanes, "ER": channels, "NL": lanes, "EL": LANES // lanes, "STEPS": tile.steps}
 

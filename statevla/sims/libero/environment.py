@@ -27,7 +27,6 @@ from statevla.sims.libero.protocol import (
     PROPRIOCEPTION_KEYS,
     Demonstrate,
     Draw,
-    Follow,
     Reply,
     Reset,
     Run,
@@ -233,18 +232,6 @@ class Environment:
             achieved = held >= request.hold and expert.stage == DONE
             if achieved or steps >= request.steps + (request.hold if first else 0):
                 return self._reply(False, np.array(tape.executed), None, started, track=tape.track())
-
-    def follow(self, request: Follow) -> Reply:
-        """Executes a policy's actions beside the expert; see :class:`Follow`."""
-        started = time.perf_counter()
-        expert = self._need_expert(request)
-        tape = self._tape()
-        for number, action in enumerate(np.asarray(request.actions, np.float64)):
-            label = expert.act(self._pose())
-            with self._open(number == len(request.actions) - 1):
-                if self._step_on(tape, action, label, expert.stage):
-                    break
-        return self._reply(True, np.array(tape.executed), None, started, track=tape.track())
 
     def draw(self, request: Draw) -> Reply:
         """Draws recorded moments; see :class:`Draw`."""

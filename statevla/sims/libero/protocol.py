@@ -96,14 +96,6 @@ class Demonstrate:
 
 
 @dataclass(frozen=True)
-class Follow:
-    """Execute a policy's actions ``[n, 7]`` while the expert says what it would have done: its labels are in the
-    answer's ``track``. Looks at the end; stops at the first success."""
-
-    actions: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class Draw:
     """Draw what the cameras saw at recorded moments; see :class:`Track`. The simulation is not in a defined state
     afterwards: the next request must be a ``Reset``."""
@@ -129,7 +121,7 @@ class Close:
     """End the worker."""
 
 
-Request = Reset | Run | RunExpert | Demonstrate | Follow | Draw | SetState | Observe | Close
+Request = Reset | Run | RunExpert | Demonstrate | Draw | SetState | Observe | Close
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ class Track:
     sites (a stove's burner) at that moment.
 
     states: ``[T + 1, S]`` around the actions. drawn: ``[T + 1, Q]``. glow: ``[T + 1, N, 4]`` float32, red, green, blue,
-    opacity. seen: proprioception, each ``[T + 1, ...]``. executed, labels: ``[T, 7]``, equal without noise and policy.
+    opacity. seen: proprioception, each ``[T + 1, ...]``. executed, labels: ``[T, 7]``, equal without noise.
     succeeded: ``[T]``. stages: ``T`` words of the expert.
     """
 
@@ -176,7 +168,7 @@ class Reply:
     success_step: index among the executed steps of the first success, None without.
     succeeded: the task is achieved in the present state.
     film: observations asked for by ``film``, pictures included; those of ``Draw``, pictures only.
-    track: in answer to Demonstrate and Follow.
+    track: in answer to Demonstrate.
     model: the MuJoCo model as XML, in answer to Reset only.
     stage: what the expert does at the moment; empty without one. seconds: spent inside the worker.
     """

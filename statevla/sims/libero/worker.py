@@ -24,7 +24,6 @@ from statevla.sims.libero.protocol import (
     Close,
     Demonstrate,
     Draw,
-    Follow,
     Observe,
     Raised,
     Reply,
@@ -51,7 +50,7 @@ class Timeouts:
 
     def of(self, request: Request) -> float:
         """Seconds for one request."""
-        if isinstance(request, Run | Follow):
+        if isinstance(request, Run):
             return self.step * (1 + len(request.actions))
         if isinstance(request, Draw):
             return self.step * (1 + len(request.drawn))
@@ -264,8 +263,6 @@ def _answer(environment: object, request: Request) -> Reply:
             return environment.run_expert(request)
         case Demonstrate():
             return environment.demonstrate(request)
-        case Follow():
-            return environment.follow(request)
         case Draw():
             return environment.draw(request)
         case SetState():
