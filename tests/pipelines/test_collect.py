@@ -169,7 +169,7 @@ def test_recordings_of_another_collection_are_not_touched_unless_told(tmp_path: 
         {"episodes": 9, "seed": 1, "align": "before"},
     ):
         with pytest.raises(UsageError, match=r"demonstrations of another collection.*--append.*--replace"):
-            collect_tabletop(tmp_path, episodes, seed=seed, image_size=16, align=align)
+            collect_tabletop(tmp_path, image_size=16, **other)
         assert contents(tmp_path) == before
     again = collect_tabletop(tmp_path, 9, seed=1, image_size=16)  # the very same is complete
     assert contents(tmp_path) == before
