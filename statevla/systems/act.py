@@ -132,8 +132,8 @@ class ActNet(nn.Module):
         return Gaussian.standard(robot.new_zeros(len(robot), self.latent_size))
 
     def forward(
-        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B L"],
-        latent: Float[Tensor, "B Z"],
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"],
+        condition: Float[Tensor, "B L"], latent: Float[Tensor, "B Z"],
     ) -> ChunkOutput:  # fmt: skip
         """robot: standardized. latent: q's sample in training, the prior's mean when acting."""
         small = torch.stack([self.latent(latent), self.robot(robot), self.language(condition)], dim=1) + self.kinds

@@ -1,6 +1,6 @@
 """What the policies that read pixels and regress a chunk share: loss, decision, statistics. Not a system by itself.
 
-Legend: B batch, C cameras, K chunk, P continuous dimensions, G binary ones, R rows of all batches of one optimizer step.
+Legend: B batch, C cameras, K chunk, P continuous dimensions, G binary ones, R rows of a step.
 """
 
 from collections.abc import Iterator

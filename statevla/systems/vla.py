@@ -118,7 +118,7 @@ class VlaNet(nn.Module):
     ) -> Float[Tensor, "B Q D"]:
         """The readouts after the backbone; Q is K with head ``chunked``, else 1. robot: standardized."""
         readouts = self.chunk if self.kind == "chunked" else 1
-        out: Tensor = self.hidden(self.backbone(self.tokens(images, robot, condition))[:, :readouts])
+        out: Tensor = self.hidden(self.backbone(self.tokens(images, robot, condition))[:, :readouts].float())
         return out
 
     def forward(
@@ -176,8 +176,9 @@ class VlaPolicy(ChunkPolicy):
         super().__init__(options, given)
         self.net = VlaNet(
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
-            vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len, spec=given.spec,
-            fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins, dropout=options.dropout,
+            vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len,
+            spec=given.spec, fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins,
+            dropout=options.dropout,
         )  # fmt: skip
         self.bins = self._make_bins(given) if options.head == "discrete" else None
 

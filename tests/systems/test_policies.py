@@ -67,6 +67,8 @@ pytestmark = pytest.mark.parametrize("row", POLICIES, ids=[row.name for row in P
 
 
 def test_the_loss_falls_by_half_on_fixed_samples(row: System) -> None:
+    if row.parent:
+        pytest.skip("what it can learn is up to its parent; tests/trainers")
     model = make(row)
     losses = train(model, batch(8), 60)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:3]) / 3 * 10
