@@ -41,7 +41,7 @@ class DataConfig:
 class ModelConfig:
     """Sizes of every part; defaults are the documents' base model."""
 
-    vision: str = option("conv", "patch convolution, or a frozen tower", choices=("conv", "siglip"), parent=True)
+    vision: str = option("conv", "patch convolution (conv), or a frozen tower (siglip)", parent=True)
     vision_model: str = option("google/siglip-base-patch16-224", "name or folder of the frozen tower", parent=True)
     vision_width: int = option(768, "feature width of vision_model", least=1, parent=True)
     image_size: int = option(224, "pictures are resized to this many pixels a side", least=1, parent=True)

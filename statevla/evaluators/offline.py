@@ -43,7 +43,7 @@ class OfflinePolicy(Protocol):
     def chunk(self) -> int: ...
 
     @property
-    def manifest_hash(self) -> str: ...
+    def content_hash(self) -> str: ...
 
     @property
     def standardize_action(self) -> Standardize: ...
@@ -86,10 +86,10 @@ def evaluate_offline(
         StateVLAError: the policy predicts NaN or infinity.
     """
     store.spec.require_same(policy.obs_spec, f"store {store.root}", "the policy")
-    if policy.manifest_hash != store.content_hash and not allow_other_store:
+    if policy.content_hash != store.content_hash and not allow_other_store:
         raise StaleKey(
             f"{store.root} (content {store.content_hash[:12]}): the policy was trained from another store (content "
-            f"{policy.manifest_hash[:12]}), perhaps on this one's validation episodes; evaluate on the store it came "
+            f"{policy.content_hash[:12]}), perhaps on this one's validation episodes; evaluate on the store it came "
             "from, or allow another one explicitly"
         )
     predictions = predict(policy, store, split, batch_size=batch_size, seed=seed, progress=progress)

@@ -46,7 +46,7 @@ class LinearModel:
 class FakePolicy:
     model: LinearModel
     obs_spec: ObsSpec
-    manifest_hash: str
+    content_hash: str
     chunk: int = K
 
     @property
@@ -187,7 +187,7 @@ def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
 
 
 def test_a_policy_of_another_store_is_refused_unless_allowed(made: Made) -> None:
-    policy = replace(made.policy, manifest_hash="f" * 64)
+    policy = replace(made.policy, content_hash="f" * 64)
     with pytest.raises(StaleKey, match="another store"):
         evaluate_offline(policy, made.store)
     assert evaluate_offline(policy, made.store, allow_other_store=True) == evaluate_offline(made.policy, made.store)
