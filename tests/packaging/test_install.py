@@ -31,7 +31,7 @@ def run(*command: object, folder: Path, path: str = "", **extra: str) -> subproc
     if not path:
         del env["PYTHONPATH"]
     return subprocess.run(
-        [*map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        [*map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=1200, check=False
     )
 
 
