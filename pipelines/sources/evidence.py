@@ -126,22 +126,12 @@ def sample(names: Sequence[Any], count: int = SAMPLE_DEMOS) -> list[Any]:
     return [names[int(place)] for place in np.unique(places)]
 
 
-def look(
-    read: Callable[[str, int, int], NDArray[np.uint8]], cameras: Sequence[str], rows: int, hand: NDArray[Any] | None
-) -> Look:
-    """read(camera, start, stop): frames as stored. hand: positions [rows, 3] [m], where the file has them.
-
-    Motion is looked for in the first camera; of the others, one block of frames gives the brightness.
-    """
+def look(read: Callable[[int, int], NDArray[np.uint8]], rows: int, hand: NDArray[Any] | None) -> Look:
+    """read(start, stop): the first camera's frames as stored. hand: positions [rows, 3] [m], where the file has them."""
     blocks = sample(range(0, rows, BLOCK), BLOCKS)
-    pieces = [read(cameras[0], start, min(start + BLOCK, rows))[::EVERY].copy() for start in blocks]
-    shown = np.concatenate(pieces)
-    bands = {cameras[0]: orientation.brightness(shown)}
-    middle = blocks[len(blocks) // 2]
-    for camera in cameras[1:]:
-        bands[camera] = orientation.brightness(read(camera, middle, min(middle + BLOCK, rows))[::EVERY])
+    shown = np.concatenate([read(start, min(start + BLOCK, rows))[::EVERY] for start in blocks])
     places = [row for start in blocks for row in range(start, min(start + BLOCK, rows), EVERY)]
-    return Look(bands, None if hand is None else orientation.motion(shown, hand[places]))
+    return Look(orientation.brightness(shown), None if hand is None else orientation.motion(shown, hand[places]))
 
 
 def weigh(files: Mapping[str, Evidence], instructions: Iterable[str], told: Told) -> Verdict:
@@ -243,16 +233,15 @@ def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[st
     others = {
         other: there for other, there in files.items() if other != name and there.convention is not None and there.looks
     }
-    if not evidence.looks or len(others) < (1 if evidence.convention is None else 2):
+    least = 1 if evidence.convention is None else 2
+    if not evidence.looks:
         return False
     votes = [
-        orientation.turned(
-            evidence.looks, there.looks, {"mine": upside_down(taken), "others": upside_down(str(there.convention))}
-        )
+        orientation.turned(evidence.looks, there.looks, upside_down(taken) != upside_down(str(there.convention)))
         for there in others.values()
     ]
     told = [vote for vote in votes if vote is not None]
-    return bool(told) and all(told)
+    return len(told) >= least and all(told)
 
 
 def gathered(notes: Sequence[tuple[str, str]], limit: int = 3) -> tuple[str, ...]:
