@@ -8,6 +8,7 @@ What is canonical is an `ObsSpec` (`stores.spec`, because stores need it too); L
 Legend: T frames, H height, W width.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +140,13 @@ def read_spec(path: Path) -> ObsSpec:
         raise UsageError(f"{prefix}{error}") from error
 
 
-def spec_of(observation: Observation) -> ObsSpec:
-    """The spec that a simulator's observation (`from_simulator`) satisfies, to compare with a policy's."""
+def spec_of(observation: Observation, language_width: int = LIBERO.language_width) -> ObsSpec:
+    """The spec that a simulator's observation (`from_simulator`) satisfies, to compare with a policy's.
+
+    language_width: of the policy's encoder; a simulator gives text.
+    """
     sizes = tuple((int(image.shape[0]), int(image.shape[1])) for image in observation.images)
-    return LIBERO.sized(sizes)
+    return dataclasses.replace(LIBERO.sized(sizes), language_width=language_width)
 
 
 def square_side(spec: ObsSpec, world: str) -> int:

@@ -134,11 +134,6 @@ class Store:
         return self.manifest.content_hash
 
     @property
-    def manifest_hash(self) -> str:
-        """`content_hash` by its name of before."""
-        return self.content_hash
-
-    @property
     def obs_spec(self) -> dict[str, Any]:
         """`spec` as the manifest has it."""
         return self.manifest.obs_spec

@@ -213,7 +213,9 @@ def _checked(data: Any, kind: type[Any], where: str) -> dict[str, Any]:
     for name, value in data.items():
         allowed = _TYPES[str(getattr(fields[name].type, "__name__", fields[name].type)).split("[")[0]]
         if isinstance(value, bool) or not isinstance(value, allowed):
-            raise ObsSpecMismatch(f"{where}, {name}: expected {allowed[0].__name__}, got {value!r}")
+            raise ObsSpecMismatch(
+                f"{where}, {name}: expected {'number' if float in allowed else allowed[0].__name__}, got {value!r}"
+            )
     return dict(data)
 
 

@@ -48,7 +48,6 @@ def test_file_then_overrides(tmp_path):
         ("training.batch_size=0", "1 or more"),
         ("training.batch_size", "KEY=VALUE"),
         ("training.batch_size=true", "expected int"),
-        ("model.vision=vit", "expected one of conv, siglip"),
         ("model.image_size=100", "not a multiple of model.patch_size"),
         ("training.phase2.learning_rate=-1", "positive"),
         ("training.phase1.learning_rate=.nan", r"training.phase1.learning_rate: expected a positive number, got nan"),

@@ -98,7 +98,7 @@ def test_resuming_anywhere_continues_the_uninterrupted_run(made: tuple[Store, li
     store, _ = made
     whole = list(itertools.islice(loader(store).batches(), skip + 6))
     state = loader(store).state(whole[skip - 1][0])
-    assert state["manifest_hash"] == store.content_hash
+    assert state["content_hash"] == store.content_hash
     again = loader(store).batches(Position(int(state["epoch"]), int(state["batch"])))
     for (where, one), (there, two) in zip(whole[skip:], again, strict=False):
         assert where == there

@@ -38,7 +38,7 @@ def add_checkpoint(root: Path, run: str, system: System, name: str, store_hash: 
     folder = checkpoints(root / "runs" / run, system.folder) / name
     folder.mkdir(parents=True)
     config = replace(micro_config("model.policy_layers=2"), parse_overrides(settings)).to_dict()
-    state = {**make_snapshot(1).state.to_dict(), "system": system.name, "manifest_hash": store_hash, "step": step}
+    state = {**make_snapshot(1).state.to_dict(), "system": system.name, "content_hash": store_hash, "step": step}
     (folder / "state.json").write_text(json.dumps({**state, "config": config, "scheduler": {"total_steps": total}}))
     return folder
 

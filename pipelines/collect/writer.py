@@ -7,7 +7,6 @@ before it, as in regenerated ones: ``align`` says which, and nothing in the file
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,31 +85,22 @@ def write_demos(
     Returns:
         Number of demonstrations and of steps.
     """
-    durable.make_dir(path.parent)
-    part = durable.temp_name(path)
     count = total = 0
-    try:
-        with h5py.File(part, "w", track_order=False) as file:
-            data = file.create_group("data")
-            number = 0
-            if append:
-                with h5py.File(path, "r") as before:
-                    for name, group in before["data"].items():
-                        before.copy(group, data, name=name)
-                        total += len(group["actions"])
-                        count += 1
-                        number = max(number, demo_number(name) + 1)
-            for demo in demos:
-                total += _write_demo(data.create_group(f"demo_{number}"), demo, align)
-                count, number = count + 1, number + 1
-            _write_header(data, header, count, total)
-        # HDF5 insists on writing its file itself, so that only the commit is ours.
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
-        durable.fsync_dir(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    # HDF5 insists on writing its file itself, so that only the commit is ours.
+    with durable.staging_file(path) as part, h5py.File(part, "w", track_order=False) as file:
+        data = file.create_group("data")
+        number = 0
+        if append:
+            with h5py.File(path, "r") as before:
+                for name, group in before["data"].items():
+                    before.copy(group, data, name=name)
+                    total += len(group["actions"])
+                    count += 1
+                    number = max(number, demo_number(name) + 1)
+        for demo in demos:
+            total += _write_demo(data.create_group(f"demo_{number}"), demo, align)
+            count, number = count + 1, number + 1
+        _write_header(data, header, count, total)
     return count, total
 
 
@@ -183,7 +173,7 @@ def _write_demo(group: h5py.Group, demo: Demo, align: Align) -> int:
 
 
 def quaternions(axis_angle: Floats) -> Floats:
-    """Unit quaternions ``[T, 4]`` (w, x, y, z) of axis-angle vectors ``[T, 3]`` [rad]."""
+    """Unit quaternions ``[T, 4]`` (x, y, z, w), as robosuite orders them, of axis-angle vectors ``[T, 3]`` [rad]."""
     angle = np.linalg.norm(axis_angle, axis=1, keepdims=True)
     # sin(a/2)/a, written with sinc so that it holds at a = 0.
-    return np.concatenate([np.cos(angle / 2), axis_angle * (0.5 * np.sinc(angle / (2 * np.pi)))], 1)
+    return np.concatenate([axis_angle * (0.5 * np.sinc(angle / (2 * np.pi))), np.cos(angle / 2)], 1)

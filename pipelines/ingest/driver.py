@@ -38,7 +38,8 @@ from pipelines.ingest.unit import UnitTask, formats, unit_key, writer
 from pipelines.run import run_units
 from pipelines.sources.reading import fingerprint_source, make_here, make_isolated
 from pipelines.sources.sandbox import end_thread_reader
-from statevla.encoders.text import TextEncoder, load_text_encoder
+from statevla.encoders.table import load_text_encoder
+from statevla.encoders.text import TextEncoder
 from stores.disk import durable
 from stores.disk.sync import Together, kernel
 from stores.errors import SourceError, SourceTrouble, StoreError, UsageError

@@ -4,6 +4,7 @@ A convention is checked against what the files show, told by a flag where they c
 it was assumed. `gather` runs in the child that reads a file; `weigh` sees what was gathered of all of them.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -127,7 +128,7 @@ def sample(names: Sequence[Any], count: int = SAMPLE_DEMOS) -> list[Any]:
 
 
 def look(read: Callable[[int, int], NDArray[np.uint8]], rows: int, hand: NDArray[Any] | None) -> Look:
-    """read(start, stop): the first camera's frames as stored. hand: positions [rows, 3] [m], where the file has them."""
+    """read(start, stop): the first camera's frames as stored. hand: positions [rows, 3] [m], None: not in the file."""
     blocks = sample(range(0, rows, BLOCK), BLOCKS)
     shown = np.concatenate([read(start, min(start + BLOCK, rows))[::EVERY] for start in blocks])
     places = [row for start in blocks for row in range(start, min(start + BLOCK, rows), EVERY)]
@@ -228,6 +229,10 @@ def upside_down(convention: str) -> bool:
     return convention == OPENGL
 
 
+BESIDE: Final = 8
+"""Files that are held against each other before they are held against another."""
+
+
 def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[str, Evidence]) -> bool:
     """Whether the file's pictures are the other way up than those of the files that say how theirs are."""
     others = {
@@ -236,12 +241,18 @@ def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[st
     least = 1 if evidence.convention is None else 2
     if not evidence.looks:
         return False
-    votes = [
-        orientation.turned(evidence.looks, there.looks, upside_down(taken) != upside_down(str(there.convention)))
-        for there in others.values()
-    ]
-    told = [vote for vote in votes if vote is not None]
+    if any(
+        _turned(one, other) is not False for one, other in itertools.combinations(list(others.values())[:BESIDE], 2)
+    ):
+        return False  # scenes that are not alike among themselves say nothing of another
+    told = [vote for there in others.values() if (vote := _turned(evidence, there, taken)) is not None]
     return len(told) >= least and all(told)
+
+
+def _turned(mine: Evidence, theirs: Evidence, taken: str | None = None) -> bool | None:
+    """`orientation.turned` of two files; taken: the first one's convention, where it says none itself."""
+    over = upside_down(str(taken or mine.convention)) != upside_down(str(theirs.convention))
+    return orientation.turned(mine.looks, theirs.looks, over)
 
 
 def gathered(notes: Sequence[tuple[str, str]], limit: int = 3) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from statevla.config.options import keys, option
 from stores.errors import UsageError
@@ -41,7 +41,7 @@ class DataConfig:
 class ModelConfig:
     """Sizes of every part; defaults are the documents' base model."""
 
-    vision: str = option("conv", "patch convolution, or a frozen tower", choices=("conv", "siglip"), parent=True)
+    vision: str = option("conv", "patch convolution (conv), or a frozen tower (siglip)", parent=True)
     vision_model: str = option("google/siglip-base-patch16-224", "name or folder of the frozen tower", parent=True)
     vision_width: int = option(768, "feature width of vision_model", least=1, parent=True)
     image_size: int = option(224, "pictures are resized to this many pixels a side", least=1, parent=True)
@@ -81,7 +81,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """What every system's section has."""
+    """What every system's section has. PRESETS: what a preset of that name changes of the defaults."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     num_epochs: int = option(1000, "epochs; training.max_steps may end a run before", least=1, resume=True)
     learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)

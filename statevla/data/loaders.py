@@ -75,7 +75,7 @@ class SegmentLoader:
 
     def state(self, position: Position) -> dict[str, int | str]:
         """What to save with a checkpoint so that `batches` goes on from there."""
-        return {"epoch": position.epoch, "batch": position.batch, "manifest_hash": self.store.content_hash}
+        return {"epoch": position.epoch, "batch": position.batch, "content_hash": self.store.content_hash}
 
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""

@@ -5,21 +5,29 @@ from typing import Any
 import torch
 
 from statevla.config import ModelConfig
-from statevla.encoders.siglip import SiglipBackbone, load_siglip
-from stores.errors import StaleKey
+from statevla.encoders.backbone import FrozenVision
+from statevla.encoders.table import VISION
+from stores.errors import StaleKey, UsageError
+
+CONV = "conv"
+"""``model.vision`` of patch convolutions, which are trained and need no backbone."""
 
 
-def load_backbone(config: ModelConfig, device: torch.device | str = "cpu") -> SiglipBackbone | None:
-    """None for ``conv``, which needs none. Raises UsageError when the weights cannot be had."""
-    return None if config.vision == "conv" else load_siglip(config.vision_model).to(device)
+def load_backbone(config: ModelConfig, device: torch.device | str = "cpu") -> FrozenVision | None:
+    """None for ``conv``, which needs none. Raises UsageError for an unknown one and when the weights cannot be had."""
+    if config.vision == CONV:
+        return None
+    if config.vision not in VISION:
+        raise UsageError(f"model.vision: expected one of {', '.join([CONV, *VISION])}, got {config.vision!r}")
+    return VISION[config.vision](config.vision_model).to(device)
 
 
-def identity(backbone: SiglipBackbone | None) -> dict[str, Any] | None:
+def identity(backbone: FrozenVision | None) -> dict[str, Any] | None:
     """Name and revision, for a checkpoint."""
     return None if backbone is None else {"model": backbone.name, "revision": backbone.revision}
 
 
-def require_identity(backbone: SiglipBackbone | None, recorded: dict[str, Any] | None, where: str) -> None:
+def require_identity(backbone: FrozenVision | None, recorded: dict[str, Any] | None, where: str) -> None:
     """Raise StaleKey when the backbone at hand is not the one that a checkpoint was trained with."""
     here = identity(backbone)
     if here is None and recorded is None:

@@ -269,7 +269,9 @@ class Runner:
         else:
             episode.observation = from_simulator(answer.observation, instruction)
             if first:
-                spec_of(episode.observation).require_same(self._policy.obs_spec, "the simulator", "the policy")
+                wanted = self._policy.obs_spec
+                seen = spec_of(episode.observation, wanted.language_width)
+                seen.require_same(wanted, "the simulator", "the policy")
             slot.thinking = True
 
     def _think(self, slot: _Slot) -> None:

@@ -101,7 +101,7 @@ class SiglipVision(nn.Module):
         """Frozen features of every camera image. Raises UsageError where the backbone is absent or another one."""
         backbone = self._outside[0]
         if backbone is None:
-            raise UsageError(f"model.vision siglip: this model was built without its backbone {self.model}")
+            raise UsageError(f"model.vision: this model was built without its backbone {self.model}")
         with torch.no_grad():
             if len({frames.shape for frames in images}) == 1:  # one pass for all cameras
                 flat = backbone.patch_features(torch.stack(images, dim=1).flatten(0, 1))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.encoders.text import TextEncoder, load_text_encoder
+from statevla.encoders.table import load_text_encoder
+from statevla.encoders.text import TextEncoder
 from stores.errors import StaleKey, UsageError
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ class Policy:
     """Everything that acting needs.
 
     language: float32 [L] by instruction, those that the policy was trained on and those it was asked for since.
-    manifest_hash: the store that it was trained on. name: for reports, where it came from. identity: sha256 of weights,
+    content_hash: the store that it was trained on. name: for reports, where it came from. identity: sha256 of weights,
     options, precision, sampling steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each
     instruction. init_states: by task, those that its demonstrations started from. text_encoder: id and revision of what
     embedded the instructions; None where a new one is an error. trained: those of `language` that were trained on.
@@ -47,7 +47,7 @@ class Policy:
     model: PolicyNet
     config: Config
     obs_spec: ObsSpec
-    manifest_hash: str
+    content_hash: str
     language: dict[str, NDArray[np.float32]]
     device: torch.device
     name: str
@@ -91,7 +91,7 @@ class Policy:
         language = dict(zip(state.instructions, vectors, strict=True))
         sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
         identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
-        made = ready(model, config, spec, state.manifest_hash, language, str(where), str(folder), precision, identity)
+        made = ready(model, config, spec, state.content_hash, language, str(where), str(folder), precision, identity)
         made = dataclasses.replace(made, init_states=state.init_states)
         return made if closed else dataclasses.replace(made, text_encoder=state.language, trained=dict(language))
 
@@ -210,7 +210,7 @@ def ready(
     model: Objective,
     config: Config,
     spec: ObsSpec,
-    manifest_hash: str,
+    content_hash: str,
     language: dict[str, NDArray[np.float32]],
     device: str,
     name: str,
@@ -230,4 +230,4 @@ def ready(
     convert(model, dtype)
     actor = Actor(model)
     conditions = dict(zip(language, actor.condition(vectors), strict=True))
-    return Policy(model, config, spec, manifest_hash, language, where, name, identity, actor, conditions)
+    return Policy(model, config, spec, content_hash, language, where, name, identity, actor, conditions)

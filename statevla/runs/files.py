@@ -52,7 +52,7 @@ class CheckpointState:
     config: dict[str, Any]
     obs_spec: dict[str, Any]
     statistics: dict[str, Any]
-    manifest_hash: str
+    content_hash: str
     instructions: list[str]
     init_states: dict[str, list[str]]
     language: dict[str, Any]
@@ -146,10 +146,10 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def require_store(state: CheckpointState, manifest_hash: str, folder: Path | str, store: str) -> None:
+def require_store(state: CheckpointState, content_hash: str, folder: Path | str, store: str) -> None:
     """Raise StaleKey when the checkpoint was trained on another store, or on another state of it."""
-    if state.manifest_hash != manifest_hash:
+    if state.content_hash != content_hash:
         raise StaleKey(
-            f"{folder} was trained on the store with content {state.manifest_hash[:12]}…, but {store} is "
-            f"{manifest_hash[:12]}…; train {state.system} again on this store, or name the other store"
+            f"{folder} was trained on the store with content {state.content_hash[:12]}…, but {store} is "
+            f"{content_hash[:12]}…; train {state.system} again on this store, or name the other store"
         )

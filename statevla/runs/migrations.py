@@ -6,6 +6,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     1  phases by number, the keys of the configuration before they were the documents'
     2  systems by name
     3  initial states of the demonstrations
+    4  the observation's spec as data; stores by their content
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 Tree = dict[str, Any]
 
 
@@ -51,6 +52,37 @@ def _initial_states(old: Tree) -> Tree:
     return {**old, "init_states": {}}
 
 
+def _spec_as_data(old: Tree) -> Tree:
+    """3 to 4: there was one robot, LIBERO's. A store was known by the hash of its manifest, which none has any more:
+    the policy acts, and is refused where a store must be the one that it was trained on.
+    """
+    tree = dict(old)
+    spec, loader = tree.pop("obs_spec"), dict(tree.pop("loader"))
+    tree["content_hash"] = tree.pop("manifest_hash")
+    loader["content_hash"] = loader.pop("manifest_hash")
+    if spec:
+        height, width = spec["image_size"]
+        units = "[-1, 1] controller units"
+        spec = {
+            "cameras": [{"name": name, "height": height, "width": width} for name in spec["cameras"]],
+            "robot_state": [
+                {"name": "joint_pos", "width": 7, "unit": "rad"},
+                {"name": "gripper_qpos", "width": 2, "unit": "m"},
+            ],
+            "action": [
+                {"name": "position", "width": 3, "kind": "continuous", "unit": f"OSC_POSE delta, {units}",
+                 "dims": ["x", "y", "z"]},
+                {"name": "rotation", "width": 3, "kind": "continuous", "unit": f"OSC_POSE delta axis-angle, {units}",
+                 "dims": ["rx", "ry", "rz"]},
+                {"name": "gripper", "width": 1, "kind": "binary", "unit": "-1 open, +1 close", "dims": []},
+            ],
+            "control_hz": spec["control_hz"],
+            "language_width": 512,
+            "orientation": spec["orientation"],
+        }  # fmt: skip
+    return {**tree, "obs_spec": spec, "loader": loader}
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -74,5 +106,5 @@ def _rename(tree: Tree, **names: str) -> None:
         tree[new] = tree.pop(old)
 
 
-MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _systems_by_name, 2: _initial_states}
+MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _systems_by_name, 2: _initial_states, 3: _spec_as_data}
 """From the format of the key to the next one."""

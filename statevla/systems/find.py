@@ -59,7 +59,7 @@ def find_parent(system: System, store_hash: str, run: Path | None = None, root: 
     """
     rows = [find_system(name) for name in system.parent]
     found = _in_run(run, rows, (LATEST,)) if run is not None else _find(rows, root, (LATEST,), store_hash)
-    fitting = [path for path in found if read_state(path).manifest_hash == store_hash]
+    fitting = [path for path in found if read_state(path).content_hash == store_hash]
     where = f"in {run}" if run is not None else f"below {root}/"
     what = " or ".join(row.name for row in rows)
     if not fitting:
@@ -108,7 +108,7 @@ def _find(rows: Iterable[System], root: Path, names: tuple[str, ...], store_hash
     for depth in ("*", "*/*"):
         found = [path for run in sorted(root.glob(depth)) for path in _in_run(run, rows, names)]
         if store_hash is not None:
-            found = [path for path in found if read_state(path).manifest_hash == store_hash]
+            found = [path for path in found if read_state(path).content_hash == store_hash]
         if found:
             return found
     return []

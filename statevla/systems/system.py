@@ -15,7 +15,7 @@ from statevla.config import Config
 from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch
 from statevla.data.needs import NOW, Needs
-from statevla.encoders.siglip import SiglipBackbone
+from statevla.encoders.backbone import FrozenVision
 from statevla.models.losses import LossParts
 from statevla.models.optim import undecayed_names
 from statevla.runs.files import CheckpointState
@@ -82,7 +82,7 @@ class Given:
 
     spec: ObsSpec = LIBERO
     statistics: Normalization | None = None
-    backbone: SiglipBackbone | None = None
+    backbone: FrozenVision | None = None
     parent: Parent | None = None
 
 

@@ -327,7 +327,7 @@ class Run:
             config=self.config.to_dict(),
             obs_spec=self.store.obs_spec,
             statistics=self.statistics.to_dict(),
-            manifest_hash=self.store.content_hash,
+            content_hash=self.store.content_hash,
             instructions=instructions,
             init_states=init_states_by_task(self.store.manifest.sources),
             language={"encoder": language.encoder, "revision": language.revision},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from statevla.encoders.text import load_text_encoder
+from statevla.encoders.table import load_text_encoder
 from stores.errors import UsageError
 
 START, END = "<|startoftext|>", "<|endoftext|>"

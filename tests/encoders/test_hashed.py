@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from statevla.encoders.hashed import embed_text, encode_hashed
-from statevla.encoders.text import load_text_encoder
+from statevla.encoders.table import load_text_encoder
 from stores.errors import UsageError
 
 TEXTS = [f"pick the {thing} and place it in the basket" for thing in ("milk", "butter", "ketchup", "bbq sauce")]

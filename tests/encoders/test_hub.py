@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from statevla.encoders import hub
-from statevla.encoders.text import load_text_encoder
+from statevla.encoders.table import load_text_encoder
 from stores.errors import UsageError
 
 asked: list[str] = []

@@ -9,7 +9,8 @@ import pytest
 
 from statevla.encoders import minilm
 from statevla.encoders.minilm import whitening
-from statevla.encoders.text import TextEncoder, load_text_encoder
+from statevla.encoders.table import load_text_encoder
+from statevla.encoders.text import TextEncoder
 from stores.errors import UsageError
 
 NEAREST = 0.0

@@ -138,7 +138,7 @@ def _demo(steps: int) -> Demo:
 def test_quaternions_of_known_turns() -> None:
     half = np.sqrt(0.5)
     turns = np.array([[0.0, 0, 0], [0, 0, np.pi / 2], [np.pi, 0, 0]])
-    np.testing.assert_allclose(quaternions(turns), [[1, 0, 0, 0], [half, 0, 0, half], [0, 1, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(quaternions(turns), [[0, 0, 0, 1], [0, 0, half, half], [1, 0, 0, 0]], atol=1e-12)
 
 
 @pytest.mark.parametrize(("episodes", "align"), [(0, "after"), (1, "sideways")])
@@ -166,7 +166,7 @@ def test_recordings_of_another_collection_are_not_touched_unless_told(tmp_path: 
     others: list[tuple[int, int, Align]] = [(2, 1, "after"), (9, 2, "after"), (9, 1, "before")]
     for episodes, seed, align in others:
         with pytest.raises(UsageError, match=r"demonstrations of another collection.*--append.*--replace"):
-            collect_tabletop(tmp_path, image_size=16, **other)
+            collect_tabletop(tmp_path, episodes, seed=seed, image_size=16, align=align)
         assert contents(tmp_path) == before
     again = collect_tabletop(tmp_path, 9, seed=1, image_size=16)  # the very same is complete
     assert contents(tmp_path) == before

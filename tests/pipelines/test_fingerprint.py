@@ -19,9 +19,8 @@ from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
 from tests.stores.faults import read_tree
 
 DEMOS = ("demo_0", "demo_1", "demo_2")
-SETTINGS = UnitSettings(
-    16, 10, "jpeg", 95, "libero", LIBERO, Told(), {"image_convention": "opengl", "gripper": None}, {}
-)
+FACTS = {"image_convention": "opengl", "gripper": None}
+SETTINGS = UnitSettings(16, 10, "jpeg", 95, "libero", LIBERO, Told(), FACTS, {})
 
 
 def fingerprint_demos(path: Path, demos: tuple[str, ...], poison: dict[str, str] | None = None) -> dict[str, str]:

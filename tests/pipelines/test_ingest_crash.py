@@ -16,7 +16,7 @@ from pipelines.derive.language import write_instructions
 from pipelines.derive.stats import compute_statistics
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
-from statevla.encoders.text import load_text_encoder
+from statevla.encoders.table import load_text_encoder
 from stores.disk import durable
 from stores.errors import SourceError, StoreMissing
 from stores.language import LanguageCache

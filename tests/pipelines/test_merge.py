@@ -13,12 +13,13 @@ import zarr
 import stores.numbers
 import stores.tables
 from pipelines.ingest.merge import UnitFacts, split_units, unit_facts, write_merged
-from pipelines.ingest.record import encode_record, write_record
-from pipelines.ingest.unit import shard_path
+from pipelines.ingest.record import write_record
 from stores.disk.sync import Together
 from stores.errors import StateVLAError
+from stores.layout import shard_path
 from stores.segments import segment_key, segment_members, segment_spans
 from stores.shards import write_shard
+from stores.spec import LIBERO
 
 FRAMES, WINDOW, EPISODES_A_UNIT = 60, 2, 2
 
@@ -46,14 +47,17 @@ def write_units(root: Path, count: int) -> tuple[list[UnitFacts], list[np.ndarra
                 states.append(state)
                 row: dict[str, Any] = {"id": f"{name}/demo_{part}", "task": "task", "instruction": "do it"}
                 row |= {"frames": FRAMES, "steps": steps, "source": "task.hdf5", "demo": f"demo_{part}"}
-                episodes.append({**row, "alignment": "before", "spans": spans})
+                episodes.append(
+                    {**row, "alignment": "before", "content": f"{name}-{part}", "init_state": "", "spans": spans}
+                )
             index = write_shard(root / shard_path(name), members)
             entries = iter(index.segments)
             for row in episodes:
                 row["segments"] = [{**vars(span), **vars(next(entries))} for span in row.pop("spans")]
             shard = {"path": shard_path(name), "bytes": index.bytes, "sha256": index.sha256}
-            record = {"unit": name, "shard": shard, "episodes": episodes, "quarantined": [], "fingerprints": {}}
-            write_record(root, name, "0" * 64, encode_record(record))
+            record = {"unit": name, "shard": shard, "episodes": episodes, "quarantined": [], "notes": []}
+            record["fingerprints"] = {}
+            write_record(root, name, "0" * 64, record)
             facts.append(unit_facts(record, "task.hdf5"))
     return facts, states
 
@@ -69,7 +73,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_units_lie_end_to_end_in_tables_and_arrays(tmp_path: Path) -> None:
     facts, states = write_units(tmp_path, 5)
     split = split_units(facts, 0, 0.5)
-    write_merged(tmp_path, facts, split)
+    write_merged(tmp_path, facts, split, LIBERO)
     episodes = pq.read_table(tmp_path / "episodes.parquet").to_pydict()
     assert episodes["episode"] == list(range(10))
     assert episodes["id"] == [f"task-{n // 2:03d}/demo_{n % 2}" for n in range(10)]
@@ -104,7 +108,7 @@ def test_memory_does_not_grow_with_the_number_of_units(tmp_path: Path) -> None:
         pa.set_memory_pool(arrow)
         tracemalloc.start()
         try:
-            write_merged(root, facts, split)
+            write_merged(root, facts, split, LIBERO)
             return tracemalloc.get_traced_memory()[1] + arrow.max_memory()
         finally:
             tracemalloc.stop()
@@ -120,5 +124,5 @@ def test_a_record_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "units/task-001.json"
     path.write_bytes(path.read_bytes().replace(b"do it", b"do so"))
     with pytest.raises(StateVLAError, match="record of unit task-001 changed"):
-        write_merged(tmp_path, facts, split_units(facts, 0, 0.9))
+        write_merged(tmp_path, facts, split_units(facts, 0, 0.9), LIBERO)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "units"]

@@ -1,0 +1,136 @@
+"""Derived folders: keyed by what made them, written by row range, sealed last; stale and damaged are refused."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stores.arrays import ArraySpec, write_region
+from stores.derived import BEGUN, Derived, begin, key_of, open_derived, seal_bytes
+from stores.disk import durable
+from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
+from stores.layout import DERIVED, is_data, is_derived, is_leftover, is_seal, seal_path
+from stores.verify import verify_store
+from tests.stores.faults import every_crash, read_tree
+from tests.stores.make_store import make_tiny_store
+
+MADE = {"content_hash": "ab" * 32, "encoder": "tower", "revision": "r1"}
+ROWS = np.arange(50 * 3, dtype=np.float16).reshape(50, 3)
+ARRAYS = {"agentview": ArraySpec(ROWS.shape, "float16", 16)}
+MAKE = "statevla features"
+
+
+def write(root: Path, name: str = "tower", chunks: range | None = None) -> str:
+    """Whatever of the chunks is missing, then the seal."""
+    folder = begin(root, "features", name, MADE, ARRAYS)
+    spec = folder.arrays["agentview"]
+    for m in folder.missing("agentview") if chunks is None else chunks:
+        rows = ROWS[m * spec.chunk : (m + 1) * spec.chunk]
+        write_region(folder.root, "agentview", spec, m * spec.chunk, rows)
+    return folder.commit({"pooled": False})
+
+
+def read(root: Path, **made_from: str) -> Derived:
+    return open_derived(root, "features", {**MADE, **made_from}, MAKE, name="tower")
+
+
+def test_rows_come_back_by_range_with_what_made_them(tmp_path: Path) -> None:
+    assert write(tmp_path) == key_of(MADE)
+    found = read(tmp_path)
+    assert (found.key, found.made_from, found.about) == (key_of(MADE), MADE, {"pooled": False})
+    np.testing.assert_array_equal(found.array("agentview").read(10, 37), ROWS[10:37])
+    assert {item.path for item in found.objects} == {
+        "zarr.json", "agentview/zarr.json", *(f"agentview/c/{m}/0" for m in range(4))
+    }  # fmt: skip
+    with pytest.raises(StoreMissing, match=r"no array 'wrist', only \['agentview'\]"):
+        found.array("wrist")
+
+
+def test_the_key_is_of_all_that_made_it_in_any_order() -> None:
+    assert key_of(MADE) == key_of(dict(reversed(MADE.items())))
+    assert len({key_of({**MADE, name: "other"}) for name in MADE}) == len(MADE)
+
+
+def test_made_from_something_else_is_stale_and_says_what(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissing, match=f"not there yet; run `{MAKE}`"):
+        read(tmp_path)
+    write(tmp_path)
+    with pytest.raises(StaleKey, match=f"another revision than this store's; run `{MAKE}` again"):
+        read(tmp_path, revision="r2")
+
+
+def test_an_unfinished_folder_is_none_and_is_gone_on_with(tmp_path: Path) -> None:
+    folder = begin(tmp_path, "features", "tower", MADE, ARRAYS)
+    write_region(folder.root, "agentview", ARRAYS["agentview"], 0, ROWS[:16])
+    with pytest.raises(UsageError, match="3 chunks are not written yet, first 1"):
+        folder.commit({})
+    with pytest.raises(StoreMissing, match="not finished"):
+        read(tmp_path)
+    again = begin(tmp_path, "features", "tower", MADE, ARRAYS)
+    assert again.missing("agentview") == [1, 2, 3]
+    other = begin(tmp_path, "features", "tower", {**MADE, "revision": "r2"}, ARRAYS)
+    assert other.missing("agentview") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "flipped", "seal"])
+def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+    write(tmp_path)
+    chunk, seal = tmp_path / "features/tower/agentview/c/2/0", tmp_path / "features/tower/manifest.json"
+    if damage == "missing":
+        chunk.unlink()
+    elif damage == "short":
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+    elif damage == "flipped":
+        chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    else:
+        seal.write_bytes(seal.read_bytes().replace(b"false", b"true"))
+    with pytest.raises(StoreCorrupt, match="altered" if damage == "seal" else "agentview/c/2/0"):
+        read(tmp_path).array("agentview").read()
+
+
+def test_verify_knows_finished_and_unfinished_ones(tmp_path: Path) -> None:
+    make_tiny_store(tmp_path / "store")
+    write(tmp_path / "store")
+    assert verify_store(tmp_path / "store") == []
+    begin(tmp_path / "store", "latents", "run", MADE, {"z": ArraySpec((4, 2), "float32", 4)})
+    found = verify_store(tmp_path / "store")
+    assert {problem.object.split("/")[1] for problem in found} == {"run"}
+    assert all("not finished" in problem.problem for problem in found)
+
+
+@pytest.mark.parametrize("place", ["features/../x", "features/a/b", "features/", "thumbs/a"])
+def test_other_names_are_refused(tmp_path: Path, place: str) -> None:
+    kind, _, name = place.partition("/")
+    with pytest.raises(UsageError, match="derived folder"):
+        begin(tmp_path, kind, name, MADE, ARRAYS)
+
+
+@pytest.mark.crash
+def test_a_crash_leaves_the_old_folder_none_or_the_new_one_and_a_rerun_mends_it(tmp_path: Path) -> None:
+    def work(root: Path) -> None:
+        with durable.lock(root, "test"):
+            write(root)
+
+    for crash, root in every_crash(tmp_path, lambda root: None, work):
+        with contextlib.suppress(StoreMissing):  # any other error would say that it is there
+            np.testing.assert_array_equal(read(root).array("agentview").read(), ROWS)
+        work(root)
+        assert read_tree(root) == read_tree(tmp_path / "undisturbed"), crash
+
+
+def test_layout_tells_kinds_apart() -> None:
+    assert all(map(is_data, ("shards/a.tar", "frames.zarr/action/c/0/0", "episodes.parquet", "language.parquet")))
+    assert not any(map(is_data, ("units/a.json", "quarantine.jsonl", "manifest.json", "stats/a.json", "shardsx/a")))
+    assert is_derived("features/a/x")
+    assert not is_derived("features")
+    assert all(is_seal(seal_path(kind, "a")) for kind in DERIVED)
+    assert not any(
+        map(is_seal, ("manifest.json", "stats/.tmp-1-a.json", "features/a/b/manifest.json", "shards/a/manifest.json"))
+    )
+    assert is_leftover("shards/.tmp-00-a.tar")
+    assert not is_leftover(f"features/a/{BEGUN}")
+
+
+def test_a_seal_without_objects_is_one_file() -> None:
+    assert b'"objects": []' in seal_bytes(MADE, {"mean": [1.0]})
