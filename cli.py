@@ -441,7 +441,7 @@ def eval_libero(
     source: Source = None,
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
-    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, 1.8 GiB each.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
     first_init: Annotated[
         int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
     ] = None,

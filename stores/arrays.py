@@ -26,7 +26,7 @@ from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 
 METADATA: Final = "zarr.json"
-_TYPES: Final = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
+TYPES: Final = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
 _CRC_BYTES: Final = 4
 
 ReadObject = Callable[[str], bytes]
@@ -41,8 +41,8 @@ class ArraySpec:
     chunk: int
 
     def __post_init__(self) -> None:
-        if self.dtype not in _TYPES or not self.shape or min(self.shape) < 0 or self.chunk < 1:
-            raise UsageError(f"array: expected a dtype of {_TYPES}, a shape [N, ...] and chunk >= 1, got {self}")
+        if self.dtype not in TYPES or not self.shape or min(self.shape) < 0 or self.chunk < 1:
+            raise UsageError(f"array: expected a dtype of {TYPES}, a shape [N, ...] and chunk >= 1, got {self}")
 
     @property
     def chunks(self) -> int:
@@ -75,14 +75,25 @@ class ArraySpec:
                 "configuration": {"chunk_shape": [self.chunk, *self.shape[1:]]},
             },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": False if self.dtype == "bool" else 0 if "int" in self.dtype else 0.0,
-            "codecs": _codecs(self.dtype),
+            "fill_value": fill_value(self.dtype),
+            "codecs": codecs(self.dtype),
             "storage_transformers": [],
         }
-        return {**fields, "attributes": {"sha256": hashlib.sha256(durable.json_bytes(fields)).hexdigest()}}
+        return sealed(fields)
 
 
-def _codecs(dtype: str) -> list[dict[str, Any]]:
+def sealed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Metadata with attribute ``sha256`` of the rest."""
+    return {**fields, "attributes": {"sha256": hashlib.sha256(durable.json_bytes(fields)).hexdigest()}}
+
+
+def fill_value(dtype: str) -> bool | int | float:
+    """What Zarr would give for a chunk that is not there; here no such chunk is accepted."""
+    return False if dtype == "bool" else 0 if "int" in dtype else 0.0
+
+
+def codecs(dtype: str) -> list[dict[str, Any]]:
+    """Bytes, little endian, and their checksum."""
     if np.dtype(dtype).itemsize == 1:  # Zarr takes no byte order for single bytes
         return [{"name": "bytes"}, {"name": "crc32c"}]
     return [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]

@@ -9,7 +9,7 @@
 # TASKS, EPISODES   tasks of libero_object, demonstrations of each. Default: 30 of tasks 0-2 and 20 of tasks 3-9
 # STEPS1, STEPS2    optimizer steps of the two phases (default 6000 and 3000)
 # TRIALS            trials a task, at most 20 (default 20)
-# WORKERS           simulator processes, 1.8 GiB each (default 2)
+# WORKERS           simulator processes, up to 2.4 GiB each (default 2)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -68,6 +68,12 @@ def rows_of(store: Store, split: str) -> list[int]:
     return [rows[n] for n in range(longest) for rows in waiting.values() if n < len(rows)]
 
 
+def every_action(store: Store) -> NDArray[np.float32]:
+    """float32 [N, A]: a last frame without an action has none here."""
+    actions = np.asarray(store.frames["action"], np.float32)
+    return actions[np.isfinite(actions).all(1)]
+
+
 def moving(actions: NDArray[np.float32]) -> list[int]:
     """Dimensions of actions [T, A] that ever change."""
     return np.flatnonzero(np.ptp(actions, axis=0) > STILL).tolist() if len(actions) else []
@@ -87,7 +93,7 @@ def traces(policy: Policy, store: Store, replan: int) -> Traces:
     predicted = np.concatenate([chunk[:replan] for chunk in acted.chunk.numpy()])[:steps]
     times = tuple(float(n) for n in range(steps))
     drawn, still = [], []
-    everywhere = np.asarray(store.frames["action"])
+    everywhere = every_action(store)
     for number, name in enumerate(store.spec.action_names):
         if number not in moving(everywhere):
             still.append(name)
@@ -101,7 +107,7 @@ def traces(policy: Policy, store: Store, replan: int) -> Traces:
 
 def demonstrations(store: Store) -> tuple[Demonstration, ...]:
     """Some of the train split, of every instruction in turn: the first picture, and each moving action over time."""
-    everywhere = np.asarray(store.frames["action"])
+    everywhere = every_action(store)
     shown = moving(everywhere)
     low, high = float(everywhere[:, shown].min()), float(everywhere[:, shown].max())
     found = []
@@ -116,7 +122,7 @@ def demonstrations(store: Store) -> tuple[Demonstration, ...]:
 
 def moving_names(store: Store) -> tuple[str, ...]:
     """Names of the action dimensions that ever change in the store, in the order of `demonstrations`' lines."""
-    return tuple(store.spec.action_names[n] for n in moving(np.asarray(store.frames["action"])))
+    return tuple(store.spec.action_names[n] for n in moving(every_action(store)))
 
 
 def states(policy: Policy, store: Store) -> Scatter | None:
@@ -148,7 +154,7 @@ def _states_of(policy: Policy, episode: Episode) -> NDArray[np.float32]:
     """float32 [T, D]."""
     batch: ObservationBatch = policy.observe([episode.observation(step) for step in range(len(episode.action))])
     encoded = policy.model.encode(batch.to(policy.device))  # type: ignore[attr-defined]  # asked for above
-    return np.asarray(encoded.state.float().cpu().numpy())
+    return np.asarray(encoded.z.float().cpu().numpy())
 
 
 def progress_colour(share: float) -> str:

@@ -4,6 +4,7 @@ A convention is checked against what the files show, told by a flag where they c
 it was assumed. `gather` runs in the child that reads a file; `weigh` sees what was gathered of all of them.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -238,6 +239,10 @@ def upside_down(convention: str) -> bool:
     return convention == OPENGL
 
 
+BESIDE: Final = 8
+"""Files that are held against each other before they are held against another."""
+
+
 def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[str, Evidence]) -> bool:
     """Whether the file's pictures are the other way up than those of the files that say how theirs are."""
     others = {
@@ -245,14 +250,18 @@ def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[st
     }
     if not evidence.looks or len(others) < (1 if evidence.convention is None else 2):
         return False
-    votes = [
-        orientation.turned(
-            evidence.looks, there.looks, {"mine": upside_down(taken), "others": upside_down(str(there.convention))}
-        )
-        for there in others.values()
-    ]
-    told = [vote for vote in votes if vote is not None]
+    if any(
+        _turned(one, other) is not False for one, other in itertools.combinations(list(others.values())[:BESIDE], 2)
+    ):
+        return False  # scenes that are not alike among themselves say nothing of another
+    told = [vote for there in others.values() if (vote := _turned(evidence, there, taken)) is not None]
     return bool(told) and all(told)
+
+
+def _turned(mine: Evidence, theirs: Evidence, taken: str | None = None) -> bool | None:
+    """`orientation.turned` of two files; taken: the first one's convention, where it says none itself."""
+    flip = {"mine": upside_down(str(taken or mine.convention)), "others": upside_down(str(theirs.convention))}
+    return orientation.turned(mine.looks, theirs.looks, flip)
 
 
 def gathered(notes: Sequence[tuple[str, str]], limit: int = 3) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class Request:
         name = self.preset or "base"
         if name not in PRESETS:
             raise UsageError(f"preset {name!r}: expected one of {', '.join(PRESETS)}")
-        return replace(with_sections(PRESETS[name], sections), self.changes)
+        return replace(with_sections(PRESETS[name], sections, name), self.changes)
 
 
 def load_config(
@@ -91,9 +91,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def with_sections(config: Config, sections: Sections) -> Config:
-    """`config` with the options of further systems, those that it has not yet at their defaults."""
-    missing = {name: options() for name, options in sections.items() if name not in config.sections}
+def with_sections(config: Config, sections: Sections, preset: str = "base") -> Config:
+    """`config` with the options of further systems, those that it has not yet as the preset has them."""
+    missing = {
+        name: options(**options.PRESETS.get(preset, {}))
+        for name, options in sections.items()
+        if name not in config.sections
+    }
     return dataclasses.replace(config, sections={**config.sections, **missing}) if missing else config
 
 

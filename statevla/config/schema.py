@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from statevla.config.options import keys, option
 from stores.errors import UsageError
@@ -81,7 +81,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """What every system's section has."""
+    """What every system's section has. PRESETS: what a preset of that name changes of the defaults."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     num_epochs: int = option(1000, "epochs; training.max_steps may end a run before", least=1, resume=True)
     learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)

@@ -54,7 +54,7 @@ def evaluate(
         tasks: indices of the suite's tasks, or as ``"0-2,5"``; None: all.
         num_trials: for each task; with :class:`ReplayDemos`, at most so many demonstrations a task.
         episodes: in all instead, tasks in turn.
-        workers: worlds at a time; a LIBERO simulator takes 1.8 GiB of memory.
+        workers: worlds at a time; a LIBERO simulator takes up to 2.4 GiB of memory.
         first_init: number of the first initial state; None: past those that the policy's demonstrations started from.
         execution: which actions of which chunk; None: half of each chunk.
         max_steps: after settling; None: the suite's usual limit.
@@ -63,8 +63,8 @@ def evaluate(
         label: of the progress that is told.
 
     Raises:
-        UsageError: no such suite or task, numbers out of range, an instruction that the policy does not know, or
-            ``out`` holds another evaluation.
+        UsageError: no such suite or task, no expert where one is asked for, numbers out of range, an instruction that
+            the policy does not know, or ``out`` holds another evaluation.
         ObsSpecMismatch: the policy was trained on other observations than the simulator gives.
         SimulatorMissing, SimulatorVersion: the simulator is not set up.
         SimulatorFailed: simulators do not even start, or no trial finished. Finished trials are kept.
@@ -80,6 +80,8 @@ def evaluate(
     if not 0 <= seed < 2**20:
         raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
     chosen = row.tasks(tasks)
+    if isinstance(policy, ExpertControl):
+        row.check_expert(chosen)
     if first_init is None:
         first_init = first_start(policy, row, chosen, num_trials if episodes is None else -(-episodes // len(chosen)))
     trials = _trials(policy, row, chosen, num_trials, episodes, first_init)

@@ -139,6 +139,8 @@ def measure(
     same_space = ((predicted - shift) / scale)[..., dims], ((target - shift) / scale)[..., dims]
     by_dimension = metrics.mse_by_dimension(*same_space, is_pad)
     baseline = np.broadcast_to(((train_mean - shift) / scale)[dims], same_space[1].shape)
+    moving = _moving(same_space[1][~is_pad])
+    averaged = same_space[0][..., moving], same_space[1][..., moving]
     known = [field.name for field in spec.action]
     moved = spec.slice_of(POSITION) if POSITION in known else dims
     chain = predictions.episode, predictions.frame
@@ -147,10 +149,12 @@ def measure(
         episodes=len(np.unique(predictions.episode)),
         frames=len(predicted),
         mse=dict(zip(names, map(float, metrics.mse_by_dimension(predicted, target, is_pad)), strict=True)),
-        mse_normalized=float(by_dimension.mean()),
+        mse_normalized=float(by_dimension[moving].mean()),
         mse_normalized_by_dimension=dict(zip((names[d] for d in dims), map(float, by_dimension), strict=True)),
-        mse_normalized_by_horizon=metrics.mse_by_horizon(*same_space, is_pad),
-        baseline_mean_action_mse_normalized=float(metrics.mse_by_dimension(baseline, same_space[1], is_pad).mean()),
+        mse_normalized_by_horizon=metrics.mse_by_horizon(*averaged, is_pad),
+        baseline_mean_action_mse_normalized=float(
+            metrics.mse_by_dimension(baseline[..., moving], averaged[1], is_pad).mean()
+        ),
         **_binary(predictions, spec),
         smoothness=Smoothness(
             policy_jerk=metrics.jerk(predicted[..., moved], is_pad),
@@ -159,6 +163,14 @@ def measure(
             demo_seam=metrics.seam(target[..., moved], is_pad, *chain),
         ),
     )
+
+
+def _moving(target: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Columns of the demonstrated actions [n, D] that ever change: an average over others would only look better. All of
+    them where none does.
+    """
+    found = np.flatnonzero(np.ptp(target, axis=0) > 0)
+    return found if len(found) else np.arange(target.shape[1])
 
 
 def _binary(predictions: Predictions, spec: ObsSpec) -> dict[str, float | None]:

@@ -32,8 +32,8 @@ class OfflineResults:
     """Predicted against demonstrated chunks. Steps past an episode's end (padding) count nowhere.
 
     mse: per action dimension, action units, over all chunk steps.
-    mse_normalized: mean over the continuous dimensions after the policy's normalization; binary ones (the gripper) have
-    their own measures.
+    mse_normalized: mean over the continuous dimensions that move in these demonstrations, after the policy's
+    normalization; binary ones (the gripper) have their own measures.
     mse_normalized_by_horizon: the same, for chunk steps 0 ... K-1; None where every episode is shorter.
     baseline_mean_action_mse_normalized: the same, for a predictor of the train split's mean action.
     gripper_accuracy: share of chunk steps with the right sign, of the binary dimensions on average; None without any.

@@ -192,8 +192,8 @@ def _closed_loop(policies: tuple[PolicyRow, ...]) -> dict[str, Any]:
         "policy_rows": [
             (
                 f"{p.name}: {p.what}",
-                percent(p.success),
-                f"{percent(p.interval[0])} to {percent(p.interval[1])}",
+                _unbroken(percent(p.success)),
+                f"{_unbroken(percent(p.interval[0]))} to {_unbroken(percent(p.interval[1]))}",
                 str(p.errors),
                 "-" if p.steps is None else f"{p.steps:.0f}",
                 "-" if p.latency is None else f"{p.latency[0]:.0f} / {p.latency[1]:.0f}",
@@ -209,4 +209,9 @@ def _of_trials(policy: PolicyRow, task: str) -> str:
     if task not in policy.tasks:
         return "-"
     successes, trials, low, high = policy.tasks[task]
-    return f"{successes} of {trials} ({percent(low)} to {percent(high)})"
+    return f"{successes} of {trials} ({_unbroken(percent(low))} to {_unbroken(percent(high))})"
+
+
+def _unbroken(text: str) -> str:
+    """With spaces at which no line ends."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")

@@ -50,6 +50,10 @@ class Suite(Protocol):
         """How many numbered initial states a task has; None: endless."""
         ...
 
+    def check_expert(self, tasks: Sequence[Task]) -> None:
+        """Raises UsageError for a task that has no scripted expert."""
+        ...
+
     def open(self, task: Task, image_size: int, threads: int) -> World:
         """A world of a task. threads: for drawing."""
         ...

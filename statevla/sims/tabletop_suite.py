@@ -67,6 +67,9 @@ class TabletopSuite:
     def available(self, task: Task) -> None:
         return None
 
+    def check_expert(self, tasks: Sequence[Task]) -> None:
+        """Every task has one."""
+
     def open(self, task: Task, image_size: int, threads: int) -> "TabletopWorld":
         return TabletopWorld(TabletopTask(task.index), self.make_env(image_size))
 

@@ -5,7 +5,7 @@ from typing import Final
 from statevla.config.load import Sections, from_dict
 from statevla.config.schema import Config, Phase1Config, Phase2Config
 from statevla.runs.files import CheckpointState
-from statevla.systems import flow_matching, temporal_jepa
+from statevla.systems import act, film, flow_matching, temporal_jepa, vla
 from statevla.systems.system import System
 from stores.errors import UsageError
 
@@ -18,6 +18,9 @@ SYSTEMS: Final[list[System]] = [
         "flow_matching", "phase2_flow_matching", "policy", "flow-matching policy", flow_matching.build, Phase2Config,
         "training.phase2", parent=("temporal_jepa",),
     ),
+    System("film", "film", "policy", "FiLM policy", film.build, film.FilmOptions, "film"),
+    System("act", "act", "policy", "action chunking transformer", act.build, act.ActOptions, "act"),
+    System("vla", "vla", "policy", "vision-language-action transformer", vla.build, vla.VlaOptions, "vla"),
 ]  # fmt: skip
 
 

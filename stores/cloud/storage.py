@@ -11,11 +11,14 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing
+
+IOV_MAX: Final = 1024
+"""Buffers that one system call may fill."""
 
 POINTER: Final = "published"
 """The only field of a pointer: {"at": folder, "manifest": its manifest's hash}."""
@@ -38,6 +41,9 @@ class Storage(Protocol):
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises StoreMissing, or StoreCorrupt when the object is shorter."""
+
+    def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill `views` one after the other from `offset` on. Raises as `read_range`."""
 
     def pieces(self, name: str) -> Iterator[bytes | memoryview]:
         """The whole object in pieces of bounded size, for hashing: each is gone with the next. Raises StoreMissing."""
@@ -80,6 +86,21 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
         return _exact(data, self.root, name, offset, size)
+
+    def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
+        with named_errors(self.root, name):
+            descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                at = offset
+                for first in range(0, len(views), IOV_MAX):
+                    at += _fill(descriptor, at, list(views[first : first + IOV_MAX]))
+            finally:
+                os.close(descriptor)
+        wanted = sum(len(view) for view in views)
+        if at - offset != wanted:
+            raise StoreCorrupt(
+                f"{self.root}: {name}: expected {wanted} bytes from {offset}, got {at - offset}: the file is shorter"
+            )
 
     def pieces(self, name: str) -> Iterator[memoryview]:
         # One buffer for all pieces: it stays in the processor's cache, and no memory is asked for on the way.
@@ -151,6 +172,13 @@ class RemoteStorage:
         with named_errors(self.root, name):
             data = bytes(self.files.cat_file(f"{self.path}/{name}", start=offset, end=offset + size))
         return _exact(data, self.root, name, offset, size)
+
+    def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
+        data = memoryview(self.read_range(name, offset, sum(len(view) for view in views)))
+        at = 0
+        for view in views:
+            view[:] = data[at : at + len(view)]
+            at += len(view)
 
     def pieces(self, name: str) -> Iterator[bytes]:
         with (
@@ -233,6 +261,18 @@ def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
             return LocalStorage(root.removeprefix("file://"))
         return RemoteStorage(root, **options).follow() if "://" in root else LocalStorage(root)
     return root
+
+
+def _fill(descriptor: int, offset: int, views: list[memoryview]) -> int:
+    """Read into `views` until they are full or the file ends; how many bytes that were."""
+    done = 0
+    while views and (count := os.preadv(descriptor, views, offset + done)):
+        done += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if count:
+            views[0] = views[0][count:]
+    return done
 
 
 def _exact(data: bytes, root: str, name: str, offset: int, size: int) -> bytes:

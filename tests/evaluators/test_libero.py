@@ -22,7 +22,7 @@ from statevla.sims.libero import paths, suites, worker
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, Run, RunExpert
 from statevla.systems.acting import Acted
-from stores.errors import ObsSpecMismatch, StateVLAError, StoreCorrupt, UsageError
+from stores.errors import ObsSpecMismatch, StateVLAError, StoreCorrupt, StoreMissing, UsageError
 
 SIZE = 16
 INIT_STATES = 6
@@ -142,6 +142,11 @@ class Pushes:
         self.draws += draws or []
         self.seen += [o.instruction for o in observations]
         return Acted(torch.full((len(observations), self.chunk, 7), self.value), None)
+
+    def vector(self, instruction: str) -> int:
+        if instruction not in self.language:
+            raise StoreMissing(f"{instruction!r} is not one of {sorted(self.language)}")
+        return self.language[instruction]
 
 
 class Wanders(Pushes):
@@ -341,3 +346,9 @@ def test_chosen_trials_are_filmed(world: World, tmp_path: Path) -> None:
     assert [(r.task, r.start) for r in filmed] == [("task_0", 0), ("task_1", 0)]
     assert all((tmp_path / r.video).read_bytes()[:6] == b"GIF89a" for r in filmed)
     assert filmed[0].video in (tmp_path / "index.html").read_text()
+
+
+def test_a_suite_without_expert_is_a_wrong_use_and_starts_no_simulator(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="libero_90 has no scripted expert; there is one for libero_spatial"):
+        evaluate(ExpertControl(), "libero_90", out=tmp_path, name="expert", num_trials=1, first_init=0)
+    assert list(tmp_path.iterdir()) == []

@@ -174,6 +174,24 @@ def test_a_constant_dimension_is_measured_and_hides_nothing(made: Made) -> None:
     json.dumps(constant.to_dict(), allow_nan=False)
 
 
+def test_a_dimension_that_never_moves_is_in_no_average(made: Made) -> None:
+    predictions = predict(made.policy, made.store, "val", batch_size=64, seed=0)
+    still = replace(
+        predictions, target=predictions.target * (np.arange(7) != 3), predicted=predictions.predicted.copy()
+    )
+    still.predicted[..., 3] = 0.0
+    results = measure(still, np.zeros(7), np.ones(7), np.zeros(7), "val")
+    by_dimension = results.mse_normalized_by_dimension
+    assert by_dimension["rx"] == 0.0
+    others = [value for name, value in by_dimension.items() if name != "rx"]
+    assert results.mse_normalized == pytest.approx(np.mean(others))
+    horizon = [value for value in results.mse_normalized_by_horizon if value is not None]
+    assert min(horizon) > 0.0
+    assert results.baseline_mean_action_mse_normalized == pytest.approx(
+        np.mean(still.target[~still.is_pad][:, [0, 1, 2, 4, 5]] ** 2)
+    )
+
+
 def test_an_untrained_bundle_is_measured_reproducibly(made: Made) -> None:
     overrides = ("model.encoder_depth=1", "model.policy_layers=1", "model.image_size=16", "model.embed_dim=32")
     config = load_config("tiny", None, overrides)

@@ -187,7 +187,17 @@ def test_everything_given_is_shown_and_escaped(report: Report) -> None:
     checker = Checker()
     checker.feed(text)
     shown = " ".join(checker.text)
-    for wanted in ("Demo <1>", NASTY, "9 of 10", "0 of 10", "90 %", "60 % to 98 %", "3.8 s", "name: <x>", "2 cores"):
+    for wanted in (
+        "Demo <1>",
+        NASTY,
+        "9 of 10",
+        "0 of 10",
+        "90\N{NO-BREAK SPACE}%",
+        "60\N{NO-BREAK SPACE}% to 98\N{NO-BREAK SPACE}%",
+        "3.8 s",
+        "name: <x>",
+        "2 cores",
+    ):
         assert wanted in shown
     assert "<script>alert" not in text
     assert 'class="verdict ok"' in text

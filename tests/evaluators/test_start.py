@@ -18,8 +18,18 @@ class Trained:
     init_states: dict[str, list[str]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Named:
+    """A task of that name."""
+
+    name: str
+    index: int = 0
+    suite: str = "suite"
+    instruction: str = "do it"
+
+
 def tasks(*names: str) -> list[Task]:
-    return [Task("suite", n, name, f"do {name}") for n, name in enumerate(names)]
+    return [Named(name, number) for number, name in enumerate(names)]
 
 
 class Numbered(TabletopSuite):

@@ -93,6 +93,9 @@ class ToySuite:
     def number(self, task: Task, repetition: int) -> int:
         return repetition
 
+    def check_expert(self, tasks: Sequence[Task]) -> None:
+        """Both have one."""
+
     def available(self, task: Task) -> int:
         return 4
 

@@ -22,7 +22,7 @@ def clip(frames: int, outcome: str = "success") -> Clip:
         images[1, ..., 0] = 200
         state = np.zeros(9, np.float32)
         state[7] = 0.04 * (1 - t / frames)
-        seen.append(Observation(images, state, "put <the> red block in the green bowl"))
+        seen.append(Observation(tuple(images), state, "put <the> red block in the green bowl"))
     return Clip(tuple(seen), outcome)
 
 

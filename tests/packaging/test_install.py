@@ -31,7 +31,7 @@ def run(*command: object, folder: Path, path: str = "", **extra: str) -> subproc
     if not path:
         del env["PYTHONPATH"]
     return subprocess.run(
-        [*map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        [*map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=1200, check=False
     )
 
 
@@ -76,9 +76,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An sdist of the tree, and a wheel made from that sdist with the setuptools that is here."""
     folder = tmp_path_factory.mktemp("built")
-    skipped = shutil.ignore_patterns(
-        ".git", ".venv", "build", "dist", "data", "runs", "*.egg-info", "*.so", "__pycache__"
-    )
+    skipped = shutil.ignore_patterns(".*", "build", "dist", "data", "runs", "*.egg-info", "*.so", "__pycache__")
     shutil.copytree(ROOT, folder / "tree", ignore=skipped)
     code = "import sys; from setuptools import build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
     made = run(sys.executable, "-c", code, "sdist", folder, folder=folder / "tree")

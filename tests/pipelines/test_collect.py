@@ -163,13 +163,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_recordings_of_another_collection_are_not_touched_unless_told(tmp_path: Path) -> None:
     collect_tabletop(tmp_path, 9, seed=1, image_size=16)
     before = contents(tmp_path)
-    for other in (
-        {"episodes": 2, "seed": 1},
-        {"episodes": 9, "seed": 2},
-        {"episodes": 9, "seed": 1, "align": "before"},
-    ):
+    others: list[tuple[int, int, Align]] = [(2, 1, "after"), (9, 2, "after"), (9, 1, "before")]
+    for episodes, seed, align in others:
         with pytest.raises(UsageError, match=r"demonstrations of another collection.*--append.*--replace"):
-            collect_tabletop(tmp_path, image_size=16, **other)
+            collect_tabletop(tmp_path, episodes, seed=seed, image_size=16, align=align)
         assert contents(tmp_path) == before
     again = collect_tabletop(tmp_path, 9, seed=1, image_size=16)  # the very same is complete
     assert contents(tmp_path) == before

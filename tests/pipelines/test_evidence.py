@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipelines.collect.tabletop import collect_tabletop
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.sources.cameras import CameraWatch
@@ -341,3 +342,9 @@ def test_initial_states_are_in_the_manifest_by_episode(tmp_path: Path) -> None:
     assert states["demo_1"].startswith("sha256:")
     assert "demo_2" not in states
     json.dumps(states)
+
+
+def test_scenes_that_differ_among_themselves_quarantine_nothing(tmp_path: Path) -> None:
+    collect_tabletop(tmp_path / "source", 12, seed=0, image_size=32)  # three layouts a task, seen from above
+    summary = ingest(IngestConfig("tabletop", tmp_path / "source", tmp_path / "store", language="hashed"))
+    assert not summary.quarantined

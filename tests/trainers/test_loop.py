@@ -135,9 +135,9 @@ def test_what_a_resumed_run_may_not_change(trained: Trained, store: Path, tmp_pa
 def test_checkpoints_of_another_store_are_stale(trained: Trained, tmp_path: Path) -> None:
     run, _, _ = trained
     other = micro_store(tmp_path / "other", seed=5)
-    with pytest.raises(StaleKey, match="was trained on the store with manifest"):
+    with pytest.raises(StaleKey, match="was trained on the store with content"):
         train(JEPA, micro_config(f"training.max_steps={STEPS + 2}"), other, run, resume=True)
-    with pytest.raises(StaleKey, match="was trained on the store with manifest"):
+    with pytest.raises(StaleKey, match="was trained on the store with content"):
         train(FLOW, micro_config(), other, tmp_path / "run", encoder_checkpoint=folder(run) / "checkpoint_latest")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statevla.sims.libero import paths, suites, worker
+from statevla.sims.libero.experts import check_expert
 from statevla.sims.libero.protocol import Reply, Reset, Run, RunExpert
 from statevla.sims.world import Start, Task, World
 from stores.errors import UsageError
@@ -47,6 +48,10 @@ class LiberoSuite:
 
     def available(self, task: Task) -> int:
         return len(suites.init_states(_own(task)))
+
+    def check_expert(self, tasks: Sequence[Task]) -> None:
+        """Raises UsageError for a suite or a task without."""
+        check_expert(self.name, [task.index for task in tasks])
 
     def open(self, task: Task, image_size: int, threads: int) -> "LiberoWorld":
         return LiberoWorld(_own(task), image_size, threads, self.timeouts)

@@ -114,7 +114,7 @@ def book_in_caddy(world: World) -> Steps:
     # fingers would meet the caddy's back before the book stood: it is held in the middle of the region, and not let go.
     foot = world.bottom(book) - float(world.scene.position(book)[2])
     surface = float(region.position[2]) + foot
-    yield from bring(world, book, where, surface, carry=1.30, rotation=rotation, drop=0.0, jitter=0.0)
+    yield from bring(world, book, where, surface, carry=1.25, rotation=rotation, drop=0.0, jitter=0.0, careful=True)
     yield Go("hold", world.hand, rotation, CLOSED, 0.3, HOLD_BOOK, 0.0)
 
 

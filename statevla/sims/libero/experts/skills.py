@@ -118,12 +118,13 @@ def bring(
     rotation: Vector,
     drop: float = DROP,
     jitter: float = 0.004,
+    careful: bool = False,
 ) -> Generator[Go, None, Vector]:
     """Holds the object's origin above ``where`` [2 or more], its lowest point ``drop`` [m] above ``surface`` [m].
 
     Where the object hangs in the hand is looked at again before carrying and before lowering.
-    carry: height [m] of the hand on the way, if higher than needed. rotation: of the hand. Returns where the hand was
-    sent last.
+    carry: height [m] of the hand on the way, if higher than needed. rotation: of the hand. careful: comes to rest above
+    the goal and goes down slowly, for where there is little room. Returns where the hand was sent last.
     """
     goal = where[:2] + world.rng.uniform(-jitter, jitter, 2)
 
@@ -137,7 +138,9 @@ def bring(
     if world.hand[2] < high - 0.02:
         yield Go("raise", at(world.hand, high), rotation, CLOSED, 0.8, 40, 0.02)
     yield Go("carry", at(hand_for(drop), high), rotation, CLOSED, 0.9, 90, 0.02)
-    yield Go("lower", hand_for(drop + 0.02), rotation, CLOSED, 0.7, 40, 0.010)
+    if careful:
+        yield Go("align", at(hand_for(drop), high), rotation, CLOSED, 0.3, 40, 0.004, turned=0.03, stay=8)
+    yield Go("lower", hand_for(drop + 0.02), rotation, CLOSED, 0.35 if careful else 0.7, 80 if careful else 40, 0.010)
     low = hand_for(drop)
     yield Go("lower", low, rotation, CLOSED, 0.4, 30, 0.006)
     return low

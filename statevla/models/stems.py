@@ -1,0 +1,63 @@
+"""Pixels to feature maps and patches, trained with the rest of a policy.
+
+Legend: B batch, H height, W width, S side of the resized picture, P patches, D width, G side of the feature map.
+"""
+
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from statevla.models.tokenizer import dtype_of, prepare_pixels
+from stores.errors import UsageError
+
+GROUPS = 8
+
+
+class Stage(nn.Module):
+    """Conv 3 × 3 with stride 2, GroupNorm."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(GROUPS, width)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D G G"]:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+
+class ConvStem(nn.Module):
+    """Stages with ReLU, each half as large as the one before, then 1 × 1 to `width`."""
+
+    def __init__(self, size: int, widths: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        if size % 2 ** len(widths):
+            raise UsageError(
+                f"image_size: {size} is not a multiple of {2 ** len(widths)}, {len(widths)} stages halve it"
+            )
+        self.size, self.side = size, size // 2 ** len(widths)
+        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((3, *widths), widths, strict=False))
+        self.out = nn.Conv2d(widths[-1], width, 1)
+
+    def forward(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P D"]:
+        """Features of one camera, the map row by row, P = side²."""
+        x = prepare_pixels(images, self.size).to(dtype_of(self))
+        for stage in self.stages:
+            x = stage(x).relu()
+        out: Tensor = self.out(x).flatten(2).transpose(1, 2)
+        return out
+
+
+class PatchStem(nn.Module):
+    """One convolution whose stride is its kernel: P = (size / patch)² patches."""
+
+    def __init__(self, size: int, patch: int, width: int, channels: int = 3) -> None:
+        super().__init__()
+        if size % patch:
+            raise UsageError(f"image_size: {size} is not a multiple of patch_size {patch}")
+        self.size, self.patches = size, (size // patch) ** 2
+        self.conv = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, pixels: Float[Tensor, "B C S S"]) -> Float[Tensor, "B P D"]:
+        """From `prepare_pixels`."""
+        out: Tensor = self.conv(pixels.to(dtype_of(self))).flatten(2).transpose(1, 2)
+        return out

@@ -1,0 +1,128 @@
+"""FiLM: the instruction scales and shifts what a convolutional trunk sees (Perez et al. 2018; BAKU, 2406.07539).
+
+Each stage is Conv 3 × 3 with stride 2 → GroupNorm → (1 + γ) x + β → ReLU, with γ and β from the instruction. The
+generators' last layers start at zero, so that an untrained net sees every picture unchanged, and they never decay: with
+decay their output stays at zero.
+
+Legend: B batch, C cameras, F hidden width, K chunk, P pose dimensions.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from statevla.config import Config
+from statevla.config.options import option
+from statevla.data.batch import Batch
+from statevla.models.heads import ChunkOutput, split_output
+from statevla.models.stems import Stage
+from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
+from statevla.systems.acting import Acted, Scene
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, stages_of
+from statevla.systems.system import Given, Noise, Terms
+from stores.spec import ObsSpec
+
+POOL = 4
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that gives zeros until it has learned."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class FilmNet(nn.Module):
+    """The spec's cameras and widths; chunk: steps."""
+
+    def __init__(self, size: int, hidden: int, stages: tuple[int, ...], chunk: int, spec: ObsSpec) -> None:
+        super().__init__()
+        cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
+        self.size, self.chunk, self.pose = size, chunk, len(spec.continuous)
+        self.language = nn.Sequential(nn.Linear(language, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((3, *stages), stages, strict=False))
+        self.generators = nn.ModuleList(zero_linear(hidden, 2 * width) for width in stages)
+        self.pool = nn.AdaptiveAvgPool2d(POOL)
+        self.camera = nn.Linear(stages[-1] * POOL**2, hidden)
+        self.camera_embedding = embedding(cameras, hidden)
+        self.robot = nn.Sequential(nn.Linear(robot, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.policy = nn.Sequential(
+            nn.Linear((cameras + 2) * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, chunk * spec.action_dim),
+        )  # fmt: skip
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
+        """Once an instruction."""
+        out: Tensor = self.language(language)
+        return out
+
+    def see(self, images: UInt8[Tensor, "B H W 3"], condition: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """One camera's features under an instruction, before its embedding."""
+        x = prepare_pixels(images, self.size).to(dtype_of(self.stages))
+        for stage, generator in zip(self.stages, self.generators, strict=True):
+            gamma, beta = generator(condition.to(dtype_of(generator)))[..., None, None].chunk(2, dim=1)
+            x = ((1 + gamma) * stage(x) + beta).relu()
+        out: Tensor = self.camera(self.pool(x).flatten(1))
+        return out
+
+    def forward(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
+    ) -> ChunkOutput:
+        """robot: standardized."""
+        seen = [self.see(frames, condition) + self.camera_embedding[c] for c, frames in enumerate(images)]
+        joined = torch.cat([*seen, condition, self.robot(robot)], dim=-1)
+        return split_output(self.policy(joined.to(dtype_of(self.policy))).float(), self.chunk, self.pose)
+
+
+@dataclass(frozen=True)
+class FilmOptions(ChunkOptions):
+    """``film.*``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {"image_size": 64, "hidden": 64, "stages": "16-32-64"},
+        "small": {"image_size": 128, "hidden": 256, "stages": "32-64-128-256", "learning_rate": 3e-4},
+    }
+
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    hidden: int = option(256, "width of the fused features", least=8)
+    stages: str = option("32-64-128-256", "channels of the trunk's stages, each half as large as the one before")
+
+
+class FilmPolicy(ChunkPolicy):
+    """The net with its loss and its decision."""
+
+    def __init__(self, config: Config, options: FilmOptions, given: Given) -> None:
+        super().__init__(options, given)
+        stages = stages_of("film.stages", options.stages)
+        self.net = FilmNet(options.image_size, options.hidden, stages, config.model.action_seq_len, given.spec)
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """The generators too: with decay their output would stay at zero."""
+        names = {f"net.generators.{name}" for name, _ in self.net.generators.named_parameters()}
+        return super().undecayed | names
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
+        return self.net.condition(scale_language(language))
+
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """``pose`` [B K P] and ``logits`` [B K] beside `ChunkPolicy.wanted`."""
+        obs = batch.obs
+        pose, logits = self.net(obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language))
+        return {"pose": pose, "logits": logits, **self.wanted(batch)}
+
+    def decide(self, scene: Scene) -> Acted:
+        return self.acted(*self.net(scene.images, self.standardize_robot_state(scene.robot_state), scene.condition))
+
+    def matrices(self) -> Iterator[Tensor]:
+        return parameters_of(self.net.stages, self.net.generators, self.net.camera, self.net.policy)
+
+
+def build(config: Config, given: Given) -> FilmPolicy:
+    """Fresh weights."""
+    return FilmPolicy(config, config.section("film"), given)

@@ -1,0 +1,230 @@
+"""A vision-language-action transformer with its own readout (the chapter's, contradictions resolved).
+
+Patches of every camera, the instruction and the robot's state become tokens; after fusion a backbone lets a readout
+token (head ``chunked``: one query a step) look at all of them, so that the action can depend on the instruction.
+
+Legend: B batch, C cameras, P patches, D width, N tokens, K chunk, A pose dimensions, I instructions.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from statevla.config import Config
+from statevla.config.options import option
+from statevla.data.batch import Batch
+from statevla.models.attention import Backbone, CrossLayer, Queries
+from statevla.models.heads import Bins, ChunkOutput, split_output
+from statevla.models.stems import PatchStem
+from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
+from statevla.systems.acting import Acted, Scene
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.system import Given, Noise, Terms
+from stores.spec import ObsSpec
+
+FUSIONS = ("concat", "cross_attention", "perceiver")
+HEADS = ("continuous", "discrete", "chunked")
+CROSS_LAYERS = 2
+
+
+class VisionTokens(nn.Module):
+    """Patches of each camera through blocks whose weights the cameras share."""
+
+    def __init__(
+        self, size: int, patch: int, width: int, heads: int, hidden: int, blocks: int, cameras: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.stems = nn.ModuleList(PatchStem(size, patch, width) for _ in range(cameras))
+        self.position = embedding(cameras, (size // patch) ** 2, width)
+        self.camera = embedding(cameras, width)
+        self.blocks = Backbone(width, heads, hidden, blocks, dropout)
+
+    def forward(self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...]) -> Float[Tensor, "B N D"]:
+        """All cameras' tokens, one camera after the other."""
+        tokens = []
+        for number, (stem, frames) in enumerate(zip(self.stems, images, strict=True)):
+            patches = stem(prepare_pixels(frames, self.size)).float()
+            tokens.append(self.blocks(patches + self.position[number] + self.camera[number]))
+        return torch.cat(tokens, dim=1)
+
+
+class VlaNet(nn.Module):
+    """The spec's cameras and widths; chunk: steps. bins: of head ``discrete``."""
+
+    def __init__(
+        self, *, size: int, patch: int, width: int, heads: int, vision_blocks: int, blocks: int, chunk: int,
+        spec: ObsSpec, fusion: str, head: str, queries: int = 16, bins: int = 256, dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        hidden, pose, binary = 4 * width, len(spec.continuous), len(spec.binary)
+        cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
+        self.chunk, self.pose, self.bins, self.kind, self.fusion = chunk, pose, bins, head, fusion
+        self.vision = VisionTokens(size, patch, width, heads, hidden, vision_blocks, cameras, dropout)
+        self.language, self.language_embedding = nn.Linear(language, width), embedding(1, width)
+        self.robot = nn.Sequential(nn.Linear(robot, width), nn.GELU(), nn.Linear(width, width))
+        self.robot_embedding, self.readout = embedding(1, width), embedding(1, width)
+        self.cross = nn.ModuleList()
+        if fusion == "cross_attention":
+            self.cross.extend(CrossLayer(width, heads, hidden) for _ in range(CROSS_LAYERS))
+        if fusion == "perceiver":
+            self.cross.append(CrossLayer(width, heads, hidden))
+            self.latents = Queries(queries, width)
+        self.backbone = Backbone(width, heads, hidden, blocks, dropout)
+        if head == "chunked":
+            self.steps = Queries(chunk, width)
+        outputs = {"continuous": chunk * (pose + binary), "discrete": chunk * pose * bins, "chunked": pose + binary}[
+            head
+        ]
+        self.hidden = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.out = nn.Linear(width, outputs)
+        if head == "discrete":
+            nn.init.zeros_(self.out.weight)  # all bins alike at the start: the first loss is ln N
+            nn.init.zeros_(self.out.bias)
+            self.gripper = nn.Linear(width, chunk * binary)
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
+        """The token of each instruction."""
+        out: Tensor = self.language(language) + self.language_embedding[0]
+        return out
+
+    def tokens(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "B N D"]:
+        """What the backbone reads, readouts first."""
+        rows = len(robot)
+        vision = self.vision(images)
+        text = torch.stack([condition, self.robot(robot) + self.robot_embedding[0]], dim=1)
+        readout = self.steps(rows) if self.kind == "chunked" else self.readout.expand(rows, 1, -1)
+        if self.kind == "chunked":
+            readout = readout + self.readout  # the one readout token tells the steps from everything else
+        if self.fusion == "cross_attention":
+            query = torch.cat([readout, text], dim=1).to(dtype_of(self.cross))
+            for layer in self.cross:
+                query = layer(query, vision.to(query.dtype))
+            return torch.cat([query, vision.to(query.dtype)], dim=1)
+        everything = torch.cat([text, vision.to(text.dtype)], dim=1)
+        if self.fusion == "perceiver":
+            latents = self.latents(rows).to(dtype_of(self.cross))
+            everything = self.cross[0](latents, everything.to(latents.dtype))
+        return torch.cat([readout.to(everything.dtype), everything], dim=1)
+
+    def read(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "B Q D"]:
+        """The readouts after the backbone; Q is K with head ``chunked``, else 1. robot: standardized."""
+        readouts = self.chunk if self.kind == "chunked" else 1
+        out: Tensor = self.hidden(self.backbone(self.tokens(images, robot, condition))[:, :readouts].float())
+        return out
+
+    def forward(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+    ) -> ChunkOutput:
+        """Pose and gripper logits of a head that regresses."""
+        out = self.out(self.read(images, robot, condition)).float()
+        return split_output(out.flatten(1), self.chunk, self.pose)
+
+    def bin_logits(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "B K A N"], Float[Tensor, "B K G"]]:
+        """Head ``discrete``: logits of the bins, and of the gripper."""
+        read = self.read(images, robot, condition)[:, 0]
+        logits = self.gripper(read).float().view(len(read), self.chunk, -1)
+        return self.out(read).float().view(len(read), self.chunk, self.pose, self.bins), logits
+
+
+@dataclass(frozen=True)
+class VlaOptions(ChunkOptions):
+    """``vla.*``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {
+            "image_size": 64, "patch_size": 8, "width": 64, "heads": 4, "vision_blocks": 1, "blocks": 2,
+            "learning_rate": 1e-3,
+        },
+        "base": {
+            "image_size": 224, "patch_size": 14, "width": 768, "heads": 12, "vision_blocks": 12, "blocks": 6,
+            "queries": 32, "dropout": 0.1, "learning_rate": 1e-4,
+        },
+    }  # fmt: skip
+
+    learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    patch_size: int = option(16, "pixels a side of a patch", least=1)
+    width: int = option(192, "of the tokens", least=8)
+    heads: int = option(6, "of every attention", least=1)
+    vision_blocks: int = option(4, "blocks over each camera's patches", least=0)
+    blocks: int = option(4, "blocks over all tokens", least=1)
+    fusion: str = option("concat", "how vision meets instruction and robot", choices=FUSIONS)
+    head: str = option("chunked", "what the actions are read from", choices=HEADS)
+    queries: int = option(16, "learned queries of the perceiver", least=1)
+    bins: int = option(256, "of each pose dimension, head discrete", least=2)
+    expectation: bool = option(False, "head discrete: act with the bins' mean instead of the most likely one")
+    dropout: float = option(0.0, "of every block", least=0, most=1)
+
+
+class VlaPolicy(ChunkPolicy):
+    """The net with its loss and its decision."""
+
+    options: VlaOptions
+
+    def __init__(self, config: Config, options: VlaOptions, given: Given) -> None:
+        super().__init__(options, given)
+        self.net = VlaNet(
+            size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
+            vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len,
+            spec=given.spec, fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins,
+            dropout=options.dropout,
+        )  # fmt: skip
+        self.bins = self._make_bins(given) if options.head == "discrete" else None
+
+    def _make_bins(self, given: Given) -> Bins:
+        """Between the train split's 1% and 99% quantiles, standardized; without statistics, still to be loaded."""
+        names = tuple(given.spec.action_names[dim] for dim in given.spec.continuous)
+        if given.statistics is None:
+            return Bins(-torch.ones(len(names)), torch.ones(len(names)), names, self.options.bins)
+        action = given.statistics.action
+        low, high = self.standardize_action(torch.tensor([action.q01, action.q99])).index_select(-1, self.continuous)
+        return Bins(low, high, names, self.options.bins)
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
+        return self.net.condition(scale_language(language))
+
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """``pose`` [B K P] (head discrete: ``bins`` [B K P N]) and ``logits`` [B K] beside `ChunkPolicy.wanted`."""
+        obs = batch.obs
+        inputs = obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
+        if self.bins is None:
+            pose, logits = self.net(*inputs)
+            return {"pose": pose, "logits": logits, **self.wanted(batch)}
+        bins, logits = self.net.bin_logits(*inputs)
+        return {"bins": bins, "logits": logits, **self.wanted(batch)}
+
+    def pose_loss(self, terms: Terms) -> Float[Tensor, ""]:
+        """Head discrete: cross entropy of the bins; others: `ChunkPolicy.pose_loss`."""
+        if self.bins is None:
+            return super().pose_loss(terms)
+        return self.bins.loss(terms["bins"], terms["wanted"], terms["keep"])
+
+    def decide(self, scene: Scene) -> Acted:
+        inputs = scene.images, self.standardize_robot_state(scene.robot_state), scene.condition
+        if self.bins is None:
+            return self.acted(*self.net(*inputs))
+        bins, logits = self.net.bin_logits(*inputs)
+        if self.options.expectation:
+            values = self.bins.value(torch.arange(self.options.bins, device=bins.device).unsqueeze(-1))  # [N P]
+            return self.acted((bins.softmax(dim=-1) * values.T).sum(dim=-1), logits)
+        return self.acted(self.bins.value(bins.argmax(dim=-1)), logits)
+
+    def matrices(self) -> Iterator[Tensor]:
+        stems = (stem for stem in self.net.vision.stems)
+        return parameters_of(*stems, self.net.vision.blocks, self.net.cross, self.net.backbone)
+
+
+def build(config: Config, given: Given) -> VlaPolicy:
+    """Fresh weights. Raises UsageError where head discrete has a pose dimension that never moves."""
+    return VlaPolicy(config, config.section("vla"), given)

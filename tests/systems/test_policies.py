@@ -1,0 +1,150 @@
+"""What every policy of the table must do: a new row is tested by being there."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from statevla.config import Config, load_config
+from statevla.data.batch import Batch
+from statevla.policies.prepare import convert
+from statevla.systems.acting import Scene
+from statevla.systems.system import Given, Objective, System
+from statevla.systems.table import SYSTEMS, sections
+from tests.models.build import batch, normalization
+
+POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
+SMALL = (
+    "model.image_size=32", "model.embed_dim=32", "model.encoder_depth=1", "model.d_state=4", "model.policy_layers=1",
+    "model.policy_d_state=4", "model.gripper_width=32",
+)  # fmt: skip
+
+
+def config_of(row: System) -> Config:
+    return load_config("tiny", None, SMALL, sections())
+
+
+def make(row: System, seed: int = 0) -> Objective:
+    torch.manual_seed(seed)
+    return row.build(config_of(row), Given(statistics=normalization()))
+
+
+def noise_of(model: Objective, rows: int, seed: int = 0) -> dict[str, Tensor]:
+    return dict(model.draw(rows, torch.Generator().manual_seed(seed)))
+
+
+def scene_of(model: Objective, data: Batch) -> Scene:
+    shape = model.noise_shape
+    noise = None if shape is None else torch.randn(len(data), *shape, generator=torch.Generator().manual_seed(1))
+    return Scene(data.obs.images, data.obs.robot_state, model.condition(data.obs.language), noise)
+
+
+def one_row(scene: Scene, number: int) -> Scene:
+    part = slice(number, number + 1)
+    images = tuple(frames[part] for frames in scene.images)
+    noise = None if scene.noise is None else scene.noise[part]
+    return Scene(images, scene.robot_state[part], scene.condition[part], noise)
+
+
+def loss_of(model: Objective, data: Batch, seed: int = 0) -> Tensor:
+    return model.loss(model.terms(data, noise_of(model, len(data), seed))).total
+
+
+def train(model: Objective, data: Batch, steps: int, rate: float = 2e-3) -> list[float]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model, data, step)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+pytestmark = pytest.mark.parametrize("row", POLICIES, ids=[row.name for row in POLICIES])
+
+
+def test_the_loss_falls_by_half_on_fixed_samples(row: System) -> None:
+    if row.parent:
+        pytest.skip("what it can learn is up to its parent; tests/trainers")
+    model = make(row)
+    losses = train(model, batch(8), 60)
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:3]) / 3 * 10
+
+
+def test_rows_do_not_see_each_other(row: System) -> None:
+    model = make(row).eval()
+    data = batch(6)
+    with torch.inference_mode():
+        scene = scene_of(model, data)
+        together = model.decide(scene)
+        for number in range(6):
+            alone = model.decide(one_row(scene, number))
+            torch.testing.assert_close(alone.chunk[0], together.chunk[number], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_neither_loss_nor_gradient(row: System) -> None:
+    model = make(row)
+    data = batch(6)
+    is_pad = torch.zeros_like(data.is_pad)
+    is_pad[:, 7:] = True
+    found = []
+    for value in (0.3, -0.9):
+        chunk = data.chunk.clone()
+        chunk[is_pad] = value
+        model.zero_grad()
+        loss = loss_of(model, dataclasses.replace(data, chunk=chunk, is_pad=is_pad))
+        loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_what_the_policy_sees_changes_what_it_does(row: System) -> None:
+    if row.parent:
+        pytest.skip("its frozen encoder learns nothing here; tests/models/test_policy.py")
+    model = make(row)
+    data = batch(8)
+    train(model, data, 25)
+    model.eval()
+    with torch.inference_mode():
+        scene = scene_of(model, data)
+        before = model.decide(scene).chunk
+        changes = {"language": scene._replace(condition=scene.condition.roll(1, 0))}
+        changes["robot_state"] = scene._replace(robot_state=scene.robot_state.roll(1, 0))
+        for camera in range(2):
+            flipped = (255 - frames if number == camera else frames for number, frames in enumerate(scene.images))
+            changes[f"camera {camera}"] = scene._replace(images=tuple(flipped))
+        for name, other in changes.items():
+            assert (model.decide(other).chunk - before).abs().max() > 1e-4, name
+
+
+def test_bfloat16_is_near(row: System) -> None:
+    model = make(row).eval()
+    data = batch(4)
+    with torch.inference_mode():
+        exact = model.decide(scene_of(model, data)).chunk
+        convert(model, torch.bfloat16)
+        near = model.decide(scene_of(model, data)).chunk
+    assert any(weight.dtype == torch.bfloat16 for weight in model.parameters())
+    assert (exact - near)[..., :6].abs().max() < 2e-2 * exact[..., :6].abs().max() + 2e-2
+
+
+def test_chunks_are_in_action_units_with_a_binary_gripper(row: System) -> None:
+    model = make(row).eval()
+    with torch.inference_mode():
+        chunk, closing, _ = model.decide(scene_of(model, batch(3)))
+    assert chunk.shape == (3, 10, 7)
+    assert chunk.dtype == torch.float32
+    assert set(chunk[..., 6].unique().tolist()) <= {-1.0, 1.0}
+    assert closing is not None
+    assert torch.equal(closing > 0.5, chunk[..., 6:] > 0)
+
+
+def test_an_unknown_option_names_its_nearest(row: System) -> None:
+    key = f"{row.section}.learning_rat"
+    with pytest.raises(Exception, match=f"did you mean '{row.section}.learning_rate'"):
+        load_config("tiny", None, (f"{key}=1",), sections())
