@@ -93,11 +93,7 @@ class LiberoSource:
         verdict = weigh(evidence, texts, told)
         facts = {name: found.to_dict() for name, found in verdict.facts.items()}
         for name, found in facts.items():  # what `open` finds again, or the file is another one by then
-<<<<<<< HEAD
-            for head in [*files[name].episodes.values()][:1]:
-=======
             for head in list(files[name].episodes.values())[:1]:
->>>>>>> spec
                 found["header"] = [head.instruction, evidence[name].convention]
         return Verdict(facts, verdict.refused, verdict.notes)
 
