@@ -5,7 +5,6 @@ Headers are built here, because ``tarfile`` spends more time on one than JPEG en
 them with ``tarfile``'s byte for byte.
 """
 
-import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from stores.segments import SegmentMembers
 
 BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)
-_PADDING: Final = tuple(bytes(count) for count in range(BLOCK))
 _NAME: Final = 100
 _PREFIX: Final = 155
 _SIZE_LIMIT: Final = 8**11
@@ -79,12 +77,10 @@ def pack_segment(segment: SegmentMembers, offset: int) -> tuple[bytes, SegmentIn
     offsets: list[int] = []
     sizes: list[int] = []
     position = offset
-    header = _header_pieces(segment.key)
     for name, data in segment.members:
         size = len(data)
         padding = -size % BLOCK
-        pieces += header(name, size)
-        pieces += (data, _PADDING[padding])
+        pieces += (tar_header(f"{segment.key}.{name}", size), data, bytes(padding))
         offsets.append(position + BLOCK)
         sizes.append(size)
         position += BLOCK + size + padding
@@ -153,74 +149,26 @@ _BEFORE_SIZE: Final = b"0000644\0" + b"0000000\0" * 2  # mode, uid, gid
 _BEFORE_SUM: Final = b"\0" + b"00000000000\0"  # end of size, mtime
 _AFTER_SUM: Final = b"0" + bytes(_NAME) + b"ustar\00000" + bytes(32 + 32 + 8 + 8)
 """Type (regular file), link name, magic and version, user, group, device numbers."""
-_AFTER_PREFIX: Final = bytes(12)
+_END: Final = bytes(12)
 _FIXED_SUM: Final = sum(_BEFORE_SIZE + _BEFORE_SUM + b" " * 8 + _AFTER_SUM)
 """Of the bytes that are the same in every header; the checksum itself counts as spaces."""
 
-Header = Callable[[str, int], tuple[bytes, ...]]
 
-
-def _header_pieces(key: str) -> Header:
-    """(member, size) -> pieces of the USTAR header of the regular file ``<key>.<member>``, 512 bytes together.
-
-    Of one segment all but the pieces themselves is looked up: members' names and sizes come again and again.
-    Raises UsageError when the name does not fit 155 + 100 bytes or is not ASCII.
+def tar_header(path: str, size: int) -> bytes:
+    """USTAR header of a regular file, 512 bytes. Raises UsageError when the name does not fit 155 + 100 bytes or is not
+    ASCII, or the size does not fit.
     """
-    start = _ascii(key) + b"."
-    key_sum, room = sum(start), _NAME - len(start)
-
-    def pieces(member: str, size: int) -> tuple[bytes, ...]:
-        digits, digits_sum = _size_field(size)
-        if len(member) > room:
-            return _long_header(key, member, digits, digits_sum)
-        field, field_sum = _name_field(member, room)
-        return start, field, digits, _checksum(key_sum + field_sum + digits_sum), _NO_PREFIX
-
-    return pieces
-
-
-_NO_PREFIX: Final = _AFTER_SUM + bytes(_PREFIX) + _AFTER_PREFIX
-
-
-def _long_header(key: str, member: str, digits: bytes, digits_sum: int) -> tuple[bytes, ...]:
-    """The same for a name that needs the prefix field."""
-    prefix, name = _split(_ascii(f"{key}.{member}"))
-    checksum = _checksum(sum(prefix) + sum(name) + digits_sum + _FIXED_SUM)
-    return (
-        name.ljust(_NAME, b"\0"), _BEFORE_SIZE, digits, checksum, _AFTER_SUM, prefix.ljust(_PREFIX, b"\0"),
-        _AFTER_PREFIX,
-    )  # fmt: skip
-
-
-def _ascii(text: str) -> bytes:
     try:
-        return text.encode("ascii")
+        name = path.encode("ascii")
     except UnicodeEncodeError as error:
-        raise UsageError(f"{text!r}: expected an ASCII name in a shard") from error
-
-
-@functools.lru_cache(maxsize=4096)
-def _name_field(member: str, room: int) -> tuple[bytes, int]:
-    """The end of a name that has `room` bytes left, with what follows up to the size, and the sum of the header's
-    bytes but for the beginning of the name, the size and the prefix.
-    """
-    name = _ascii(member)
-    return name.ljust(room, b"\0") + _BEFORE_SIZE, sum(name) + _FIXED_SUM
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _size_field(size: int) -> tuple[bytes, int]:
-    """A header's size field and the sum of its bytes. Raises UsageError when it does not fit."""
+        raise UsageError(f"{path!r}: expected an ASCII name in a shard") from error
     if size >= _SIZE_LIMIT:
-        raise UsageError(f"a member of {size} bytes does not fit a USTAR header (limit {_SIZE_LIMIT})")
+        raise UsageError(f"{path}: a member of {size} bytes does not fit a USTAR header (limit {_SIZE_LIMIT})")
+    prefix, name = (b"", name) if len(name) <= _NAME else _split(name)
     digits = b"%011o" % size
-    return digits, sum(digits)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _checksum(total: int) -> bytes:
-    """From the end of the size to the end of the checksum."""
-    return _BEFORE_SUM + b"%06o\0 " % total
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(prefix) + sum(name) + sum(digits))
+    whole = name.ljust(_NAME, b"\0"), _BEFORE_SIZE, digits, _BEFORE_SUM, checksum, _AFTER_SUM
+    return b"".join((*whole, prefix.ljust(_PREFIX, b"\0"), _END))
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:

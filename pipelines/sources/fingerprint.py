@@ -43,12 +43,9 @@ Digest = xxhash.xxh3_128
 
 
 class Seen:
-    """One demonstration as it is read: what of it is open, and hashes of the unchunked datasets that were read from
-    beginning to end.
-    """
+    """One demonstration as it is read: hashes of the unchunked datasets that were read from beginning to end."""
 
     def __init__(self) -> None:
-        self.group: hdf5.Once | None = None
         self._digests: dict[str, xxhash.xxh3_128] = {}
         self._bytes: dict[str, int] = {}
 
@@ -100,14 +97,12 @@ def fingerprint_demo(file: h5py.File, demo: str, stored: Stored, seen: Seen | No
     """Of one demonstration of the file whose bytes are `stored`, or why there is none. seen: what was hashed before."""
     try:
         with hdf5.reporting(demo):
-            seen = seen or Seen()
-            group = seen.group or hdf5.Once(hdf5.group(hdf5.group(file, "data"), demo))
-            return _digest(group, stored, seen)
+            return _digest(hdf5.group(hdf5.group(file, "data"), demo), stored, seen or Seen())
     except SourceError as error:
         return f"unreadable: {error}"
 
 
-def _digest(group: hdf5.Once, stored: Stored, seen: Seen) -> str:
+def _digest(group: h5py.Group, stored: Stored, seen: Seen) -> str:
     digest = Digest()
     for name in ATTRIBUTES:
         value = hdf5.attribute(group, name)
@@ -116,8 +111,7 @@ def _digest(group: hdf5.Once, stored: Stored, seen: Seen) -> str:
     for path in DATASETS:
         digest.update(f"{path}\0".encode())
         try:
-            known = group.opened.get(f"/{path}".encode())
-            found = known if isinstance(known, hdf5.Rows) else _open(group.id, path)
+            found = _open(group.id, path)
         except SourceError as error:
             digest.update(str(error).encode())
         else:

@@ -121,27 +121,10 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-class Once(h5py.Group):  # type: ignore[misc]
-    """A group below which every object is opened, and of which every attribute is read, once: both cost more than the
-    hashing of a small dataset.
-    """
-
-    def __init__(self, found: h5py.Group) -> None:
-        super().__init__(found.id)
-        self.opened: dict[bytes, Any] = {}
-        self.values: dict[str, Any] = {}
-
-
 def child(parent: h5py.Group, path: str) -> h5py.Group | Rows:
     """The object at relative `path`, by hard links only. Raises SourceError naming the key."""
-    opened = parent.opened if isinstance(parent, Once) else {}
     current: Any = parent.id
-    place = b""
     for name in path.encode().split(b"/"):
-        place += b"/" + name
-        if place in opened:
-            current = opened[place]
-            continue
         links = current.links if isinstance(current, h5py.h5g.GroupID) else None
         if links is None or not links.exists(name):
             have = "a dataset" if links is None else sorted(h5py.Group(current))[:12]
@@ -151,7 +134,7 @@ def child(parent: h5py.Group, path: str) -> h5py.Group | Rows:
             raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
         # h5py's own way to its objects costs several times as much, for links that are not followed here.
         current = h5py.h5o.open(current, name)
-        current = opened[place] = Rows(current) if isinstance(current, h5py.h5d.DatasetID) else current
+        current = Rows(current) if isinstance(current, h5py.h5d.DatasetID) else current
     if isinstance(current, Rows):
         return current
     if isinstance(current, h5py.h5g.GroupID):
@@ -390,14 +373,6 @@ def attribute(owner: h5py.Group, name: str) -> Any:
 
     h5py's own ``get`` answers None to both.
     """
-    if not isinstance(owner, Once):
-        return _attribute(owner, name)
-    if name not in owner.values:
-        owner.values[name] = _attribute(owner, name)
-    return owner.values[name]
-
-
-def _attribute(owner: h5py.Group, name: str) -> Any:
     try:
         if h5py.h5a.exists(owner.id, name.encode()):
             return owner.attrs[name]

@@ -93,7 +93,7 @@ class LiberoSource:
         verdict = weigh(evidence, texts, told)
         facts = {name: found.to_dict() for name, found in verdict.facts.items()}
         for name, found in facts.items():  # what `open` finds again, or the file is another one by then
-            for head in [*files[name].episodes.values()][:1]:
+            for head in list(files[name].episodes.values())[:1]:
                 found["header"] = [head.instruction, evidence[name].convention]
         return Verdict(facts, verdict.refused, verdict.notes)
 
@@ -166,7 +166,7 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told
                     require_fitting(name, DEMO_LIMIT)
                     if poison and position in poison:
                         raise SourceError(poison[position])
-                    cameras = image_datasets(hdf5.Once(hdf5.group(data, name)))
+                    cameras = image_datasets(hdf5.group(data, name))
                     rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
                     heads[name] = EpisodeHead(rows, ((height, width),) * len(cameras), task, instruction)
                     ranges[name] = [part for data in cameras.values() for part in hdf5.stored_ranges(data)]
@@ -306,7 +306,7 @@ def read_demo(
     """Demonstration `name` of an open file -> canonical episode.
 
     alignment: "detect", or what the user knows ("after", "before") for files that do not tell. A file that tells
-    otherwise than the user is refused. seen: notes what is opened and read, for the fingerprint. reading: how gripper
+    otherwise than the user is refused. seen: notes what is read, for the fingerprint. reading: how gripper
     commands are read; None: they stay as they are.
 
     Raises SourceError naming file, demonstration, key, what was expected and what came.
@@ -315,7 +315,7 @@ def read_demo(
     seen = seen or Seen()
     hooks = {camera: seen.hook(image_key(camera)) for camera in LIBERO.camera_names}
     with hdf5.reporting(where):
-        demo = seen.group = hdf5.Once(hdf5.group(hdf5.group(file, "data"), name))
+        demo = hdf5.group(hdf5.group(file, "data"), name)
         cameras = image_datasets(demo)
         parts = {image_key(camera): data for camera, data in cameras.items()}
         rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])

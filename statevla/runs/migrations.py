@@ -53,8 +53,8 @@ def _initial_states(old: Tree) -> Tree:
 
 
 def _spec_as_data(old: Tree) -> Tree:
-    """3 to 4: there was one robot, LIBERO's. A store was known by the hash of its manifest, which none has any more:
-    the policy acts, and is refused where a store must be the one that it was trained on.
+    """3 to 4: there was one robot, LIBERO's. A store was known by its manifest's hash, which none has any more: the
+    policy acts, and is refused wherever it must be told that a store is the one it was trained on.
     """
     tree = dict(old)
     spec, loader = tree.pop("obs_spec"), dict(tree.pop("loader"))

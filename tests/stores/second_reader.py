@@ -12,8 +12,6 @@ import pyarrow.parquet as pq
 import zarr
 from PIL import Image
 
-CAMERAS = ("agentview", "eye_in_hand")
-
 
 def sealed(path):
     """The fields of a sealed file, its seal checked."""
@@ -28,10 +26,21 @@ def read_manifest(root):
     """The manifest, its seal and every object checked."""
     manifest = sealed(root / "manifest.json")
     assert manifest["schema_version"] == 1
+    assert manifest["content_hash"] == identity(manifest)
     for item in manifest["objects"]:
         content = (root / item["path"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (item["bytes"], item["sha256"]), item["path"]
     return manifest
+
+
+def identity(manifest):
+    """content_hash, of what holds data and nothing else."""
+    names = ("schema_version", "suite", "obs_spec", "config", "splits", "instructions")
+    data = ("shards/", "frames.zarr/", "episodes.parquet", "segments.parquet", "language.parquet")
+    content = {name: manifest[name] for name in names}
+    content["objects"] = [item for item in manifest["objects"] if item["path"].startswith(data)]
+    text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_segment(root, row):
@@ -52,12 +61,13 @@ def transitions(root):
     """Of the whole store: (episode row, step, images, state, next images or None, action, chunk, is_pad)."""
     manifest, root = read_manifest(root), Path(root)
     chunk, suffix = manifest["config"]["chunk"], {"jpeg": "jpg", "png": "png"}[manifest["config"]["codec"]]
+    cameras = [camera["name"] for camera in manifest["obs_spec"]["cameras"]]
     episodes = pq.read_table(root / "episodes.parquet").to_pylist()
     for row in pq.read_table(root / "segments.parquet").to_pylist():
         members = read_segment(root, row)
         state, action, is_pad = (np.load(io.BytesIO(members[f"{k}.npy"])) for k in ("robot_state", "action", "is_pad"))
         images = [
-            [np.asarray(Image.open(io.BytesIO(members[f"{camera}.{t:02d}.{suffix}"]))) for camera in CAMERAS]
+            [np.asarray(Image.open(io.BytesIO(members[f"{camera}.{t:02d}.{suffix}"]))) for camera in cameras]
             for t in range(row["observations"])
         ]
         for i in range(row["steps"]):

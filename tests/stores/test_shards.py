@@ -16,7 +16,7 @@ from PIL import Image
 from stores.cloud.storage import LocalStorage
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from stores.segments import SegmentMembers
-from stores.shards import _header_pieces, pack_segment, read_segment, write_shard
+from stores.shards import pack_segment, read_segment, tar_header, write_shard
 from tests.stores.make_store import make_tiny_store
 
 LONG = "pick_up_the_alphabet_soup_and_the_cream_cheese_box_and_place_both_of_them_in_the_basket_demo"
@@ -75,9 +75,9 @@ def test_headers_are_those_of_tarfile(parts: list[str], member: str, size: int) 
         wanted = info.tobuf(tarfile.USTAR_FORMAT)
     except ValueError:
         with pytest.raises(UsageError, match="does not fit USTAR"):
-            b"".join(_header_pieces(name)(member, size))
+            tar_header(f"{name}.{member}", size)
     else:
-        assert b"".join(_header_pieces(name)(member, size)) == wanted
+        assert tar_header(f"{name}.{member}", size) == wanted
 
 
 def test_the_index_finds_every_member(tmp_path: Path) -> None:
