@@ -31,8 +31,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[MadeEpis
 
 
 def tensors(batch: Batch | ObservationBatch) -> list[torch.Tensor]:
-    values = [getattr(batch, item.name) for item in fields(batch)]
-    return [t for v in values for t in (tensors(v) if isinstance(v, ObservationBatch) else [v])]
+    found: list[torch.Tensor] = []
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        found += (
+            tensors(value) if isinstance(value, ObservationBatch) else value if isinstance(value, tuple) else [value]
+        )
+    return found
 
 
 def same(one: Batch, two: Batch) -> bool:
