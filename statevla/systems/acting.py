@@ -6,7 +6,7 @@ instructions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
@@ -62,10 +62,12 @@ class Acted(NamedTuple):
 class PolicyNet(Protocol):
     """A network that acts. Pure: equal scenes give equal decisions, and memory goes in and comes out."""
 
-    @property
-    def standardize_action(self) -> Standardize:
-        """Between action units and the space that the policy was trained in."""
-        ...
+    if TYPE_CHECKING:  # from Python 3.12 on, isinstance does not see what a module keeps among its submodules
+
+        @property
+        def standardize_action(self) -> Standardize:
+            """Between action units and the space that the policy was trained in."""
+            ...
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:

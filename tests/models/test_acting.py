@@ -18,7 +18,7 @@ from statevla.models.flow import euler, sampling_times
 from statevla.models.gripper import command
 from statevla.policies import prepare as acting
 from statevla.policies.prepare import GRAPH_ROWS, Actor, convert, torch_dtype
-from statevla.systems.acting import Acted, Scene
+from statevla.systems.acting import Acted, PolicyNet, Scene
 from statevla.systems.flow_matching import PolicyModel
 from stores.errors import UsageError
 from tests.models.build import micro, normalization, observations
@@ -253,3 +253,10 @@ def test_a_recording_is_made_on_the_policy_s_device_and_lets_other_threads_alloc
         "enter graph capture_error_mode=thread_local", "run", "leave graph",
         "leave device",
     ]  # fmt: skip
+
+
+def test_what_a_policy_must_have_is_seen_on_its_class() -> None:
+    """From Python 3.12 on, isinstance with a protocol asks the class, where a module's submodules are not."""
+    asked = {name for name in vars(PolicyNet) if not name.startswith("_")}
+    assert asked >= {"noise_shape", "condition", "decide", "matrices"}
+    assert all(hasattr(PolicyModel, name) for name in asked)
