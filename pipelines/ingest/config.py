@@ -96,7 +96,8 @@ class IngestConfig:
 @dataclass(frozen=True)
 class IngestPlan:
     """What an ingest will do. source: the files' format. spec: the store's. refused: (file, demo, reason) known before
-    any unit runs; frames: of all units' demos. facts: how each file of the units is read.
+    any unit runs; frames: of all units' demos. facts: how each file of the units is read. said: (file, text), what
+    of that was assumed or converted; `notes` has it too.
     """
 
     source: str
@@ -108,6 +109,7 @@ class IngestPlan:
     refused: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    said: tuple[tuple[str, str], ...] = ()
     stats: tuple[tuple[int, int, int], ...] = ()
 
     @property
@@ -168,6 +170,7 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
         refused=tuple(refused),
         notes=(*beside, *(note for header in files.values() for note in header.notes), *gathered(verdict.notes)),
         facts=verdict.facts,
+        said=verdict.notes,
         stats=stats,
     )
 

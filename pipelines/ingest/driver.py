@@ -350,7 +350,11 @@ class Ingest:
                     "episodes": sum(len(unit.ids) for unit in of_file),
                     **self.plan.facts.get(path.name, {}),
                     "init_states": _init_states(of_file),
-                    "notes": [*([] if header is None else header.notes), *_findings(of_file)],
+                    "notes": [
+                        *([] if header is None else header.notes),
+                        *(f"{file}: {text}" for file, text in self.plan.said if file == path.name),
+                        *_findings(of_file),
+                    ],
                 }
             )
         return Manifest(

@@ -63,6 +63,8 @@ def test_any_gripper_convention_becomes_minus_one_open_plus_one_close(tmp_path: 
     summary = run(write_tasks(tmp_path / "in", worlds), tmp_path / "out")
     wanted = np.concatenate([np.where(grasping().actions[1:, 6] > 0, 1.0, -1.0)] * 4)
     np.testing.assert_array_equal(commands(tmp_path / "out"), wanted)
+    notes = [note for source in Manifest.load(tmp_path / "out").sources for note in source["notes"]]
+    assert len(notes) == (0 if not summary.notes else 2)  # of each file
     converted = (low, high) not in ((-1.0, 1.0), (-0.5, 0.8))
     assert any("converted to -1 opens, +1 closes" in note for note in summary.notes) == converted
 
