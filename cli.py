@@ -220,6 +220,8 @@ def ingest(
         summary = run(
             config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
         )
+    for note in () if as_json else summary.notes:
+        print(f"note: {note}", file=sys.stderr)
     report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED)

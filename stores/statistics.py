@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores.cloud.storage import Storage
-from stores.derived import key_of, open_derived, seal_bytes
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 from stores.layout import STATISTICS, seal_path
@@ -216,6 +215,8 @@ def save_stats(root: Path | str, content_hash: str, normalization: Normalization
 
 def stats_file(content_hash: str, normalization: Normalization, split: str = "train") -> tuple[str, bytes]:
     """(path below the store, content) of the file that holds them."""
+    from stores.derived import key_of, seal_bytes  # models import this module where no arrays can be read
+
     made = made_from(content_hash, split)
     return seal_path(STATISTICS, key_of(made)), seal_bytes(made, normalization.to_dict())
 
@@ -226,5 +227,7 @@ def load_stats(root: Path | str | Storage, content_hash: str, split: str = "trai
     Raises StoreMissing when none were computed, StaleKey when only those of another content or transform are there,
     StoreCorrupt when the file was altered.
     """
+    from stores.derived import open_derived
+
     found = open_derived(root, STATISTICS, made_from(content_hash, split), "statevla stats")
     return Normalization.from_dict(found.about)

@@ -13,7 +13,7 @@ def test_an_observation_that_stands_for_two_is_copied_once() -> None:
     meta = torch.device("meta")
     moved = alone.to(meta)
     assert moved.next_obs is moved.obs
-    assert moved.obs.images.device == meta
+    assert moved.obs.images[0].device == meta
     both = batch.to(meta)
     assert both.next_obs is not both.obs
-    assert both.chunk.device == both.next_obs.images.device == meta
+    assert both.chunk.device == both.next_obs.images[0].device == meta

@@ -31,8 +31,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[MadeEpis
 
 
 def tensors(batch: Batch | ObservationBatch) -> list[torch.Tensor]:
-    values = [getattr(batch, item.name) for item in fields(batch)]
-    return [t for v in values for t in (tensors(v) if isinstance(v, ObservationBatch) else [v])]
+    found: list[torch.Tensor] = []
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        found += (
+            tensors(value) if isinstance(value, ObservationBatch) else value if isinstance(value, tuple) else [value]
+        )
+    return found
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -48,7 +53,7 @@ def check_row(batch: Batch, row: int, episode: MadeEpisode, store: Store, *, wit
     t = int(batch.frame[row])
     steps = len(episode.action)
     wanted = [episode.action[min(t + k, steps - 1)] for k in range(CHUNK)]
-    np.testing.assert_array_equal(batch.obs.images[row].numpy(), episode.images[t])
+    np.testing.assert_array_equal(np.stack([frames[row] for frames in batch.obs.images]), episode.images[t])
     np.testing.assert_array_equal(batch.obs.robot_state[row].numpy(), episode.robot_state[t])
     np.testing.assert_array_equal(batch.obs.language[row].numpy(), store.language.vector(episode.instruction))
     np.testing.assert_array_equal(batch.action[row].numpy(), episode.action[t])
@@ -56,7 +61,8 @@ def check_row(batch: Batch, row: int, episode: MadeEpisode, store: Store, *, wit
     assert batch.is_pad[row].tolist() == [t + k >= steps for k in range(CHUNK)]
     assert bool(batch.has_next[row]) == (with_next and t + 1 < len(episode.images))
     if batch.has_next[row]:
-        np.testing.assert_array_equal(batch.next_obs.images[row].numpy(), episode.images[t + 1])
+        seen = np.stack([frames[row] for frames in batch.next_obs.images])
+        np.testing.assert_array_equal(seen, episode.images[t + 1])
         np.testing.assert_array_equal(batch.next_obs.robot_state[row].numpy(), episode.robot_state[t + 1])
 
 

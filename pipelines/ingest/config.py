@@ -64,6 +64,8 @@ class IngestConfig:
     hash_sources: bool = False
 
     def __post_init__(self) -> None:
+        if self.suite in ("", ".", "..") or "/" in self.suite or "\0" in self.suite:
+            raise UsageError(f"suite {self.suite!r}: expected a name, without '/'; folders are --source and --out")
         if min(self.window, self.chunk) < 1 or self.window > 99:
             raise UsageError(
                 f"window and chunk: expected 1 or more, window at most 99, got {self.window}, {self.chunk}"

@@ -127,22 +127,12 @@ def sample(names: Sequence[Any], count: int = SAMPLE_DEMOS) -> list[Any]:
     return [names[int(place)] for place in np.unique(places)]
 
 
-def look(
-    read: Callable[[str, int, int], NDArray[np.uint8]], cameras: Sequence[str], rows: int, hand: NDArray[Any] | None
-) -> Look:
-    """read(camera, start, stop): frames as stored. hand: positions [rows, 3] [m], where the file has them.
-
-    Motion is looked for in the first camera; of the others, one block of frames gives the brightness.
-    """
+def look(read: Callable[[int, int], NDArray[np.uint8]], rows: int, hand: NDArray[Any] | None) -> Look:
+    """read(start, stop): the first camera's frames as stored. hand: positions [rows, 3] [m], None: not in the file."""
     blocks = sample(range(0, rows, BLOCK), BLOCKS)
-    pieces = [read(cameras[0], start, min(start + BLOCK, rows))[::EVERY].copy() for start in blocks]
-    shown = np.concatenate(pieces)
-    bands = {cameras[0]: orientation.brightness(shown)}
-    middle = blocks[len(blocks) // 2]
-    for camera in cameras[1:]:
-        bands[camera] = orientation.brightness(read(camera, middle, min(middle + BLOCK, rows))[::EVERY])
+    shown = np.concatenate([read(start, min(start + BLOCK, rows))[::EVERY] for start in blocks])
     places = [row for start in blocks for row in range(start, min(start + BLOCK, rows), EVERY)]
-    return Look(bands, None if hand is None else orientation.motion(shown, hand[places]))
+    return Look(orientation.brightness(shown), None if hand is None else orientation.motion(shown, hand[places]))
 
 
 def weigh(files: Mapping[str, Evidence], instructions: Iterable[str], told: Told) -> Verdict:
@@ -248,20 +238,21 @@ def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[st
     others = {
         other: there for other, there in files.items() if other != name and there.convention is not None and there.looks
     }
-    if not evidence.looks or len(others) < (1 if evidence.convention is None else 2):
+    least = 1 if evidence.convention is None else 2
+    if not evidence.looks:
         return False
     if any(
         _turned(one, other) is not False for one, other in itertools.combinations(list(others.values())[:BESIDE], 2)
     ):
         return False  # scenes that are not alike among themselves say nothing of another
     told = [vote for there in others.values() if (vote := _turned(evidence, there, taken)) is not None]
-    return bool(told) and all(told)
+    return len(told) >= least and all(told)
 
 
 def _turned(mine: Evidence, theirs: Evidence, taken: str | None = None) -> bool | None:
     """`orientation.turned` of two files; taken: the first one's convention, where it says none itself."""
-    flip = {"mine": upside_down(str(taken or mine.convention)), "others": upside_down(str(theirs.convention))}
-    return orientation.turned(mine.looks, theirs.looks, flip)
+    over = upside_down(str(taken or mine.convention)) != upside_down(str(theirs.convention))
+    return orientation.turned(mine.looks, theirs.looks, over)
 
 
 def gathered(notes: Sequence[tuple[str, str]], limit: int = 3) -> tuple[str, ...]:

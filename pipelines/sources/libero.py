@@ -219,16 +219,16 @@ def gather(
 
 
 def _look(file: h5py.File, episode: Episode) -> Look:
-    def read(camera: str, start: int, stop: int) -> NDArray[np.uint8]:
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
         pulse.beat()
-        return episode.images(camera, start, stop, None)
+        return episode.images(LIBERO.camera_names[0], start, stop, None)
 
     rows = len(episode.robot_state)
     hand = None
     with contextlib.suppress(SourceError):  # regenerated files may lack it
         data = hdf5.dataset(file, f"data/{episode.demo}/obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8)
         hand = hdf5.read_rows(data)
-    return look(read, LIBERO.camera_names, rows, hand)
+    return look(read, rows, hand)
 
 
 def read_masks(file: h5py.File, demos: Sequence[str], told: str, where: str) -> tuple[Split, tuple[str, ...]]:

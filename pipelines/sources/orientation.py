@@ -7,12 +7,12 @@ turned them and say nothing, or keep the attribute. Two things in the pictures t
   centre of change is correlated with the hand's height, with its two other coordinates held (a view from above shows
   nothing). On 14 demonstrations of libero_object: 0.75 to 0.94, all of one sign; in the tabletop's view from above:
   -0.7 to +0.6, either sign (2026-11-26).
-- *brightness* by rows, against the other files of the suite: the same cameras see the same scene.
+- *brightness* by rows, against the other files of the suite: the same camera sees the same scene.
 
 Legend: F frames, H, W rows and columns of a picture, N bands of rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,17 +27,20 @@ MOVING: Final = 5
 DEMOS: Final = 3
 """Demonstrations that must agree about motion."""
 CORRELATION: Final = 0.6
-ALIKE, UNLIKE = 0.8, 0.3
+ALIKE, UNLIKE = 0.9, 0.0
 """Correlations of brightness: of what is the same way up, and of what is not."""
+CONTRAST: Final = 5.0
+"""Standard deviation of brightness over the bands below which it has no direction."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Of one demonstration, as stored: by camera, brightness of `BANDS` bands from the first row to the last; and the
-    partial correlation of the rows of motion with the hand's height, None where it does not tell.
+    """Of the first camera (that of the scene; others move) in one demonstration, as stored: brightness of `BANDS` bands
+    from the first row to the last; and the partial correlation of the rows of motion with the hand's height, None where
+    it does not tell.
     """
 
-    bands: dict[str, list[float]]
+    bands: list[float]
     motion: float | None
 
 
@@ -74,25 +77,19 @@ def from_motion(looks: Sequence[Look]) -> str | None:
     return "upside-down" if found[0] > 0 else "upright"
 
 
-def turned(mine: Sequence[Look], others: Sequence[Look], flip: Mapping[str, bool]) -> bool | None:
-    """Whether pictures of `mine` are the other way up than those of `others`; None where brightness does not tell.
+def turned(mine: Sequence[Look], others: Sequence[Look], over: bool) -> bool | None:
+    """Whether the pictures of `mine` are the other way up than those of `others`; None where brightness does not tell.
 
-    flip: for "mine" and "others", whether what is stored is to be turned over to compare.
+    over: whether the two are stored the other way round from one another, as far as one knows.
     """
-    verdicts = set()
-    for camera in mine[0].bands if mine and others else ():
-        here, there = _mean(mine, camera, flip["mine"]), _mean(others, camera, flip["others"])
-        straight, over = _correlation(here, there), _correlation(here[::-1], there)
-        if over >= ALIKE and straight <= UNLIKE:
-            verdicts.add(True)
-        elif straight >= ALIKE and over <= UNLIKE:
-            verdicts.add(False)
-    return verdicts.pop() if len(verdicts) == 1 else None
-
-
-def _mean(looks: Sequence[Look], camera: str, flip: bool) -> NDArray[np.float64]:
-    bands: NDArray[np.float64] = np.mean([look.bands[camera] for look in looks if camera in look.bands], axis=0)
-    return bands[::-1] if flip else bands
+    here, there = (np.mean([look.bands for look in looks], axis=0) for looks in (mine, others))
+    here = here[::-1] if over else here
+    if min(here.std(), there.std()) < CONTRAST:
+        return None
+    straight, flipped = _correlation(here, there), _correlation(here[::-1], there)
+    if flipped >= ALIKE and straight <= UNLIKE:
+        return True
+    return False if straight >= ALIKE and flipped <= UNLIKE else None
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -166,8 +166,9 @@ def measure(
 
 
 def _moving(target: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Columns of the demonstrated actions [n, D] that ever change: an average over others would only look better. All of
-    them where none does.
+    """Columns of the demonstrated actions [n, D] that ever change: an average over others would only look better.
+
+    All of them where none does.
     """
     found = np.flatnonzero(np.ptp(target, axis=0) > 0)
     return found if len(found) else np.arange(target.shape[1])

@@ -44,7 +44,7 @@ def test_the_documents_configuration_is_the_base_preset(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(VERBATIM)
     assert load_config("base", file) == PRESETS["base"]
-    assert load_recipe("documents").request("flow_matching").config(sections()) == PRESETS["base"]
+    assert load_recipe("documents").request("flow_matching").config() == PRESETS["base"]
 
 
 @pytest.mark.parametrize("name", names())

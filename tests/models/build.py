@@ -1,11 +1,14 @@
 """Small random inputs for the model tests."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from statevla.config import Config, load_config
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.losses import LossParts
 from statevla.systems.system import Objective
+from stores.spec import LIBERO
 from stores.statistics import Normalization, Statistics
 
 MICRO = (
@@ -67,6 +70,12 @@ def statistics(size: int, offset: float) -> Statistics:
 def normalization() -> Normalization:
     """No two dimensions alike; the gripper's statistics are there to be ignored."""
     return Normalization(action=statistics(7, 0.3), robot_state=statistics(9, -0.4))
+
+
+def standardized(field: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`normalization` applied by its formula, (x - shift) / scale."""
+    shift, scale = normalization().affine(field, LIBERO)
+    return ((values - shift) / scale).astype(np.float32)
 
 
 def loss_of(model: Objective, data: Batch, generator: torch.Generator | None = None) -> LossParts:

@@ -64,7 +64,7 @@ def plain(model: PolicyModel, obs: ObservationBatch, epsilon: torch.Tensor) -> A
             sampling_times(model.config.euler_steps),
         )
         logits = model.gripper(z, tokens)
-        chunk = torch.cat([pose, command(logits).unsqueeze(-1)], dim=-1)
+        chunk = torch.cat([pose, command(logits)], dim=-1)
         return Acted(model.standardize_action.inverse(chunk), torch.sigmoid(logits))
 
 
@@ -84,7 +84,7 @@ def test_prepared_and_plain_agree(overrides: tuple[str, ...], rows: int) -> None
     assert_same(got, wanted)
     assert torch.equal(got.chunk[..., 6], wanted.chunk[..., 6])
     assert got.closing is not None
-    assert torch.equal(got.chunk[..., 6] > 0, got.closing > 0.5)
+    assert torch.equal(got.chunk[..., 6:] > 0, got.closing > 0.5)
 
 
 @pytest.mark.parametrize("overrides", VARIANTS)
@@ -131,7 +131,9 @@ def test_rows_do_not_see_each_other() -> None:
     together = scene(actor, obs, noise(3))
     chunks = actor.act(together).chunk
     for row in range(3):
-        alone = actor.act(Scene._make(None if tensor is None else tensor[row : row + 1] for tensor in together)).chunk
+        part = slice(row, row + 1)
+        images = tuple(frames[part] for frames in together.images)
+        alone = actor.act(Scene(images, together.robot_state[part], together.condition[part], noise(3)[part])).chunk
         torch.testing.assert_close(alone[0], chunks[row], rtol=1e-5, atol=1e-5)
 
 
@@ -179,7 +181,7 @@ def test_captured_calls_copy_in_and_out(capturing: Actor) -> None:
     results = [capturing.act(each) for each in scenes]
     for got, each in zip(results, scenes, strict=True):
         assert torch.equal(got.chunk, eager.act(each).chunk)
-    scenes[0].images.fill_(0)  # the caller's memory is the caller's
+    scenes[0].images[0].fill_(0)  # the caller's memory is the caller's
     assert torch.equal(capturing.act(scenes[1]).chunk, results[1].chunk)
     assert torch.equal(results[0].chunk, results[2].chunk)
 

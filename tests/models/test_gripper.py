@@ -21,7 +21,7 @@ def test_logits_by_hand() -> None:
     w = dict(classifier.layers.named_parameters())
     hidden = silu(z @ w["0.weight"].T + w["0.bias"])
     hidden = silu(hidden @ w["2.weight"].T + w["2.bias"])
-    torch.testing.assert_close(classifier(z), hidden @ w["4.weight"].T + w["4.bias"])
+    torch.testing.assert_close(classifier(z).squeeze(-1), hidden @ w["4.weight"].T + w["4.bias"])
 
 
 def test_tokens_tell_it_more_where_asked() -> None:

@@ -10,7 +10,7 @@ import torch
 from statevla.encoders.vision import load_backbone
 from statevla.models.tokenizer import Backbone
 from statevla.systems.temporal_jepa import JepaModel
-from tests.models.build import batch, loss_of, micro, normalization
+from tests.models.build import batch, loss_of, micro, normalization, standardized
 from tests.models.test_losses import vicreg
 
 INVERSE = "training.phase1.inverse_dynamics_weight=0.3"
@@ -53,10 +53,10 @@ def test_total_by_numpy(horizon: int) -> None:
     )
     model, data = nudged(JepaModel(config, normalization())), batch(6)
     with torch.no_grad():
-        action = torch.from_numpy(normalization().normalize("action", data.action.numpy()))
+        action = torch.from_numpy(standardized("action", data.action.numpy()))
         z, wanted = model.encoder(data.obs).z, model.target(data.next_obs).z
         predicted, inverse = model.predictor(z, action), model.inverse(z, wanted)
-    future = normalization().normalize("action", data.chunk.numpy())[:, :horizon]
+    future = standardized("action", data.chunk.numpy())[:, :horizon]
     kept = [
         row.astype(np.float64)[1:] for row in (z.numpy(), wanted.numpy(), predicted.numpy(), future, inverse.numpy())
     ]
@@ -75,9 +75,11 @@ def test_total_by_numpy(horizon: int) -> None:
 def test_rows_without_successor_change_nothing() -> None:
     model, data = nudged(JepaModel(micro())), batch(6)
     result = loss_of(model, data)
-    images, action = data.obs.images.clone(), data.action.clone()
-    images[0], action[0] = 7, 50.0
-    obs = dataclasses.replace(data.obs, images=images)
+    images, action = [frames.clone() for frames in data.obs.images], data.action.clone()
+    action[0] = 50.0
+    for frames in images:
+        frames[0] = 7
+    obs = dataclasses.replace(data.obs, images=tuple(images))
     other = loss_of(model, dataclasses.replace(data, obs=obs, next_obs=obs, action=action))
     same = dataclasses.replace(data, obs=obs, action=action)
     assert loss_of(model, same).total.item() == pytest.approx(result.total.item(), rel=1e-5)

@@ -8,7 +8,8 @@ import torch
 
 from statevla.models.encoder import Encoded, StateEncoder
 from statevla.systems.flow_matching import PolicyModel, draw_noise
-from tests.models.build import batch, loss_of, micro, normalization, observations
+from stores.spec import LIBERO
+from tests.models.build import batch, loss_of, micro, normalization, observations, standardized
 
 CONTEXTS = ["z", "z+tokens"]
 
@@ -29,7 +30,7 @@ def test_loss_by_numpy() -> None:
     g = seeded(3)
     sigma = torch.rand(6, generator=g)
     epsilon = torch.randn(6, 10, 6, generator=g)
-    clean = normalization().normalize("action", data.chunk.numpy())[..., :6]
+    clean = standardized("action", data.chunk.numpy())[..., :6]
     level = sigma.numpy()[:, None, None]
     noisy = (1 - level) * clean + level * epsilon.numpy()
     with torch.no_grad():
@@ -38,7 +39,7 @@ def test_loss_by_numpy() -> None:
         logits = model.gripper(z).numpy().astype(np.float64)
     keep = ~data.is_pad.numpy()
     flow = ((velocity - (epsilon.numpy() - clean))[keep] ** 2).mean()
-    closing = data.chunk[..., 6].numpy() > 0
+    closing = data.chunk[..., 6:].numpy() > 0
     bce = np.log1p(np.exp(np.where(closing, -logits, logits)))[keep].mean()
     assert float(result.parts["pos_rot_loss"]) == pytest.approx(flow, rel=1e-4)
     assert float(result.parts["gripper_loss"]) == pytest.approx(bce, rel=1e-4)
@@ -90,8 +91,9 @@ def test_act_is_euler_denormalized() -> None:
         for t in (1.0, 0.75, 0.5, 0.25):
             x = x - model.flow(x, torch.full((3,), t), z) / 4
         logits = model.gripper(z)
-    actions = np.concatenate([x.numpy(), np.where(logits.numpy() > 0, 1, -1)[..., None]], axis=-1)
-    expected = normalization().denormalize("action", actions)
+    actions = np.concatenate([x.numpy(), np.where(logits.numpy() > 0, 1, -1)], axis=-1)
+    shift, scale = normalization().affine("action", LIBERO)
+    expected = actions * scale + shift
     np.testing.assert_allclose(model.act(obs, seeded(5)).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -84,7 +84,7 @@ def test_tokens_are_what_the_design_lists() -> None:
         weight = state[f"vision.cameras.{camera}.weight"].flatten(1)
         for patch in range(4):
             row, column = divmod(patch, 2)
-            crop = obs.images[:, camera, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+            crop = obs.images[camera][:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
             flat = (crop.float() / 127.5 - 1).permute(0, 3, 1, 2).flatten(1)
             expected = flat @ weight.T + state[f"vision.cameras.{camera}.bias"]
             expected = expected + state["position_cameras"][camera, patch] + state["modality"][2 + camera]
@@ -99,7 +99,7 @@ def test_siglip_projects_each_cameras_features() -> None:
     obs = observations(2)
     features = vision.features(obs.images)
     assert features.shape == (2, 2, 4, 12)
-    torch.testing.assert_close(features[:, 1], Recorded().patch_features(obs.images[:, 1]))
+    torch.testing.assert_close(features[:, 1], Recorded().patch_features(obs.images[1]))
     weight, bias = vision.cameras[1].weight, vision.cameras[1].bias
     torch.testing.assert_close(
         vision.project(features.half())[:, 1], features[:, 1] @ weight.T + bias, atol=2e-3, rtol=0
@@ -133,4 +133,4 @@ def test_missing_or_foreign_backbone_is_named() -> None:
 def test_one_camera_is_refused() -> None:
     obs = observations(2)
     with pytest.raises(ObsSpecMismatch, match="expected 2 cameras"):
-        Tokenizer(micro().model)(dataclasses.replace(obs, images=obs.images[:, :1]))
+        Tokenizer(micro().model)(dataclasses.replace(obs, images=obs.images[:1]))

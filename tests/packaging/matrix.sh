@@ -26,7 +26,7 @@ for torch in ${TORCHES:-2.7.1 2.15.0}; do
         grep -vE '^(torch|setuptools|triton)[=<]' "$root/constraints.txt" >"$work/constraints.txt"
         log=$work/$version-$torch.log
         if "$python" -m venv "$venv" >"$log" 2>&1 &&
-            "$venv/bin/python" -m pip install -q --disable-pip-version-check -c "$work/constraints.txt" \
+            "$venv/bin/python" -m pip install -q --no-compile --disable-pip-version-check -c "$work/constraints.txt" \
                 "torch==$torch" -e "$root[dev]" >>"$log" 2>&1; then
             triton=$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("triton"))' 2>/dev/null || echo none)
             (cd "$root" && "$venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}") >>"$log" 2>&1

@@ -135,25 +135,26 @@ def scene(upright: bool, frames: int = 30, side: int = 32) -> tuple[np.ndarray, 
 
 def test_motion_tells_which_way_up_a_view_from_the_front_is() -> None:
     for upright in (True, False):
-        looks = [Look({}, motion(*scene(upright)))] * 3
+        looks = [Look([], motion(*scene(upright)))] * 3
         assert from_motion(looks) == ("upright" if upright else "upside-down")
         assert from_motion(looks[:2]) is None  # too few
     pictures, hand = scene(True)
     assert motion(pictures[:1].repeat(30, 0), hand) is None
-    assert from_motion([Look({}, 0.9), Look({}, 0.9), Look({}, -0.9)]) is None
+    assert from_motion([Look([], 0.9), Look([], 0.9), Look([], -0.9)]) is None
 
 
 def gradient(first: float, last: float) -> Look:
     frames = np.linspace(first, last, 32)[None, :, None, None] * np.ones((2, 32, 8, 3))
-    return Look({"agentview": brightness(frames.astype(np.uint8))}, None)
+    return Look(brightness(frames.astype(np.uint8)), None)
 
 
 def test_brightness_tells_which_way_up_beside_other_files() -> None:
-    same = {"mine": False, "others": False}
-    assert turned([gradient(10, 200)], [gradient(180, 20)], same) is True
-    assert turned([gradient(10, 200)], [gradient(20, 180)], same) is False
-    assert turned([gradient(10, 200)], [gradient(180, 20)], {"mine": True, "others": False}) is False
-    assert turned([gradient(90, 90)], [gradient(180, 20)], same) is None
+    assert turned([gradient(10, 200)], [gradient(180, 20)], over=False) is True
+    assert turned([gradient(10, 200)], [gradient(20, 180)], over=False) is False
+    assert turned([gradient(10, 200)], [gradient(180, 20)], over=True) is False
+    assert turned([gradient(90, 90)], [gradient(180, 20)], over=False) is None
+    hill = Look([float(v) for v in [*range(0, 80, 10), *range(80, 0, -10)]], None)
+    assert turned([hill], [hill], over=False) is None  # either way up
 
 
 def looking(convention: str | None, upright: bool) -> Evidence:
@@ -178,7 +179,7 @@ def test_a_wrong_attribute_beside_others_is_refused_and_settable() -> None:
 
 
 def test_a_wrong_attribute_of_all_files_is_seen_by_motion() -> None:
-    look = Look({}, motion(*scene(True)))
+    look = Look([], motion(*scene(True)))
     verdict = weigh({"a": Evidence(True, "opengl", (), (look,) * 3)}, [], Told())
     assert "shows 'upright'" in verdict.refused["a"]
     assert weigh({"a": Evidence(True, None, (), (look,) * 3)}, [], Told()).facts["a"].convention == "upright"

@@ -5,6 +5,7 @@ By default every 23rd operation, for seconds; `pytest -m crash` enumerates them 
 """
 
 import contextlib
+import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from stores.disk import durable
 from stores.errors import SourceError, StoreMissing
 from stores.language import LanguageCache
 from stores.manifest import Manifest
+from stores.spec import LIBERO
 from stores.statistics import load_stats
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
@@ -173,7 +175,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
 
 
 def test_statistics(tmp_path: Path, store: Path) -> None:
-    digest = Manifest.load(store).hash()
+    digest = Manifest.load(store).content_hash
 
     def check(root: Path) -> None:
         assert without_leftovers(root) == []
@@ -192,14 +194,14 @@ def test_language_cache(tmp_path: Path, store: Path) -> None:
             write_instructions(root / "language.parquet", texts[1], encoder)
 
     def check(root: Path) -> None:
-        assert sorted(LanguageCache.load(root).vectors) in [sorted(known) for known in texts]
+        assert sorted(LanguageCache.load(root, LIBERO.language_width).vectors) in [sorted(known) for known in texts]
 
     enumerate_writer(tmp_path, store, "language cache", work, check)
 
 
 def test_manifest(tmp_path: Path, store: Path) -> None:
     old = Manifest.load(store)
-    new = Manifest(**{**vars(old), "suite": "renamed"})
+    new = dataclasses.replace(old, suite="renamed")
 
     def work(root: Path) -> None:
         with durable.lock(root, "test"):

@@ -74,7 +74,7 @@ def flow_loss(model: PolicyModel, batch: Batch, seed: int, step: int) -> tuple[T
     velocity = model.flow((1 - s) * clean + s * epsilon, sigma, z, z.new_empty(len(z), 0, z.shape[1]))
     flow = masked_mean((velocity - (epsilon - clean)).square().mean(dim=-1), keep)
     closing = (batch.chunk[..., 6] > 0).float()
-    each = F.binary_cross_entropy_with_logits(model.gripper(z), closing, reduction="none")
+    each = F.binary_cross_entropy_with_logits(model.gripper(z).squeeze(-1), closing, reduction="none")
     return flow + model.gripper_weight * masked_mean(each, keep), int(keep.sum())
 
 
