@@ -18,14 +18,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from stores.arrays import METADATA, ArraySpec, CheckedArray, create, create_group, missing_chunks, open_checked
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, MANIFEST, STATISTICS, is_seal, seal_path
 from stores.manifest import StoreObject, hash_objects, is_inside, read_sealed, seal
+
+if TYPE_CHECKING:  # statistics are sealed too, and are needed where no array can be read
+    from stores.arrays import ArraySpec, CheckedArray
 
 BEGUN: Final = ".begun.json"
 """In an unfinished folder: its key, what it is made from, and its arrays."""
@@ -49,11 +51,13 @@ class Derived:
     about: dict[str, Any]
     objects: tuple[StoreObject, ...]
 
-    def array(self, name: str) -> CheckedArray:
+    def array(self, name: str) -> "CheckedArray":
         """One of its arrays, to be read by row range; every chunk is checked by length and crc32c when it is read.
 
         Raises StoreMissing when there is none of that name, StoreCorrupt when its metadata is not as sealed.
         """
+        from stores.arrays import METADATA, open_checked
+
         metadata = f"{name}/{METADATA}"
         sealed = {item.path: item for item in self.objects}
         if metadata not in sealed:
@@ -134,16 +138,20 @@ class Unfinished:
 
     root: Path
     made_from: dict[str, Any]
-    arrays: dict[str, ArraySpec]
+    arrays: "dict[str, ArraySpec]"
 
     def missing(self, name: str) -> list[int]:
         """Numbers of the chunks of an array that are not there yet; write them with `stores.arrays.write_region`."""
+        from stores.arrays import missing_chunks
+
         spec = self.arrays[name]
         absent = set(missing_chunks(self.root, name))
         return [m for m in range(spec.chunks) if f"{name}/{spec.chunk_name(m)}" in absent]
 
     def commit(self, about: Mapping[str, Any]) -> str:
         """Hash everything and write the seal; returns the key. Raises UsageError while a chunk is missing."""
+        from stores.arrays import METADATA
+
         paths = [METADATA]
         for name, spec in self.arrays.items():
             if absent := self.missing(name):
@@ -158,12 +166,14 @@ class Unfinished:
 
 
 def begin(
-    root: Path | str, kind: str, name: str, made_from: Mapping[str, Any], arrays: Mapping[str, ArraySpec]
+    root: Path | str, kind: str, name: str, made_from: Mapping[str, Any], arrays: "Mapping[str, ArraySpec]"
 ) -> Unfinished:
     """A folder of `arrays` below the store at folder `root`, to be filled and committed; under the store's lock.
 
     What an interrupted writer of the same content and arrays left is kept; anything else under that name is removed.
     """
+    from stores.arrays import create, create_group
+
     if _checked_kind(kind) == STATISTICS or "/" in name or not is_inside(name):
         raise UsageError(f"derived folder {kind}/{name}: expected a plain name below features, latents or decoded")
     folder = Path(root, kind, name)
@@ -182,7 +192,7 @@ def begin(
     return Unfinished(folder, json.loads(json.dumps(dict(made_from))), dict(arrays))
 
 
-def _spec_fields(spec: ArraySpec) -> dict[str, Any]:
+def _spec_fields(spec: "ArraySpec") -> dict[str, Any]:
     return {"shape": list(spec.shape), "dtype": spec.dtype, "chunk": spec.chunk}
 
 

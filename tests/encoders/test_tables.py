@@ -64,7 +64,7 @@ def test_a_text_encoder_of_another_width_is_a_row(tmp_path: Path, monkeypatch: p
 def test_a_vision_backbone_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(table.VISION, "blocks", lambda model: Blocks(model))
     store = micro_store(tmp_path / "store")
-    told = ("model.vision=blocks", "model.vision_model=1", "model.vision_width=3", "model.patch_size=16")
+    told = ("model.vision=blocks", "model.vision_model=first", "model.vision_width=3", "model.patch_size=16")
     settings = micro_config("training.max_steps=2", *told)
     assert isinstance(load_backbone(settings.model), FrozenVision)
     train("temporal_jepa", settings, store, tmp_path / "run")
