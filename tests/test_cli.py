@@ -165,7 +165,7 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("ingest", "nowhere", "--language", "hashed"), 2, "data/raw/nowhere"),
         (("train", "--phase", "1"), 1, "statevla ingest"),
         (("train", "--phase", "3"), 2, "--phase"),
-        (("train",), 2, "--system NAME (temporal_jepa, flow_matching)"),
+        (("train",), 2, "--system NAME (temporal_jepa, flow_matching, film"),
         (("train", "--phase", "1", "--system", "flow_matching"), 2, "not the same system"),
         (("train", "--resume", "nowhere"), 1, "nothing to resume"),
         (("describe", "--set", "model.embed_dmi=3"), 2, "did you mean 'model.embed_dim'"),
