@@ -8,6 +8,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
     5  which states VICReg's terms take
+    6  accumulation, averages of policies, augmentation, oversampling, trackers
 """
 
 import copy
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 Tree = dict[str, Any]
 
 
@@ -92,6 +93,17 @@ def _regularized_states(old: Tree) -> Tree:
     return tree
 
 
+def _training_options(old: Tree) -> Tree:
+    """5 to 6: there was none of them."""
+    tree = copy.deepcopy(old)
+    tree["config"]["data"]["oversample_gripper"] = 1
+    tree["config"]["training"] |= {
+        "accumulate": 1, "policy_ema": 0.0, "augment_shift": 0.0, "augment_colour": 0.0, "augment_affine": False,
+        "tracker": "none",
+    }  # fmt: skip
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -120,5 +132,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     2: _initial_states,
     3: _spec_as_data,
     4: _regularized_states,
+    5: _training_options,
 }
 """From the format of the key to the next one."""
