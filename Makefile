@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/statevla demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # The oldest and newest torch on every Python that is there; hours and gigabytes (docs/install.md).
 test-matrix:
