@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantin
 exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports stay inside the commands.
 """
 
+import shutil
 import signal
 import sys
 from functools import partial
@@ -366,7 +367,8 @@ def show_config(
     if as_json:
         print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
     else:
-        print("\n".join(key_lines(rows)))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n".join(key_lines(rows, columns)))
 
 
 @eval_app.command("offline")
