@@ -163,7 +163,9 @@ def ingest(
     suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
     source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
-    store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Store: a folder (as --out), or s3://bucket/name, by way of --out.")
+    ] = None,
     replace: Replace = False,
     language: Annotated[
         str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
@@ -206,17 +208,17 @@ def ingest(
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
-    from pipelines.ingest.remote import ingest_to_url, work_folder
+    from pipelines.ingest.remote import ingest_to_url, place
     from statevla.observation import read_spec
 
-    default = Path("data/stores") / suite if store is None else work_folder(store)
+    folder, url = place(suite, out, store)
     config = IngestConfig(
-        suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
+        suite=suite, source=source or Path("data/raw") / suite, out=folder, language=language,
         language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
         image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
     )  # fmt: skip
-    run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
+    run = run_ingest if url is None else partial(ingest_to_url, url=url, replace=replace)
     with show_progress() as progress:
         summary = run(
             config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
