@@ -451,6 +451,9 @@ def eval_libero(
     first_init: Annotated[
         int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
     ] = None,
+    fixtures: Annotated[
+        Literal["fixed", "drawn"], typer.Option(help="Where cabinets, stoves and racks stand: as recorded, or anew.")
+    ] = "fixed",
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,
@@ -466,14 +469,103 @@ def eval_libero(
     as_json: Json = False,
 ) -> None:
     """Success in the LIBERO simulator (`make libero` installs it)."""
+    from statevla.evaluators.conditions import Conditions
     from statevla.policies.execution import Execution
 
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
-        videos=videos, seed=seed,
+        videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures),
         loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
+
+
+@eval_app.command("robustness")
+def eval_robustness(
+    suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
+    checkpoint: Checkpoint = None,
+    policy: Control = "checkpoint",
+    only: Annotated[
+        str | None, typer.Option(help="Rows, such as noise,camera-shift,swap; default: all usual ones.")
+    ] = None,
+    tasks: Tasks = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and row.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    closed: Closed = False,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: int = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """One table: success as it is, and with cameras, light, noise, fixtures or things changed (LIBERO, LIBERO-PRO)."""
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.robustness import evaluate_robustness
+    from statevla.policies.execution import Execution
+
+    chosen = choose_policy(
+        policy, suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps,
+        closed=closed, seed=seed,
+    )  # fmt: skip
+    folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-robustness")
+    print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
+    with show_progress() as progress:
+        results = evaluate_robustness(
+            chosen.policy, suite, out=folder, name=chosen.name, only=None if only is None else only.split(","),
+            tasks=tasks, num_trials=num_trials, workers=workers, first_init=first_init, seed=seed,
+            execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    report("Robustness", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
+@eval_app.command("language")
+def eval_language(
+    suite: Annotated[str, typer.Option(help="tabletop, or a LIBERO suite such as libero_object.")] = "libero_object",
+    checkpoint: Checkpoint = None,
+    tasks: Tasks = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and kind of instruction.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: int = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Does a policy do what it is told? Success and actions under other instructions."""
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.language import evaluate_language
+    from statevla.policies.execution import Execution
+
+    chosen = choose_policy(
+        "checkpoint", suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps
+    )
+    folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-language")
+    print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
+    with show_progress() as progress:
+        results = evaluate_language(
+            chosen.policy, suite, out=folder, name=chosen.name, tasks=tasks, num_trials=num_trials, workers=workers,
+            first_init=first_init, seed=seed, execution=Execution(replan, ensemble, vote, latency_steps),
+            max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    report("Language", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 def _evaluate(
