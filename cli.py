@@ -547,7 +547,7 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, index, mamba, latency or libero.")],
+    name: Annotated[str, typer.Argument(help="stream, latents, ingest, ingest-large, verify, index, mamba, latency or libero.")],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Annotated[
