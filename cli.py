@@ -298,6 +298,28 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def latents(
+    store: StoreArgument,
+    checkpoint: Annotated[Path, typer.Option(help="State encoder: a run or checkpoint folder.")],
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="That of the training to come: training.precision.")
+    ] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen encoder's state of every frame in the store, for training policies without opening a picture."""
+    from statevla.trainers.latents import latents_of_checkpoint
+
+    with show_progress() as progress:
+        result = latents_of_checkpoint(
+            store, checkpoint, device=device, precision=precision, batch=batch, threads=threads, progress=progress
+        )
+    report(f"Latents of {store}", result, as_json)
+
+
+@app.command()
 def describe(
     preset: Preset = None,
     recipe: Recipe = None,
@@ -621,7 +643,9 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, index, mamba, latency or libero.")],
+    name: Annotated[
+        str, typer.Argument(help="stream, latents, ingest, ingest-large, verify, index, mamba, latency or libero.")
+    ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Annotated[

@@ -26,6 +26,9 @@ class DataConfig:
     cache_gib: float = option(
         2.0, "keep a split's decoded frames when they fit in this many GiB; 0: always stream", least=0, resume=True
     )
+    latents: bool = option(
+        True, "a policy on a frozen state encoder trains from its states, computed once and kept", resume=True
+    )
     shuffle_instructions: bool = option(False, "a control: pair every episode with another task's instruction")
     data_directory: str | None = option(
         None, "the documents': folder of HDF5 files named like the suite (statevla ingest)", resume=True, compare=False

@@ -8,6 +8,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
     5  which states VICReg's terms take
+    5  what is precomputed: latents
 """
 
 import copy
@@ -92,6 +93,12 @@ def _regularized_states(old: Tree) -> Tree:
     return tree
 
 
+def _precomputed(old: Tree) -> Tree:
+    """5 to 6: every picture was encoded again in every epoch."""
+    config = dict(old["config"])
+    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -120,5 +127,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     2: _initial_states,
     3: _spec_as_data,
     4: _regularized_states,
+    5: _precomputed,
 }
 """From the format of the key to the next one."""
