@@ -296,6 +296,7 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def describe(
+    system: Annotated[str | None, typer.Option(help="One system by name; default: the two phases together.")] = None,
     preset: Preset = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
@@ -304,15 +305,24 @@ def describe(
 ) -> None:
     """Print the parameter count of every part of the model."""
     from statevla.systems.describe import describe as describe_model
-    from statevla.systems.table import sections
+    from statevla.systems.describe import describe_system
+    from statevla.systems.table import find_system, sections
     from statevla.trainers.jobs import ask
 
-    result = describe_model(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
+    row = None if system is None else find_system(system)
+    wanted = ask(row, preset, recipe, config, tuple(set_ or ())).config(sections())
+    title = recipe or f"Preset {preset or 'base'}"
+    if row is not None:
+        alone = describe_system(row, wanted)
+        rows = [*alone["parts"].items(), ("trainable", alone["trainable"]), ("frozen", alone["frozen"])]
+        print_json(alone) if as_json else print_table(f"{row.title}, {title}", ("part", "parameters"), rows)
+        return
+    result = describe_model(wanted)
     if as_json:
         print_json(result)
     else:
         rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
-        print_table(recipe or f"Preset {preset or 'base'}", ("part", "parameters"), rows)
+        print_table(title, ("part", "parameters"), rows)
 
 
 @app.command()
