@@ -516,6 +516,31 @@ def _evaluate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders of evaluations; two or more.")],
+    suite: Annotated[str | None, typer.Option(help="Which evaluation, where a run has several.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.json, compare.md and index.html.")] = Path(
+        "runs/compare"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Policies on the same trials: differences with intervals, what would decide them, what each cost."""
+    from statevla.evaluators import compare_results
+    from statevla.evaluators.compare import compare as compare_runs
+
+    found = compare_runs(runs, suite)
+    compare_results.save(found, out)
+    if as_json:
+        print_json({"out": str(out), **found.to_dict()})
+        return
+    print_table("Policies", compare_results.POLICY_COLUMNS, compare_results.policy_rows(found))
+    print_table("Pair by pair", compare_results.PAIR_COLUMNS, compare_results.pair_rows(found))
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"page: {out / compare_results.PAGE}")
+
+
+@app.command()
 def doctor(store: Store = None, as_json: Json = False) -> None:
     """Check this machine: packages, device, Mamba kernels, codec, simulator, rendering, disk, memory, a store."""
     from dataclasses import asdict
