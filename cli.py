@@ -321,6 +321,7 @@ def latents(
 
 @app.command()
 def describe(
+    system: Annotated[str | None, typer.Option(help="One system by name; default: the two phases together.")] = None,
     preset: Preset = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
@@ -329,15 +330,24 @@ def describe(
 ) -> None:
     """Print the parameter count of every part of the model."""
     from statevla.systems.describe import describe as describe_model
-    from statevla.systems.table import sections
+    from statevla.systems.describe import describe_system
+    from statevla.systems.table import find_system, sections
     from statevla.trainers.jobs import ask
 
-    result = describe_model(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
+    row = None if system is None else find_system(system)
+    wanted = ask(row, preset, recipe, config, tuple(set_ or ())).config(sections())
+    title = recipe or f"Preset {preset or 'base'}"
+    if row is not None:
+        alone = describe_system(row, wanted)
+        rows = [*alone["parts"].items(), ("trainable", alone["trainable"]), ("frozen", alone["frozen"])]
+        print_json(alone) if as_json else print_table(f"{row.title}, {title}", ("part", "parameters"), rows)
+        return
+    result = describe_model(wanted)
     if as_json:
         print_json(result)
     else:
         rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
-        print_table(recipe or f"Preset {preset or 'base'}", ("part", "parameters"), rows)
+        print_table(title, ("part", "parameters"), rows)
 
 
 @app.command()
@@ -621,6 +631,31 @@ def _evaluate(
     for note in results.notes:
         print(f"warning: {note}", file=sys.stderr)
     report(suite, {"out": str(results_folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders of evaluations; two or more.")],
+    suite: Annotated[str | None, typer.Option(help="Which evaluation, where a run has several.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.json, compare.md and index.html.")] = Path(
+        "runs/compare"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Policies on the same trials: differences with intervals, what would decide them, what each cost."""
+    from statevla.evaluators import compare_results
+    from statevla.evaluators.compare import compare as compare_runs
+
+    found = compare_runs(runs, suite)
+    compare_results.save(found, out)
+    if as_json:
+        print_json({"out": str(out), **found.to_dict()})
+        return
+    print_table("Policies", compare_results.POLICY_COLUMNS, compare_results.policy_rows(found))
+    print_table("Pair by pair", compare_results.PAIR_COLUMNS, compare_results.pair_rows(found))
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"page: {out / compare_results.PAGE}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from torch import nn
 from statevla.config import Config
 from statevla.config.options import keys
 from statevla.systems.flow_matching import PolicyModel
+from statevla.systems.system import Given, System
 from statevla.systems.temporal_jepa import JepaModel
 
 
@@ -46,6 +47,30 @@ def describe(config: Config) -> Description:
         parts["inverse_dynamics"] = count(jepa.inverse)
     trainable = sum(parts.values())
     return Description(parts=parts, trainable=trainable, total=trainable + parts["context_encoder"])
+
+
+class SystemDescription(TypedDict):
+    """parts: trained parameters by part. frozen: those that it holds and does not train, such as its encoder's."""
+
+    system: str
+    parts: dict[str, int]
+    trainable: int
+    frozen: int
+
+
+def describe_system(row: System, config: Config) -> SystemDescription:
+    """What `config` makes of one system; a frozen vision tower is not counted. Raises what building raises."""
+    with torch.device("meta"):
+        model = row.build(config, Given())
+    parts: dict[str, int] = {}
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            frozen += parameter.numel()
+            continue
+        part = name.removeprefix("net.").partition(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    return SystemDescription(system=row.name, parts=parts, trainable=sum(parts.values()), frozen=frozen)
 
 
 class KeyRow(NamedTuple):
