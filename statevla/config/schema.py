@@ -26,6 +26,9 @@ class DataConfig:
     cache_gib: float = option(
         2.0, "keep a split's decoded frames when they fit in this many GiB; 0: always stream", least=0, resume=True
     )
+    latents: bool = option(
+        True, "a policy on a frozen state encoder trains from its states, computed once and kept", resume=True
+    )
     shuffle_instructions: bool = option(False, "a control: pair every episode with another task's instruction")
     data_directory: str | None = option(
         None, "the documents': folder of HDF5 files named like the suite (statevla ingest)", resume=True, compare=False
@@ -96,6 +99,12 @@ class Phase1Config(SystemOptions):
     temporal_predictor_hidden_dim: int = option(512, "hidden width of the temporal predictor", least=1)
     variance_weight: float = option(1.0, "weight of the variance term", least=0)
     covariance_weight: float = option(0.04, "weight of the covariance term", least=0)
+    regularize: str = option(
+        "z_next",
+        "states whose variance and covariance the two terms take: the predicted next ones (the documents'), the "
+        "encoder's, or the sum of both",
+        choices=("z_next", "z", "both"),
+    )
     inverse_dynamics_weight: float = option(
         0.0, "foretell actions from this state and the target's next one; 0 leaves it out", least=0
     )

@@ -123,7 +123,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device {name!r}: no torch device; use auto, cpu or cuda") from error
+        raise UsageError(f"device {name!r} is no torch device; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: this torch finds no CUDA device; use auto or cpu")
     return device

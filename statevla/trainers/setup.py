@@ -12,19 +12,6 @@ from statevla.systems.system import System
 from stores.errors import UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA where there is one. Raises UsageError on a device that torch does not have here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"training.device: {name!r} is no torch device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"training.device: {name!r} asked for, but this torch finds no CUDA device; use cpu")
-    return device
-
-
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether to autocast to bfloat16."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")

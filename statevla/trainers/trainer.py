@@ -19,6 +19,7 @@ from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.prefetch import Position
 from statevla.encoders.vision import identity, load_backbone, require_identity
 from statevla.models.optim import parameter_groups
+from statevla.policies.prepare import choose_device
 from statevla.runs import layout
 from statevla.runs import write as checkpoint
 from statevla.runs.files import CheckpointState, read_state, require_store
@@ -26,9 +27,10 @@ from statevla.runs.metrics import plot_losses, read_metrics
 from statevla.runs.migrations import FORMAT
 from statevla.systems.system import Given, System
 from statevla.systems.table import config_of, find_system, own_sections
+from statevla.trainers.kept import use_kept_states
 from statevla.trainers.parents import load_parent, origin
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import choose_device, require_same_config, use_bf16
+from statevla.trainers.setup import require_same_config, use_bf16
 from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.validation import validate
 from statevla.version import __version__
@@ -118,6 +120,7 @@ def train(
     with lock(folder, f"train {row.name}"):
         run = Run(row, config, Store.open(store_path), run_dir, parent, progress, unfinished_encoder)
         start = run.start() if source is None else run.resume(source)
+        use_kept_states(run)
         return run.loop(start)
 
 

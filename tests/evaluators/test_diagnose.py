@@ -25,8 +25,8 @@ from statevla.observation import Observation, ObsSpec
 from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
 from statevla.sims.suites import SUITES
-from statevla.sims.tabletop import Obs, TabletopEnv
-from statevla.sims.tabletop_suite import TabletopSuite
+from statevla.sims.tabletop.environment import Obs, TabletopEnv
+from statevla.sims.tabletop.suite import TabletopSuite
 from statevla.systems.acting import Acted
 from stores.errors import UsageError
 from stores.reader import Store
