@@ -634,6 +634,49 @@ def _evaluate(
 
 
 @app.command()
+def diagnose(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Run or checkpoint; default: the only policy.")] = None,
+    store: Store = None,
+    suite: Annotated[str | None, typer.Option(help="Where to act; default: the store's suite.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: two of the store's.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the policy, a task.")] = 2,
+    source: Annotated[Path | None, typer.Option(help="HDF5 folder of the store; default: data/raw/SUITE.")] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Low loss, and the robot fails: which link between data and action is broken? Exit status 1 if one is."""
+    from pipelines.replay import replay_of_files
+    from statevla.evaluators.diagnose import diagnose as examine
+    from statevla.policies.execution import Execution
+    from statevla.policies.policy import Policy
+    from statevla.runs.layout import evaluation
+    from statevla.runs.stores import find_store
+    from statevla.systems.find import find_policy
+    from stores.reader import Store as OpenStore
+
+    path = find_policy(checkpoint)
+    chosen, folder = find_store(store), out if out is not None else evaluation(path, "diagnosis")
+    print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
+    opened = OpenStore.open(chosen)
+    where = suite or opened.manifest.suite
+    raw = source or Path("data/raw") / where
+    replay = replay_of_files(raw, where, tasks) if source is not None or raw.is_dir() else None
+    with show_progress() as progress:
+        found = examine(
+            Policy.load(path, device), opened, name=str(path), suite=suite, tasks=tasks, trials=trials, replay=replay,
+            execution=Execution(replan, ensemble), max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    found.save(folder)
+    report("Diagnosis", {"out": str(folder), **found.to_dict()}, as_json, found.to_markdown())
+    if found.broken is not None:
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Runs, or folders of evaluations; two or more.")],
     suite: Annotated[str | None, typer.Option(help="Which evaluation, where a run has several.")] = None,
@@ -699,6 +742,30 @@ def bench(
     options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
+
+
+@app.command()
+def reproduce(
+    suite: Annotated[str, typer.Argument(help="Suite with a measured plan: libero_object.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for everything; default: runs/reproduce-SUITE.")] = None,
+    tasks: Tasks = None,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator and ingest processes.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """From nothing to a suite's numbers: collect, ingest, train, evaluate. The same command goes on after a stop."""
+    from dataclasses import replace
+
+    from pipelines.reproduce import plan_of
+    from pipelines.reproduce import reproduce as run_all
+
+    folder = out if out is not None else Path("runs") / f"reproduce-{suite}"
+    plan = plan_of(suite)
+    with show_progress() as progress:
+        results = run_all(
+            suite, folder, plan=plan if tasks is None else replace(plan, tasks=tasks), workers=workers,
+            progress=progress, say=partial(print, file=sys.stderr),
+        )  # fmt: skip
+    report(suite, {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @app.command()
