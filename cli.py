@@ -8,6 +8,7 @@ exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -367,21 +368,39 @@ def train(
     unfinished_encoder: Annotated[
         bool, typer.Option("--unfinished-encoder", help="Take an encoder whose training was stopped.")
     ] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks on this machine, a GPU each; or use torchrun.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Train a state encoder or a policy from a store, or go on with a run."""
+    if nproc > 1:
+        from statevla.trainers.launch import launch, without_nproc
+
+        raise typer.Exit(launch(nproc, without_nproc(sys.argv[1:]), say=_to_stderr))
     from statevla.trainers.command import TrainFlags, run_training
+    from statevla.trainers.ranks import OtherRankFailed, first_of_environment
 
     flags = TrainFlags(phase, system, store, run, encoder, recipe, preset, config, tuple(set_ or ()), resume,
                        unfinished_encoder)  # fmt: skip
+    speaks = first_of_environment()
     try:
-        with show_progress() as progress:
-            summary = run_training(flags, say=partial(print, file=sys.stderr), progress=progress)
+        with show_progress() if speaks else nullcontext() as progress:
+            summary = run_training(flags, say=_to_stderr if speaks else _unsaid, progress=progress)
     except KeyboardInterrupt:
         raise typer.Exit(SIGNALLED + signal.SIGINT) from None
-    report(f"Trained {summary.system}", summary.to_dict(), as_json)
+    except OtherRankFailed as error:
+        raise typer.Exit(error.status) from None
+    if speaks:
+        report(f"Trained {summary.system}", summary.to_dict(), as_json)
     if summary.signal is not None:
         raise typer.Exit(SIGNALLED + summary.signal)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _unsaid(text: str) -> None:
+    """Of a rank that is not the first."""
 
 
 @app.command("config")
