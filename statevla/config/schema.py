@@ -26,6 +26,9 @@ class DataConfig:
     cache_gib: float = option(
         2.0, "keep a split's decoded frames when they fit in this many GiB; 0: always stream", least=0, resume=True
     )
+    latents: bool = option(
+        True, "a policy on a frozen state encoder trains from its states, computed once and kept", resume=True
+    )
     shuffle_instructions: bool = option(False, "a control: pair every episode with another task's instruction")
     oversample_gripper: int = option(
         1, "times that a step is drawn an epoch whose chunk opens or closes a gripper", least=1, most=100

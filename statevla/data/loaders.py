@@ -5,6 +5,7 @@ Images stay encoded on disk and uint8 in memory; resizing and normalization run 
 Legend: B global batch, L lanes, M segments in a block, K chunk.
 """
 
+import functools
 import itertools
 from collections.abc import Generator, Iterator
 from typing import Final
@@ -13,11 +14,15 @@ import numpy as np
 
 from statevla.config import DataConfig
 from statevla.data.batch import Batch
+from statevla.data.blocks import Blocks, BlockSupply
 from statevla.data.frames import Ints, Table, make_table
 from statevla.data.needs import NOW, Needs
+from statevla.data.numbers import Numbers
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
 from statevla.data.oversample import Repeated, repeat_changes
-from statevla.data.prefetch import BatchPlan, Blocks, Position, Rows, stream
+from statevla.data.prefetch import BatchPlan, Position, Rows, Supply, stream
+from statevla.data.rows import RowSupply
+from statevla.data.views import View
 from stores.errors import UsageError
 from stores.reader import Store
 
@@ -40,6 +45,29 @@ def split_segments(store: Store, table: Table, split: str, *, with_next_only: bo
         known = sorted({str(name) for name in store.episode_columns["split"]})
         raise UsageError(f"{store.root}: no transitions in split {split!r}; the store has {', '.join(known)}")
     return chosen, counts[chosen]
+
+
+class Source:
+    """Where the loaders of a split get their batches from: pictures of its segments, until another view is set."""
+
+    def __init__(self, store: Store, table: Table, segments: Ints, data: DataConfig, with_next: bool) -> None:
+        self.store, self.table, self.segments, self.data, self.with_next = store, table, segments, data, with_next
+        self.view: View | None = None
+
+    @functools.cached_property
+    def _numbers(self) -> Numbers:
+        return Numbers(self.store, self.data.lanes * self.data.block_segments)
+
+    @functools.cached_property
+    def _blocks(self) -> Blocks:
+        numbers = self._numbers if self.table.chunk > self.table.store_chunk else None
+        return Blocks(self.store, self.table, self.segments, self.data.cache_gib, numbers)
+
+    def supply(self) -> Supply:
+        """Of one stream."""
+        if self.view is None:
+            return BlockSupply(self._blocks, self.with_next)
+        return RowSupply(self.table, self._numbers, self.view, self.with_next)
 
 
 class SegmentLoader:
@@ -73,7 +101,7 @@ class SegmentLoader:
             counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments
         )
         self.lanes = rank_lanes(self.order, rank, world)
-        self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+        self.source = Source(store, self.table, self.segments, data, needs.next)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -87,7 +115,7 @@ class SegmentLoader:
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
         plans = training_plans(self.order, self.segments, self.lanes, start, self.repeated)
-        return stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next)
+        return stream(plans, self.source.supply(), threads=self.data.loader_threads)
 
 
 def training_plans(
@@ -166,14 +194,14 @@ class SplitReader:
         self.batch_size, self.data, self.needs, self.mixed = batch_size, data, needs, mixed
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
-        self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+        self.source = Source(store, self.table, self.segments, data, needs.next)
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Every transition exactly once; the last batch may be smaller. A rank has every `world`-th batch."""
         size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
         every = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
         plans = itertools.islice(every, rank, None, world)
-        for _, batch in stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next):
+        for _, batch in stream(plans, self.source.supply(), threads=self.data.loader_threads):
             yield batch
 
 

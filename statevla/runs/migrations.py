@@ -8,7 +8,8 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
     5  which states VICReg's terms take
-    6  accumulation, averages of policies, augmentation, oversampling, trackers
+    6  what is precomputed: latents
+    7  accumulation, averages of policies, augmentation, oversampling, trackers
 """
 
 import copy
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 Tree = dict[str, Any]
 
 
@@ -93,8 +94,14 @@ def _regularized_states(old: Tree) -> Tree:
     return tree
 
 
+def _precomputed(old: Tree) -> Tree:
+    """5 to 6: every picture was encoded again in every epoch."""
+    config = dict(old["config"])
+    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
+
+
 def _training_options(old: Tree) -> Tree:
-    """5 to 6: there was none of them."""
+    """6 to 7: there was none of them."""
     tree = copy.deepcopy(old)
     tree["config"]["data"]["oversample_gripper"] = 1
     tree["config"]["training"] |= {
@@ -132,6 +139,7 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     2: _initial_states,
     3: _spec_as_data,
     4: _regularized_states,
-    5: _training_options,
+    5: _precomputed,
+    6: _training_options,
 }
 """From the format of the key to the next one."""

@@ -12,29 +12,6 @@ from statevla.systems.system import System
 from stores.errors import UsageError
 
 
-def choose_device(name: str, local: int = 0) -> torch.device:
-    """``auto``: CUDA where there is one. local: a rank's number on its machine, which chooses among its GPUs.
-
-    Raises UsageError on a device that torch does not have here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"training.device: {name!r} is no torch device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"training.device: {name!r} asked for, but this torch finds no CUDA device; use cpu")
-    if device.type == "cuda" and device.index is None:
-        if local >= torch.cuda.device_count():
-            raise UsageError(
-                f"this machine has {torch.cuda.device_count()} CUDA device(s), but rank {local} of it wants its own; "
-                "start fewer ranks, or --set training.device=cpu"
-            )
-        device = torch.device("cuda", local)
-    return device
-
-
 def rows_of_rank(batch_size: int, world: int) -> int:
     """Rows of a batch that each of `world` ranks has. Raises UsageError where that is less than two."""
     rows = batch_size // world

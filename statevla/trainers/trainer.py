@@ -19,6 +19,7 @@ from statevla.data.prefetch import Position
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.losses import LossParts
 from statevla.models.optim import parameter_groups
+from statevla.policies.prepare import choose_device
 from statevla.runs import layout
 from statevla.runs import write as checkpoint
 from statevla.runs.files import read_state, require_store
@@ -27,11 +28,12 @@ from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
 from statevla.trainers import pictures
 from statevla.trainers.average import average_of
+from statevla.trainers.kept import use_kept_states
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
 from statevla.trainers.parents import load_parent, origin
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import choose_device, require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.setup import require_same_config, rows_of_rank, use_bf16
 from statevla.trainers.snapshot import snapshot
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
@@ -83,6 +85,7 @@ def train(
             return run, run.start() if source is None else run.resume(source)
 
         run, start = ranks.together(begin)
+        use_kept_states(run)
         return run.loop(start)
 
 
