@@ -10,6 +10,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     5  which states VICReg's terms take
     6  what is precomputed: latents
     7  accumulation, averages of policies, augmentation, oversampling, trackers
+    8  the weight of the prediction's error
 """
 
 import copy
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 7
+FORMAT: Final = 8
 Tree = dict[str, Any]
 
 
@@ -111,6 +112,13 @@ def _training_options(old: Tree) -> Tree:
     return tree
 
 
+def _weight_of_prediction(old: Tree) -> Tree:
+    """7 to 8: it was 1."""
+    tree = copy.deepcopy(old)
+    tree["config"]["training"]["phase1"]["prediction_weight"] = 1.0
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -141,5 +149,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     4: _regularized_states,
     5: _precomputed,
     6: _training_options,
+    7: _weight_of_prediction,
 }
 """From the format of the key to the next one."""
