@@ -45,7 +45,8 @@ class Batch:
 
     next_obs: the observation after `action`; its rows are valid where `has_next`.
     chunk: actions t ... t+K-1, past the episode's end the last one repeated, where `is_pad` is true.
-    episode, frame: where each row is from.
+    episode, frame: where each row is from. goal: a later observation of the same episode, at goal_frame, where the
+    system needs one.
     """
 
     obs: ObservationBatch
@@ -56,13 +57,17 @@ class Batch:
     is_pad: Bool[Tensor, "B K"]
     episode: Int64[Tensor, " B"]
     frame: Int64[Tensor, " B"]
+    goal: ObservationBatch | None = None
+    goal_frame: Int64[Tensor, " B"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; an observation that stands for the next one too is copied once."""
         rest = (self.has_next, self.action, self.chunk, self.is_pad, self.episode, self.frame)
         moved = [tensor.to(device, non_blocking=True) for tensor in rest]
         obs = self.obs.to(device)
-        return Batch(obs, obs if self.next_obs is self.obs else self.next_obs.to(device), *moved)
+        next_obs = obs if self.next_obs is self.obs else self.next_obs.to(device)
+        goal = None if self.goal is None else self.goal.to(device)
+        return Batch(obs, next_obs, *moved, goal=goal, goal_frame=self.goal_frame)
 
     def pin(self) -> "Batch":
         """The same batch in page-locked memory."""

@@ -5,6 +5,7 @@ Images stay encoded on disk and uint8 in memory; resizing and normalization run 
 Legend: B global batch, L lanes, M segments in a block, K chunk.
 """
 
+import contextlib
 from collections.abc import Generator, Iterator
 from typing import Final
 
@@ -13,6 +14,7 @@ import numpy as np
 from statevla.config import DataConfig
 from statevla.data.batch import Batch
 from statevla.data.frames import Ints, Table, make_table
+from statevla.data.goals import Goals
 from statevla.data.needs import NOW, Needs
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
 from statevla.data.prefetch import BatchPlan, Blocks, Position, Rows, stream
@@ -67,6 +69,7 @@ class SegmentLoader:
         )
         self.lanes = rank_lanes(self.order, rank, world)
         self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -80,7 +83,17 @@ class SegmentLoader:
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
         plans = training_plans(self.order, self.segments, self.lanes, start)
-        return stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next)
+        batches = stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next)
+        return batches if self.goals is None else with_goals(batches, self.goals)
+
+
+def with_goals(
+    batches: Generator[tuple[Position, Batch], None, None], goals: Goals
+) -> Generator[tuple[Position, Batch], None, None]:
+    """The same batches, each with its rows' goals."""
+    with contextlib.closing(batches):
+        for after, batch in batches:
+            yield after, goals.attach(batch, after.epoch - (after.batch == 0))
 
 
 def training_plans(order: Order, segments: Ints, lanes: range, start: Position) -> Iterator[BatchPlan]:
@@ -156,13 +169,14 @@ class SplitReader:
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
 
     def batches(self) -> Iterator[Batch]:
         """Every transition exactly once; the last batch may be smaller."""
         size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
         plans = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
         for _, batch in stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next):
-            yield batch
+            yield batch if self.goals is None else self.goals.attach(batch, 0)
 
 
 def iterate_once(
