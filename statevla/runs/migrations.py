@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 Tree = dict[str, Any]
 
 

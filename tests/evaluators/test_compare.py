@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from statevla.config.load import load_config
 from statevla.evaluators.compare import compare
 from statevla.evaluators.compare_results import page, policy_rows, save, to_markdown
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.paired import Paired, difference
 from statevla.evaluators.trials import Record, RunDescription, record_line
-from statevla.policies.controls import ExpertControl, ZeroPolicy
 from statevla.observation import libero_spec
+from statevla.policies.controls import ExpertControl, ZeroPolicy
 from statevla.systems.table import sections
-from statevla.config.load import load_config
 from statevla.trainers.trainer import train
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from tests.trainers.micro import SETTINGS, micro_store
