@@ -39,7 +39,7 @@ TASKS = (fake_task(0), fake_task(1))
 class World:
     """fail: initial states from which the expert never succeeds. brief: from which success does not hold.
     crash: simulators to crash, in all. solved: from which a policy that drives succeeds. driven: its steps, by attempt
-    that the expert took over. taken: with which seeds. stop_after: episodes, or drawings, before the user interrupts."""
+    that the expert took over. taken: with which seeds. stop_after: episodes, or drawings, until the user interrupts."""
 
     fail: set[int] = field(default_factory=set)
     brief: set[int] = field(default_factory=set)
@@ -234,8 +234,8 @@ def test_a_policy_that_cannot_drive_is_refused(world: World, tmp_path: Path) -> 
         run(tmp_path, from_policy=Driver())
     with pytest.raises(UsageError, match="'do 1' was not trained on"):
         run(tmp_path, from_policy=Driver(refuses="do 1"), image_size=4)
-    with pytest.raises(UsageError, match="other settings|was collected with"):
-        run(tmp_path / "a", tasks=[0])
+    run(tmp_path / "a", tasks=[0])
+    with pytest.raises(UsageError, match="was collected with"):
         run(tmp_path / "a", tasks=[0], from_policy=Driver(), image_size=4)
 
 
