@@ -121,6 +121,9 @@ def collect(
         float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
@@ -133,6 +136,8 @@ def collect(
         raise UsageError("--append and --replace: expected one of them")
     if append and suite != "tabletop":
         raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
+    if from_policy is not None and (suite == "tabletop" or dry_run):
+        raise UsageError("--from-policy: for recordings in LIBERO; leave it out with tabletop and --dry-run")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
@@ -150,11 +155,14 @@ def collect(
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
+            from statevla.policies.policy import Policy
+            from statevla.systems.find import find_policy
 
+            driver = None if from_policy is None else Policy.load(find_policy(from_policy))
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                progress=progress, replace=replace,
+                from_policy=driver, progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())
