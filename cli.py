@@ -406,6 +406,49 @@ def train(
         raise typer.Exit(SIGNALLED + summary.signal)
 
 
+@app.command("runs")
+def list_training_runs(
+    root: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List training runs: system, store, step, best validation loss, state, size."""
+    from statevla.console import size_text
+    from statevla.runs.listing import list_runs
+
+    rows = list_runs(root)
+    if as_json:
+        print_json({"runs": [row.to_dict() for row in rows]})
+        return
+    header = ("run", "system", "store", "step", "of", "best", "state", "size")
+    print_table(f"Runs below {root}/", header, [
+        (row.run, row.system, row.store, row.step, row.steps, row.best, row.state, size_text(row.bytes)) for row in rows
+    ])  # fmt: skip
+
+
+@app.command("report")
+def report_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, shown side by side.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Serve the page on loopback, made anew each time.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --follow; 0 takes a free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """One page of training runs: losses, monitors, warnings, probes, states, several runs side by side."""
+    from statevla.reports.runs_page import serve_runs, write_runs_page
+
+    if not follow:
+        written = write_runs_page(runs, out or runs[0] / "report.html")
+        report("Report", {"page": str(written)}, as_json)
+        return
+    server = serve_runs(runs, port)
+    _to_stderr(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    finally:
+        server.server_close()
+
+
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
@@ -468,6 +511,25 @@ def eval_offline(
         )  # fmt: skip
     results.save(folder)
     report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
+@eval_app.command("probes")
+def eval_probes(
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
+    ],
+    store: Store = None,
+    device: Device = "auto",
+    frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
+    random: Annotated[bool, typer.Option("--random", help="An untrained encoder of the same sizes instead.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Read robot, action, progress and instruction off the state; roll the predictor out. Held-out episodes."""
+    from statevla.evaluators.probes import probes_of_run, table
+
+    found, where = probes_of_run(checkpoint, store, device=device, most=frames, random=random, out=out)
+    report(f"Probes of {found['checkpoint']}", {**table(found), "out": str(where)}, as_json)
 
 
 @eval_app.command("tabletop")
@@ -756,7 +818,8 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="stream, latents, ingest, ingest-large, verify, index, mamba, latency or libero.")
+        str,
+        typer.Argument(help="stream, latents, step, ingest, ingest-large, verify, index, mamba, latency or libero."),
     ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
