@@ -1,7 +1,7 @@
 """A phase-2 epoch from kept states of the frozen encoder, against encoding every frame at every step.
 
-The limit is the same training step on one batch that stays in memory: no loading at all. The states are random numbers in
-a temporary folder: their values change no speed, and computing real ones is what `details.encode_frames_per_s` is about.
+The limit is the same training step on one batch that stays in memory: no loading at all. The states are random numbers
+in a temporary folder: values change no speed, and computing real ones is what `details.encode_frames_per_s` is about.
 """
 
 import contextlib
@@ -87,7 +87,9 @@ def bench_latents(
     }
 
 
-def _rate(batches: Generator[tuple[Any, Batch], None, None], step: Callable[[Batch], Any], rows: int, count: int) -> float:
+def _rate(
+    batches: Generator[tuple[Any, Batch], None, None], step: Callable[[Batch], Any], rows: int, count: int
+) -> float:
     """Rows a second by the median of `count` steps, the wait for each batch included."""
     times = []
     for _ in range(WARM + count):
@@ -113,4 +115,3 @@ def _random_latents(store: Store, width: int) -> Iterator[Derived]:
             write_shard(folder.root, "z", spec, m, [rng.normal(size=(spec.rows(m), width)).astype(np.float32)])
         folder.commit({})
         yield open_derived(root, "latents", MADE, "statevla bench latents", name="bench")
-

@@ -7,7 +7,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     2  systems by name
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
-    5  what is precomputed: latents
+    5  what is precomputed: features, latents
 """
 
 from collections.abc import Callable
@@ -85,9 +85,11 @@ def _spec_as_data(old: Tree) -> Tree:
 
 
 def _precomputed(old: Tree) -> Tree:
-    """4 to 5: every picture was encoded again in every epoch."""
+    """4 to 5: every picture was encoded again in every epoch, and patches were as the tower gives them."""
     config = dict(old["config"])
-    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
+    config["data"] = {**config["data"], "features": None, "latents": False}
+    config["model"] = {**config["model"], "vision_pool": 1}
+    return {**old, "config": config}
 
 
 def _documents_keys(old: Tree) -> Tree:

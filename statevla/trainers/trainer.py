@@ -17,7 +17,7 @@ from statevla.config.schema import require_widths
 from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.prefetch import Position
-from statevla.encoders.vision import identity, load_backbone, require_identity
+from statevla.encoders.vision import identity, require_identity
 from statevla.models.optim import parameter_groups
 from statevla.runs import layout
 from statevla.runs import write as checkpoint
@@ -26,7 +26,7 @@ from statevla.runs.metrics import plot_losses, read_metrics
 from statevla.runs.migrations import FORMAT
 from statevla.systems.system import Given, System
 from statevla.systems.table import config_of, find_system, own_sections
-from statevla.trainers.kept import use_kept_states
+from statevla.trainers.kept import choose_backbone, use_what_is_kept
 from statevla.trainers.parents import load_parent, origin
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 from statevla.trainers.setup import choose_device, require_same_config, use_bf16
@@ -119,7 +119,7 @@ def train(
     with lock(folder, f"train {row.name}"):
         run = Run(row, config, Store.open(store_path), run_dir, parent, progress, unfinished_encoder)
         start = run.start() if source is None else run.resume(source)
-        use_kept_states(run)
+        use_what_is_kept(run)
         return run.loop(start)
 
 
@@ -149,7 +149,7 @@ class Run:
         found = None if parent is None else load_parent(system, config, parent, store, unfinished_parent)
         self.parent = None if found is None else origin(found)
         torch.manual_seed(training.seed)
-        self.backbone = load_backbone(config.model, self.device)
+        self.backbone = choose_backbone(config, store, self.device)
         self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
         if training.batch_size < needs.rows:
