@@ -1,6 +1,7 @@
 """Typed batches: what loaders yield and what losses take.
 
-Legend: B batch, H height, W width, K chunk, R numbers of a robot state, A of an action, L of an embedding.
+Legend: B batch, P patches, V feature width, D state width, H height, W width, K chunk, R numbers of a robot state, A of
+an action, L of an embedding.
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int8, Int64, UInt8
 from torch import Tensor
 
 
@@ -18,13 +19,16 @@ class ObservationBatch:
 
     images: [B, H, W, 3] a camera, in the spec's order: RGB, upright, [0, 255]; none where another view stands for them.
     robot_state: the spec's units. language: the cached text embedding. latent: the state that a frozen encoder made of
-    the whole observation, where that view is loaded (`statevla.data.views`).
+    the whole observation, where that view is loaded (`statevla.data.views`); likewise features: of a frozen tower, by
+    camera, float16, or int8 in units of `scales`.
     """
 
     images: tuple[UInt8[Tensor, "B _ _ 3"], ...]
     robot_state: Float[Tensor, "B R"]
     language: Float[Tensor, "B L"]
     latent: Float[Tensor, "B D"] | None = None
+    features: tuple[Float[Tensor, "B P V"] | Int8[Tensor, "B P V"], ...] = ()
+    scales: tuple[Float[Tensor, "B P"], ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ObservationBatch":
         """The same batch with `change` made to every tensor."""
@@ -33,6 +37,8 @@ class ObservationBatch:
             change(self.robot_state),
             change(self.language),
             None if self.latent is None else change(self.latent),
+            tuple(map(change, self.features)),
+            tuple(map(change, self.scales)),
         )
 
     def to(self, device: torch.device) -> "ObservationBatch":

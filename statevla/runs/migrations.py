@@ -8,7 +8,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
     5  which states VICReg's terms take
-    6  what is precomputed: latents
+    6  what is precomputed: features, latents
     7  accumulation, averages of policies, augmentation, oversampling, trackers
 """
 
@@ -95,9 +95,11 @@ def _regularized_states(old: Tree) -> Tree:
 
 
 def _precomputed(old: Tree) -> Tree:
-    """5 to 6: every picture was encoded again in every epoch."""
+    """5 to 6: every picture was encoded again in every epoch, and patches were as the tower gives them."""
     config = dict(old["config"])
-    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
+    config["data"] = {**config["data"], "features": None, "latents": False}
+    config["model"] = {**config["model"], "vision_pool": 1}
+    return {**old, "config": config}
 
 
 def _training_options(old: Tree) -> Tree:
