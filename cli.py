@@ -8,6 +8,7 @@ exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +51,9 @@ Closed = Annotated[
     bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
 ]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
+Told = Annotated[
+    str | None, typer.Option("--goals", help="A policy that takes goals is told them by language, or by an image.")
+]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
@@ -306,6 +310,32 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def features(
+    store: StoreArgument,
+    encoder: Annotated[str, typer.Option(help="siglip, dinov2, or a model of one: a hub name or a folder.")],
+    dtype: Annotated[Literal["float16", "int8"], typer.Option(help="int8: in units of each patch's largest.")] = (
+        "float16"
+    ),
+    pool: Annotated[int, typer.Option(help="1, 2 or 4: patches averaged over squares of this side.")] = 1,
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode, a worker.")] = 2,
+    name: Annotated[str | None, typer.Option(help="Folder below features/; default: from the other options.")] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen vision tower's patch features of every frame in the store; goes on where it was interrupted."""
+    from pipelines.derive.features import FeatureConfig, make_features
+
+    config = FeatureConfig(store, encoder, dtype, pool, device, batch, threads, name)
+    with show_progress() as progress:
+        result = make_features(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+    report(f"Features of {store}", result, as_json)
+
+
+@app.command()
 def latents(
     store: StoreArgument,
     checkpoint: Annotated[Path, typer.Option(help="State encoder: a run or checkpoint folder.")],
@@ -375,21 +405,82 @@ def train(
     unfinished_encoder: Annotated[
         bool, typer.Option("--unfinished-encoder", help="Take an encoder whose training was stopped.")
     ] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks on this machine, a GPU each; or use torchrun.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Train a state encoder or a policy from a store, or go on with a run."""
+    if nproc > 1:
+        from statevla.trainers.launch import launch, without_nproc
+
+        raise typer.Exit(launch(nproc, without_nproc(sys.argv[1:]), say=_to_stderr))
     from statevla.trainers.command import TrainFlags, run_training
+    from statevla.trainers.ranks import OtherRankFailed, first_of_environment
 
     flags = TrainFlags(phase, system, store, run, encoder, recipe, preset, config, tuple(set_ or ()), resume,
                        unfinished_encoder)  # fmt: skip
+    speaks = first_of_environment()
     try:
-        with show_progress() as progress:
-            summary = run_training(flags, say=partial(print, file=sys.stderr), progress=progress)
+        with show_progress() if speaks else nullcontext() as progress:
+            summary = run_training(flags, say=_to_stderr if speaks else _unsaid, progress=progress)
     except KeyboardInterrupt:
         raise typer.Exit(SIGNALLED + signal.SIGINT) from None
-    report(f"Trained {summary.system}", summary.to_dict(), as_json)
+    except OtherRankFailed as error:
+        raise typer.Exit(error.status) from None
+    if speaks:
+        report(f"Trained {summary.system}", summary.to_dict(), as_json)
     if summary.signal is not None:
         raise typer.Exit(SIGNALLED + summary.signal)
+
+
+@app.command("runs")
+def list_training_runs(
+    root: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List training runs: system, store, step, best validation loss, state, size."""
+    from statevla.console import size_text
+    from statevla.runs.listing import list_runs
+
+    rows = list_runs(root)
+    if as_json:
+        print_json({"runs": [row.to_dict() for row in rows]})
+        return
+    header = ("run", "system", "store", "step", "of", "best", "state", "size")
+    print_table(f"Runs below {root}/", header, [
+        (row.run, row.system, row.store, row.step, row.steps, row.best, row.state, size_text(row.bytes)) for row in rows
+    ])  # fmt: skip
+
+
+@app.command("report")
+def report_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, shown side by side.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Serve the page on loopback, made anew each time.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --follow; 0 takes a free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """One page of training runs: losses, monitors, warnings, probes, states, several runs side by side."""
+    from statevla.reports.runs_page import serve_runs, write_runs_page
+
+    if not follow:
+        written = write_runs_page(runs, out or runs[0] / "report.html")
+        report("Report", {"page": str(written)}, as_json)
+        return
+    server = serve_runs(runs, port)
+    _to_stderr(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    finally:
+        server.server_close()
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _unsaid(text: str) -> None:
+    """Of a rank that is not the first."""
 
 
 @app.command("config")
@@ -448,6 +539,25 @@ def eval_offline(
     report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
+@eval_app.command("probes")
+def eval_probes(
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
+    ],
+    store: Store = None,
+    device: Device = "auto",
+    frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
+    random: Annotated[bool, typer.Option("--random", help="An untrained encoder of the same sizes instead.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Read robot, action, progress and instruction off the state; roll the predictor out. Held-out episodes."""
+    from statevla.evaluators.probes import probes_of_run, table
+
+    found, where = probes_of_run(checkpoint, store, device=device, most=frames, random=random, out=out)
+    report(f"Probes of {found['checkpoint']}", {**table(found), "out": str(where)}, as_json)
+
+
 @eval_app.command("tabletop")
 def eval_tabletop(
     checkpoint: Checkpoint = None,
@@ -461,6 +571,7 @@ def eval_tabletop(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -475,7 +586,8 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
 
 
@@ -500,6 +612,7 @@ def eval_libero(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -516,7 +629,8 @@ def eval_libero(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
         videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures),
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
 
 
@@ -730,7 +844,10 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="stream, latents, ingest, ingest-large, verify, index, mamba, latency or libero.")
+        str,
+        typer.Argument(
+            help="stream, features, latents, step, ingest, ingest-large, verify, index, mamba, latency or libero."
+        ),
     ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,

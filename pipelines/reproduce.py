@@ -56,8 +56,8 @@ class Plan:
 
 
 PLANS: Final[Mapping[str, Plan]] = {"libero_object": Plan("libero", replan=1, ensemble=0.01)}
-"""Suites with a plan. libero_object: as in docs/results-libero.md, but 30 demonstrations a task, of 64 pixels, and
-temporal ensembling at every step."""
+"""Suites with a plan. libero_object: as in docs/results-libero.md, but 30 demonstrations of every task, of 64 pixels,
+and temporal ensembling at every step."""
 
 Collect = Callable[[str, Path, Plan, int, Progress | None], Any]
 

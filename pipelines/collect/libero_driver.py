@@ -35,7 +35,9 @@ def check_driver(policy: ChunkPolicy, tasks: list[Task], image_size: int) -> Non
     if side != image_size:
         raise UsageError(f"--from-policy: the policy sees {side} pixels a side, the collection has {image_size}")
     vector = getattr(policy, "vector", None)
-    for task in tasks if vector is not None else ():
+    if vector is None:
+        return
+    for task in tasks:
         try:
             vector(task.instruction)
         except StateVLAError as error:

@@ -8,7 +8,8 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
     5  which states VICReg's terms take
-    5  what is precomputed: latents
+    6  what is precomputed: features, latents
+    7  accumulation, averages of policies, augmentation, oversampling, trackers
 """
 
 import copy
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 Tree = dict[str, Any]
 
 
@@ -94,9 +95,22 @@ def _regularized_states(old: Tree) -> Tree:
 
 
 def _precomputed(old: Tree) -> Tree:
-    """5 to 6: every picture was encoded again in every epoch."""
+    """5 to 6: every picture was encoded again in every epoch, and patches were as the tower gives them."""
     config = dict(old["config"])
-    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
+    config["data"] = {**config["data"], "features": None, "latents": False}
+    config["model"] = {**config["model"], "vision_pool": 1}
+    return {**old, "config": config}
+
+
+def _training_options(old: Tree) -> Tree:
+    """6 to 7: there was none of them."""
+    tree = copy.deepcopy(old)
+    tree["config"]["data"]["oversample_gripper"] = 1
+    tree["config"]["training"] |= {
+        "accumulate": 1, "policy_ema": 0.0, "augment_shift": 0.0, "augment_colour": 0.0, "augment_affine": False,
+        "tracker": "none",
+    }  # fmt: skip
+    return tree
 
 
 def _documents_keys(old: Tree) -> Tree:
@@ -128,5 +142,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     3: _spec_as_data,
     4: _regularized_states,
     5: _precomputed,
+    6: _training_options,
 }
 """From the format of the key to the next one."""

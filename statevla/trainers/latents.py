@@ -48,9 +48,17 @@ NOT_OF_THE_STATE: Final = frozenset({"model.vision_model", "model.mamba_backend"
 
 
 def made_from(
-    store: Store, encoder: StateEncoder, config: ModelConfig, backbone: dict[str, Any] | None, bf16: bool
+    store: Store,
+    encoder: StateEncoder,
+    config: ModelConfig,
+    backbone: dict[str, Any] | None,
+    bf16: bool,
+    features: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that the states are a function of. backbone: `statevla.encoders.vision.identity`."""
+    """Everything that the states are a function of.
+
+    backbone: `statevla.encoders.vision.identity`. features: key of what it reads in place of pictures.
+    """
     fixed = {key.name: key.value for key in keys(config, "model.") if key.option.parent}
     return {
         "format": FORMAT,
@@ -58,6 +66,7 @@ def made_from(
         "encoder": hash_weights(encoder),
         "model": {name: value for name, value in fixed.items() if name not in NOT_OF_THE_STATE},
         "backbone": None if backbone is None else backbone["revision"],
+        "features": features,
         "precision": "bfloat16" if bf16 else "float32",
     }
 
