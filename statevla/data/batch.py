@@ -3,6 +3,8 @@
 Legend: B batch, H height, W width, K chunk, R numbers of a robot state, A of an action, L of an embedding.
 """
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,29 +16,32 @@ from torch import Tensor
 class ObservationBatch:
     """Canonical observations in raw units.
 
-    images: [B, H, W, 3] a camera, in the spec's order: RGB, upright, [0, 255]. robot_state: the spec's units.
-    language: the cached text embedding.
+    images: [B, H, W, 3] a camera, in the spec's order: RGB, upright, [0, 255]; none where another view stands for them.
+    robot_state: the spec's units. language: the cached text embedding. latent: the state that a frozen encoder made of
+    the whole observation, where that view is loaded (`statevla.data.views`).
     """
 
     images: tuple[UInt8[Tensor, "B _ _ 3"], ...]
     robot_state: Float[Tensor, "B R"]
     language: Float[Tensor, "B L"]
+    latent: Float[Tensor, "B D"] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ObservationBatch":
+        """The same batch with `change` made to every tensor."""
+        return ObservationBatch(
+            tuple(map(change, self.images)),
+            change(self.robot_state),
+            change(self.language),
+            None if self.latent is None else change(self.latent),
+        )
 
     def to(self, device: torch.device) -> "ObservationBatch":
         """The same batch on `device`; copies from pinned memory do not block."""
-        return ObservationBatch(
-            tuple(frames.to(device, non_blocking=True) for frames in self.images),
-            self.robot_state.to(device, non_blocking=True),
-            self.language.to(device, non_blocking=True),
-        )
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "ObservationBatch":
         """The same batch in page-locked memory, from where copies to a GPU do not block."""
-        return ObservationBatch(
-            tuple(frames.pin_memory() for frames in self.images),
-            self.robot_state.pin_memory(),
-            self.language.pin_memory(),
-        )
+        return self.each(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -62,19 +67,26 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; an observation that stands for the next one too is copied once."""
-        rest = (self.has_next, self.action, self.chunk, self.is_pad, self.episode, self.frame)
-        moved = [tensor.to(device, non_blocking=True) for tensor in rest]
         obs = self.obs.to(device)
-        next_obs = obs if self.next_obs is self.obs else self.next_obs.to(device)
-        goal = None if self.goal is None else self.goal.to(device)
-        return Batch(obs, next_obs, *moved, goal=goal, goal_frame=self.goal_frame)
+        names = ("has_next", "action", "chunk", "is_pad", "episode", "frame")
+        return dataclasses.replace(
+            self,
+            obs=obs,
+            next_obs=obs if self.next_obs is self.obs else self.next_obs.to(device),
+            goal=None if self.goal is None else self.goal.to(device),
+            **{name: getattr(self, name).to(device, non_blocking=True) for name in names},
+        )
 
     def pin(self) -> "Batch":
         """The same batch in page-locked memory."""
-        rest = (self.has_next, self.action, self.chunk, self.is_pad, self.episode, self.frame)
         obs = self.obs.pin()
-        next_obs = obs if self.next_obs is self.obs else self.next_obs.pin()
-        return Batch(obs, next_obs, *(tensor.pin_memory() for tensor in rest))
+        names = ("has_next", "action", "chunk", "is_pad", "episode", "frame")
+        return dataclasses.replace(
+            self,
+            obs=obs,
+            next_obs=obs if self.next_obs is self.obs else self.next_obs.pin(),
+            **{name: getattr(self, name).pin_memory() for name in names},
+        )
 
     def __len__(self) -> int:
         return int(self.action.shape[0])

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
+from statevla.data.views import VIEWS
 from stores.errors import UsageError
 
 OFFSETS: Final = ((0,), (0, 1))
-VIEWS: Final = ("pixels",)
 GOALS: Final = ("none", "final", "future", "near", "mixed")
 
 
@@ -29,7 +29,7 @@ class Needs:
         unknown = [view for view in self.views if view not in VIEWS]
         if self.offsets not in OFFSETS or unknown or self.goal not in GOALS:
             raise UsageError(
-                f"needs: expected offsets of {OFFSETS}, views of {VIEWS}, a goal of {GOALS}; "
+                f"needs: expected offsets of {OFFSETS}, views of {tuple(VIEWS)}, a goal of {GOALS}; "
                 f"got {self.offsets}, {self.views}, {self.goal!r}"
             )
 

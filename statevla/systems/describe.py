@@ -1,5 +1,6 @@
 """What a configuration says: the parameters of every part, counted without memory (the meta device), and its keys."""
 
+import textwrap
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -93,11 +94,20 @@ def list_keys(config: Config) -> list[KeyRow]:
     return rows
 
 
-def key_lines(rows: list[KeyRow]) -> list[str]:
-    """One line a key: name, value, what it is, and in brackets what it may be."""
+def key_lines(rows: list[KeyRow], columns: int | None = None) -> list[str]:
+    """One line a key: name, value, what it is, and in brackets what it may be.
+
+    columns: of the terminal; a line that is longer becomes the key with its value, and the rest below it, indented.
+    """
     names = max(len(row.key) for row in rows)
     values = ["-" if row.value is None else str(row.value) for row in rows]
     width = min(max(map(len, values)), 24)
-    return [
-        f"{row.key:{names}}  {value:{width}}  {row.help} [{row.range}]" for row, value in zip(rows, values, strict=True)
-    ]
+    lines = []
+    for row, value in zip(rows, values, strict=True):
+        line = f"{row.key:{names}}  {value:{width}}  {row.help} [{row.range}]"
+        if columns is None or len(line) <= columns:
+            lines.append(line)
+        else:
+            what = textwrap.wrap(f"{row.help} [{row.range}]", columns - 4)
+            lines += [f"{row.key:{names}}  {value}", *(f"    {part}" for part in what)]
+    return lines

@@ -74,6 +74,8 @@ class PolicyModel(Objective):
     @torch.no_grad()
     def encode(self, obs: ObservationBatch) -> Encoded:
         """The frozen state; tokens are empty [B 0 D] where the policy does not look at them."""
+        if obs.latent is not None:
+            return Encoded(obs.latent, obs.latent.new_empty(len(obs.latent), 0, obs.latent.shape[1]))
         return self.encode_tokens(self.encoder.tokenizer(obs))
 
     @torch.no_grad()
@@ -126,6 +128,10 @@ class PolicyModel(Objective):
             "gripper_accuracy": right,
         }
         return LossParts(total, parts, keep.sum().float())
+
+    @property
+    def frozen_encoder(self) -> StateEncoder | None:
+        return self.encoder if self.config.policy_context == "z" else None
 
     @property
     def noise_shape(self) -> tuple[int, int]:

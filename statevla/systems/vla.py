@@ -186,9 +186,8 @@ class VlaPolicy(ChunkPolicy):
         """Between the train split's 1% and 99% quantiles, standardized; without statistics, still to be loaded."""
         names = tuple(given.spec.action_names[dim] for dim in given.spec.continuous)
         if given.statistics is None:
-            ends = torch.ones(
-                len(names), device="cpu"
-            )  # counting builds on the meta device, whose numbers none can read
+            # Counting builds on the meta device, whose numbers nobody can read.
+            ends = torch.ones(len(names), device="cpu")
             return Bins(-ends, ends, names, self.options.bins)
         action = given.statistics.action
         low, high = self.standardize_action(torch.tensor([action.q01, action.q99])).index_select(-1, self.continuous)

@@ -10,7 +10,7 @@ from statevla.runs import layout
 from statevla.runs.files import read_state
 from statevla.systems.table import find_system
 from statevla.trainers.command import TrainFlags, run_training
-from statevla.trainers.trainer import TrainSummary
+from statevla.trainers.outcome import TrainSummary
 from stores.errors import UsageError
 from stores.progress import Progress
 from tests.trainers.micro import SETTINGS, at_step, micro_store

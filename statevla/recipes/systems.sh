@@ -2,7 +2,7 @@
 # Train every system on the tabletop suite with the same steps and seeds, try all of them on the same layouts, and
 # compare them: everything behind docs/systems.md. One process; every step goes on where an interrupted call stopped.
 #
-#   benchmarks/systems/run.sh [FOLDER]      (default runs/systems)
+#   statevla/recipes/systems.sh [FOLDER]      (default runs/systems)
 #
 # EPISODES   demonstrations (default 1000)
 # STEPS      optimizer steps of each system, an encoder's and its policy's each (default: the recipe's)
