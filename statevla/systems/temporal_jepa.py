@@ -105,6 +105,7 @@ class JepaModel(Objective):
         """One step of the moving average."""
         ema_update(self.target, self.encoder, momentum)
 
+    @torch.no_grad()
     def monitors(self, terms: Terms) -> dict[str, float]:
         """Of states: ``z_rank``, the effective rank; ``z_std_least``, the smallest deviation of a dimension;
         ``z_correlation``, above what chance shows (`correlation_excess`); ``z_within``, share of variance within

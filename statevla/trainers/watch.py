@@ -60,7 +60,7 @@ class Watch:
         self.said: set[str] = set()
 
     def warnings(self, values: Mapping[str, Any], step: int) -> list[tuple[str, str]]:
-        """(monitor, sentence) of what is not healthy and was not said before."""
+        """(monitor, sentence) of what is not healthy and was not said before. values: a record of the metrics."""
         found = []
         for each in THRESHOLDS:
             value = values.get(each.name)
