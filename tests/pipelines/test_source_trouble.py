@@ -16,7 +16,8 @@ from pipelines.ingest.config import IngestConfig, plan_ingest
 from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.ingest.unit import UnitTask
 from pipelines.sources import hdf5
-from pipelines.sources.libero import inspect_file, read_demo
+from pipelines.sources.libero_demo import read_demo
+from pipelines.sources.libero_header import inspect_file
 from pipelines.sources.reading import make_here
 from stores.errors import SourceError, SourceTrouble
 from stores.verify import verify_store
@@ -100,7 +101,7 @@ def test_a_dangling_link_stops_the_run_and_says_where_it_leads(path: Path, tmp_p
     assert verify_store(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.EAGAIN])
 def test_what_the_system_refuses_is_no_quarantine(
     path: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
