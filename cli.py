@@ -5,8 +5,10 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantin
 exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports stay inside the commands.
 """
 
+import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,6 +51,9 @@ Closed = Annotated[
     bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
 ]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
+Told = Annotated[
+    str | None, typer.Option("--goals", help="A policy that takes goals is told them by language, or by an image.")
+]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
@@ -116,6 +121,9 @@ def collect(
         float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
@@ -128,6 +136,8 @@ def collect(
         raise UsageError("--append and --replace: expected one of them")
     if append and suite != "tabletop":
         raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
+    if from_policy is not None and (suite == "tabletop" or dry_run):
+        raise UsageError("--from-policy: for recordings in LIBERO; leave it out with tabletop and --dry-run")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
@@ -145,11 +155,14 @@ def collect(
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
+            from statevla.policies.policy import Policy
+            from statevla.systems.find import find_policy
 
+            driver = None if from_policy is None else Policy.load(find_policy(from_policy))
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                progress=progress, replace=replace,
+                from_policy=driver, progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())
@@ -162,7 +175,9 @@ def ingest(
     suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
     source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
-    store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Store: a folder (as --out), or s3://bucket/name, by way of --out.")
+    ] = None,
     replace: Replace = False,
     language: Annotated[
         str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
@@ -205,17 +220,17 @@ def ingest(
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
-    from pipelines.ingest.remote import ingest_to_url, work_folder
+    from pipelines.ingest.remote import ingest_to_url, place
     from statevla.observation import read_spec
 
-    default = Path("data/stores") / suite if store is None else work_folder(store)
+    folder, url = place(suite, out, store)
     config = IngestConfig(
-        suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
+        suite=suite, source=source or Path("data/raw") / suite, out=folder, language=language,
         language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
         image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
     )  # fmt: skip
-    run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
+    run = run_ingest if url is None else partial(ingest_to_url, url=url, replace=replace)
     with show_progress() as progress:
         summary = run(
             config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
@@ -295,7 +310,56 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def features(
+    store: StoreArgument,
+    encoder: Annotated[str, typer.Option(help="siglip, dinov2, or a model of one: a hub name or a folder.")],
+    dtype: Annotated[Literal["float16", "int8"], typer.Option(help="int8: in units of each patch's largest.")] = (
+        "float16"
+    ),
+    pool: Annotated[int, typer.Option(help="1, 2 or 4: patches averaged over squares of this side.")] = 1,
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode, a worker.")] = 2,
+    name: Annotated[str | None, typer.Option(help="Folder below features/; default: from the other options.")] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen vision tower's patch features of every frame in the store; goes on where it was interrupted."""
+    from pipelines.derive.features import FeatureConfig, make_features
+
+    config = FeatureConfig(store, encoder, dtype, pool, device, batch, threads, name)
+    with show_progress() as progress:
+        result = make_features(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+    report(f"Features of {store}", result, as_json)
+
+
+@app.command()
+def latents(
+    store: StoreArgument,
+    checkpoint: Annotated[Path, typer.Option(help="State encoder: a run or checkpoint folder.")],
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="That of the training to come: training.precision.")
+    ] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen encoder's state of every frame in the store, for training policies without opening a picture."""
+    from statevla.trainers.latents import latents_of_checkpoint
+
+    with show_progress() as progress:
+        result = latents_of_checkpoint(
+            store, checkpoint, device=device, precision=precision, batch=batch, threads=threads, progress=progress
+        )
+    report(f"Latents of {store}", result, as_json)
+
+
+@app.command()
 def describe(
+    system: Annotated[str | None, typer.Option(help="One system by name; default: the two phases together.")] = None,
     preset: Preset = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
@@ -304,15 +368,24 @@ def describe(
 ) -> None:
     """Print the parameter count of every part of the model."""
     from statevla.systems.describe import describe as describe_model
-    from statevla.systems.table import sections
+    from statevla.systems.describe import describe_system
+    from statevla.systems.table import find_system, sections
     from statevla.trainers.jobs import ask
 
-    result = describe_model(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
+    row = None if system is None else find_system(system)
+    wanted = ask(row, preset, recipe, config, tuple(set_ or ())).config(sections())
+    title = recipe or f"Preset {preset or 'base'}"
+    if row is not None:
+        alone = describe_system(row, wanted)
+        rows = [*alone["parts"].items(), ("trainable", alone["trainable"]), ("frozen", alone["frozen"])]
+        print_json(alone) if as_json else print_table(f"{row.title}, {title}", ("part", "parameters"), rows)
+        return
+    result = describe_model(wanted)
     if as_json:
         print_json(result)
     else:
         rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
-        print_table(recipe or f"Preset {preset or 'base'}", ("part", "parameters"), rows)
+        print_table(title, ("part", "parameters"), rows)
 
 
 @app.command()
@@ -332,21 +405,82 @@ def train(
     unfinished_encoder: Annotated[
         bool, typer.Option("--unfinished-encoder", help="Take an encoder whose training was stopped.")
     ] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks on this machine, a GPU each; or use torchrun.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Train a state encoder or a policy from a store, or go on with a run."""
+    if nproc > 1:
+        from statevla.trainers.launch import launch, without_nproc
+
+        raise typer.Exit(launch(nproc, without_nproc(sys.argv[1:]), say=_to_stderr))
     from statevla.trainers.command import TrainFlags, run_training
+    from statevla.trainers.ranks import OtherRankFailed, first_of_environment
 
     flags = TrainFlags(phase, system, store, run, encoder, recipe, preset, config, tuple(set_ or ()), resume,
                        unfinished_encoder)  # fmt: skip
+    speaks = first_of_environment()
     try:
-        with show_progress() as progress:
-            summary = run_training(flags, say=partial(print, file=sys.stderr), progress=progress)
+        with show_progress() if speaks else nullcontext() as progress:
+            summary = run_training(flags, say=_to_stderr if speaks else _unsaid, progress=progress)
     except KeyboardInterrupt:
         raise typer.Exit(SIGNALLED + signal.SIGINT) from None
-    report(f"Trained {summary.system}", summary.to_dict(), as_json)
+    except OtherRankFailed as error:
+        raise typer.Exit(error.status) from None
+    if speaks:
+        report(f"Trained {summary.system}", summary.to_dict(), as_json)
     if summary.signal is not None:
         raise typer.Exit(SIGNALLED + summary.signal)
+
+
+@app.command("runs")
+def list_training_runs(
+    root: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List training runs: system, store, step, best validation loss, state, size."""
+    from statevla.console import size_text
+    from statevla.runs.listing import list_runs
+
+    rows = list_runs(root)
+    if as_json:
+        print_json({"runs": [row.to_dict() for row in rows]})
+        return
+    header = ("run", "system", "store", "step", "of", "best", "state", "size")
+    print_table(f"Runs below {root}/", header, [
+        (row.run, row.system, row.store, row.step, row.steps, row.best, row.state, size_text(row.bytes)) for row in rows
+    ])  # fmt: skip
+
+
+@app.command("report")
+def report_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, shown side by side.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Serve the page on loopback, made anew each time.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --follow; 0 takes a free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """One page of training runs: losses, monitors, warnings, probes, states, several runs side by side."""
+    from statevla.reports.runs_page import serve_runs, write_runs_page
+
+    if not follow:
+        written = write_runs_page(runs, out or runs[0] / "report.html")
+        report("Report", {"page": str(written)}, as_json)
+        return
+    server = serve_runs(runs, port)
+    _to_stderr(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    finally:
+        server.server_close()
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _unsaid(text: str) -> None:
+    """Of a rank that is not the first."""
 
 
 @app.command("config")
@@ -366,7 +500,8 @@ def show_config(
     if as_json:
         print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
     else:
-        print("\n".join(key_lines(rows)))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n".join(key_lines(rows, columns)))
 
 
 @eval_app.command("offline")
@@ -404,6 +539,25 @@ def eval_offline(
     report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
+@eval_app.command("probes")
+def eval_probes(
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
+    ],
+    store: Store = None,
+    device: Device = "auto",
+    frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
+    random: Annotated[bool, typer.Option("--random", help="An untrained encoder of the same sizes instead.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Read robot, action, progress and instruction off the state; roll the predictor out. Held-out episodes."""
+    from statevla.evaluators.probes import probes_of_run, table
+
+    found, where = probes_of_run(checkpoint, store, device=device, most=frames, random=random, out=out)
+    report(f"Probes of {found['checkpoint']}", {**table(found), "out": str(where)}, as_json)
+
+
 @eval_app.command("tabletop")
 def eval_tabletop(
     checkpoint: Checkpoint = None,
@@ -417,6 +571,7 @@ def eval_tabletop(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -431,7 +586,8 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
 
 
@@ -447,12 +603,16 @@ def eval_libero(
     first_init: Annotated[
         int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
     ] = None,
+    fixtures: Annotated[
+        Literal["fixed", "drawn"], typer.Option(help="Where cabinets, stoves and racks stand: as recorded, or anew.")
+    ] = "fixed",
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -462,14 +622,104 @@ def eval_libero(
     as_json: Json = False,
 ) -> None:
     """Success in the LIBERO simulator (`make libero` installs it)."""
+    from statevla.evaluators.conditions import Conditions
     from statevla.policies.execution import Execution
 
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
-        videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures),
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
+
+
+@eval_app.command("robustness")
+def eval_robustness(
+    suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
+    checkpoint: Checkpoint = None,
+    policy: Control = "checkpoint",
+    only: Annotated[
+        str | None, typer.Option(help="Rows, such as noise,camera-shift,swap; default: all usual ones.")
+    ] = None,
+    tasks: Tasks = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and row.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    closed: Closed = False,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: int = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """One table: success as it is, and with cameras, light, noise, fixtures or things changed (LIBERO, LIBERO-PRO)."""
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.robustness import evaluate_robustness
+    from statevla.policies.execution import Execution
+
+    chosen = choose_policy(
+        policy, suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps,
+        closed=closed, seed=seed,
+    )  # fmt: skip
+    folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-robustness")
+    print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
+    with show_progress() as progress:
+        results = evaluate_robustness(
+            chosen.policy, suite, out=folder, name=chosen.name, only=None if only is None else only.split(","),
+            tasks=tasks, num_trials=num_trials, workers=workers, first_init=first_init, seed=seed,
+            execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    report("Robustness", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
+@eval_app.command("language")
+def eval_language(
+    suite: Annotated[str, typer.Option(help="tabletop, or a LIBERO suite such as libero_object.")] = "libero_object",
+    checkpoint: Checkpoint = None,
+    tasks: Tasks = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and kind of instruction.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: int = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Does a policy do what it is told? Success and actions under other instructions."""
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.language import evaluate_language
+    from statevla.policies.execution import Execution
+
+    chosen = choose_policy(
+        "checkpoint", suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps
+    )
+    folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-language")
+    print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
+    with show_progress() as progress:
+        results = evaluate_language(
+            chosen.policy, suite, out=folder, name=chosen.name, tasks=tasks, num_trials=num_trials, workers=workers,
+            first_init=first_init, seed=seed, execution=Execution(replan, ensemble, vote, latency_steps),
+            max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    report("Language", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 def _evaluate(
@@ -506,6 +756,74 @@ def _evaluate(
 
 
 @app.command()
+def diagnose(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Run or checkpoint; default: the only policy.")] = None,
+    store: Store = None,
+    suite: Annotated[str | None, typer.Option(help="Where to act; default: the store's suite.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: two of the store's.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the policy, a task.")] = 2,
+    source: Annotated[Path | None, typer.Option(help="HDF5 folder of the store; default: data/raw/SUITE.")] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Low loss, and the robot fails: which link between data and action is broken? Exit status 1 if one is."""
+    from pipelines.replay import replay_of_files
+    from statevla.evaluators.diagnose import diagnose as examine
+    from statevla.policies.execution import Execution
+    from statevla.policies.policy import Policy
+    from statevla.runs.layout import evaluation
+    from statevla.runs.stores import find_store
+    from statevla.systems.find import find_policy
+    from stores.reader import Store as OpenStore
+
+    path = find_policy(checkpoint)
+    chosen, folder = find_store(store), out if out is not None else evaluation(path, "diagnosis")
+    print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
+    opened = OpenStore.open(chosen)
+    where = suite or opened.manifest.suite
+    raw = source or Path("data/raw") / where
+    replay = replay_of_files(raw, where, tasks) if source is not None or raw.is_dir() else None
+    with show_progress() as progress:
+        found = examine(
+            Policy.load(path, device), opened, name=str(path), suite=suite, tasks=tasks, trials=trials, replay=replay,
+            execution=Execution(replan, ensemble), max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    found.save(folder)
+    report("Diagnosis", {"out": str(folder), **found.to_dict()}, as_json, found.to_markdown())
+    if found.broken is not None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders of evaluations; two or more.")],
+    suite: Annotated[str | None, typer.Option(help="Which evaluation, where a run has several.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.json, compare.md and index.html.")] = Path(
+        "runs/compare"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Policies on the same trials: differences with intervals, what would decide them, what each cost."""
+    from statevla.evaluators import compare_results
+    from statevla.evaluators.compare import compare as compare_runs
+
+    found = compare_runs(runs, suite)
+    compare_results.save(found, out)
+    if as_json:
+        print_json({"out": str(out), **found.to_dict()})
+        return
+    print_table("Policies", compare_results.POLICY_COLUMNS, compare_results.policy_rows(found))
+    print_table("Pair by pair", compare_results.PAIR_COLUMNS, compare_results.pair_rows(found))
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"page: {out / compare_results.PAGE}")
+
+
+@app.command()
 def doctor(store: Store = None, as_json: Json = False) -> None:
     """Check this machine: packages, device, Mamba kernels, codec, simulator, rendering, disk, memory, a store."""
     from dataclasses import asdict
@@ -525,7 +843,12 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="stream, ingest, ingest-large, verify, index, mamba, latency or libero.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="stream, features, latents, step, ingest, ingest-large, verify, index, mamba, latency or libero."
+        ),
+    ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Annotated[
@@ -544,6 +867,30 @@ def bench(
     options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
+
+
+@app.command()
+def reproduce(
+    suite: Annotated[str, typer.Argument(help="Suite with a measured plan: libero_object.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for everything; default: runs/reproduce-SUITE.")] = None,
+    tasks: Tasks = None,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator and ingest processes.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """From nothing to a suite's numbers: collect, ingest, train, evaluate. The same command goes on after a stop."""
+    from dataclasses import replace
+
+    from pipelines.reproduce import plan_of
+    from pipelines.reproduce import reproduce as run_all
+
+    folder = out if out is not None else Path("runs") / f"reproduce-{suite}"
+    plan = plan_of(suite)
+    with show_progress() as progress:
+        results = run_all(
+            suite, folder, plan=plan if tasks is None else replace(plan, tasks=tasks), workers=workers,
+            progress=progress, say=partial(print, file=sys.stderr),
+        )  # fmt: skip
+    report(suite, {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @app.command()

@@ -63,6 +63,10 @@ class ArraySpec:
         """Object name of chunk m below the array: Zarr's default key encoding."""
         return "c/" + "/".join([str(m), *("0" for _ in self.shape[1:])])
 
+    def files(self) -> dict[str, int]:
+        """Bytes of every object that holds rows, by name below the array, in the rows' order."""
+        return {self.chunk_name(m): self.chunk_bytes for m in range(self.chunks)}
+
     def metadata(self) -> dict[str, Any]:
         """Contents of the array's zarr.json. Attribute ``sha256`` is of the rest, so that a flipped digit shows."""
         fields = {

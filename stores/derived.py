@@ -1,14 +1,15 @@
 """What is computed from a store after its commit, and kept beside it: one sealed folder each, keyed by what made it.
 
     stats/<key>.json                 a seal with content and no other object
-    features/<name>/manifest.json    the seal; beside it Zarr arrays, cut into row ranges
+    features/<name>/manifest.json    the seal; beside it Zarr arrays, cut into row ranges (`stores.arrays`) or
+                                     sharded (`stores.sharded`)
     latents/<name>/…, decoded/<name>/…   likewise
 
 A seal is sealed JSON (`stores.manifest.seal`) with ``key``, ``made_from`` (everything that the content is a function
 of: the store's content hash, and what else there is, such as an encoder's revision), ``about`` (content of any kind)
 and ``objects``. `key_of` makes the key from ``made_from``. What was made from something else is stale, and refused.
 
-A folder of arrays is written in place, chunk by chunk, by any number of processes (`begin`, `stores.arrays`), and
+A folder of arrays is written in place, chunk by chunk or shard by shard, by any number of processes (`begin`), and
 committed by its seal, which is written last. Before that it is nothing to a reader; a writer of the same key goes on
 where an interrupted one stopped (`Unfinished.missing`), one of another key begins anew.
 """
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from stores.cloud.storage import Storage, open_storage
+from stores.cloud.storage import LocalStorage, Storage, open_storage
 from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, MANIFEST, STATISTICS, is_seal, seal_path
@@ -28,6 +29,7 @@ from stores.manifest import StoreObject, hash_objects, is_inside, read_sealed, s
 
 if TYPE_CHECKING:  # statistics are sealed too, and are needed where no array can be read
     from stores.arrays import ArraySpec, CheckedArray
+    from stores.sharded import ShardedArray, ShardedSpec
 
 BEGUN: Final = ".begun.json"
 """In an unfinished folder: its key, what it is made from, and its arrays."""
@@ -56,14 +58,35 @@ class Derived:
 
         Raises StoreMissing when there is none of that name, StoreCorrupt when its metadata is not as sealed.
         """
-        from stores.arrays import METADATA, open_checked
+        from stores.arrays import open_checked
 
-        metadata = f"{name}/{METADATA}"
-        sealed = {item.path: item for item in self.objects}
-        if metadata not in sealed:
-            have = sorted(path.removesuffix(f"/{METADATA}") for path in sealed if path.endswith(f"/{METADATA}"))
-            raise StoreMissing(f"{self.storage.root}: {self.kind}/{self.name} has no array {name!r}, only {have}")
-        return open_checked(self.storage, f"{self.kind}/{self.name}/{name}")
+        return open_checked(self.storage, self._array(name))
+
+    def sharded(self, name: str, expected: "ShardedSpec | None" = None) -> "ShardedArray":
+        """One of its sharded arrays. Raises as `array`."""
+        from stores.sharded import open_sharded
+
+        return open_sharded(self.storage, self._array(name), expected)
+
+    @property
+    def arrays(self) -> list[str]:
+        """Names of its arrays."""
+        from stores.arrays import METADATA
+
+        end = f"/{METADATA}"
+        return sorted(item.path.removesuffix(end) for item in self.objects if item.path.endswith(end))
+
+    @property
+    def bytes(self) -> int:
+        """Size of its objects, the seal not counted."""
+        return sum(item.bytes for item in self.objects)
+
+    def _array(self, name: str) -> str:
+        if name not in self.arrays:
+            raise StoreMissing(
+                f"{self.storage.root}: {self.kind}/{self.name} has no array {name!r}, only {self.arrays}"
+            )
+        return f"{self.kind}/{self.name}/{name}"
 
 
 def parse_seal(data: bytes, where: str) -> tuple[dict[str, Any], tuple[StoreObject, ...]]:
@@ -138,25 +161,25 @@ class Unfinished:
 
     root: Path
     made_from: dict[str, Any]
-    arrays: "dict[str, ArraySpec]"
+    arrays: "dict[str, ArraySpec | ShardedSpec]"
 
     def missing(self, name: str) -> list[int]:
-        """Numbers of the chunks of an array that are not there yet; write them with `stores.arrays.write_region`."""
-        from stores.arrays import missing_chunks
+        """Numbers of the chunks (of the shards, where it has some) of an array that are not there yet.
 
-        spec = self.arrays[name]
-        absent = set(missing_chunks(self.root, name))
-        return [m for m in range(spec.chunks) if f"{name}/{spec.chunk_name(m)}" in absent]
+        Write them with `stores.arrays.write_region`, `stores.sharded.write_shard`.
+        """
+        there = LocalStorage(self.root / name).sizes()
+        return [m for m, (path, size) in enumerate(self.arrays[name].files().items()) if there.get(path) != size]
 
     def commit(self, about: Mapping[str, Any]) -> str:
-        """Hash everything and write the seal; returns the key. Raises UsageError while a chunk is missing."""
+        """Hash everything and write the seal; returns the key. Raises UsageError while a part is missing."""
         from stores.arrays import METADATA
 
         paths = [METADATA]
         for name, spec in self.arrays.items():
             if absent := self.missing(name):
                 raise UsageError(f"{self.root}: {name}: {len(absent)} chunks are not written yet, first {absent[0]}")
-            paths += [f"{name}/{METADATA}", *(f"{name}/{spec.chunk_name(m)}" for m in range(spec.chunks))]
+            paths += [f"{name}/{METADATA}", *(f"{name}/{path}" for path in spec.files())]
         # An interrupted writer may have renamed a chunk without making its name durable.
         durable.fsync_dirs(sorted({self.root, *((self.root / path).parent for path in paths)}, reverse=True))
         content = seal_bytes(self.made_from, about, tuple(hash_objects(self.root, paths)))
@@ -166,18 +189,22 @@ class Unfinished:
 
 
 def begin(
-    root: Path | str, kind: str, name: str, made_from: Mapping[str, Any], arrays: "Mapping[str, ArraySpec]"
+    root: Path | str,
+    kind: str,
+    name: str,
+    made_from: Mapping[str, Any],
+    arrays: "Mapping[str, ArraySpec | ShardedSpec]",
 ) -> Unfinished:
     """A folder of `arrays` below the store at folder `root`, to be filled and committed; under the store's lock.
 
     What an interrupted writer of the same content and arrays left is kept; anything else under that name is removed.
     """
-    from stores.arrays import create, create_group
+    from stores.arrays import METADATA, create_group
 
     if _checked_kind(kind) == STATISTICS or "/" in name or not is_inside(name):
         raise UsageError(f"derived folder {kind}/{name}: expected a plain name below features, latents or decoded")
     folder = Path(root, kind, name)
-    fields = {"made_from": dict(made_from), "arrays": {name: _spec_fields(spec) for name, spec in arrays.items()}}
+    fields = {"made_from": dict(made_from), "arrays": {name: spec.metadata() for name, spec in arrays.items()}}
     begun = durable.json_bytes(seal(fields))
     try:
         same = (folder / BEGUN).read_bytes() == begun
@@ -187,13 +214,9 @@ def begin(
         durable.remove(folder)
         create_group(folder)
         for array, spec in arrays.items():
-            create(folder, array, spec.shape, spec.dtype, spec.chunk)
+            durable.write_json(folder / array / METADATA, spec.metadata())
         durable.write_bytes(folder / BEGUN, begun)
     return Unfinished(folder, json.loads(json.dumps(dict(made_from))), dict(arrays))
-
-
-def _spec_fields(spec: "ArraySpec") -> dict[str, Any]:
-    return {"shape": list(spec.shape), "dtype": spec.dtype, "chunk": spec.chunk}
 
 
 def _checked_kind(kind: str) -> str:

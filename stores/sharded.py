@@ -84,6 +84,10 @@ class ShardedSpec:
         """Object name of shard m below the array: Zarr's default key encoding."""
         return "c/" + "/".join([str(m), *("0" for _ in self.shape[1:])])
 
+    def files(self) -> dict[str, int]:
+        """Bytes of every shard, by name below the array, in the rows' order."""
+        return {self.shard_name(m): self.shard_bytes(m) for m in range(self.shards)}
+
     def metadata(self) -> dict[str, Any]:
         """Contents of the array's zarr.json, sealed as `stores.arrays` seals it."""
         fields = {

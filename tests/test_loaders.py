@@ -34,9 +34,10 @@ def tensors(batch: Batch | ObservationBatch) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     for item in fields(batch):
         value = getattr(batch, item.name)
-        found += (
-            tensors(value) if isinstance(value, ObservationBatch) else value if isinstance(value, tuple) else [value]
-        )
+        if isinstance(value, ObservationBatch):
+            found += tensors(value)
+        elif value is not None:
+            found += value if isinstance(value, tuple) else [value]
     return found
 
 
@@ -120,6 +121,18 @@ def test_ranks_split_the_global_batch(made: tuple[Store, list[MadeEpisode]]) -> 
         assert rows == {(int(e), int(f)) for e, f in zip(whole.episode, whole.frame, strict=True)}
 
 
+@pytest.mark.parametrize("chunk", [CHUNK, CHUNK + 2, 20])
+def test_a_chunk_of_any_length_comes_with_its_padding(made: tuple[Store, list[MadeEpisode]], chunk: int) -> None:
+    store, episodes = made  # the store's own chunks have CHUNK + 2 actions
+    load = SegmentLoader(store, "train", 8, 3, DATA, chunk, NOW)
+    for _, batch in itertools.islice(load.batches(), load.batches_per_epoch):
+        for row in range(len(batch)):
+            action, t = episodes[int(batch.episode[row])].action, int(batch.frame[row])
+            wanted = [action[min(t + k, len(action) - 1)] for k in range(chunk)]
+            np.testing.assert_array_equal(batch.chunk[row].numpy(), np.stack(wanted))
+            assert batch.is_pad[row].tolist() == [t + k >= len(action) for k in range(chunk)]
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("cache", [0.0, 1.0])
 def test_a_pass_meets_every_step_of_the_split_once(
@@ -196,8 +209,6 @@ def test_closing_early_ends_the_threads(made: tuple[Store, list[MadeEpisode]]) -
 
 def test_what_cannot_be_loaded(made: tuple[Store, list[MadeEpisode]]) -> None:
     store, _ = made
-    with pytest.raises(UsageError, match="chunks of 8"):
-        SegmentLoader(store, "train", 8, 0, DATA, 9, PAIRS)
     with pytest.raises(UsageError, match="split 'test'; the store has train, val"):
         SegmentLoader(store, "test", 8, 0, DATA, CHUNK, PAIRS)
     with pytest.raises(UsageError, match="more than the"):

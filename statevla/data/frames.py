@@ -4,6 +4,7 @@ Legend: N observations of all held segments, M their action rows, B batch, K chu
 robot state, A of an action, L of an embedding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from statevla.data.batch import Batch, ObservationBatch
+from statevla.data.numbers import Numbers
 from stores.errors import StoreCorrupt, UsageError
 from stores.reader import Store
 from stores.spec import ObsSpec
@@ -23,7 +25,8 @@ class Table:
     """What every gather needs to know of a store, as arrays by segment or by episode.
 
     steps, observations, first_step, episode: int64 [segments]. instruction: int64 [episodes], row of `language`.
-    language: float32 [instructions, L]. chunk: K of the batches, at most the store's. spec: the store's.
+    first_frame, episode_steps: int64 [episodes]. language: float32 [instructions, L]. spec, store_chunk: the store's.
+    chunk: K of the batches.
     """
 
     steps: Ints
@@ -31,21 +34,34 @@ class Table:
     first_step: Ints
     episode: Ints
     instruction: Ints
+    first_frame: Ints
+    episode_steps: Ints
     language: NDArray[np.float32]
     spec: ObsSpec
     store_chunk: int
     chunk: int
 
+    def rows(self, segment: Ints, step: Ints) -> Ints:
+        """Frame numbers of steps in segments."""
+        return self.first_frame[self.episode[segment]] + self.first_step[segment] + step
+
+    def last_rows(self, segment: Ints) -> Ints:
+        """Frame number of the last action of each segment's episode."""
+        episode = self.episode[segment]
+        return self.first_frame[episode] + self.episode_steps[episode] - 1
+
 
 def make_table(store: Store, chunk: int, shuffle_seed: int | None = None) -> Table:
     """Index arrays of `store`; `shuffle_seed` pairs episodes with other instructions (a control experiment).
 
-    Raises UsageError when the store's chunks are shorter than `chunk`, StoreMissing when an instruction has no vector.
+    Raises StoreMissing when an instruction has no vector.
     """
-    store_chunk = int(store.manifest.config["chunk"])
-    if chunk > store_chunk:
+    segment_columns = store.segment_columns
+    longest = int(np.bincount(segment_columns["episode"], weights=segment_columns["steps"]).max(initial=0))
+    if 0 < longest < chunk:
         raise UsageError(
-            f"model.chunk: {chunk} actions wanted, {store.root} has chunks of {store_chunk}; ingest with a longer chunk"
+            f"model.action_seq_len: {chunk} actions wanted, but the longest episode of {store.root} has {longest}; "
+            "choose a chunk that an episode can hold"
         )
     names = sorted({str(text) for text in store.episode_columns["instruction"]})
     row = {text: number for number, text in enumerate(names)}
@@ -59,9 +75,11 @@ def make_table(store: Store, chunk: int, shuffle_seed: int | None = None) -> Tab
         first_step=columns["first_step"].astype(np.int64),
         episode=columns["episode"].astype(np.int64),
         instruction=instruction,
+        first_frame=store.episode_columns["first_frame"].astype(np.int64),
+        episode_steps=store.episode_columns["steps"].astype(np.int64),
         language=np.stack([store.language.vector(text) for text in names]).astype(np.float32),
         spec=store.spec,
-        store_chunk=store_chunk,
+        store_chunk=int(store.manifest.config["chunk"]),
         chunk=chunk,
     )
 
@@ -144,40 +162,56 @@ def decoded_bytes(table: Table, segments: Ints) -> int:
     return int(table.observations[segments].sum()) * pixels * 3
 
 
-def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool) -> Batch:
+def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool, numbers: Numbers | None = None) -> Batch:
     """One batch, parts in order. Without `with_next`, `next_obs` is `obs` itself and `has_next` false everywhere.
 
-    `pin` puts all of it in page-locked memory, for copies to the GPU that do not block.
+    `pin` puts all of it in page-locked memory, for copies to the GPU that do not block. numbers: where the actions are
+    to come from when the segments' own chunks are too short.
     """
     segment = np.concatenate([part.segment for part in parts])
     step = np.concatenate([part.step for part in parts])
-    episode = table.episode[segment]
-    has_next = step + 1 < table.observations[segment]
-    offsets = np.arange(table.chunk, dtype=np.int64)
     rows = [part.frames.rows(part.segment, part.step) for part in parts]
-    follow = np.split(has_next, np.cumsum([part.segment.size for part in parts])[:-1])
-    language = torch.from_numpy(table.language[table.instruction[episode]])
+    cuts = np.cumsum([part.segment.size for part in parts])[:-1]
+    offsets = np.arange(table.chunk, dtype=np.int64)
 
-    def observe(at: list[Ints]) -> ObservationBatch:
-        images = _take_images(table, parts, at, pin)
+    def observe(follow: NDArray[np.bool_], language: torch.Tensor) -> ObservationBatch:
+        at = [obs_row + more for (obs_row, _), more in zip(rows, np.split(follow, cuts), strict=True)]
         state = np.concatenate([p.frames.robot_state[a] for p, a in zip(parts, at, strict=True)])
-        return ObservationBatch(images, torch.from_numpy(state), language)
+        return ObservationBatch(_take_images(table, parts, at, pin), torch.from_numpy(state), language)
 
-    obs = observe([obs_row for obs_row, _ in rows])
-    next_obs = observe([obs_row + more for (obs_row, _), more in zip(rows, follow, strict=True)]) if with_next else obs
-    chunk = np.concatenate([p.frames.action[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
-    is_pad = np.concatenate([p.frames.is_pad[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
-    batch = Batch(
+    if numbers is not None:
+        chunk, is_pad = numbers.actions(table.rows(segment, step), table.last_rows(segment), table.chunk)
+    else:
+        chunk = np.concatenate([p.frames.action[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
+        is_pad = np.concatenate([p.frames.is_pad[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
+    batch = assemble(table, segment, step, chunk, is_pad, observe, with_next)
+    return batch.pin() if pin else batch
+
+
+def assemble(
+    table: Table,
+    segment: Ints,
+    step: Ints,
+    chunk: NDArray[np.float32],
+    is_pad: NDArray[np.bool_],
+    observe: Callable[[NDArray[np.bool_], torch.Tensor], ObservationBatch],
+    with_next: bool,
+) -> Batch:
+    """One batch of steps in segments. observe: their observations, or where the flag is true the ones after them."""
+    episode = table.episode[segment]
+    language = torch.from_numpy(table.language[table.instruction[episode]])
+    has_next = (step + 1 < table.observations[segment]) & with_next
+    obs = observe(np.zeros_like(has_next), language)
+    return Batch(
         obs=obs,
-        next_obs=next_obs,
-        has_next=torch.from_numpy(has_next if with_next else np.zeros_like(has_next)),
+        next_obs=observe(has_next, language) if with_next else obs,
+        has_next=torch.from_numpy(has_next),
         action=torch.from_numpy(np.ascontiguousarray(chunk[:, 0])),
         chunk=torch.from_numpy(chunk),
         is_pad=torch.from_numpy(is_pad),
         episode=torch.from_numpy(episode),
         frame=torch.from_numpy(table.first_step[segment] + step),
     )
-    return batch.pin() if pin else batch
 
 
 def _take_images(table: Table, parts: list[Part], rows: list[Ints], pin: bool) -> tuple[torch.Tensor, ...]:

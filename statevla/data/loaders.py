@@ -5,6 +5,9 @@ Images stay encoded on disk and uint8 in memory; resizing and normalization run 
 Legend: B global batch, L lanes, M segments in a block, K chunk.
 """
 
+import contextlib
+import functools
+import itertools
 from collections.abc import Generator, Iterator
 from typing import Final
 
@@ -12,10 +15,16 @@ import numpy as np
 
 from statevla.config import DataConfig
 from statevla.data.batch import Batch
+from statevla.data.blocks import Blocks, BlockSupply
 from statevla.data.frames import Ints, Table, make_table
+from statevla.data.goals import Goals
 from statevla.data.needs import NOW, Needs
+from statevla.data.numbers import Numbers
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
-from statevla.data.prefetch import BatchPlan, Blocks, Position, Rows, stream
+from statevla.data.oversample import Repeated, repeat_changes
+from statevla.data.prefetch import BatchPlan, Position, Rows, Supply, stream
+from statevla.data.rows import RowSupply
+from statevla.data.views import View
 from stores.errors import UsageError
 from stores.reader import Store
 
@@ -40,6 +49,29 @@ def split_segments(store: Store, table: Table, split: str, *, with_next_only: bo
     return chosen, counts[chosen]
 
 
+class Source:
+    """Where the loaders of a split get their batches from: pictures of its segments, until another view is set."""
+
+    def __init__(self, store: Store, table: Table, segments: Ints, data: DataConfig, with_next: bool) -> None:
+        self.store, self.table, self.segments, self.data, self.with_next = store, table, segments, data, with_next
+        self.view: View | None = None
+
+    @functools.cached_property
+    def _numbers(self) -> Numbers:
+        return Numbers(self.store, self.data.lanes * self.data.block_segments)
+
+    @functools.cached_property
+    def _blocks(self) -> Blocks:
+        numbers = self._numbers if self.table.chunk > self.table.store_chunk else None
+        return Blocks(self.store, self.table, self.segments, self.data.cache_gib, numbers)
+
+    def supply(self) -> Supply:
+        """Of one stream."""
+        if self.view is None:
+            return BlockSupply(self._blocks, self.with_next)
+        return RowSupply(self.table, self._numbers, self.view, self.with_next)
+
+
 class SegmentLoader:
     """Endless training batches in the order of `statevla/data/order.py`, from any position, equal for any threads.
 
@@ -62,11 +94,17 @@ class SegmentLoader:
         self.store, self.data, self.needs = store, data, needs
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, counts = split_segments(store, self.table, split, with_next_only=needs.require)
+        self.repeated = None
+        if data.oversample_gripper > 1:
+            first, episode = self.table.first_step, self.table.episode
+            self.repeated = repeat_changes(store, self.segments, first, episode, counts, chunk, data.oversample_gripper)
+            counts = self.repeated.counts
         self.order = plan_order(
             counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments
         )
         self.lanes = rank_lanes(self.order, rank, world)
-        self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+        self.source = Source(store, self.table, self.segments, data, needs.next)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -79,11 +117,23 @@ class SegmentLoader:
 
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
-        plans = training_plans(self.order, self.segments, self.lanes, start)
-        return stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next)
+        plans = training_plans(self.order, self.segments, self.lanes, start, self.repeated)
+        batches = stream(plans, self.source.supply(), threads=self.data.loader_threads)
+        return batches if self.goals is None else with_goals(batches, self.goals)
 
 
-def training_plans(order: Order, segments: Ints, lanes: range, start: Position) -> Iterator[BatchPlan]:
+def with_goals(
+    batches: Generator[tuple[Position, Batch], None, None], goals: Goals
+) -> Generator[tuple[Position, Batch], None, None]:
+    """The same batches, each with its rows' goals."""
+    with contextlib.closing(batches):
+        for after, batch in batches:
+            yield after, goals.attach(batch, after.epoch - (after.batch == 0))
+
+
+def training_plans(
+    order: Order, segments: Ints, lanes: range, start: Position, repeated: Repeated | None = None
+) -> Iterator[BatchPlan]:
     """Plans of a rank's part of every global batch from `start` on; jumps there, reads nothing before."""
     epoch, batch = start.epoch, start.batch
     while True:
@@ -101,7 +151,9 @@ def training_plans(order: Order, segments: Ints, lanes: range, start: Position) 
                 begin = int(plan.first[block])
                 cut = slice(max(number * order.share - begin, 0), (number + 1) * order.share - begin)
                 members = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
-                rows.append(Rows((epoch, lane, block), segments[members], segments[segment[cut]], step[cut]))
+                chosen, drawn = segments[segment[cut]], step[cut]
+                drawn = drawn if repeated is None else repeated.steps(chosen, drawn)
+                rows.append(Rows((epoch, lane, block), segments[members], chosen, drawn))
             last = number + 1 == order.batches
             yield BatchPlan(Position(epoch + 1, 0) if last else Position(epoch, number + 1), tuple(rows))
         epoch, batch = epoch + 1, 0
@@ -155,14 +207,16 @@ class SplitReader:
         self.batch_size, self.data, self.needs, self.mixed = batch_size, data, needs, mixed
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
-        self.blocks = Blocks(store, self.table, self.segments, data.cache_gib)
+        self.source = Source(store, self.table, self.segments, data, needs.next)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
 
-    def batches(self) -> Iterator[Batch]:
-        """Every transition exactly once; the last batch may be smaller."""
+    def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Every transition exactly once; the last batch may be smaller. A rank has every `world`-th batch."""
         size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
-        plans = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
-        for _, batch in stream(plans, self.blocks, threads=self.data.loader_threads, with_next=self.needs.next):
-            yield batch
+        every = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
+        plans = itertools.islice(every, rank, None, world)
+        for _, batch in stream(plans, self.source.supply(), threads=self.data.loader_threads):
+            yield batch if self.goals is None else self.goals.attach(batch, 0)
 
 
 def iterate_once(

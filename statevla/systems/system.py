@@ -16,6 +16,7 @@ from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch
 from statevla.data.needs import NOW, Needs
 from statevla.encoders.backbone import FrozenVision
+from statevla.models.encoder import StateEncoder
 from statevla.models.losses import LossParts
 from statevla.models.optim import undecayed_names
 from statevla.runs.files import CheckpointState
@@ -57,6 +58,13 @@ class Objective(nn.Module):
     def undecayed(self) -> frozenset[str]:
         """Parameters without weight decay: all but the weights of linear layers and convolutions."""
         return undecayed_names(self)
+
+    @property
+    def frozen_encoder(self) -> StateEncoder | None:
+        """Of a policy that sees of a frame only what this frozen encoder makes of it: its states may be kept, and come
+        as ``obs.latent``. The default has none.
+        """
+        return None
 
     def forward(self, batch: Batch, noise: Noise) -> Terms:
         """`terms`."""

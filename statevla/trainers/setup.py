@@ -12,6 +12,17 @@ from statevla.systems.system import System
 from stores.errors import UsageError
 
 
+def rows_of_rank(batch_size: int, world: int) -> int:
+    """Rows of a batch that each of `world` ranks has. Raises UsageError where that is less than two."""
+    rows = batch_size // world
+    if world > 1 and rows < 2:
+        raise UsageError(
+            f"training.batch_size: {batch_size} rows are fewer than two for each of {world} ranks; "
+            f"use --set training.batch_size={2 * world} or more, or at most {max(batch_size // 2, 1)} ranks"
+        )
+    return rows
+
+
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether to autocast to bfloat16."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")

@@ -103,8 +103,8 @@ def test_a_changed_byte_or_a_missing_file_is_named(tmp_path: Path, name: str) ->
 def test_state_json_must_be_whole(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing, match="statevla train"):
         read_state(tmp_path)
-    (tmp_path / "state.json").write_text('{"format": 4}')
-    with pytest.raises(StoreCorrupt, match="format 4 lacks the fields"):
+    (tmp_path / "state.json").write_text(f'{{"format": {FORMAT}}}')
+    with pytest.raises(StoreCorrupt, match=f"format {FORMAT} lacks the fields"):
         read_state(tmp_path)
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(StoreCorrupt, match="not JSON"):

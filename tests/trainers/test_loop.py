@@ -13,7 +13,8 @@ from statevla.runs import layout
 from statevla.runs.files import read_state
 from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel
-from statevla.trainers.trainer import NonFiniteLoss, TrainSummary, train
+from statevla.trainers.outcome import NonFiniteLoss, TrainSummary
+from statevla.trainers.trainer import train
 from stores.errors import StaleKey, StoreMissing, UsageError
 from tests.trainers.micro import at_step, micro_config, micro_store
 
@@ -36,7 +37,7 @@ def folder(run: Path, system: str = JEPA) -> Path:
 def records(run: Path, system: str = JEPA) -> list[dict[str, Any]]:
     """Metrics without what depends on the clock."""
     lines = layout.metrics(run, find_system(system).folder).read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "samples_per_s"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("samples_per_s", "data_wait")} for line in lines]
 
 
 def interrupt() -> None:

@@ -1,0 +1,83 @@
+"""Pictures: segments of a block are fetched and decoded when a batch first needs them, and gathered from there."""
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from statevla.data.batch import Batch
+from statevla.data.frames import Frames, Ints, Part, Table, decoded_bytes, gather
+from statevla.data.numbers import Numbers
+from statevla.data.prefetch import BatchPlan
+from stores.reader import Store
+
+GIB: Final = 2**30
+
+
+@dataclass(frozen=True)
+class OpenBlock:
+    """Frames of a block, and the decoding of each of its segments that was asked for."""
+
+    frames: Frames
+    decoding: dict[int, Future[None]]
+
+
+class Blocks:
+    """Opens blocks and has their segments decoded by `pool`, each when a coming batch first needs it.
+
+    When the whole of `segments` fits in `cache_gib`, all blocks share one `Frames` that is decoded once; otherwise
+    every block has its own, released after use.
+    """
+
+    def __init__(self, store: Store, table: Table, segments: Ints, cache_gib: float, numbers: Numbers | None) -> None:
+        self.store, self.table, self.numbers = store, table, numbers
+        self.cached = decoded_bytes(table, segments) <= cache_gib * GIB
+        self._all = Frames(table, segments) if self.cached else None
+        self._done: set[int] = set()
+
+    def open(self, block: Ints) -> OpenBlock:
+        """Room for the segments of `block`, none asked for yet."""
+        return OpenBlock(self._all if self._all is not None else Frames(self.table, block), {})
+
+    def ask(self, block: OpenBlock, segments: Ints, pool: ThreadPoolExecutor) -> None:
+        """Have `segments` of an open block decoded, if they are not."""
+        for segment in segments.tolist():
+            if segment not in block.decoding and not (self.cached and segment in self._done):
+                block.decoding[segment] = pool.submit(self._load, block.frames, segment)
+
+    def wait(self, block: OpenBlock, segments: Ints) -> None:
+        """Until `segments` are decoded. Raises what their decoding raised."""
+        for segment in segments.tolist():
+            if segment in block.decoding:
+                block.decoding[segment].result()
+
+    def _load(self, frames: Frames, segment: int) -> None:
+        frames.load(self.store, segment)
+        if self.cached:
+            self._done.add(segment)
+
+
+class BlockSupply:
+    """A stream's open blocks."""
+
+    def __init__(self, blocks: Blocks, with_next: bool) -> None:
+        self.blocks, self.with_next = blocks, with_next
+        self._opened: dict[tuple[int, int, int], OpenBlock] = {}
+
+    def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
+        for rows in plan.rows:
+            if rows.key not in self._opened:
+                self._opened[rows.key] = self.blocks.open(rows.block)
+            self.blocks.ask(self._opened[rows.key], rows.segment, pool)
+
+    def batch(self, plan: BatchPlan, pool: ThreadPoolExecutor, pin: bool) -> Batch:
+        for rows in plan.rows:
+            self.blocks.wait(self._opened[rows.key], rows.segment)
+        parts = [Part(self._opened[rows.key].frames, rows.segment, rows.step) for rows in plan.rows]
+        return gather(self.blocks.table, parts, with_next=self.with_next, pin=pin, numbers=self.blocks.numbers)
+
+    def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
+        still = {rows.key for later in coming for rows in later.rows}
+        for rows in plan.rows:
+            if rows.key not in still:
+                del self._opened[rows.key]

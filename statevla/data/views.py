@@ -1,0 +1,152 @@
+"""What of an observation is loaded, and from where: one row a view.
+
+Pictures as they were ingested come by segment (`statevla.data.frames`). Every other view is a derived folder whose rows
+are the store's frames, and is read by frame number, in the same order of the same samples.
+
+Legend: B rows of a batch, C cameras, N frames of the store, P patches, V feature width, D width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stores.derived import Derived
+from stores.errors import UsageError
+from stores.sharded import ShardedArray
+
+Ints = NDArray[np.int64]
+
+DTYPES: Final = {"uint8": torch.uint8, "int8": torch.int8, "float16": torch.float16, "float32": torch.float32}
+ROWS_A_JOB: Final = 8
+
+
+@runtime_checkable
+class View(Protocol):
+    """Rows of a derived folder as fields of an `ObservationBatch`."""
+
+    def observe(self, rows: Ints, pin: bool, pool: Executor) -> Mapping[str, Any]:
+        """The fields of frames `rows`, read by `pool`."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """An array of rows by frame number."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row."""
+
+    @property
+    def dtype(self) -> str:
+        """Its name."""
+
+    def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
+        """Rows into `out` [B, …]."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """In memory, or mapped: one gather."""
+
+    values: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape[1:]
+
+    @property
+    def dtype(self) -> str:
+        return self.values.dtype.name
+
+    def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
+        # mode="clip" lets NumPy write into `out` directly; rows are in range by construction.
+        np.take(self.values, rows, axis=0, out=out, mode="clip")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """On disk: each row is read straight into its place."""
+
+    array: ShardedArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.spec.shape[1:]
+
+    @property
+    def dtype(self) -> str:
+        return self.array.spec.dtype
+
+    def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
+        def read(begin: int) -> None:
+            for i, row in enumerate(rows[begin : begin + ROWS_A_JOB].tolist(), begin):
+                self.array.read(row, row + 1, out[i : i + 1])
+
+        for _ in pool.map(read, range(0, len(rows), ROWS_A_JOB)):
+            pass
+
+
+def take(source: Rows, rows: Ints, pin: bool, pool: Executor) -> Tensor:
+    """[B, …], in page-locked memory if `pin`."""
+    out = torch.empty((len(rows), *source.shape), dtype=DTYPES[source.dtype], pin_memory=pin)
+    source.take(rows, out.numpy(), pool)
+    return out
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The states of a frozen encoder. z: rows [D]."""
+
+    z: Rows
+
+    def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
+        return {"latent": take(self.z, rows, pin, pool)}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Patch features of a frozen tower. cameras: rows [P, V] each; scales: of int8, rows [P] each."""
+
+    cameras: tuple[Rows, ...]
+    scales: tuple[Rows, ...]
+
+    def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
+        return {
+            "features": tuple(take(camera, rows, pin, pool) for camera in self.cameras),
+            "scales": tuple(take(scale, rows, pin, pool) for scale in self.scales),
+        }
+
+
+def open_features(found: Derived, cache_bytes: float) -> View:
+    """Read row by row: they are large, and the system keeps what fits."""
+    names = found.about["cameras"]
+    scales = [f"{name}_scale" for name in names] if found.made_from["dtype"] == "int8" else []
+    return Features(*(tuple(Stored(found.sharded(name)) for name in group) for group in (names, scales)))
+
+
+def open_latents(found: Derived, cache_bytes: float) -> View:
+    """Held in memory where they fit in `cache_bytes`."""
+    array = found.sharded("z")
+    size = array.spec.shape[0] * array.spec.row_bytes
+    return Latents(Held(array.read(0, array.spec.shape[0])) if size <= cache_bytes else Stored(array))
+
+
+VIEWS: Final[dict[str, Callable[[Derived, float], View] | None]] = {
+    "pixels": None,
+    "features": open_features,
+    "latents": open_latents,
+}
+"""By name: how the derived folder of that name is opened, given the bytes of memory it may take. Pixels have none."""
+
+
+def require_views(names: Sequence[str]) -> None:
+    """Raise UsageError for a view that is not in the table."""
+    unknown = [name for name in names if name not in VIEWS]
+    if unknown:
+        raise UsageError(f"view: expected one of {', '.join(VIEWS)}, got {unknown[0]!r}")

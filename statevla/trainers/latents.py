@@ -1,0 +1,202 @@
+"""The states of a frozen encoder, of every frame of a store: computed once, kept as the derived folder ``latents``.
+
+Keyed by what they are a function of: the store's content, the encoder's weights and configuration, the frozen vision
+tower's revision, and the precision. So every policy on the same encoder shares them, whatever its run.
+
+Legend: N frames of the store, D width, B batch.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from statevla.config import ModelConfig
+from statevla.config.options import keys
+from statevla.data.frames import Table, make_table
+from statevla.data.numbers import Numbers
+from statevla.data.views import View
+from statevla.data.walk import walk_observations
+from statevla.encoders.vision import load_backbone, require_identity
+from statevla.models.encoder import StateEncoder
+from statevla.policies.prepare import choose_device
+from statevla.runs.files import MODEL, CheckpointState, below, load_strict, read_state, read_tensors, require_store
+from statevla.runs.layout import LATEST
+from statevla.systems.find import resolve
+from statevla.systems.table import SYSTEMS, config_of
+from statevla.trainers.setup import use_bf16
+from stores.derived import Derived, begin, key_of, open_derived
+from stores.disk import durable
+from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
+from stores.layout import LATENTS
+from stores.progress import Progress, ProgressEvent
+from stores.reader import Store
+from stores.sharded import ShardedSpec, write_shard
+
+FORMAT: Final = 1
+MAKE: Final = "statevla latents STORE --checkpoint RUN"
+ROWS_A_CHUNK: Final = 256
+ROWS_A_SHARD: Final = 1024
+"""What an interrupted run loses at most."""
+NOT_OF_THE_STATE: Final = frozenset({"model.vision_model", "model.mamba_backend"})
+"""Where the tower's weights lie is no part of what they are; kernels differ by rounding alone."""
+
+
+def made_from(
+    store: Store,
+    encoder: StateEncoder,
+    config: ModelConfig,
+    backbone: dict[str, Any] | None,
+    bf16: bool,
+    features: str | None = None,
+) -> dict[str, Any]:
+    """Everything that the states are a function of.
+
+    backbone: `statevla.encoders.vision.identity`. features: key of what it reads in place of pictures.
+    """
+    fixed = {key.name: key.value for key in keys(config, "model.") if key.option.parent}
+    return {
+        "format": FORMAT,
+        "content_hash": store.content_hash,
+        "encoder": hash_weights(encoder),
+        "model": {name: value for name, value in fixed.items() if name not in NOT_OF_THE_STATE},
+        "backbone": None if backbone is None else backbone["revision"],
+        "features": features,
+        "precision": "bfloat16" if bf16 else "float32",
+    }
+
+
+def hash_weights(module: torch.nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all parameters and buffers."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def find_latents(store: Store, made: dict[str, Any], beside: Path | None = None) -> Derived | None:
+    """Those of the store, or of the folder `beside` it; None when they are yet to be computed, or damaged."""
+    for root in (store.storage, beside):
+        if root is None:
+            continue
+        try:
+            return open_derived(root, LATENTS, made, MAKE)
+        except (StoreMissing, StaleKey, StoreCorrupt):
+            continue
+    return None
+
+
+@dataclass(frozen=True)
+class Coder:
+    """What computes states. batch: frames at a time; all batches have this many rows, so that all rows are treated
+    alike. view: of the frames, None for pictures.
+    """
+
+    encoder: StateEncoder
+    device: torch.device
+    bf16: bool
+    batch: int
+    threads: int
+    view: View | None = None
+
+    @torch.no_grad()
+    def states(self, store: Store, table: Table, numbers: Numbers, start: int, stop: int) -> list[NDArray[np.float32]]:
+        """float32 [n, D] of frames start … stop - 1, in pieces."""
+        found = []
+        for _, obs in walk_observations(store, table, numbers, start, stop, self.batch, self.threads, self.view):
+            rows = len(obs.robot_state)
+            if rows < self.batch:
+                fill = torch.arange(self.batch).clamp(max=rows - 1)
+                obs = obs.each(lambda tensor, fill=fill: tensor[fill])  # type: ignore[misc]
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                z = self.encoder.state(obs.to(self.device))
+            found.append(z[:rows].float().cpu().numpy())
+        return found
+
+
+def compute_latents(
+    store: Store,
+    root: Path,
+    made: dict[str, Any],
+    coder: Coder,
+    about: dict[str, Any],
+    progress: Progress | None = None,
+) -> Derived:
+    """Write ``latents/<key>`` below `root`, going on where an interrupted call stopped. Raises StoreLocked."""
+    frames = store.manifest.counts["frames"]
+    spec = ShardedSpec((frames, made["model"]["model.embed_dim"]), "float32", ROWS_A_CHUNK, ROWS_A_SHARD)
+    table = make_table(store, 1)
+    numbers = Numbers(store, 2)
+    coder.encoder.eval()
+    with durable.lock(root, "statevla latents"):
+        folder = begin(root, LATENTS, key_of(made), made, {"z": spec})
+        missing = folder.missing("z")
+        done = frames - sum(spec.rows(m) for m in missing)
+        for m in missing:
+            start = m * spec.shard
+            pieces = coder.states(store, table, numbers, start, start + spec.rows(m))
+            write_shard(folder.root, "z", spec, m, pieces)
+            done += spec.rows(m)
+            if progress is not None:
+                progress(ProgressEvent("latents", done, frames, "frames"))
+        folder.commit(about)
+    return open_derived(root, LATENTS, made, MAKE)
+
+
+def is_writable(store: Store) -> bool:
+    """Whether derived folders can be put into the store itself."""
+    return "://" not in store.root and os.access(store.root, os.W_OK)
+
+
+def latents_of_checkpoint(
+    store_path: Path | str,
+    checkpoint: Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch: int = 64,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Keep the states of a checkpoint's encoder in the store at a folder; nothing is computed where they are there.
+
+    checkpoint: of a state encoder, or a run that has one. Returns folder, key, frames, width, bytes and computed.
+
+    Raises UsageError for a store that cannot be written and a checkpoint without a state encoder, StaleKey for one of
+    another store.
+    """
+    store = Store.open(store_path)
+    if not is_writable(store):
+        raise UsageError(f"{store.root}: cannot be written; run this on a local copy of the store, then publish it")
+    path = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
+    state = read_state(path)
+    require_store(state, store.content_hash, path, store.root)
+    config = config_of(state, path)
+    chosen = choose_device(device)
+    backbone = load_backbone(config.model, chosen)
+    require_identity(backbone, state.backbone, str(path))
+    encoder = StateEncoder(config.model, store.stats(), backbone, store.spec)
+    load_strict(encoder, below(read_tensors(path, state, MODEL), "encoder."), f"{path / MODEL} (encoder.)")
+    bf16 = use_bf16(precision, chosen)
+    made = made_from(store, encoder, config.model, state.backbone, bf16)
+    found = find_latents(store, made)
+    computed = found is None
+    if found is None:
+        coder = Coder(encoder.to(chosen), chosen, bf16, batch, threads)
+        found = compute_latents(store, Path(store.root), made, coder, about(state, path), progress)
+    rows, width = found.sharded("z").spec.shape
+    return {
+        "folder": f"{LATENTS}/{found.name}", "key": found.key, "frames": rows, "width": width, "bytes": found.bytes,
+        "computed": computed,
+    }  # fmt: skip
+
+
+def about(state: CheckpointState, path: Path) -> dict[str, Any]:
+    """For people: which checkpoint the states came from first."""
+    return {"system": state.system, "checkpoint": path.name, "step": state.step}
