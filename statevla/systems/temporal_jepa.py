@@ -105,6 +105,7 @@ class JepaModel(Objective):
         """One step of the moving average."""
         ema_update(self.target, self.encoder, momentum)
 
+    @torch.no_grad()
     def monitors(self, terms: Terms) -> dict[str, float]:
         """Of states: ``z_rank``, the effective rank; ``z_std_least``, the smallest deviation of a dimension;
         ``z_correlation``, above what chance shows (`correlation_excess`); ``z_within``, share of variance within
@@ -120,7 +121,7 @@ class JepaModel(Objective):
             "z_correlation": correlation_excess(z),
             "z_within": within_episodes(z, terms["episode"]),
             "copy_ratio": float(error / masked_mse(z, wanted, keep).clamp(min=TINY)),
-            "action_ratio": float(masked_mse(self.predictor(z, others), wanted, keep) / error),
+            "action_ratio": float(masked_mse(self.predictor(z, others).detach(), wanted, keep) / error),
         }
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -59,8 +59,8 @@ class Watch:
     def __init__(self) -> None:
         self.said: set[str] = set()
 
-    def warnings(self, values: Mapping[str, float], step: int) -> list[tuple[str, str]]:
-        """(monitor, sentence) of what is not healthy and was not said before."""
+    def warnings(self, values: Mapping[str, Any], step: int) -> list[tuple[str, str]]:
+        """(monitor, sentence) of what is not healthy and was not said before. values: a record of the metrics."""
         found = []
         for each in THRESHOLDS:
             value = values.get(each.name)
