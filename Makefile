@@ -3,7 +3,8 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# Modules are compiled when they are first imported: most of what is installed never is.
+PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-matrix test-index install libero test-libero lint clean
 .DELETE_ON_ERROR:
@@ -12,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/statevla demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # The oldest and newest torch on every Python that is there; hours and gigabytes (docs/install.md).
 test-matrix:

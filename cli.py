@@ -5,8 +5,10 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantin
 exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports stay inside the commands.
 """
 
+import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -162,7 +164,9 @@ def ingest(
     suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
     source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
-    store: Annotated[str | None, typer.Option(help="Into object storage, s3://bucket/name, by way of --out.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Store: a folder (as --out), or s3://bucket/name, by way of --out.")
+    ] = None,
     replace: Replace = False,
     language: Annotated[
         str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
@@ -205,17 +209,17 @@ def ingest(
     """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
-    from pipelines.ingest.remote import ingest_to_url, work_folder
+    from pipelines.ingest.remote import ingest_to_url, place
     from statevla.observation import read_spec
 
-    default = Path("data/stores") / suite if store is None else work_folder(store)
+    folder, url = place(suite, out, store)
     config = IngestConfig(
-        suite=suite, source=source or Path("data/raw") / suite, out=out or default, language=language,
+        suite=suite, source=source or Path("data/raw") / suite, out=folder, language=language,
         language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
         image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
     )  # fmt: skip
-    run = run_ingest if store is None else partial(ingest_to_url, url=store, replace=replace)
+    run = run_ingest if url is None else partial(ingest_to_url, url=url, replace=replace)
     with show_progress() as progress:
         summary = run(
             config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
@@ -344,6 +348,7 @@ def latents(
 
 @app.command()
 def describe(
+    system: Annotated[str | None, typer.Option(help="One system by name; default: the two phases together.")] = None,
     preset: Preset = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
@@ -352,15 +357,24 @@ def describe(
 ) -> None:
     """Print the parameter count of every part of the model."""
     from statevla.systems.describe import describe as describe_model
-    from statevla.systems.table import sections
+    from statevla.systems.describe import describe_system
+    from statevla.systems.table import find_system, sections
     from statevla.trainers.jobs import ask
 
-    result = describe_model(ask(None, preset, recipe, config, tuple(set_ or ())).config(sections()))
+    row = None if system is None else find_system(system)
+    wanted = ask(row, preset, recipe, config, tuple(set_ or ())).config(sections())
+    title = recipe or f"Preset {preset or 'base'}"
+    if row is not None:
+        alone = describe_system(row, wanted)
+        rows = [*alone["parts"].items(), ("trainable", alone["trainable"]), ("frozen", alone["frozen"])]
+        print_json(alone) if as_json else print_table(f"{row.title}, {title}", ("part", "parameters"), rows)
+        return
+    result = describe_model(wanted)
     if as_json:
         print_json(result)
     else:
         rows = [*result["parts"].items(), ("trainable", result["trainable"]), ("total, with EMA", result["total"])]
-        print_table(recipe or f"Preset {preset or 'base'}", ("part", "parameters"), rows)
+        print_table(title, ("part", "parameters"), rows)
 
 
 @app.command()
@@ -380,21 +394,39 @@ def train(
     unfinished_encoder: Annotated[
         bool, typer.Option("--unfinished-encoder", help="Take an encoder whose training was stopped.")
     ] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks on this machine, a GPU each; or use torchrun.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Train a state encoder or a policy from a store, or go on with a run."""
+    if nproc > 1:
+        from statevla.trainers.launch import launch, without_nproc
+
+        raise typer.Exit(launch(nproc, without_nproc(sys.argv[1:]), say=_to_stderr))
     from statevla.trainers.command import TrainFlags, run_training
+    from statevla.trainers.ranks import OtherRankFailed, first_of_environment
 
     flags = TrainFlags(phase, system, store, run, encoder, recipe, preset, config, tuple(set_ or ()), resume,
                        unfinished_encoder)  # fmt: skip
+    speaks = first_of_environment()
     try:
-        with show_progress() as progress:
-            summary = run_training(flags, say=partial(print, file=sys.stderr), progress=progress)
+        with show_progress() if speaks else nullcontext() as progress:
+            summary = run_training(flags, say=_to_stderr if speaks else _unsaid, progress=progress)
     except KeyboardInterrupt:
         raise typer.Exit(SIGNALLED + signal.SIGINT) from None
-    report(f"Trained {summary.system}", summary.to_dict(), as_json)
+    except OtherRankFailed as error:
+        raise typer.Exit(error.status) from None
+    if speaks:
+        report(f"Trained {summary.system}", summary.to_dict(), as_json)
     if summary.signal is not None:
         raise typer.Exit(SIGNALLED + summary.signal)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _unsaid(text: str) -> None:
+    """Of a rank that is not the first."""
 
 
 @app.command("config")
@@ -414,7 +446,8 @@ def show_config(
     if as_json:
         print_json({row.key: {"value": row.value, "range": row.range, "help": row.help} for row in rows})
     else:
-        print("\n".join(key_lines(rows)))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n".join(key_lines(rows, columns)))
 
 
 @eval_app.command("offline")
@@ -495,6 +528,9 @@ def eval_libero(
     first_init: Annotated[
         int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
     ] = None,
+    fixtures: Annotated[
+        Literal["fixed", "drawn"], typer.Option(help="Where cabinets, stoves and racks stand: as recorded, or anew.")
+    ] = "fixed",
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,
@@ -510,14 +546,103 @@ def eval_libero(
     as_json: Json = False,
 ) -> None:
     """Success in the LIBERO simulator (`make libero` installs it)."""
+    from statevla.evaluators.conditions import Conditions
     from statevla.policies.execution import Execution
 
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
-        videos=videos, seed=seed,
+        videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures),
         loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
     )  # fmt: skip
+
+
+@eval_app.command("robustness")
+def eval_robustness(
+    suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
+    checkpoint: Checkpoint = None,
+    policy: Control = "checkpoint",
+    only: Annotated[
+        str | None, typer.Option(help="Rows, such as noise,camera-shift,swap; default: all usual ones.")
+    ] = None,
+    tasks: Tasks = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and row.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    closed: Closed = False,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: int = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """One table: success as it is, and with cameras, light, noise, fixtures or things changed (LIBERO, LIBERO-PRO)."""
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.robustness import evaluate_robustness
+    from statevla.policies.execution import Execution
+
+    chosen = choose_policy(
+        policy, suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps,
+        closed=closed, seed=seed,
+    )  # fmt: skip
+    folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-robustness")
+    print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
+    with show_progress() as progress:
+        results = evaluate_robustness(
+            chosen.policy, suite, out=folder, name=chosen.name, only=None if only is None else only.split(","),
+            tasks=tasks, num_trials=num_trials, workers=workers, first_init=first_init, seed=seed,
+            execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    report("Robustness", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
+@eval_app.command("language")
+def eval_language(
+    suite: Annotated[str, typer.Option(help="tabletop, or a LIBERO suite such as libero_object.")] = "libero_object",
+    checkpoint: Checkpoint = None,
+    tasks: Tasks = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and kind of instruction.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
+    first_init: Annotated[
+        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+    ] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    vote: Vote = False,
+    latency_steps: LatencySteps = 0,
+    euler_steps: EulerSteps = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    seed: int = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Does a policy do what it is told? Success and actions under other instructions."""
+    from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.language import evaluate_language
+    from statevla.policies.execution import Execution
+
+    chosen = choose_policy(
+        "checkpoint", suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps
+    )
+    folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-language")
+    print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
+    with show_progress() as progress:
+        results = evaluate_language(
+            chosen.policy, suite, out=folder, name=chosen.name, tasks=tasks, num_trials=num_trials, workers=workers,
+            first_init=first_init, seed=seed, execution=Execution(replan, ensemble, vote, latency_steps),
+            max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    report("Language", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 def _evaluate(
@@ -554,6 +679,74 @@ def _evaluate(
 
 
 @app.command()
+def diagnose(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Run or checkpoint; default: the only policy.")] = None,
+    store: Store = None,
+    suite: Annotated[str | None, typer.Option(help="Where to act; default: the store's suite.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: two of the store's.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the policy, a task.")] = 2,
+    source: Annotated[Path | None, typer.Option(help="HDF5 folder of the store; default: data/raw/SUITE.")] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Low loss, and the robot fails: which link between data and action is broken? Exit status 1 if one is."""
+    from pipelines.replay import replay_of_files
+    from statevla.evaluators.diagnose import diagnose as examine
+    from statevla.policies.execution import Execution
+    from statevla.policies.policy import Policy
+    from statevla.runs.layout import evaluation
+    from statevla.runs.stores import find_store
+    from statevla.systems.find import find_policy
+    from stores.reader import Store as OpenStore
+
+    path = find_policy(checkpoint)
+    chosen, folder = find_store(store), out if out is not None else evaluation(path, "diagnosis")
+    print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
+    opened = OpenStore.open(chosen)
+    where = suite or opened.manifest.suite
+    raw = source or Path("data/raw") / where
+    replay = replay_of_files(raw, where, tasks) if source is not None or raw.is_dir() else None
+    with show_progress() as progress:
+        found = examine(
+            Policy.load(path, device), opened, name=str(path), suite=suite, tasks=tasks, trials=trials, replay=replay,
+            execution=Execution(replan, ensemble), max_steps=max_steps, progress=progress,
+        )  # fmt: skip
+    found.save(folder)
+    report("Diagnosis", {"out": str(folder), **found.to_dict()}, as_json, found.to_markdown())
+    if found.broken is not None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders of evaluations; two or more.")],
+    suite: Annotated[str | None, typer.Option(help="Which evaluation, where a run has several.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.json, compare.md and index.html.")] = Path(
+        "runs/compare"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Policies on the same trials: differences with intervals, what would decide them, what each cost."""
+    from statevla.evaluators import compare_results
+    from statevla.evaluators.compare import compare as compare_runs
+
+    found = compare_runs(runs, suite)
+    compare_results.save(found, out)
+    if as_json:
+        print_json({"out": str(out), **found.to_dict()})
+        return
+    print_table("Policies", compare_results.POLICY_COLUMNS, compare_results.policy_rows(found))
+    print_table("Pair by pair", compare_results.PAIR_COLUMNS, compare_results.pair_rows(found))
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"page: {out / compare_results.PAGE}")
+
+
+@app.command()
 def doctor(store: Store = None, as_json: Json = False) -> None:
     """Check this machine: packages, device, Mamba kernels, codec, simulator, rendering, disk, memory, a store."""
     from dataclasses import asdict
@@ -575,9 +768,7 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 def bench(
     name: Annotated[
         str,
-        typer.Argument(
-            help="stream, features, latents, ingest, ingest-large, verify, index, mamba, latency or libero."
-        ),
+        typer.Argument(help="stream, features, latents, ingest, ingest-large, verify, index, mamba, latency or libero"),
     ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
@@ -597,6 +788,30 @@ def bench(
     options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
+
+
+@app.command()
+def reproduce(
+    suite: Annotated[str, typer.Argument(help="Suite with a measured plan: libero_object.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for everything; default: runs/reproduce-SUITE.")] = None,
+    tasks: Tasks = None,
+    workers: Annotated[int, typer.Option(min=1, help="Simulator and ingest processes.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """From nothing to a suite's numbers: collect, ingest, train, evaluate. The same command goes on after a stop."""
+    from dataclasses import replace
+
+    from pipelines.reproduce import plan_of
+    from pipelines.reproduce import reproduce as run_all
+
+    folder = out if out is not None else Path("runs") / f"reproduce-{suite}"
+    plan = plan_of(suite)
+    with show_progress() as progress:
+        results = run_all(
+            suite, folder, plan=plan if tasks is None else replace(plan, tasks=tasks), workers=workers,
+            progress=progress, say=partial(print, file=sys.stderr),
+        )  # fmt: skip
+    report(suite, {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
 @app.command()

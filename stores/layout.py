@@ -32,7 +32,11 @@ PUBLISHED: Final = ".published.json"
 CLAIM: Final = ".ingest.json"
 """An unfinished ingest says here that the folder is its own, and what may lie in it."""
 
-OWN_FOLDERS: Final = (SHARDS, UNITS, FRAMES)
+STAGED: Final = ".staged"
+"""Folder of units that are made for the next commit while an older store stands; each lies there as it will below the
+store: ``.staged/shards/…``, ``.staged/units/…``."""
+
+OWN_FOLDERS: Final = (SHARDS, UNITS, FRAMES, STAGED)
 """Folders that nobody but ingest writes into."""
 TABLES: Final = (EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE)
 
@@ -90,5 +94,7 @@ def is_leftover(path: str) -> bool:
 
 
 def is_writers(path: str) -> bool:
-    """Whether this is a sound store's own, though nothing names it: the lock, and what was published."""
-    return path in (LOCK_NAME, PUBLISHED)
+    """Whether this is a sound store's own, though nothing names it: the lock, what was published, and what an ingest
+    that did not finish has made for the next commit.
+    """
+    return path in (LOCK_NAME, PUBLISHED, CLAIM) or (path.startswith(f"{STAGED}/") and not is_leftover(path))

@@ -1,5 +1,6 @@
 """A local S3 for tests; and at the end of a run, how many crashes were enumerated: operations times faults."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,18 @@ def s3() -> Iterator[dict[str, Any]]:
     fsspec.filesystem("s3", **options).mkdir("robots")
     yield options
     server.stop()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of ``pytest -n`` hands its counts over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["crashes"] = {name: dict(faults) for name, faults in TALLY.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for name, faults in getattr(node, "workeroutput", {}).get("crashes", {}).items():
+        TALLY.setdefault(name, Counter()).update(faults)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,6 +7,9 @@ import uuid
 from pathlib import Path
 
 import pytest
+import typer
+
+from cli import app
 
 ROOT = Path(__file__).parents[1]
 MICRO = (
@@ -184,6 +187,34 @@ def test_wrong_usage_is_one_clear_line(tmp_path, arguments, status, complaint):
     assert complaint in " ".join(err.split())
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_a_thing_that_has_a_default_is_a_flag_and_one_that_must_be_named_is_an_argument():
+    """A store, run or checkpoint is never an argument that may be left out, nor a flag that must be given."""
+
+    def commands(group):
+        for command in group.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else (command,)
+
+    found = {}
+    for command in commands(typer.main.get_command(app)):
+        for parameter in command.params:
+            if parameter.name in ("store", "checkpoint", "run", "runs"):
+                positional = parameter.param_type_name == "argument"
+                assert positional == parameter.required, (command.name, parameter.name)
+                if not positional:
+                    assert parameter.default is None, (command.name, parameter.name)
+                found[command.name] = parameter.name
+    assert len(found) > 8
+
+
+def test_store_means_the_same_in_ingest(project, tmp_path):
+    folder, _ = project
+    told = ("ingest", "tabletop", "--source", folder / "data/raw/tabletop", "--language", "hashed")
+    made = one_object(tmp_path, *told, "--store", "somewhere/mine")
+    assert one_object(tmp_path, "inspect", "somewhere/mine")["episodes"] == made["episodes"]
+    _, err = statevla(tmp_path, *told, "--store", "one", "--out", "two", status=2)
+    assert "two folders for one store" in err
 
 
 def test_dry_run_writes_nothing(project):

@@ -22,8 +22,8 @@ from pipelines.collect.writer import (
     collected_with,
     write_demos,
 )
-from statevla.sims.tabletop import BLOCKS, BOWLS, CONTROL_HZ, TASKS, Obs, TabletopEnv, task_name
-from statevla.sims.tabletop_expert import TabletopExpert
+from statevla.sims.tabletop.environment import BLOCKS, BOWLS, CONTROL_HZ, TASKS, Obs, TabletopEnv, task_name
+from statevla.sims.tabletop.expert import TabletopExpert
 from stores.disk import durable
 from stores.errors import UsageError
 from stores.progress import Progress, ProgressEvent

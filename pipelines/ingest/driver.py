@@ -3,57 +3,39 @@
 The driver is the store's only writer, under its lock; workers write shards only. Everything is keyed: a unit whose
 record has the key of its demonstrations' bytes of today, settings and code, and whose shard still has the recorded
 hash, is reused. Sources are read in a child process, so that a hostile file cannot take the run down.
-A run that would change anything writes a claim (`pipelines.ingest.ownership`), removes the manifest, and writes it
-last, so a half-made store is never taken for a whole one; a run that would change nothing writes nothing. What the
-manifest names is durable before it is, and what stands is made durable before a run says so: whoever wrote it may have
-died before.
+A run that would change anything writes a claim (`pipelines.ingest.ownership`) and makes its units, beside the store
+that stands there (`pipelines.ingest.staging`). When all of them are made it removes the manifest, puts everything in
+its place, and writes the manifest last, so a half-made store is never taken for a whole one; a run that would change
+nothing writes nothing. What the manifest names is durable before it is, and what stands is made durable before a run
+says so: whoever wrote it may have died before.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, overload
 
-from pipelines.derive.language import write_instructions
 from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
-from pipelines.ingest.config import (
-    IngestConfig,
-    IngestPlan,
-    IngestPreview,
-    file_stats,
-    plan_ingest,
-    preview_ingest,
-    reasons,
-    written,
-)
-from pipelines.ingest.merge import UnitFacts, copies_of, split_units, unit_facts, write_merged
-from pipelines.ingest.ownership import Holdings, holdings, remove_leftovers, require_own_folder, write_claim
-from pipelines.ingest.plan import Unit, natural_key, stem_of
-from pipelines.ingest.record import decode_record, read_record, write_record
-from pipelines.ingest.unit import UnitTask, formats, unit_key, writer
+from pipelines.ingest.commit import Commit
+from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, file_stats, plan_ingest, preview_ingest
+from pipelines.ingest.describe import copy_notes, findings_of, quarantine_of, sources_of, split_of
+from pipelines.ingest.merge import UnitFacts, unit_facts
+from pipelines.ingest.ownership import Holdings, holdings, require_own_folder, withdraw, write_claim
+from pipelines.ingest.plan import Unit
+from pipelines.ingest.record import decode_record, write_record
+from pipelines.ingest.staging import find_made, key_of, place_of_new
+from pipelines.ingest.unit import UnitTask
 from pipelines.run import run_units
-from pipelines.sources.reading import fingerprint_source, make_here, make_isolated
+from pipelines.sources.reading import make_here, make_isolated
 from pipelines.sources.sandbox import end_thread_reader
 from statevla.encoders.table import load_text_encoder
 from statevla.encoders.text import TextEncoder
 from stores.disk import durable
 from stores.disk.sync import Together, kernel
-from stores.errors import SourceError, SourceTrouble, StoreError, UsageError
-from stores.layout import (
-    CLAIM,
-    LANGUAGE_FILE,
-    MANIFEST,
-    QUARANTINE_FILE,
-    TABLES,
-    record_path,
-    staged_shard_path,
-)
-from stores.manifest import Manifest, StoreObject, hash_object, hash_objects
-from stores.numbers import frame_objects
+from stores.errors import SourceTrouble, UsageError
+from stores.layout import CLAIM, STAGED, staged_shard_path
 from stores.progress import Progress, ProgressEvent
 
 SYNC_UNITS: Final = 16
@@ -170,32 +152,40 @@ class Ingest:
         self.name = os.urandom(6).hex()
         self.made_frames = 0
         self.together = Together()
+        self.place = place_of_new(self.root)
+        self.beside = self.place != self.root
         before = holdings(self.root) or Holdings()
         require_kept(before.sources, plan.paths, prune)
         self.held = Holdings(before.units | {unit.name for unit in plan.units}, before.sources)
 
     def run(self, workers: int, scheduler: str | None, started: float) -> IngestSummary:
         """Make what is missing or stale, merge, commit."""
-        facts = self._reusable()
+        facts, staged = find_made(self.root, self.plan, self.config, self.isolated)
         reused = len(facts)
         todo = [unit for unit in self.plan.units if unit.name not in facts]
         if todo:
-            self._open()
+            (write_claim if self.beside else withdraw)(self.root, self.config.suite, self.held)
         for made in self._make(todo, workers, scheduler):
             facts[made.name] = made
+        if self.beside:
+            staged |= {unit.name for unit in todo}
         units = [facts[unit.name] for unit in self.plan.units]
+        quarantine = quarantine_of(self.plan, units)
         if self.strict:
-            refuse_quarantine(self._quarantine(units))
-            refuse_findings(_findings(units))
-        sources = self._sources(units)
+            refuse_quarantine(quarantine)
+            refuse_findings(findings_of(units))
+        sources = sources_of(self.config, self.plan, units)
         if file_stats(self.plan.paths) != self.plan.stats:
             raise SourceTrouble(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )
-        split = self._split(units)
-        manifest, changed = self._commit(units, sources, bool(todo), split)
-        if (self.root / CLAIM).is_file():
-            durable.remove(self.root / CLAIM)
+        split = split_of(self.config, self.plan, units)
+        manifest, changed = Commit(
+            self.config, self.plan, self.encoder, units, split, sources, staged, bool(todo), self.held
+        ).write(self.together)
+        for own in (STAGED, CLAIM):
+            if (self.root / own).exists():
+                durable.remove(self.root / own)
         seconds = time.monotonic() - started
         return IngestSummary(
             episodes=manifest.counts["episodes"],
@@ -208,42 +198,19 @@ class Ingest:
             units_reused=reused,
             frames_per_second=self.made_frames / seconds,
             changed=changed,
-            quarantine=tuple(self._quarantine(units)),
-            notes=(*self.plan.notes, *_findings(units), *_copy_notes(units, split)),
+            quarantine=tuple(quarantine),
+            notes=(*self.plan.notes, *findings_of(units), *copy_notes(units, split)),
         )
-
-    def _open(self) -> None:
-        """From here on there is no store, and the claim says what may be found instead."""
-        write_claim(self.root, self.config.suite, self.held)
-        durable.remove(self.root / MANIFEST)
 
     def _report(self, done: int, message: str) -> None:
         if self.progress is not None:
             self.progress(ProgressEvent("ingest", done, self.plan.frames, "frames", message))
 
-    def _key(self, unit: Unit, fingerprints: dict[str, str]) -> str:
-        return unit_key(unit, self.plan.settings(unit, self.config), fingerprints)
-
-    def _reusable(self) -> dict[str, UnitFacts]:
-        """Facts by unit, of records whose key holds and whose shard has the recorded size and hash."""
-        found: dict[str, UnitFacts] = {}
-        for unit in self.plan.units:
-            record = read_record(self.root, unit.name)
-            if record is None or record["key"] != self._key(unit, record["fingerprints"]):
-                continue  # of other settings or code, whatever the source is
-            path, settings = self.plan.folder / unit.file, self.plan.settings(unit, self.config)
-            if record["fingerprints"] == fingerprint_source(path, unit.demos, settings, self.isolated):
-                found[unit.name] = unit_facts(record, unit.file)
-        shards = {facts.shard.path: facts.shard for facts in found.values() if facts.shard}
-        there = [path for path in shards if (self.root / path).is_file()]
-        sound = {item.path for item in hash_objects(self.root, there) if item == shards[item.path]}
-        return {name: facts for name, facts in found.items() if facts.shard is None or facts.shard.path in sound}
-
     def _make(self, todo: list[Unit], workers: int, scheduler: str | None) -> Iterator[UnitFacts]:
         units = {unit.name: unit for unit in todo}
         todo = sorted(todo, key=self.plan.unit_frames, reverse=True)  # at the end, no worker waits long for another
         # Workers may have another working directory.
-        source, out = str(self.plan.folder.resolve()), str(self.root.resolve())
+        source, out = str(self.plan.folder.resolve()), str(self.place.resolve())
         settings = {unit.name: self.plan.settings(unit, self.config) for unit in todo}
         tasks = [(u.name, UnitTask(u, source, out, settings[u.name], self.name, kernel())) for u in todo]
         done = self.plan.frames - sum(self.plan.unit_frames(unit) for unit in todo)
@@ -254,13 +221,14 @@ class Ingest:
             for number, (name, data) in enumerate(results, 1):
                 record = decode_record(data)
                 require_same_code(name, record["writer"])
-                key = self._key(units[name], record["fingerprints"])
+                key = key_of(self.plan, self.config, units[name], record["fingerprints"])
                 with self.together:  # what a power loss spoils of these is not believed: the unit is made again
+                    made = self.place / staged_shard_path(name, self.name)
                     if record["shard"]:
-                        durable.rename(
-                            self.root / staged_shard_path(name, self.name), self.root / record["shard"]["path"]
-                        )
-                    write_record(self.root, name, key, record)
+                        durable.rename(made, self.place / record["shard"]["path"])
+                    else:
+                        durable.remove(made)  # an empty one
+                    write_record(self.place, name, key, record)
                 if number % at_once == 0:
                     self.together.sync()
                 facts = unit_facts(record, units[name].file)
@@ -268,173 +236,3 @@ class Ingest:
                 done += self.plan.unit_frames(units[name])
                 self._report(done, name)
                 yield facts
-
-    def _sources(self, units: list[UnitFacts]) -> dict[str, dict[str, Any]]:
-        """What identifies each source file: size, fingerprint of what was read of it, sha256 where asked for."""
-        demos_by_file: dict[str, dict[str, str]] = {}
-        for unit in units:
-            demos_by_file.setdefault(unit.file, {}).update(unit.fingerprints)
-        found = {}
-        for path in self.plan.paths:
-            demos = demos_by_file.get(path.name)
-            sha256 = hash_object(self.plan.folder, path.name).sha256 if self.config.hash_sources else None
-            digest = hashlib.sha256(durable.json_bytes(demos)).hexdigest() if demos else None
-            found[path.name] = {"bytes": path.stat().st_size, "fingerprint": digest, "sha256": sha256}
-        return found
-
-    def _quarantine(self, units: Iterable[UnitFacts]) -> list[dict[str, str]]:
-        rows = [{"file": unit.file, **row} for unit in units for row in unit.quarantined]
-        rows += self.plan.refused
-        return sorted(rows, key=lambda row: (natural_key(row["file"]), natural_key(row["demo"]), row["reason"]))
-
-    def _split(self, units: list[UnitFacts]) -> dict[str, str]:
-        parts = {name: header.parts for name, header in self.plan.files.items() if header.parts}
-        given = {
-            name: parts[unit.file][demo]
-            for unit in units
-            if unit.file in parts
-            for name in unit.ids
-            if (demo := name.removeprefix(f"{stem_of(unit.file)}/")) in parts[unit.file]
-        }
-        return split_units(units, self.config.split_seed, self.config.train_split, given)
-
-    def _commit(
-        self, units: list[UnitFacts], sources: dict[str, dict[str, Any]], made: bool, split: dict[str, str]
-    ) -> tuple[Manifest, bool]:
-        """Write tables, frames, language, quarantine and, last, the manifest; nothing when all of it stands."""
-        quarantine = self._quarantine(units)
-        if not split:
-            raise SourceError(f"{self.config.source}: no usable demonstration: {reasons(quarantine)}")
-        shards = {unit.shard.path: unit.shard for unit in units if unit.shard}
-        paths = [
-            *shards,
-            *(record_path(unit.name) for unit in units),
-            *TABLES,
-            QUARANTINE_FILE,
-            *frame_objects(sum(unit.frames for unit in units), self.plan.spec),
-        ]
-        wanted = self._manifest(units, split, len(quarantine), sources)
-        lines = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in quarantine).encode()
-        if not made:
-            standing = self._standing(wanted, paths, lines)
-            if standing is not None:
-                durable.settle(self.root, [*paths, MANIFEST])
-                return self._up_to_date(standing, wanted)
-            self._open()
-        with self.together:  # no manifest names them yet
-            write_merged(self.root, units, split, self.plan.spec)
-            write_instructions(self.root / LANGUAGE_FILE, wanted.instructions, self.encoder)
-            durable.write_bytes(self.root / QUARANTINE_FILE, lines)
-            remove_leftovers(self.root, self.held.units, set(paths))
-        objects = shards | {item.path: item for item in hash_objects(self.root, [p for p in paths if p not in shards])}
-        manifest = with_objects(wanted, tuple(objects[path] for path in sorted(paths)))
-        manifest.save(self.root)
-        return manifest, True
-
-    def _manifest(
-        self, units: list[UnitFacts], split: dict[str, str], quarantined: int, sources: dict[str, dict[str, Any]]
-    ) -> Manifest:
-        """The manifest, but for its objects and their bytes."""
-        units_by_file: dict[str, list[UnitFacts]] = {}
-        for unit in units:
-            units_by_file.setdefault(unit.file, []).append(unit)
-        entries = []
-        for path in self.plan.paths:
-            of_file = units_by_file.get(path.name, [])
-            header = self.plan.files.get(path.name)
-            entries.append(
-                {
-                    "file": written(path.name),
-                    **sources[path.name],
-                    "alignment": sorted({alignment for unit in of_file for alignment in unit.alignments}),
-                    "episodes": sum(len(unit.ids) for unit in of_file),
-                    **self.plan.facts.get(path.name, {}),
-                    "init_states": _init_states(of_file),
-                    "notes": [
-                        *([] if header is None else header.notes),
-                        *(f"{file}: {text}" for file, text in self.plan.said if file == path.name),
-                        *_findings(of_file),
-                    ],
-                }
-            )
-        return Manifest(
-            suite=self.config.suite,
-            obs_spec=replace(self.plan.spec, language_width=self.encoder.width).to_dict(),
-            config=self.config.recorded(self.encoder),
-            sources=tuple(entries),
-            provenance={
-                "code_version": writer()["statevla"],
-                "formats": formats(self.plan.source),
-                "libraries": {name: version for name, version in writer().items() if name != "statevla"},
-            },
-            counts={
-                "episodes": len(split),
-                "frames": sum(unit.frames for unit in units),
-                "steps": sum(unit.steps for unit in units),
-                "segments": sum(unit.segments for unit in units),
-                "bytes": 0,
-                "quarantined": quarantined,
-            },
-            instructions=tuple(sorted({text for unit in units for text in unit.instructions})),
-            splits={name: sum(part == name for part in split.values()) for name in ("train", "val")},
-            objects=(),
-        )
-
-    def _standing(self, wanted: Manifest, paths: list[str], quarantine: bytes) -> Manifest | None:
-        """The committed manifest, when its content is what `wanted` says and every object still has its hash."""
-        try:
-            standing = Manifest.load(self.root)
-            found = hash_objects(self.root, [item.path for item in standing.objects])
-        except (StoreError, OSError):
-            return None
-        complete = with_objects(wanted, standing.objects)
-        same = (
-            {item.path for item in found} == set(paths)
-            and tuple(found) == standing.objects
-            and StoreObject(QUARANTINE_FILE, len(quarantine), hashlib.sha256(quarantine).hexdigest()) in found
-            and (complete.content_hash, complete.counts) == (standing.content_hash, standing.counts)
-            and standing.provenance["formats"] == wanted.provenance["formats"]
-        )
-        return standing if same else None
-
-    def _up_to_date(self, standing: Manifest, wanted: Manifest) -> tuple[Manifest, bool]:
-        """A standing store whose sources say something new (a sha256, asked for now) gets a manifest that says it too;
-        who wrote its data stays as it was. Otherwise nothing is written.
-        """
-
-        def same_file(source: dict[str, Any]) -> tuple[Any, ...]:
-            return source["file"], source["bytes"], source["fingerprint"]
-
-        before = {same_file(source): source["sha256"] for source in standing.sources}
-        sources = tuple({**new, "sha256": new["sha256"] or before.get(same_file(new))} for new in wanted.sources)
-        if sources == standing.sources:
-            return standing, False
-        manifest = replace(standing, sources=sources)
-        manifest.save(self.root)
-        return manifest, True
-
-
-def _findings(units: Iterable[UnitFacts]) -> list[str]:
-    return [f"{unit.file}/{row['demo']}: {row['note']}" for unit in units for row in unit.notes]
-
-
-def _copy_notes(units: Sequence[UnitFacts], split: dict[str, str]) -> list[str]:
-    return [
-        f"{', '.join(group)} are the same episode, and all in {split[group[0]]}; remove copies that you did not mean"
-        for group in copies_of(units)
-    ]
-
-
-def _init_states(units: Iterable[UnitFacts]) -> dict[str, dict[str, str]]:
-    """Initial state by demonstration, by task, of those that have one (`stores.init_states`)."""
-    found: dict[str, dict[str, str]] = {}
-    for unit in units:
-        for name, task, state in zip(unit.ids, unit.tasks, unit.init_states, strict=True):
-            if state:
-                found.setdefault(task, {})[name.rsplit("/", 1)[-1]] = state
-    return found
-
-
-def with_objects(manifest: Manifest, objects: tuple[StoreObject, ...]) -> Manifest:
-    """`manifest` with its objects, and their bytes counted."""
-    return replace(manifest, objects=objects, counts={**manifest.counts, "bytes": sum(item.bytes for item in objects)})

@@ -4,7 +4,8 @@ A folder is ours by a sealed manifest, by the *claim* of an unfinished ingest (`
 in ``units/``; any other folder with something in it is refused. Nothing is removed that none of these names.
 
 The claim is written before the first change and removed after the commit. It names every unit whose shard or record may
-lie there, whoever made it, and the sources of the last committed store: what the manifest knew while it was there.
+lie there or be staged there, whoever made it, and the sources of the last committed store: what the manifest knew while
+it was there. Beside a manifest it means that an ingest began to make units for the next commit; the store is whole.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Any, Final
 from pipelines.ingest.record import read_record
 from stores.disk import durable
 from stores.errors import StoreError, UsageError
-from stores.layout import CLAIM, MANIFEST, OWN_FOLDERS, PUBLISHED, SHARDS, UNITS, record_path, shard_path
+from stores.layout import CLAIM, MANIFEST, OWN_FOLDERS, PUBLISHED, SHARDS, STAGED, UNITS, record_path, shard_path
 from stores.manifest import read_sealed, seal
 from stores.numbers import is_frame_object
 
@@ -36,6 +37,12 @@ def write_claim(root: Path, suite: str, held: Holdings) -> None:
     """Say durably that an ingest is under way here, and what may be found."""
     fields = {"ingest": suite, "units": sorted(held.units), "sources": held.sources}
     durable.write_json(root / CLAIM, seal(fields))
+
+
+def withdraw(root: Path, suite: str, held: Holdings) -> None:
+    """From here on there is no store, and the claim says what may be found instead."""
+    write_claim(root, suite, held)
+    durable.remove(root / MANIFEST)
 
 
 def holdings(root: Path) -> Holdings | None:
@@ -118,7 +125,7 @@ def _is_ours(name: str, units: frozenset[str]) -> bool:
     parts = name.split("/")
     if any(durable.is_leftover(part) for part in parts):
         return True
-    return _unit_of(name) in units or is_frame_object(name)
+    return _unit_of(name.removeprefix(f"{STAGED}/")) in units or is_frame_object(name)
 
 
 def _files(root: Path, folders: Iterable[str] = OWN_FOLDERS) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pipelines.ingest.config import IngestConfig, IngestPreview
 from pipelines.ingest.driver import IngestSummary, ingest
 from stores.cloud.publish import check_target, publish_store
+from stores.errors import UsageError
 from stores.progress import Progress
 
 WORK: Final = Path("data/published")
@@ -23,6 +24,21 @@ def work_folder(url: str) -> Path:
     """The folder of a URL where none is given: its last part, for people, and a hash of all of it."""
     plain = url.rstrip("/")
     return WORK / f"{plain.rsplit('/', 1)[-1]}-{hashlib.sha256(plain.encode()).hexdigest()[:12]}"
+
+
+def place(suite: str, out: Path | None, store: str | None) -> tuple[Path, str | None]:
+    """Where an ingest works, and the URL that it publishes to, if any, of what it was told.
+
+    `store` is the store, folder or URL, as in every command; of a URL, `out` is the folder to work in.
+    Raises UsageError where two folders are named.
+    """
+    if store is None:
+        return out or Path("data/stores") / suite, None
+    if "://" in store:
+        return out or work_folder(store), store
+    if out is not None and out != Path(store):
+        raise UsageError(f"--store {store} and --out {out}: two folders for one store; give one of them")
+    return Path(store), None
 
 
 def ingest_to_url(

@@ -46,7 +46,8 @@ from statevla.evaluators.results import Results
 from statevla.policies.execution import Execution
 from statevla.policies.policy import Policy
 from statevla.reports.page import ReportStep, write_report
-from statevla.trainers.trainer import TrainSummary, train
+from statevla.trainers.outcome import TrainSummary
+from statevla.trainers.trainer import train
 from stores.disk import durable
 from stores.progress import Progress
 from stores.reader import Store

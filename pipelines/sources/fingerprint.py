@@ -96,7 +96,7 @@ class Stored:
 def fingerprint_demo(file: h5py.File, demo: str, stored: Stored, seen: Seen | None = None) -> str:
     """Of one demonstration of the file whose bytes are `stored`, or why there is none. seen: what was hashed before."""
     try:
-        with hdf5.reporting(demo):
+        with hdf5.reporting(f"{Path(file.filename).name}/{demo}"):
             return _digest(hdf5.group(hdf5.group(file, "data"), demo), stored, seen or Seen())
     except SourceError as error:
         return f"unreadable: {error}"

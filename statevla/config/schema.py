@@ -33,6 +33,9 @@ class DataConfig:
         True, "a policy on a frozen state encoder trains from its states, computed once and kept", resume=True
     )
     shuffle_instructions: bool = option(False, "a control: pair every episode with another task's instruction")
+    oversample_gripper: int = option(
+        1, "times that a step is drawn an epoch whose chunk opens or closes a gripper", least=1, most=100
+    )
     data_directory: str | None = option(
         None, "the documents': folder of HDF5 files named like the suite (statevla ingest)", resume=True, compare=False
     )
@@ -105,6 +108,12 @@ class Phase1Config(SystemOptions):
     temporal_predictor_hidden_dim: int = option(512, "hidden width of the temporal predictor", least=1)
     variance_weight: float = option(1.0, "weight of the variance term", least=0)
     covariance_weight: float = option(0.04, "weight of the covariance term", least=0)
+    regularize: str = option(
+        "z_next",
+        "states whose variance and covariance the two terms take: the predicted next ones (the documents'), the "
+        "encoder's, or the sum of both",
+        choices=("z_next", "z", "both"),
+    )
     inverse_dynamics_weight: float = option(
         0.0, "foretell actions from this state and the target's next one; 0 leaves it out", least=0
     )
@@ -128,6 +137,19 @@ class TrainingConfig:
     learning_rate: float = option(1e-4, "of every system whose section does not give its own", above=0)
     weight_decay: float = option(0.05, "AdamW's, on matrices and kernels", least=0)
     gradient_clip: float = option(1.0, "largest norm of the gradient", above=0)
+    accumulate: int = option(
+        1, "micro-batches in which a batch is computed, to the same gradients", least=1, resume=True
+    )
+    policy_ema: float = option(
+        0.0, "decay of an average of a policy's weights, which is validated and acts; 0: none", least=0, most=0.999999
+    )
+    augment_shift: float = option(
+        0.0, "largest shift of pictures, in pixels of 128; documents' kind: 4", least=0, most=64
+    )
+    augment_colour: float = option(
+        0.0, "largest change of brightness, contrast, saturation, such as 0.2", least=0, most=1
+    )
+    augment_affine: bool = option(False, "turn by 5 degrees, shift and scale by 5% at most, as the documents do")
     schedule: str = option("constant", "of the learning rate, after the warmup", choices=("constant", "cosine"))
     warmup_steps: int = option(0, "steps of linear warmup", least=0)
     ema_momentum: float = option(0.996, "of moving averages, at the first step", least=0, most=1)
@@ -137,6 +159,9 @@ class TrainingConfig:
     log_interval: int = option(10, "steps between the lines of the metrics", least=1, resume=True)
     validate_every_steps: int | None = option(
         None, "steps between validations; nothing: at the end of every epoch", least=1, resume=True
+    )
+    tracker: str = option(
+        "none", "where metrics go beside the JSONL file", choices=("none", "tensorboard", "trackio"), resume=True
     )
     device: str = option("auto", "auto, cpu or cuda", resume=True)
     precision: str = option(

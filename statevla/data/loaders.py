@@ -6,6 +6,7 @@ Legend: B global batch, L lanes, M segments in a block, K chunk.
 """
 
 import functools
+import itertools
 from collections.abc import Generator, Iterator
 from typing import Final
 
@@ -18,6 +19,7 @@ from statevla.data.frames import Ints, Table, make_table
 from statevla.data.needs import NOW, Needs
 from statevla.data.numbers import Numbers
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
+from statevla.data.oversample import Repeated, repeat_changes
 from statevla.data.prefetch import BatchPlan, Position, Rows, Supply, stream
 from statevla.data.rows import RowSupply
 from statevla.data.views import View
@@ -90,6 +92,11 @@ class SegmentLoader:
         self.store, self.data, self.needs = store, data, needs
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, counts = split_segments(store, self.table, split, with_next_only=needs.require)
+        self.repeated = None
+        if data.oversample_gripper > 1:
+            first, episode = self.table.first_step, self.table.episode
+            self.repeated = repeat_changes(store, self.segments, first, episode, counts, chunk, data.oversample_gripper)
+            counts = self.repeated.counts
         self.order = plan_order(
             counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments
         )
@@ -107,11 +114,13 @@ class SegmentLoader:
 
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
-        plans = training_plans(self.order, self.segments, self.lanes, start)
+        plans = training_plans(self.order, self.segments, self.lanes, start, self.repeated)
         return stream(plans, self.source.supply(), threads=self.data.loader_threads)
 
 
-def training_plans(order: Order, segments: Ints, lanes: range, start: Position) -> Iterator[BatchPlan]:
+def training_plans(
+    order: Order, segments: Ints, lanes: range, start: Position, repeated: Repeated | None = None
+) -> Iterator[BatchPlan]:
     """Plans of a rank's part of every global batch from `start` on; jumps there, reads nothing before."""
     epoch, batch = start.epoch, start.batch
     while True:
@@ -129,7 +138,9 @@ def training_plans(order: Order, segments: Ints, lanes: range, start: Position) 
                 begin = int(plan.first[block])
                 cut = slice(max(number * order.share - begin, 0), (number + 1) * order.share - begin)
                 members = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
-                rows.append(Rows((epoch, lane, block), segments[members], segments[segment[cut]], step[cut]))
+                chosen, drawn = segments[segment[cut]], step[cut]
+                drawn = drawn if repeated is None else repeated.steps(chosen, drawn)
+                rows.append(Rows((epoch, lane, block), segments[members], chosen, drawn))
             last = number + 1 == order.batches
             yield BatchPlan(Position(epoch + 1, 0) if last else Position(epoch, number + 1), tuple(rows))
         epoch, batch = epoch + 1, 0
@@ -185,10 +196,11 @@ class SplitReader:
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.source = Source(store, self.table, self.segments, data, needs.next)
 
-    def batches(self) -> Iterator[Batch]:
-        """Every transition exactly once; the last batch may be smaller."""
+    def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Every transition exactly once; the last batch may be smaller. A rank has every `world`-th batch."""
         size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
-        plans = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
+        every = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
+        plans = itertools.islice(every, rank, None, world)
         for _, batch in stream(plans, self.source.supply(), threads=self.data.loader_threads):
             yield batch
 

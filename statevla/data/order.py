@@ -146,9 +146,10 @@ def lane_blocks(order: Order, plan: LanePlan, batch: int) -> range:
 def rank_lanes(order: Order, rank: int = 0, world: int = 1) -> range:
     """Lanes that `rank` of `world` reads. Raises UsageError when the world does not divide the lanes."""
     if order.lanes % world:
+        fit = ", ".join(str(number) for number in range(1, order.lanes + 1) if order.lanes % number == 0)
         raise UsageError(
-            f"data.lanes: {order.lanes} lanes are in use, which {world} ranks cannot share equally; "
-            "choose data.lanes and training.batch_size as multiples of the ranks"
+            f"data.lanes: {order.lanes} lanes are in use, which {world} ranks cannot share equally; ranks that can: "
+            f"{fit}; for a new run, data.lanes and training.batch_size may also be multiples of the ranks"
         )
     return range(rank, order.lanes, world)
 

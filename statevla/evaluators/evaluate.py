@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from statevla.evaluators.conditions import USUAL, Conditions
 from statevla.evaluators.results import Results, summarize
 from statevla.evaluators.runner import Policy, Runner
 from statevla.evaluators.start import first_start, overlap
@@ -35,6 +36,7 @@ def evaluate(
     workers: int = 1,
     first_init: int | None = None,
     execution: Execution | None = None,
+    conditions: Conditions = USUAL,
     max_steps: int | None = None,
     videos: int = 0,
     seed: int = 0,
@@ -57,6 +59,7 @@ def evaluate(
         workers: worlds at a time; a LIBERO simulator takes up to 2.4 GiB of memory.
         first_init: number of the first initial state; None: past those that the policy's demonstrations started from.
         execution: which actions of which chunk; None: half of each chunk.
+        conditions: what is not as usual in the suite.
         max_steps: after settling; None: the suite's usual limit.
         videos: trials of each task, the first ones, to film.
         seed: another sample of a policy's noise, and of layouts where the suite has endless ones.
@@ -70,7 +73,7 @@ def evaluate(
         SimulatorFailed: simulators do not even start, or no trial finished. Finished trials are kept.
         StateVLAError: the policy returned actions of another shape, or that are not finite.
     """
-    row = find_suite(suite)
+    row = conditions.of(find_suite(suite))
     versions = row.prepare()
     if workers < 1 or videos < 0 or (max_steps is not None and max_steps < 1):
         raise UsageError(
@@ -79,7 +82,7 @@ def evaluate(
         )
     if not 0 <= seed < 2**20:
         raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
-    chosen = row.tasks(tasks)
+    chosen = conditions.tell(row.tasks(tasks))
     if isinstance(policy, ExpertControl):
         row.check_expert(chosen)
     if first_init is None:
@@ -102,6 +105,7 @@ def evaluate(
         image_size=_image_size(policy, row),
         seed=seed,
         versions=versions,
+        conditions=conditions.told(),
     )
     filmed = {t.key for task in chosen for t in [t for t in trials if t.task == task][:videos]}
     with durable.lock(out, f"evaluation of {name} in {suite}"):

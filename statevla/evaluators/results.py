@@ -1,5 +1,6 @@
 """Success in closed loop with intervals, in any suite: as JSON for scripts, Markdown for text, a page for people."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -102,6 +103,7 @@ class Results:
             f"Policy {self.identity[:12]}, seed {settings['seed']}. Executed: {_executed(settings)}; at most "
             f"{settings['max_steps']} steps after {settings['settle_steps']} of settling.",
             f"Initial states (or demonstrations) {_ranges(starts)}.",
+            *([f"Not as usual: {json.dumps(settings['conditions'])}."] if settings.get("conditions") else []),
             "Versions: " + ", ".join(f"{package} {version}" for package, version in settings["versions"].items()) + ".",
         ]
         if self.steps_per_second is not None:

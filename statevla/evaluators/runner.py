@@ -85,6 +85,7 @@ class _Episode:
     began: float = field(default_factory=time.perf_counter)
     observation: Observation | None = None
     frames: list[Observation] = field(default_factory=list)
+    plans: list[tuple[int, NDArray[np.float32]]] = field(default_factory=list)
     actions: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
 
@@ -289,6 +290,8 @@ class Runner:
         self.milliseconds.append(1e3 * (time.perf_counter() - began))
         episode.calls += 1
         _check_chunks(chunks)
+        if episode.film:
+            episode.plans.append((episode.steps, chunks[0]))
         slot.thinking = False
         self._ask(slot, episode, episode.buffer.add(chunks[0])[: episode.limit - episode.steps])
 
@@ -314,7 +317,8 @@ class Runner:
         if episode.frames:
             video = f"videos/{trial.task.index:02d}-{trial.start:03d}-{outcome}.gif"
             each = tuple(frame for frame in episode.frames for _ in range(FILM_EVERY))
-            write_gif(self._out / video, Clip(each[: 1 - FILM_EVERY], outcome), stride=FILM_EVERY)
+            clip = Clip(each[: 1 - FILM_EVERY], outcome, tuple(episode.plans))
+            write_gif(self._out / video, clip, stride=FILM_EVERY)
         record = Record(
             suite=self._suite.name,
             task=trial.task.name,

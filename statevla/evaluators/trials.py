@@ -6,7 +6,7 @@ replay. A finished trial is one line of ``trials.jsonl``. Resuming runs what has
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -73,7 +73,8 @@ class Record:
 class RunDescription:
     """What must be the same for two trials to belong to one evaluation; kept as ``run.json``.
 
-    policy: its identity. The execution is flat: ``replan``, ``ensemble``, ``vote``, ``latency_steps``.
+    policy: its identity. The execution is flat: ``replan``, ``ensemble``, ``vote``, ``latency_steps``. conditions: what
+    is not as usual in the suite (`Conditions.told`).
     """
 
     suite: str
@@ -87,6 +88,7 @@ class RunDescription:
     image_size: int
     seed: int
     versions: dict[str, str]
+    conditions: dict[str, Any] = field(default_factory=dict)
 
 
 def plan_trials(suite: Suite, tasks: Sequence[Task], repetitions: int, first: int) -> list[Trial]:
@@ -125,6 +127,7 @@ def describe_run(out: Path, description: RunDescription) -> None:
         raise StoreCorrupt(f"{file}: not JSON ({error}); remove {out} to evaluate anew") from error
     if not isinstance(present, dict):
         raise StoreCorrupt(f"{file}: expected an object, got {type(present).__name__}; remove {out} to evaluate anew")
+    present.setdefault("conditions", {})  # an evaluation from before there were any
     different = [
         f"{_told(key)} = {_short(present.get(key))}, this one has {_short(wanted.get(key))}"
         for key in sorted({*wanted, *present})

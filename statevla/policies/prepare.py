@@ -116,16 +116,26 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA where there is one. Raises UsageError on a device that torch does not have here."""
+def choose_device(name: str, local: int = 0) -> torch.device:
+    """``auto``: CUDA where there is one. local: a process's number on its machine, which chooses among its GPUs.
+
+    Raises UsageError on a device that torch does not have here.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device {name!r}: no torch device; use auto, cpu or cuda") from error
+        raise UsageError(f"device {name!r} is no torch device; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: this torch finds no CUDA device; use auto or cpu")
+    if device.type == "cuda" and device.index is None:
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"this machine has {torch.cuda.device_count()} CUDA device(s), but rank {local} of it wants its own; "
+                "start fewer ranks, or --set training.device=cpu"
+            )
+        device = torch.device("cuda", local)
     return device
 
 

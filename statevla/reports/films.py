@@ -1,4 +1,4 @@
-"""Rollouts as animated GIFs: both cameras enlarged, with the instruction, the gripper and the outcome drawn in."""
+"""Rollouts as animated GIFs: both cameras enlarged, the instruction, the gripper, the planned chunk and the outcome."""
 
 import io
 from collections.abc import Sequence
@@ -20,22 +20,30 @@ FINGER_OPEN: Final = 0.05
 
 GAP: Final = 6
 FOOT: Final = 40
+PLAN: Final = 52
+"""Height of the strip with the planned chunk."""
+
 INK: Final = (232, 236, 241)
-DIM: Final = (150, 160, 172)
-GROUND: Final = (24, 28, 34)
+DIM: Final = (172, 181, 192)
+AHEAD: Final = (96, 190, 255)
+GROUND: Final = (30, 35, 42)
 OUTCOME_COLOURS: Final = {"success": (74, 200, 120), "failure": (232, 112, 92), "error": (232, 190, 80)}
 PALETTE: Final = 128
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What was seen in one rollout, first observation to last. outcome: ``success``, ``failure`` or ``error``."""
+    """What was seen in one rollout, first observation to last. outcome: ``success``, ``failure`` or ``error``.
+
+    plans: the chunks [K, A] that a policy decided on, each with the observation's index that it saw; in order.
+    """
 
     observations: tuple[Observation, ...]
     outcome: str
+    plans: tuple[tuple[int, NDArray[np.float32]], ...] = ()
 
 
-def write_gif(path: Path, clip: Clip, side: int = 224, stride: int = 2) -> None:
+def write_gif(path: Path, clip: Clip, side: int = 288, stride: int = 2) -> None:
     """Write ``clip`` as a GIF that plays in real time and rests on its last frame.
 
     Args:
@@ -46,7 +54,7 @@ def write_gif(path: Path, clip: Clip, side: int = 224, stride: int = 2) -> None:
         file.write(gif_bytes(clip, side, stride))
 
 
-def gif_bytes(clip: Clip, side: int = 224, stride: int = 2) -> bytes:
+def gif_bytes(clip: Clip, side: int = 288, stride: int = 2) -> bytes:
     """`write_gif`, in memory. Raises UsageError on a clip without observations."""
     if not clip.observations:
         raise UsageError("video: the clip holds no observations")
@@ -99,7 +107,8 @@ def _paste(canvas: Image.Image, images: Sequence[NDArray[np.uint8]], side: int) 
 def _draw(clip: Clip, index: int, side: int) -> Image.Image:
     seen = clip.observations[index]
     width = len(seen.images) * side + GAP * (len(seen.images) - 1)
-    canvas = Image.new("RGB", (width, side + FOOT), GROUND)
+    height = side + FOOT + (PLAN if clip.plans else 0)
+    canvas = Image.new("RGB", (width, height), GROUND)
     _paste(canvas, seen.images, side)
     draw = ImageDraw.Draw(canvas)
     text, small = ImageFont.load_default(13), ImageFont.load_default(11)
@@ -109,9 +118,48 @@ def _draw(clip: Clip, index: int, side: int) -> Image.Image:
     colour = OUTCOME_COLOURS.get(clip.outcome, INK) if last else DIM
     draw.text((8, side + 22), status, colour, small)
     _draw_gripper(draw, float(seen.robot_state[7]), width, side, small)
+    if clip.plans:
+        _draw_plan(draw, clip, index, width, side + FOOT, small)
     if last:
-        draw.rectangle((0, 0, width - 1, side + FOOT - 1), outline=colour, width=3)
+        draw.rectangle((0, 0, width - 1, height - 1), outline=colour, width=3)
     return canvas
+
+
+def _draw_plan(
+    draw: ImageDraw.ImageDraw,
+    clip: Clip,
+    index: int,
+    width: int,
+    top: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """The newest chunk, a small curve a dimension: what lies behind now is dim, what is still planned bright.
+
+    All of a dimension's curves have the scale of the largest value that was ever planned in it.
+    """
+    known = [plan for plan in clip.plans if plan[0] <= index]
+    if not known:
+        return
+    start, chunk = known[-1]
+    scale = np.maximum(np.max([np.abs(plan).max(axis=0) for _, plan in clip.plans], axis=0), 1e-3)
+    cell = width / chunk.shape[1]
+    middle, half = top + 32, 14
+    for dimension, values in enumerate(np.clip(chunk / scale, -1, 1).T):
+        left = dimension * cell + 6
+        step = (cell - 12) / max(1, len(values) - 1)
+        points = [(left + k * step, middle - half * float(value)) for k, value in enumerate(values)]
+        now = min(max(index - start, 0), len(points) - 1)
+        draw.text((left, top), _label(dimension, chunk.shape[1]), DIM, font)
+        draw.line((left, middle, left + cell - 12, middle), (70, 78, 90))
+        draw.line(points[: now + 1] if now else points[:1] * 2, DIM, 1)
+        draw.line(points[now:] if now < len(points) - 1 else points[-1:] * 2, AHEAD, 2)
+        x, y = points[now]
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), INK)
+
+
+def _label(dimension: int, width: int) -> str:
+    """A dimension's name where the action is LIBERO's, else its number."""
+    return LIBERO.action_names[dimension] if width == LIBERO.action_dim else str(dimension)
 
 
 def _draw_gripper(

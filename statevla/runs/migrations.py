@@ -7,15 +7,19 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     2  systems by name
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
-    5  what is precomputed: features, latents
+    5  which states VICReg's terms take
+    6  what is precomputed: latents
+    7  accumulation, averages of policies, augmentation, oversampling, trackers
+    8  features of frozen towers, decoded pictures
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 5
+FORMAT: Final = 8
 Tree = dict[str, Any]
 
 
@@ -84,12 +88,36 @@ def _spec_as_data(old: Tree) -> Tree:
     return {**tree, "obs_spec": spec, "loader": loader}
 
 
+def _regularized_states(old: Tree) -> Tree:
+    """4 to 5: predictions were the only ones."""
+    tree = copy.deepcopy(old)
+    tree["config"]["training"]["phase1"]["regularize"] = "z_next"
+    return tree
+
+
 def _precomputed(old: Tree) -> Tree:
-    """4 to 5: every picture was encoded again in every epoch, and patches were as the tower gives them."""
+    """5 to 6: every picture was encoded again in every epoch."""
     config = dict(old["config"])
-    config["data"] = {**config["data"], "features": None, "latents": False}
+    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
+
+
+def _kept_pictures(old: Tree) -> Tree:
+    """7 to 8: a tower saw every picture again, all its patches were taken, and pictures were kept in memory only."""
+    config = dict(old["config"])
+    config["data"] = {**config["data"], "features": None, "cache": "memory"}
     config["model"] = {**config["model"], "vision_pool": 1}
     return {**old, "config": config}
+
+
+def _training_options(old: Tree) -> Tree:
+    """6 to 7: there was none of them."""
+    tree = copy.deepcopy(old)
+    tree["config"]["data"]["oversample_gripper"] = 1
+    tree["config"]["training"] |= {
+        "accumulate": 1, "policy_ema": 0.0, "augment_shift": 0.0, "augment_colour": 0.0, "augment_affine": False,
+        "tracker": "none",
+    }  # fmt: skip
+    return tree
 
 
 def _documents_keys(old: Tree) -> Tree:
@@ -119,6 +147,9 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     1: _systems_by_name,
     2: _initial_states,
     3: _spec_as_data,
-    4: _precomputed,
+    4: _regularized_states,
+    5: _precomputed,
+    6: _training_options,
+    7: _kept_pictures,
 }
 """From the format of the key to the next one."""

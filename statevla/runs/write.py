@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -20,6 +20,9 @@ from statevla.runs.files import (
 from statevla.runs.layout import STATE
 from stores.disk.durable import json_bytes, staging_dir, write_bytes
 from stores.errors import StoreCorrupt
+
+TRAINED: Final = "trained"
+"""A slot that is not the optimizer's: the weights as trained, where the model file holds their average."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     slots: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
+        if slot == TRAINED:
+            continue
         slots.setdefault(name, {})[slot] = value
     if set(slots) != set(names):
         missing, extra = sorted(set(names) - set(slots)), sorted(set(slots) - set(names))
@@ -92,8 +97,12 @@ def save(folder: Path, snapshot: Snapshot) -> None:
         write_bytes(staging / STATE, json_bytes(state))
 
 
-def restore(folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimizer and generators back as they were when `folder` was saved."""
+def restore(
+    folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Put weights, optimizer and generators back as they were when `folder` was saved; the optimizer file's tensors."""
     load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
-    restore_optimizer(optimizer, read_tensors(folder, state, OPTIMIZER), str(folder / OPTIMIZER))
+    tensors = read_tensors(folder, state, OPTIMIZER)
+    restore_optimizer(optimizer, tensors, str(folder / OPTIMIZER))
     restore_rng(state.rng)
+    return tensors

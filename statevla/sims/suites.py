@@ -9,7 +9,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from statevla.sims.libero import pro, suites
 from statevla.sims.libero.row import LiberoSuite
-from statevla.sims.tabletop_suite import TabletopSuite
+from statevla.sims.tabletop.suite import TabletopSuite
 from statevla.sims.world import Task, World
 from stores.errors import UsageError
 

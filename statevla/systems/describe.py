@@ -1,5 +1,6 @@
 """What a configuration says: the parameters of every part, counted without memory (the meta device), and its keys."""
 
+import textwrap
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from statevla.config import Config
 from statevla.config.options import keys
 from statevla.systems.flow_matching import PolicyModel
+from statevla.systems.system import Given, System
 from statevla.systems.temporal_jepa import JepaModel
 
 
@@ -47,6 +49,30 @@ def describe(config: Config) -> Description:
     return Description(parts=parts, trainable=trainable, total=trainable + parts["context_encoder"])
 
 
+class SystemDescription(TypedDict):
+    """parts: trained parameters by part. frozen: those that it holds and does not train, such as its encoder's."""
+
+    system: str
+    parts: dict[str, int]
+    trainable: int
+    frozen: int
+
+
+def describe_system(row: System, config: Config) -> SystemDescription:
+    """What `config` makes of one system; a frozen vision tower is not counted. Raises what building raises."""
+    with torch.device("meta"):
+        model = row.build(config, Given())
+    parts: dict[str, int] = {}
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            frozen += parameter.numel()
+            continue
+        part = name.removeprefix("net.").partition(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    return SystemDescription(system=row.name, parts=parts, trainable=sum(parts.values()), frozen=frozen)
+
+
 class KeyRow(NamedTuple):
     """One configuration key for people. range: its type too."""
 
@@ -68,11 +94,20 @@ def list_keys(config: Config) -> list[KeyRow]:
     return rows
 
 
-def key_lines(rows: list[KeyRow]) -> list[str]:
-    """One line a key: name, value, what it is, and in brackets what it may be."""
+def key_lines(rows: list[KeyRow], columns: int | None = None) -> list[str]:
+    """One line a key: name, value, what it is, and in brackets what it may be.
+
+    columns: of the terminal; a line that is longer becomes the key with its value, and the rest below it, indented.
+    """
     names = max(len(row.key) for row in rows)
     values = ["-" if row.value is None else str(row.value) for row in rows]
     width = min(max(map(len, values)), 24)
-    return [
-        f"{row.key:{names}}  {value:{width}}  {row.help} [{row.range}]" for row, value in zip(rows, values, strict=True)
-    ]
+    lines = []
+    for row, value in zip(rows, values, strict=True):
+        line = f"{row.key:{names}}  {value:{width}}  {row.help} [{row.range}]"
+        if columns is None or len(line) <= columns:
+            lines.append(line)
+        else:
+            what = textwrap.wrap(f"{row.help} [{row.range}]", columns - 4)
+            lines += [f"{row.key:{names}}  {value}", *(f"    {part}" for part in what)]
+    return lines

@@ -64,7 +64,8 @@ class JepaModel(Objective):
         return terms
 
     def loss(self, terms: Terms) -> LossParts:
-        """Over the rows with a successor: MSE to the target's next state, variance and covariance of predictions.
+        """Over the rows with a successor: MSE to the target's next state, variance and covariance of the states that
+        ``training.phase1.regularize`` names: predictions (the documents'), the encoder's, or the sum of both.
 
         Parts, named as the StateVLA documents log them: ``jepa_mse``, ``jepa_variance``, ``jepa_covariance``
         (unweighted); ``inverse`` where it is on; monitors ``z_std`` (1 is healthy, 0 is collapse) and ``copy_mse``, the
@@ -72,7 +73,10 @@ class JepaModel(Objective):
         """
         z, predicted, wanted, keep = terms["z"], terms["predicted"], terms["wanted"], terms["keep"]
         mse = masked_mse(predicted, wanted, keep)
-        variance, covariance = variance_covariance(predicted, keep)
+        spread = {"z_next": (predicted,), "z": (z,), "both": (predicted, z)}[self.options.regularize]
+        variance, covariance = torch.stack([torch.stack(variance_covariance(states, keep)) for states in spread]).sum(
+            dim=0
+        )
         total = mse + self.options.variance_weight * variance + self.options.covariance_weight * covariance
         parts = {"jepa_mse": mse, "jepa_variance": variance, "jepa_covariance": covariance}
         if self.inverse is not None:

@@ -186,7 +186,9 @@ class VlaPolicy(ChunkPolicy):
         """Between the train split's 1% and 99% quantiles, standardized; without statistics, still to be loaded."""
         names = tuple(given.spec.action_names[dim] for dim in given.spec.continuous)
         if given.statistics is None:
-            return Bins(-torch.ones(len(names)), torch.ones(len(names)), names, self.options.bins)
+            # Counting builds on the meta device, whose numbers nobody can read.
+            ends = torch.ones(len(names), device="cpu")
+            return Bins(-ends, ends, names, self.options.bins)
         action = given.statistics.action
         low, high = self.standardize_action(torch.tensor([action.q01, action.q99])).index_select(-1, self.continuous)
         return Bins(low, high, names, self.options.bins)

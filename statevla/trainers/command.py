@@ -6,9 +6,10 @@ from pathlib import Path
 
 from statevla.runs.layout import run_of
 from statevla.systems.table import SYSTEMS, find_system
-from statevla.trainers.jobs import ask, plan_resume, plan_training
-from statevla.trainers.trainer import TrainSummary
-from stores.errors import UsageError
+from statevla.trainers.jobs import TrainingJob, ask, plan_resume, plan_training
+from statevla.trainers.outcome import TrainSummary
+from statevla.trainers.ranks import OtherRankFailed, first_of_environment, status_of
+from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress
 
 
@@ -29,11 +30,8 @@ class TrainFlags:
     unfinished_encoder: bool = False
 
 
-def run_training(flags: TrainFlags, say: Callable[[str], None], progress: Progress | None = None) -> TrainSummary:
-    """Plan and train. `say` gets one line of what was chosen, and after a stop the command that goes on.
-
-    Raises UsageError for flags that contradict each other, and what `train` raises.
-    """
+def plan(flags: TrainFlags) -> TrainingJob:
+    """What the flags mean. Raises UsageError."""
     named = [str(name) for name in (flags.phase, flags.system) if name is not None]
     system = find_system(named[0]) if named else None
     if len(named) > 1 and find_system(named[1]) != system:
@@ -43,18 +41,32 @@ def run_training(flags: TrainFlags, say: Callable[[str], None], progress: Progre
             known = ", ".join(row.name for row in SYSTEMS)
             raise UsageError(f"what to train? give --phase 1 or 2, --system NAME ({known}), or --resume RUN")
         request = ask(system, flags.preset, flags.recipe, flags.config, flags.overrides)
-        job = plan_training(system, request, store=flags.store, run=flags.run, encoder=flags.encoder)
-    else:
-        if flags.encoder is not None:
-            raise UsageError("--encoder: a resumed policy has its encoder in its own checkpoint; leave it out")
-        job = plan_resume(
-            flags.resume,
-            lambda row: ask(row, flags.preset, flags.recipe, flags.config, flags.overrides),
-            system=system,
-            store=flags.store,
-        )
-        if flags.run is not None and flags.run.resolve() != job.run.resolve():
-            raise UsageError(f"--run {flags.run}: --resume {flags.resume} goes on in {job.run}; leave --run out")
+        return plan_training(system, request, store=flags.store, run=flags.run, encoder=flags.encoder)
+    if flags.encoder is not None:
+        raise UsageError("--encoder: a resumed policy has its encoder in its own checkpoint; leave it out")
+    job = plan_resume(
+        flags.resume,
+        lambda row: ask(row, flags.preset, flags.recipe, flags.config, flags.overrides),
+        system=system,
+        store=flags.store,
+    )
+    if flags.run is not None and flags.run.resolve() != job.run.resolve():
+        raise UsageError(f"--run {flags.run}: --resume {flags.resume} goes on in {job.run}; leave --run out")
+    return job
+
+
+def run_training(flags: TrainFlags, say: Callable[[str], None], progress: Progress | None = None) -> TrainSummary:
+    """Plan and train. `say` gets one line of what was chosen, and after a stop the command that goes on.
+
+    Raises UsageError for flags that contradict each other, what `train` raises, and OtherRankFailed on all ranks but
+    the first for what all of them find.
+    """
+    try:
+        job = plan(flags)
+    except StateVLAError as error:
+        if first_of_environment():
+            raise
+        raise OtherRankFailed(status_of(error)) from error
     say(job.text)
     summary = job.start(progress, flags.unfinished_encoder)
     if summary.stopped:

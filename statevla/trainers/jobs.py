@@ -18,7 +18,8 @@ from statevla.runs.stores import STORES, find_store
 from statevla.systems.find import find_parent, resolve, to_resume
 from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, config_of, find_system, sections
-from statevla.trainers.trainer import TrainSummary, train
+from statevla.trainers.outcome import TrainSummary
+from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.manifest import content_hash
 from stores.progress import Progress

@@ -15,6 +15,7 @@ from statevla.encoders.backbone import FrozenVision
 from statevla.encoders.features import open_kept, tower_of
 from statevla.encoders.vision import identity, load_backbone
 from statevla.trainers.latents import Coder, compute_latents, find_latents, is_writable, made_from
+from stores.errors import StoreMissing, UsageError
 from stores.reader import Store
 
 if TYPE_CHECKING:
@@ -22,10 +23,20 @@ if TYPE_CHECKING:
 
 
 def choose_backbone(config: Config, store: Store, device: torch.device) -> FrozenVision | None:
-    """The frozen tower, or where its features are kept no more than its identity. Raises as `open_kept`."""
+    """The frozen tower, or where its features are kept no more than its identity.
+
+    Raises as `open_kept`, and UsageError where augmentation would want pictures.
+    """
     if config.data.features is None:
         return load_backbone(config.model, device)
+    if _augments(config):
+        raise UsageError("data.features: augmentation makes other pictures at every step; leave one of the two out")
     return tower_of(open_kept(store, config.data.features, config.model))
+
+
+def _augments(config: Config) -> bool:
+    training = config.training
+    return bool(training.augment_shift or training.augment_colour or training.augment_affine)
 
 
 def use_what_is_kept(run: "Run") -> None:
@@ -41,9 +52,8 @@ def use_what_is_kept(run: "Run") -> None:
     states = _states(run, view, None if kept is None else kept.key) if run.system.parent else None
     if states is None and view is not None:
         run.report(run.step, f"trains from features/{data.features}, no picture is opened")
-    chosen = states or view
     for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
-        source.view = chosen
+        source.view = states or view
 
 
 def _states(run: "Run", view: View | None, key: str | None) -> View | None:
@@ -56,15 +66,26 @@ def _states(run: "Run", view: View | None, key: str | None) -> View | None:
         why = "data.latents is off"
     elif data.shuffle_instructions:
         why = "data.shuffle_instructions pairs frames with other instructions than their own"
+    elif _augments(run.config):
+        why = "augmentation makes other pictures at every step"
     if why is not None or encoder is None:
         run.report(run.step, f"encodes every frame at every step: {why}")
         return None
     made = made_from(run.store, encoder, run.config.model, identity(run.backbone), run.autocast, key)
     root = Path(run.store.root) if is_writable(run.store) else run.run_dir
+
+    def compute() -> None:
+        if run.ranks.first and find_latents(run.store, made, run.run_dir) is None:
+            run.report(run.step, f"encodes every frame once, into {root}/latents; then trains from that")
+            coder = Coder(encoder, run.device, run.autocast, run.config.training.batch_size, data.loader_threads, view)
+            compute_latents(run.store, root, made, coder, dict(run.parent or {}), run.progress)
+
+    run.ranks.together(compute)
     found = find_latents(run.store, made, run.run_dir)
     if found is None:
-        run.report(run.step, f"encodes every frame once, into {root}/latents; then trains from that")
-        coder = Coder(encoder, run.device, run.autocast, run.config.training.batch_size, data.loader_threads, view)
-        found = compute_latents(run.store, root, made, coder, dict(run.parent or {}), run.progress)
+        raise StoreMissing(
+            f"{root}/latents: rank 0 has written the encoder's states there, but rank {run.ranks.rank} does not find "
+            "them; ranks on several machines need one file system, or --set data.latents=false"
+        )
     run.report(run.step, f"trains from latents/{found.name}, no picture is opened")
     return open_latents(found, data.cache_gib * GIB)

@@ -24,11 +24,12 @@ from statevla.data.views import View
 from statevla.data.walk import walk_observations
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
+from statevla.policies.prepare import choose_device
 from statevla.runs.files import MODEL, CheckpointState, below, load_strict, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST
 from statevla.systems.find import resolve
 from statevla.systems.table import SYSTEMS, config_of
-from statevla.trainers.setup import choose_device, use_bf16
+from statevla.trainers.setup import use_bf16
 from stores.derived import Derived, begin, key_of, open_derived
 from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError

@@ -12,17 +12,15 @@ from statevla.systems.system import System
 from stores.errors import UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA where there is one. Raises UsageError on a device that torch does not have here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"training.device: {name!r} is no torch device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"training.device: {name!r} asked for, but this torch finds no CUDA device; use cpu")
-    return device
+def rows_of_rank(batch_size: int, world: int) -> int:
+    """Rows of a batch that each of `world` ranks has. Raises UsageError where that is less than two."""
+    rows = batch_size // world
+    if world > 1 and rows < 2:
+        raise UsageError(
+            f"training.batch_size: {batch_size} rows are fewer than two for each of {world} ranks; "
+            f"use --set training.batch_size={2 * world} or more, or at most {max(batch_size // 2, 1)} ranks"
+        )
+    return rows
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

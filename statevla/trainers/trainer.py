@@ -4,9 +4,8 @@ import contextlib
 import json
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,18 +17,25 @@ from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.prefetch import Position
 from statevla.encoders.vision import identity, require_identity
+from statevla.models.losses import LossParts
 from statevla.models.optim import parameter_groups
+from statevla.policies.prepare import choose_device
 from statevla.runs import layout
 from statevla.runs import write as checkpoint
 from statevla.runs.files import CheckpointState, read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
 from statevla.runs.migrations import FORMAT
-from statevla.systems.system import Given, System
+from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
+from statevla.trainers import pictures
+from statevla.trainers.average import average_of
 from statevla.trainers.kept import choose_backbone, use_what_is_kept
+from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
 from statevla.trainers.parents import load_parent, origin
+from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import choose_device, require_same_config, use_bf16
+from statevla.trainers.setup import require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.validation import validate
 from statevla.version import __version__
@@ -40,44 +46,9 @@ from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
 ADAM_BETAS: Final = (0.9, 0.999)
+ALONE: Final = Ranks()
 SAVE_SECONDS: Final = 300.0
 """A run also saves checkpoint_latest when this long has passed since it last did."""
-
-
-class NonFiniteLoss(StateVLAError):
-    """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """Outcome of a run. best: {"step", "val_loss"}, None without validation episodes.
-
-    began: step at which this call began. signal: what stopped the run before its end, None when it is finished.
-    """
-
-    run: str
-    system: str
-    steps: int
-    best: dict[str, Any] | None
-    checkpoint: str
-    began: int
-    signal: int | None
-
-    @property
-    def stopped(self) -> bool:
-        """By a signal, early."""
-        return self.signal is not None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object that `statevla train --json` prints."""
-        return {
-            "run": self.run,
-            "system": self.system,
-            "steps": self.steps,
-            "best": self.best,
-            "checkpoint": self.checkpoint,
-            "stopped": self.stopped,
-        }
 
 
 def train(
@@ -94,33 +65,46 @@ def train(
 
     Checkpoints go to ``<run_dir>/checkpoints/<system's folder>/``; with `resume` the run goes on from
     checkpoint_latest, or from the checkpoint named, on a CPU to the bit. SIGINT and SIGTERM save checkpoint_latest and
-    return.
+    return. Where the environment tells of several ranks (`statevla.trainers.ranks`), every one of them calls this.
 
     Raises UsageError (checkpoints already there, nothing to resume, another configuration, an encoder that is missing
     or unfinished, too few rows a batch), StaleKey (checkpoint or statistics of another store), NonFiniteLoss,
-    StoreCorrupt.
+    OutOfMemory, RankLost, StoreCorrupt.
     """
     row = find_system(system) if isinstance(system, str) else system
     if config.training.torch_threads is not None:
         torch.set_num_threads(config.training.torch_threads)
     folder = layout.checkpoints(run_dir, row.folder)
+    with join(config.training.device != "cpu" and torch.cuda.is_available()) as ranks, contextlib.ExitStack() as stack:
+
+        def begin() -> tuple[Run, Position]:
+            source, parent = sources(row, folder, run_dir, resume, encoder_checkpoint)
+            if ranks.first:
+                stack.enter_context(lock(folder, f"train {row.name}"))
+            run = Run(row, config, Store.open(store_path), run_dir, parent, progress, unfinished_encoder, ranks)
+            return run, run.start() if source is None else run.resume(source)
+
+        run, start = ranks.together(begin)
+        use_what_is_kept(run)
+        return run.loop(start)
+
+
+def sources(
+    row: System, folder: Path, run_dir: Path, resume: Path | bool, encoder: Path | None
+) -> tuple[Path | None, Path | None]:
+    """The checkpoint to go on from, and that of the frozen encoder, which a resumed policy has in its own."""
     latest = folder / layout.LATEST
     if latest.exists() and resume is False:
         raise UsageError(f"{latest} exists already; go on from it with --resume {run_dir}, or use another --run folder")
     source = latest if resume is True else resume or None
     if source is not None and not layout.is_checkpoint(source):
         raise UsageError(f"{source}: nothing to resume; train without --resume first")
-    if row.parent and encoder_checkpoint is None and source is None:
+    if row.parent and encoder is None and source is None:
         raise UsageError(
             f"{row.name} needs the state encoder of a checkpoint of {' or '.join(row.parent)}; "
             f"run `statevla train --system {row.parent[0]}` first"
         )
-    parent = encoder_checkpoint if source is None else None  # a resumed policy has its encoder in its own checkpoint
-    with lock(folder, f"train {row.name}"):
-        run = Run(row, config, Store.open(store_path), run_dir, parent, progress, unfinished_encoder)
-        start = run.start() if source is None else run.resume(source)
-        use_what_is_kept(run)
-        return run.loop(start)
+    return source, encoder if source is None else None
 
 
 class Run:
@@ -135,15 +119,17 @@ class Run:
         parent: Path | None = None,
         progress: Progress | None = None,
         unfinished_parent: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         training = config.training
+        self.ranks = ranks
         self.system, self.options, self.store = system, system.options_of(config), store
         self.config = only_sections(config, own_sections(system))
         self.run_dir, self.folder, self.progress = run_dir, layout.checkpoints(run_dir, system.folder), progress
         self.metrics = layout.metrics(run_dir, system.folder)
         spec = store.spec
         require_widths(config.model, spec.language_width, spec.robot_state_dim, spec.action_dim, str(store.root))
-        self.device = choose_device(training.device)
+        self.device = choose_device(training.device, ranks.local)
         self.autocast = use_bf16(training.precision, self.device)
         self.statistics = store.stats()
         found = None if parent is None else load_parent(system, config, parent, store, unfinished_parent)
@@ -165,7 +151,14 @@ class Run:
         )
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         chunk = config.model.action_seq_len
-        self.loader = SegmentLoader(store, "train", training.batch_size, training.seed, config.data, chunk, needs)
+        self.loader = SegmentLoader(
+            store, "train", training.batch_size, training.seed, config.data, chunk, needs,
+            rank=ranks.rank, world=ranks.world,
+        )  # fmt: skip
+        self.share = Share.of(self.loader.order, self.loader.lanes, ranks)
+        self.parts = micro_batches(rows_of_rank(training.batch_size, ranks.world), training.accumulate)
+        ranks.copy_from_first_(self.model.state_dict().values())
+        self.average = average_of(self.model, system.kind, training)
         self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
         self.validation = self._validation_reader()
         self.step = self.began = 0
@@ -185,8 +178,9 @@ class Run:
 
     def start(self) -> Position:
         """Begin at step 0 with an empty metrics file."""
-        write_bytes(self.metrics, b"")
-        write_json(layout.configuration(self.run_dir, self.system.folder), self.config.to_dict())
+        if self.ranks.first:
+            write_bytes(self.metrics, b"")
+            write_json(layout.configuration(self.run_dir, self.system.folder), self.config.to_dict())
         return Position(0, 0)
 
     def resume(self, source: Path) -> Position:
@@ -200,13 +194,15 @@ class Run:
                 f"{source}: already at step {state.step}, the run is to end at {self.total}; "
                 "raise training.max_steps or the epochs"
             )
-        checkpoint.restore(source, state, self.model, self.optimizer)
+        tensors = checkpoint.restore(source, state, self.model, self.optimizer)
+        if self.average is not None:
+            self.average.restore(tensors, str(source))
         self.step = self.began = state.step
         self.best, self.last_loss = state.best, state.loss
         self.parent = state.parent
         records = read_metrics(self.metrics)
         kept = [record for record in records if record["step"] <= state.step]
-        if kept != records:
+        if kept != records and self.ranks.first:
             write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
         return Position(int(state.loader["epoch"]), int(state.loader["batch"]))
 
@@ -216,21 +212,27 @@ class Run:
             return self.summary(None)
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_on_signals())
-            log = stack.enter_context(LineLog(self.metrics))
-            position = self._steps(position, stop, log, stack)
+            log = stack.enter_context(LineLog(self.metrics)) if self.ranks.first else None
+            position, signal = self._steps(position, stop, log, stack)
         self.save(position, layout.LATEST)
-        title = f"{self.run_dir.name}, {self.system.title}"
-        plot_losses(self.metrics, layout.losses(self.run_dir, self.system.folder), title)
-        stopped = stop.signal if self.step < self.total else None
+        if self.ranks.first:
+            title = f"{self.run_dir.name}, {self.system.title}"
+            plot_losses(self.metrics, layout.losses(self.run_dir, self.system.folder), title)
+        self.ranks.wait()
+        stopped = signal if self.step < self.total else None
         self.report(self.step, "done" if stopped is None else f"stopped, {layout.LATEST} saved")
         return self.summary(stopped)
 
-    def _steps(self, position: Position, stop: Stop, log: LineLog, stack: contextlib.ExitStack) -> Position:
+    def _steps(
+        self, position: Position, stop: Stop, log: LineLog | None, stack: contextlib.ExitStack
+    ) -> tuple[Position, int | None]:
+        """Where it stands after the last step, and the signal on which all ranks stopped."""
         training = self.config.training
         saved_at = logged_at = time.monotonic()
         logged_step = self.step
         batches = stack.enter_context(contextlib.closing(self.loader.batches(position)))
-        while self.step < self.total and stop.signal is None:
+        (signal,) = self.ranks.most(stop.signal or 0)
+        while self.step < self.total and not signal:
             position, batch = next(batches)
             parts, norm, lr = self.train_step(batch)
             epoch_done = position.batch == 0
@@ -248,13 +250,16 @@ class Run:
                 self.save(position, layout.epoch_name(position.epoch))
                 self.save(position, layout.LATEST)
                 saved_at = time.monotonic()
-            elif time.monotonic() - saved_at > SAVE_SECONDS:
+            late = self.ranks.first and time.monotonic() - saved_at > SAVE_SECONDS
+            signal, due = self.ranks.most(stop.signal or 0, late)
+            if due:
                 self.save(position, layout.LATEST)
                 saved_at = time.monotonic()
-        return position
+        return position, signal or None
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, float]:
-        """One optimizer step. Returns loss parts with the total, gradient norm before clipping, learning rate.
+        """One optimizer step on this rank's rows. Returns loss parts with the total, gradient norm before clipping,
+        learning rate; all of them are of the global batch, and the same on every rank.
 
         Raises NonFiniteLoss before any weight changes.
         """
@@ -263,43 +268,76 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        noise = self.model.draw(len(batch), step_generator(training.seed, self.step))
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            terms = self.model(batch.to(self.device), {name: value.to(self.device) for name, value in noise.items()})
-            loss = self.model.loss(terms)
+        noise = self.model.draw(training.batch_size, step_generator(training.seed, self.step))
+        mine = {name: self.share.own(value).to(self.device) for name, value in noise.items()}
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        with memory_advice(training.batch_size, len(self.parts)):
+            loss, terms = differentiate(
+                self.model, self._on_device(batch), mine, self.share, self.parts, self._reseed,
+                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast),
+            )  # fmt: skip
+        self.ranks.sum_(p.grad for p in self.trained if p.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, training.gradient_clip)
         self.last_loss, size = torch.stack([loss.total.detach().float(), norm.float()]).tolist()  # one wait for the GPU
         if not (math.isfinite(self.last_loss) and math.isfinite(size)):
-            values = {name: float(value) for name, value in loss.parts.items()}
-            raise NonFiniteLoss(
-                f"loss {self.last_loss}, gradient norm {size} at step {self.step + 1} of {self.system.name}, "
-                f"parts {values}; nothing was overwritten, {self.folder} holds the checkpoints saved before; "
-                "lower the learning rate, or check the store with `statevla verify`"
-            )
+            self._stop_broken(loss, terms, size, batch)
         self.optimizer.step()
         self.model.after_step(self.step, self.total)
         self.step += 1
+        if self.average is not None:
+            self.average.follow(self.step)
         return {"loss": loss.total.detach(), **loss.parts}, norm, lr
 
+    def _on_device(self, batch: Batch) -> Batch:
+        """There, and augmented: what happens to a row is a function of (seed, step) and its place in the batch."""
+        moved = batch.to(self.device)
+        if not pictures.wanted(self.config.training):
+            return moved
+        draws = pictures.draws_of_step(self.config.training, self.step, len(self.store.spec.cameras))
+        return pictures.augmented(moved, draws if self.ranks.alone else draws.rows(self.share.rows))
+
+    def _reseed(self, part: int) -> None:
+        seed_dropout(self.config.training.seed, self.step, self.ranks.rank, part)
+
+    def _stop_broken(self, loss: LossParts, terms: Terms, size: float, batch: Batch) -> NoReturn:
+        """Raise NonFiniteLoss on every rank; rank 0 writes the best checkpoint that was not on the disk yet."""
+        values = {name: float(value) for name, value in loss.parts.items()}
+        where = self.share.whole({"episode": batch.episode, "frame": batch.frame})
+        self._save_best()
+        raise self._failure(
+            f"loss {self.last_loss}, gradient norm {size} at step {self.step + 1} of {self.system.name}, "
+            f"parts {values}; {broken_rows(terms, where['episode'], where['frame'])}; nothing was overwritten, "
+            f"{self.folder} holds the checkpoints saved before; "
+            "lower the learning rate, or check the store with `statevla verify`"
+        )
+
+    def _failure(self, text: str) -> StateVLAError:
+        """What all ranks fail with, said by the first."""
+        return NonFiniteLoss(text) if self.ranks.first else OtherRankFailed(FAILED)
+
     def log_training(
-        self, log: LineLog, position: Position, parts: dict[str, Tensor], norm: Tensor, lr: float, rate: float
+        self, log: LineLog | None, position: Position, parts: dict[str, Tensor], norm: Tensor, lr: float, rate: float
     ) -> None:
         """One metrics line and one progress event."""
+        if log is None:
+            return
         values = {name: float(value) for name, value in parts.items()}
         record = {"kind": "train", "step": self.step, "epoch": position.epoch, "lr": lr, **values}
         log.append(json.dumps({**record, "grad_norm": float(norm), "samples_per_s": round(rate, 1)}))
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.report(self.step, f"{shown} | {rate:,.0f} samples/s")
 
-    def validate(self, log: LineLog, position: Position) -> None:
+    def validate(self, log: LineLog | None, position: Position) -> None:
         """Log the validation losses and keep a snapshot when they are the best so far."""
         if self.validation is None:
             return
-        values = validate(self.model, self.validation, self.device, self.autocast)
+        with self.acting_weights():
+            values = validate(self.model, self.validation, self.device, self.autocast, self.ranks)
         if not math.isfinite(values["loss"]):
-            raise NonFiniteLoss(f"validation loss is {values['loss']} after step {self.step}; nothing was overwritten")
+            self._save_best()
+            raise self._failure(f"validation loss is {values['loss']} after step {self.step}; nothing was overwritten")
+        if log is None:
+            return
         log.append(json.dumps({"kind": "val", "step": self.step, "epoch": position.epoch, **values}))
         if self.best is None or values["loss"] < self.best["val_loss"]:
             self.best = {"step": self.step, "val_loss": values["loss"]}
@@ -339,19 +377,27 @@ class Run:
             files={},
         )
         vectors = torch.stack([torch.from_numpy(language.vector(text).copy()) for text in instructions])
-        return checkpoint.Snapshot(
-            state,
-            checkpoint.copy_tensors(self.model.state_dict()),
-            checkpoint.copy_tensors(checkpoint.optimizer_tensors(self.optimizer)),
-            vectors,
-        )
+        optimizer = checkpoint.optimizer_tensors(self.optimizer)
+        if self.average is not None:
+            optimizer |= self.average.slots()
+        saved = checkpoint.copy_tensors(optimizer)
+        with self.acting_weights():
+            return checkpoint.Snapshot(state, checkpoint.copy_tensors(self.model.state_dict()), saved, vectors)
+
+    def acting_weights(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, the model has the weights that are validated and act: the average, where there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def save(self, position: Position, name: str) -> None:
-        """Write a checkpoint, after the best one that validation has found since the last save."""
+        """Write a checkpoint, after the best one that validation has found since the last save; rank 0 does."""
+        if self.ranks.first:
+            self._save_best()
+            checkpoint.save(self.folder / name, self.snapshot(position))
+
+    def _save_best(self) -> None:
         if self.unsaved_best is not None:
             checkpoint.save(self.folder / layout.BEST, self.unsaved_best)
             self.unsaved_best = None
-        checkpoint.save(self.folder / name, self.snapshot(position))
 
     def summary(self, stopped: int | None) -> TrainSummary:
         """What `train` hands back."""
@@ -360,5 +406,5 @@ class Run:
 
     def report(self, done: int, message: str) -> None:
         """One progress event of this run."""
-        if self.progress is not None:
+        if self.progress is not None and self.ranks.first:
             self.progress(ProgressEvent(f"train {self.system.name}", done, self.total, "steps", message))

@@ -248,8 +248,8 @@ def staging_file(final: Path | str) -> Iterator[Path]:
 
 
 def rename(path: Path | str, final: Path | str) -> None:
-    """Give the file `path` the name `final` in the same folder, atomically and durably; its content is durable already,
-    or, inside `sync.Together`, at its sync.
+    """Give the file `path` the name `final`, atomically and durably; its content is durable already, or, inside
+    `sync.Together`, at its sync. From another folder, a power loss may leave both names.
     """
     path, final = Path(path), Path(final)
     announce("rename", path, final)

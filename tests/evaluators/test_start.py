@@ -7,7 +7,7 @@ import pytest
 from statevla.evaluators.start import first_start, overlap
 from statevla.evaluators.trials import Trial
 from statevla.sims.suites import Suite
-from statevla.sims.tabletop_suite import TabletopSuite
+from statevla.sims.tabletop.suite import TabletopSuite
 from statevla.sims.world import Task
 from stores.errors import UsageError
 from stores.init_states import first_free, init_states_by_task

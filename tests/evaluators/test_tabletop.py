@@ -21,9 +21,9 @@ from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.suites import SUITES
-from statevla.sims.tabletop import TASKS, TabletopEnv
-from statevla.sims.tabletop_expert import TabletopExpert
-from statevla.sims.tabletop_suite import EVALUATION_SEEDS, TabletopSuite, TabletopTask, evaluation_seed
+from statevla.sims.tabletop.environment import TASKS, TabletopEnv
+from statevla.sims.tabletop.expert import TabletopExpert
+from statevla.sims.tabletop.suite import EVALUATION_SEEDS, TabletopSuite, TabletopTask, evaluation_seed
 from statevla.systems.acting import Acted
 from stores.errors import ObsSpecMismatch, StateVLAError, UsageError
 from stores.progress import ProgressEvent

@@ -61,6 +61,25 @@ def test_the_text_is_drawn() -> None:
     assert foot.max() > 150
 
 
+def test_the_planned_chunk_is_drawn_and_what_is_ahead_of_now_is_bright() -> None:
+    rising = np.zeros((6, 7), np.float32)
+    rising[:, 0] = np.linspace(-1, 1, 6)
+    seen = clip(8)
+    planned = Clip(seen.observations, "success", ((0, rising), (5, -rising)))
+    size, ahead, first = 112, [], {}
+    with Image.open(io.BytesIO(gif_bytes(planned, side=size, stride=1))) as gif:
+        assert gif.size == (size * 2 + 6, size + 40 + 52)
+        for t in range(gif.n_frames):
+            gif.seek(t)
+            strip = np.asarray(gif.convert("RGB")).astype(int)[size + 40 :, :32]
+            bright = np.abs(strip - (96, 190, 255)).sum(axis=-1) < 90
+            ahead.append(bright.sum())
+            first[t] = np.argwhere(bright)[:, 0].mean()
+    assert ahead[0] > ahead[2] > ahead[4]
+    assert ahead[5] > ahead[4]  # a new chunk
+    assert first[3] < 32 < first[7]  # what is left of a rising plan lies above the middle, of a falling one below
+
+
 def test_stills_show_both_cameras() -> None:
     with Image.open(io.BytesIO(png_bytes(clip(1).observations[0].images, side=32))) as still:
         pixels = np.asarray(still)

@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 
 from pipelines.collect.libero import collect_libero
+from pipelines.derive.stats import compute_statistics
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
 from pipelines.replay import replay_of_files
 from statevla.evaluators.evaluate import evaluate
 from statevla.observation import LIBERO, Observation, ObsSpec
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
+from statevla.policies.policy import Policy
 from statevla.sims.libero import suites
 from statevla.systems.acting import Acted
+from statevla.systems.find import find_policy
+from statevla.trainers.command import TrainFlags, run_training
 
 pytestmark = pytest.mark.libero
 
@@ -106,7 +112,39 @@ def test_one_and_two_workers_do_the_same(simulator_installed: None, tmp_path: Pa
     assert len({actions for *_, actions in told[0]}) == 3
 
 
+@pytest.fixture(scope="module")
+def trained(simulator_installed: None, demo_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of both phases, a few steps each, on the recorded demonstrations of two tasks."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "raw").mkdir()
+    for index in (0, BUTTER):
+        name = f"{suites.tasks('libero_object')[index].name}_demo.hdf5"
+        (root / "raw" / name).symlink_to(demo_file.with_name(name))
+    ingest(IngestConfig(suite="libero_object", source=root / "raw", out=root / "store", language="hashed"))
+    compute_statistics(root / "store")
+    for phase in (1, 2):
+        run_training(
+            TrainFlags(
+                phase=phase, store=str(root / "store"), run=root / "run", recipe="libero",
+                overrides=("training.max_steps=3", "training.batch_size=4"),
+            ),
+            print,
+        )  # fmt: skip
+    return root / "run"
+
+
+def test_one_and_two_workers_do_the_same_with_a_trained_policy(trained: Path, tmp_path: Path) -> None:
+    options = {"name": "trained", "tasks": [0, BUTTER], "num_trials": 2, "first_init": 40, "max_steps": 12}
+    told = []
+    for workers in (1, 2):
+        policy = Policy.load(find_policy(trained))
+        results = evaluate(policy, "libero_object", out=tmp_path / str(workers), workers=workers, **options)
+        told.append([(r.key, r.outcome, r.steps, r.actions) for r in results.records])
+    assert told[0] == told[1]
+    assert len({actions for *_, actions in told[0]}) == 4
+
+
 def test_the_task_list_is_the_benchmarks(simulator_installed: None) -> None:
-    counts = {suite: len(suites.tasks(suite)) for suite in suites.suite_names()}
+    counts = {suite: len(suites.tasks(suite)) for suite in suites.BASES}
     assert counts == {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
     assert all(suites.init_states(task).shape[0] == 50 for suite in counts for task in suites.tasks(suite))

@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from statevla.models.augment import Draws, augment, coloured, draw, shifted
+from statevla.models.augment import Draws, augment, coloured, draw, shifted, turned
 
 
 def pictures(rows: int = 4, side: int = 32) -> torch.Tensor:
@@ -64,7 +65,30 @@ def test_colour_is_pils() -> None:
 
 def test_now_and_next_share_a_draw() -> None:
     images = pictures()
-    draws = Draws(torch.full((4, 2, 2), 2 / 32), torch.full((4, 2, 3), 1.1))
+    draws = Draws(torch.full((4, 2, 2), 2 / 32), torch.full((4, 2, 3), 1.1), torch.zeros(4, 2, 4))
     now, later = augment(images, draws), augment(images.roll(1, dims=-2), draws)
     difference = now.roll(1, dims=-2)[..., 4:-4, :].int() - later[..., 4:-4, :].int()
     assert difference.abs().max() <= 1  # the mean grey sums the same pixels in another order
+
+
+def test_nothing_turned_is_the_same_bytes_and_a_half_turn_is_a_half_turn() -> None:
+    images = pictures()
+    assert torch.equal(turned(images, torch.zeros(4, 2, 4)), images)
+    half = torch.zeros(4, 2, 4)
+    half[..., 0] = torch.pi
+    assert (turned(images, half).int() - images.flip(2, 3).int()).abs().max() <= 1
+
+
+def test_the_documents_affine_stays_in_its_ranges_and_changes_no_other_draw() -> None:
+    plain, turning = (draw(2000, 2, 4.0, 0.2, generator(1), affine) for affine in (False, True))
+    assert torch.equal(plain.shift, turning.shift)
+    assert torch.equal(plain.colour, turning.colour)
+    assert not plain.affine.any()
+    largest = turning.affine.abs().amax(dim=(0, 1))
+    assert largest.tolist() == pytest.approx([torch.pi / 36, 0.05, 0.05, 0.05], rel=0.01)
+
+
+def test_a_shift_of_the_affine_moves_by_its_share() -> None:
+    images, shift = pictures(), torch.zeros(4, 2, 4)
+    shift[..., 1] = 2 / 32  # two columns: what was two to the right is now here
+    assert torch.equal(turned(images, shift)[..., 2:, :], images[..., :-2, :])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from statevla.config import PRESETS, load_config
-from statevla.systems.describe import count, describe
+from statevla.systems.describe import count, describe, key_lines, list_keys
 from statevla.systems.flow_matching import PolicyModel
 from statevla.systems.temporal_jepa import JepaModel
 from stores.errors import UsageError
@@ -53,3 +53,11 @@ def test_width_must_suit_the_sinusoid_and_the_heads() -> None:
     config = PRESETS["tiny"]
     with pytest.raises(UsageError, match=r"model\.embed_dim: 130"):
         dataclasses.replace(config, model=dataclasses.replace(config.model, embed_dim=130))
+
+
+def test_the_list_of_keys_fits_a_terminal_without_losing_a_word() -> None:
+    rows = list_keys(load_config("tiny", None, ()))
+    whole, narrow = key_lines(rows), key_lines(rows, 80)
+    assert len(whole) == len(rows)
+    assert max(map(len, narrow)) <= 80
+    assert " ".join(" ".join(narrow).split()) == " ".join(" ".join(whole).split())

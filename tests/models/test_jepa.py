@@ -72,6 +72,30 @@ def test_total_by_numpy(horizon: int) -> None:
     assert float(result.weight) == 5
 
 
+@pytest.mark.parametrize("where", ["z_next", "z", "both"])
+def test_vicreg_takes_the_states_that_are_named(where: str) -> None:
+    config = micro(f"training.phase1.regularize={where}")
+    model, data = nudged(JepaModel(config, normalization())), batch(6)
+    terms = model.terms(data, {})
+    states = {"z": terms["z"], "z_next": terms["predicted"]}
+    each = [vicreg(states[name].detach().numpy().astype(np.float64)[1:]) for name in states if where in (name, "both")]
+    parts = model.loss(terms).parts
+    assert float(parts["jepa_variance"]) == pytest.approx(sum(variance for variance, _ in each), rel=1e-4)
+    assert float(parts["jepa_covariance"]) == pytest.approx(sum(covariance for _, covariance in each), rel=1e-4)
+
+
+def test_variance_of_the_predictions_is_satisfied_by_a_constant_encoder_that_of_the_states_is_not() -> None:
+    """The predictor can make the variance out of the action."""
+    keep, constant = torch.ones(8, dtype=torch.bool), torch.zeros(8, 4)
+    noisy = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) * 2
+    found = {}
+    for where in ("z_next", "z", "both"):
+        model = JepaModel(micro(f"training.phase1.regularize={where}"))
+        terms = {"z": constant, "predicted": noisy, "wanted": constant, "keep": keep}
+        found[where] = float(model.loss(terms).parts["jepa_variance"])
+    assert found["z_next"] < 0.1 < 0.9 < found["z"] <= found["both"]
+
+
 def test_rows_without_successor_change_nothing() -> None:
     model, data = nudged(JepaModel(micro())), batch(6)
     result = loss_of(model, data)

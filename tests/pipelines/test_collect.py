@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.collect.tabletop import collect_tabletop, model_xml
 from pipelines.collect.writer import Align, Demo, FileHeader, quaternions, write_demos
-from statevla.sims.tabletop import STATE_SIZE, TASKS, TabletopEnv, task_name
+from statevla.sims.tabletop.environment import STATE_SIZE, TASKS, TabletopEnv, task_name
 from stores.errors import UsageError
 
 FIELDS = {

@@ -12,7 +12,7 @@ from pipelines.showcase.looks import moving_names
 from pipelines.showcase.run import run_demo
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import Results
-from statevla.sims.tabletop import TASKS
+from statevla.sims.tabletop.environment import TASKS
 from stores.progress import ProgressEvent
 from stores.reader import Store
 

@@ -125,10 +125,10 @@ def test_a_shard_folder_that_became_a_link_is_refused(source: Path, tmp_path: Pa
 def test_an_unfinished_ingest_is_ours_by_its_claim_and_its_leftovers_go(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipelines.ingest.driver
+    import pipelines.ingest.commit
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.ingest.driver, "write_merged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pipelines.ingest.commit, "write_merged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path / "out")
     held = holdings(tmp_path / "out")
@@ -161,13 +161,13 @@ def test_episodes_go_with_their_source_only_when_told_to(source: Path, tmp_path:
 def test_a_killed_prune_does_not_forget_what_the_store_had(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipelines.ingest.driver
+    import pipelines.ingest.commit
 
     run(source, tmp_path / "out")
     gone = sorted(source.iterdir())[0]
     gone.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.ingest.driver, "write_merged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pipelines.ingest.commit, "write_merged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path / "out", prune=True)
     with pytest.raises(UsageError, match="--prune"):

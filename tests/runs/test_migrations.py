@@ -28,6 +28,7 @@ def test_a_checkpoint_of_format_1_builds_its_model_and_takes_its_weights(row: An
     assert config.training.phase1.temporal_predictor_hidden_dim == 8
     assert (config.training.ema_momentum, config.training.phase1.learning_rate) == (0.996, 1e-3)
     assert config.training.phase1.inverse_dynamics_weight == 1
+    assert config.training.phase1.regularize == "z_next"
     model = row.build(config, Given(backbone=load_backbone(config.model)))
     tensors = read_tensors(folder, state, MODEL)
     load_strict(model, tensors, str(folder))

@@ -5,10 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statevla.sims import tabletop_arm as arm
-from statevla.sims.tabletop import BLOCKS, BOWLS, FINGER_HOLD, HIGH, LOW, STATE_SIZE, TASKS, TabletopEnv, task_name
-from statevla.sims.tabletop_expert import TabletopExpert
-from statevla.sims.tabletop_render import AGENT_WIDTH, BLOCK_HALF, HAND_ANGLE, HAND_CAMERA
+from statevla.sims.tabletop import arm
+from statevla.sims.tabletop.environment import (
+    BLOCKS,
+    BOWLS,
+    FINGER_HOLD,
+    HIGH,
+    LOW,
+    STATE_SIZE,
+    TASKS,
+    TabletopEnv,
+    task_name,
+)
+from statevla.sims.tabletop.expert import TabletopExpert
+from statevla.sims.tabletop.render import AGENT_WIDTH, BLOCK_HALF, HAND_ANGLE, HAND_CAMERA
 from stores.errors import UsageError
 
 

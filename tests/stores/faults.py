@@ -21,6 +21,7 @@ import errno
 import os
 import resource
 import shutil
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -177,11 +178,9 @@ def _pair(
             model.complete(None)
             rerun()
             os._exit(0)
-        except OSError as error:
-            os._exit(_RAISED if error.errno == errno.ENOSPC else 1)
-        except BaseException:
-            import traceback
-
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                os._exit(_RAISED)
             traceback.print_exc()
             os._exit(1)
     os.close(tell)
@@ -212,7 +211,7 @@ def read_tree(root: Path) -> Tree:
 def _fork(disk: Path, work: Callable[[Path], None], fault: str, at: int) -> None:
     child = os.fork()
     if child == 0:
-        status = _RAISED
+        status = 1
         try:
             os.environ[durable.NO_FSYNC] = "1"  # the model decides what is durable
             hook = _Injector(disk, fault, at)
@@ -221,8 +220,10 @@ def _fork(disk: Path, work: Callable[[Path], None], fault: str, at: int) -> None
             if fault.startswith("power"):
                 hook.unplug()
             status = 0
-        except OSError as error:
-            status = _RAISED if error.errno == errno.ENOSPC else 1
+        except BaseException as error:
+            status = _RAISED if isinstance(error, OSError) and error.errno == errno.ENOSPC else 1
+            if status != _RAISED:
+                traceback.print_exc()
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -288,8 +289,8 @@ class _Disk:
     def complete(self, upcoming: Operation | None) -> None:
         """The operation announced before `upcoming` has happened: note what it made durable."""
         done, self.pending = self.pending, upcoming
-        if done is None:
-            return
+        if done is None or not done.path.is_relative_to(self.root):
+            return  # above the disk, where files of others come and go, all is durable
         if done.kind == "fsync":
             self._remember_file(done.path)
         elif done.kind == "fsync_dir":

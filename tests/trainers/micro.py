@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from statevla.config import Config, load_config
+from statevla.systems.table import sections
 from stores.progress import ProgressEvent
 from tests.stores.make_store import make_tiny_store
 
@@ -30,6 +31,12 @@ SETTINGS = (
 
 def micro_config(*more: str) -> Config:
     return load_config("tiny", None, (*SETTINGS, *more))
+
+
+def config_of_all(*more: str) -> Config:
+    """With the options of every system, the small nets of their preset."""
+    small = ("act.image_size=32", "film.image_size=32", "vla.image_size=32")
+    return load_config("tiny", None, (*SETTINGS, *small, *more), sections())
 
 
 def micro_store(path: Path, seed: int = 0, stats: bool = True) -> Path:

@@ -13,7 +13,8 @@ from statevla.runs import layout
 from statevla.runs.files import read_state
 from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel
-from statevla.trainers.trainer import NonFiniteLoss, TrainSummary, train
+from statevla.trainers.outcome import NonFiniteLoss, TrainSummary
+from statevla.trainers.trainer import train
 from stores.errors import StaleKey, StoreMissing, UsageError
 from tests.trainers.micro import at_step, micro_config, micro_store
 

@@ -58,7 +58,7 @@ fi
 # MuJoCo 3.3.2 renders like the release that recorded LIBERO's data; from 3.3.3 on pictures and contacts differ.
 constraints=""
 [ -f "$root/constraints.txt" ] && constraints="-c $root/constraints.txt"
-pip="$python -m pip --disable-pip-version-check install -q"
+pip="$python -m pip --disable-pip-version-check install -q --no-compile"
 $pip --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1 mujoco==3.3.2
 # shellcheck disable=SC2086  # two words or none
 $pip $constraints scipy==1.17.1 numba==0.68.1 opencv-python-headless==4.11.0.86 pillow pyyaml easydict cloudpickle \

@@ -1,26 +1,35 @@
 """LIBERO's rows in the table of suites: simulators in worker processes, seen as worlds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from statevla.sims.libero import paths, suites, worker
 from statevla.sims.libero.experts import check_expert
+from statevla.sims.libero.perturb import NONE, Perturbation
 from statevla.sims.libero.protocol import Reply, Reset, Run, RunExpert
 from statevla.sims.world import Start, Task, World
 from stores.errors import UsageError
 
 IMAGE_SIZE = 128
+TRIALS_A_SEED = 2**20
+"""Seeds of two perturbations do not meet in one trial."""
 
 
 @dataclass(frozen=True)
 class LiberoSuite:
-    """One of LIBERO's suites."""
+    """One of LIBERO's suites.
+
+    perturbation: of what the cameras see; each trial has directions of its own. drawn_fixtures: cabinets, stoves and
+    racks stand elsewhere in every trial.
+    """
 
     name: str
     timeouts: worker.Timeouts | None = None
+    perturbation: Perturbation = NONE
+    drawn_fixtures: bool = False
 
     @property
     def max_steps(self) -> int:
@@ -54,7 +63,7 @@ class LiberoSuite:
         check_expert(self.name, [task.index for task in tasks])
 
     def open(self, task: Task, image_size: int, threads: int) -> "LiberoWorld":
-        return LiberoWorld(_own(task), image_size, threads, self.timeouts)
+        return LiberoWorld(_own(task), image_size, threads, self)
 
     def ready(self, worlds: Sequence[World], timeout: float | None) -> list[World]:
         held = {id(world.simulator): world for world in worlds if isinstance(world, LiberoWorld)}
@@ -64,9 +73,10 @@ class LiberoSuite:
 class LiberoWorld:
     """A `Simulator` that is asked as a `World`."""
 
-    def __init__(self, task: suites.Task, image_size: int, threads: int, timeouts: worker.Timeouts | None) -> None:
+    def __init__(self, task: suites.Task, image_size: int, threads: int, row: LiberoSuite) -> None:
         self.task = task
-        self.simulator = worker.Simulator(task, image_size=image_size, timeouts=timeouts, render_threads=threads)
+        self._row = row
+        self.simulator = worker.Simulator(task, image_size=image_size, timeouts=row.timeouts, render_threads=threads)
 
     @property
     def starting(self) -> bool:
@@ -77,12 +87,16 @@ class LiberoWorld:
 
     def begin(self, start: Start) -> None:
         """A recorded state is restored again after settling: what moved in it must go on from there."""
+        fixtures = 1 + start.number if self._row.drawn_fixtures else 0  # 0 is where the demonstrations' stand
+        eyes = self._row.perturbation
+        if eyes != NONE:
+            eyes = replace(eyes, seed=eyes.seed * TRIALS_A_SEED + start.number)
         if start.state is not None:
-            self.simulator.send(Reset(start.state, suites.SETTLE_STEPS, True))
+            self.simulator.send(Reset(start.state, suites.SETTLE_STEPS, True, fixtures=fixtures, perturbation=eyes))
             return
         expert = (start.seed, self.task.index, start.number) if start.expert else None
         state = suites.init_states(self.task)[start.number]
-        self.simulator.send(Reset(state, suites.SETTLE_STEPS, expert_seed=expert))
+        self.simulator.send(Reset(state, suites.SETTLE_STEPS, expert_seed=expert, fixtures=fixtures, perturbation=eyes))
 
     def run(self, actions: NDArray[np.float64], *, look: bool, film: int) -> None:
         self.simulator.send(Run(actions, look, film))

@@ -22,8 +22,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.sims import tabletop_arm as arm
-from statevla.sims.tabletop_render import BLOCK_HALF, Image, Renderer, Scene
+from statevla.sims.tabletop import arm
+from statevla.sims.tabletop.render import BLOCK_HALF, Image, Renderer, Scene
 from stores.errors import UsageError
 
 BLOCKS: Final = {"red": (232, 36, 84), "green": (24, 212, 156)}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Collect, ingest, train and evaluate in the LIBERO simulator: everything behind docs/results-libero.md.
 #
-#   benchmarks/libero/run.sh [FOLDER]      (default runs/libero-object; the simulator comes from `make libero`)
+#   statevla/recipes/libero_object.sh [FOLDER]      (default runs/libero-object; the simulator comes from `make libero`)
 #
 # Demonstrations start from initial states 0-29, trials from 30-49. Every step goes on where an interrupted call
 # stopped, so the script can be called again.

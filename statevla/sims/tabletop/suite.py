@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.suites import parse_indices
-from statevla.sims.tabletop import TASKS, Obs, TabletopEnv, task_name
-from statevla.sims.tabletop_expert import TabletopExpert
+from statevla.sims.tabletop.environment import TASKS, Obs, TabletopEnv, task_name
+from statevla.sims.tabletop.expert import TabletopExpert
 from statevla.sims.world import Seen, Start, Task, World
 from stores.errors import UsageError
 from stores.spec import LIBERO

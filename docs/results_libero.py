@@ -1,6 +1,6 @@
-"""What docs/results-libero.md shows of a folder that `benchmarks/libero/run.sh` filled: tables, curve, small films.
+"""What docs/results-libero.md shows of what `statevla/recipes/libero_object.sh` filled: tables, curve, small films.
 
-    .venv/bin/python benchmarks/libero/page.py runs/libero-object docs/images
+    .venv/bin/python docs/results_libero.py runs/libero-object docs/images
 
 Prints Markdown; writes ``libero-success.png``, and for each film of the last checkpoint a GIF of a tenth of the size.
 """
@@ -86,12 +86,14 @@ def small_film(film: Path) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tables, curve and films of a LIBERO run.")
-    parser.add_argument("folder", type=Path, help="what benchmarks/libero/run.sh wrote")
+    parser.add_argument("folder", type=Path, help="what statevla/recipes/libero_object.sh wrote")
     parser.add_argument("images", type=Path, help="where pictures go")
     arguments = parser.parse_args()
     rows = read_results(arguments.folder)
     if not rows:
-        raise SystemExit(f"{arguments.folder}: no eval/checkpoint_*/results.json; run benchmarks/libero/run.sh first")
+        raise SystemExit(
+            f"{arguments.folder}: no eval/checkpoint_*/results.json; run statevla/recipes/libero_object.sh first"
+        )
     last = rows[-1]
     numbers = {record["task"]: int(record["task_index"]) for record in last["records"]}
     print(

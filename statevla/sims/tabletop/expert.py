@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.sims.tabletop import GOAL_RADIUS, POSITION_STEP, Obs, TabletopEnv
+from statevla.sims.tabletop.environment import GOAL_RADIUS, POSITION_STEP, Obs, TabletopEnv
 
 GRASP_Z: Final = 0.010
 HOVER_Z: Final = 0.11

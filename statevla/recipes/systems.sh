@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Train every system on the tabletop suite with the same steps and seeds, try all of them on the same layouts, and
+# compare them: everything behind docs/systems.md. One process; every step goes on where an interrupted call stopped.
+#
+#   statevla/recipes/systems.sh [FOLDER]      (default runs/systems)
+#
+# EPISODES   demonstrations (default 1000)
+# STEPS      optimizer steps of each system, an encoder's and its policy's each (default: the recipe's)
+# SEEDS      of the trainings (default "0 1 2")
+# SYSTEMS    policies (default "film act vla goal flow_matching"); flow_matching trains its encoder first
+# CONTROLS   policies that are also trained with shuffled instructions, seed 0 (default: all of SYSTEMS)
+# TRIALS     layouts that each policy is tried on (default 100)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+folder=${1:-runs/systems}
+systems=${SYSTEMS:-film act vla goal flow_matching}
+read -ra seeds <<< "${SEEDS:-0 1 2}"
+steps=()
+[[ -n ${STEPS:-} ]] && steps=(--set "training.max_steps=$STEPS")
+statevla=${STATEVLA:-statevla}
+[[ -z ${STATEVLA:-} && -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
+
+if [[ ! -f $folder/.ready ]]; then
+  $statevla collect tabletop --episodes "${EPISODES:-1000}" --workers 1 --out "$folder/raw"
+  $statevla ingest tabletop --source "$folder/raw" --out "$folder/store" --language hashed --train-split 0.975
+  $statevla stats --store "$folder/store"
+  touch "$folder/.ready"
+fi
+
+train() { # SYSTEM RUN SEED [SET...]
+  local system=$1 run=$2 seed=$3
+  shift 3
+  if compgen -G "$run/checkpoints/*$system/checkpoint_latest" > /dev/null; then
+    $statevla train --resume "$run" --system "$system" "${steps[@]}"
+  else
+    $statevla train --system "$system" --recipe systems --store "$folder/store" --run "$run" \
+      --set "training.seed=$seed" "${steps[@]}" "$@"
+  fi
+}
+
+make() { # SYSTEM SEED [SET...]: train and try one policy, unless that is done
+  local system=$1 seed=$2 name=$1-$2
+  shift 2
+  [[ $# -gt 0 ]] && name=$name-shuffled
+  local run=$folder/$name
+  [[ -f $run/eval/tabletop/results.json ]] && return
+  [[ $system == flow_matching ]] && train temporal_jepa "$run" "$seed"
+  train "$system" "$run" "$seed" "$@"
+  $statevla eval tabletop --checkpoint "$run/checkpoints"/*"$system/checkpoint_latest" \
+    --episodes "${TRIALS:-100}" --videos 1 --out "$run/eval/tabletop"
+}
+
+for seed in "${seeds[@]}"; do
+  for system in $systems; do make "$system" "$seed"; done
+  if [[ $seed == "${seeds[0]}" ]]; then
+    for system in ${CONTROLS-$systems}; do make "$system" "$seed" --set data.shuffle_instructions=true; done
+  fi
+done
+
+runs=()
+for system in $systems; do runs+=("$folder/$system-${seeds[0]}"); done
+$statevla compare "${runs[@]}" --out "$folder/compare"

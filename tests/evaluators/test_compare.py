@@ -1,0 +1,162 @@
+"""Evaluations side by side: which are comparable, what a pair says, what policies cost, the page."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statevla.config.load import load_config
+from statevla.evaluators.compare import compare
+from statevla.evaluators.compare_results import page, policy_rows, save, to_markdown
+from statevla.evaluators.evaluate import evaluate
+from statevla.evaluators.paired import Paired, difference
+from statevla.evaluators.trials import Record, RunDescription, record_line
+from statevla.observation import libero_spec
+from statevla.policies.controls import ExpertControl, ZeroPolicy
+from statevla.systems.table import sections
+from statevla.trainers.trainer import train
+from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from tests.trainers.micro import SETTINGS, micro_store
+
+DESCRIPTION = RunDescription("tabletop", "p", 5, None, False, 0, 100, 0, 64, 0, {"numpy": "2"})
+
+
+def written(folder: Path, outcomes: str, policy: str = "film", *, finished: bool = True, **changes: Any) -> Path:
+    """An evaluation as it lies on disk: a letter a trial, s success, f failure, e simulator's error."""
+    folder.mkdir(parents=True)
+    description = dataclasses.replace(DESCRIPTION, policy=policy, **changes)
+    (folder / "run.json").write_text(json.dumps(dataclasses.asdict(description)))
+    words = {"s": "success", "f": "failure", "e": "error"}
+    records = [
+        Record(description.suite, "put_it", 0, start, description.seed, "put it", words[letter], 10 + start, 1.0,  # type: ignore[arg-type]
+               policy, "", video=f"videos/{start}.gif" if start == 0 else "")
+        for start, letter in enumerate(outcomes)
+    ]  # fmt: skip
+    (folder / "trials.jsonl").write_text("".join(record_line(record) + "\n" for record in records))
+    if finished:
+        results = {"policy": policy, "latency": {"p50_ms": 4.5}, "records": [dataclasses.asdict(r) for r in records]}
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_pairs_are_counted_by_trial(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", "ssssffff")
+    other = written(tmp_path / "two", "ssfffsff")
+    found = compare([one, other])
+    (pair,) = found.pairs
+    assert pair.counts == Paired(both=2, first=2, second=1, neither=3)
+    assert (pair.difference, pair.interval) == difference(pair.counts)
+    assert pair.more_trials is not None
+    assert pair.more_trials > 0
+    assert pair.verdict == f"undecided; about {pair.more_trials} more trials would decide it"
+    told = found.to_dict()
+    assert [each["success"] for each in told["policies"]] == [0.5, 3 / 8]
+    assert told["policies"][0]["ms_a_call"] == 4.5
+    assert told["pairs"][0]["more_trials_to_decide"] == pair.more_trials
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_a_decided_pair_names_the_better_one(tmp_path: Path) -> None:
+    one, other = written(tmp_path / "weak", "f" * 30), written(tmp_path / "strong", "s" * 30)
+    (pair,) = compare([one, other]).pairs
+    assert pair.verdict == "strong is better than weak"
+
+
+def test_every_pair_of_three_and_a_warning_about_many(tmp_path: Path) -> None:
+    found = compare([written(tmp_path / name, "sf") for name in "abc"])
+    assert [(pair.first, pair.second) for pair in found.pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert found.pairs[0].verdict == "no difference that more trials of this kind would show"
+    assert "3 pairs" in found.notes[-1]
+
+
+def test_errors_of_the_simulator_are_no_trials(tmp_path: Path) -> None:
+    found = compare([written(tmp_path / "a", "sse"), written(tmp_path / "b", "sff")])
+    assert found.pairs[0].counts.trials == 2
+    assert any("a: 1 trials ended in a simulator's error" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcomes", "complaint"),
+    [
+        ({"suite": "libero_object"}, "sf", "suite 'tabletop' and 'libero_object'"),
+        ({"seed": 3}, "sf", "seed 0 and 3"),
+        ({"max_steps": 50}, "sf", "max_steps 100 and 50"),
+        ({}, "sfs", r"trials that only .*two has: put_it from start 2"),
+    ],
+)
+def test_other_trials_are_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], outcomes: str, complaint: str
+) -> None:
+    one, other = written(tmp_path / "one", "sf"), written(tmp_path / "two", outcomes, **changes)
+    with pytest.raises(UsageError, match=f"are not the same trials: {complaint}") as told:
+        compare([one, other])
+    assert "\n" not in str(told.value)
+
+
+def test_another_execution_is_compared_and_told(tmp_path: Path) -> None:
+    found = compare([written(tmp_path / "a", "sf"), written(tmp_path / "b", "sf", replan=2)])
+    assert found.notes == ("a and b were run differently: replan 5 and 2",)
+
+
+def test_what_is_no_evaluation_is_said(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", "sf")
+    with pytest.raises(UsageError, match="expected two runs or more, got 1"):
+        compare([one])
+    with pytest.raises(UsageError, match="named twice"):
+        compare([one, one])
+    with pytest.raises(StoreMissing, match=r"no evaluation here; run `statevla eval tabletop"):
+        compare([one, tmp_path / "nothing"])
+    with pytest.raises(StoreMissing, match="not finished; run its command again"):
+        compare([one, written(tmp_path / "half", "sf", finished=False)])
+    broken = written(tmp_path / "broken", "sf")
+    (broken / "run.json").write_text("{")
+    with pytest.raises(StoreCorrupt, match=r"run.json: not JSON"):
+        compare([one, broken])
+
+
+def test_a_run_means_its_only_evaluation(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "two"
+    written(one / "eval" / "tabletop", "sf")
+    written(other / "eval" / "tabletop", "ss")
+    written(other / "eval" / "object", "ss", suite="libero_object")
+    with pytest.raises(UsageError, match=r"several evaluations: .*object, .*tabletop; name one, or --suite"):
+        compare([one, other])
+    assert [each.name for each in compare([one, other], "tabletop").evaluations] == ["one", "two"]
+
+
+def test_the_page_links_films_side_by_side(tmp_path: Path) -> None:
+    found = compare([written(tmp_path / name, "sf") for name in ("a<b", "c")])
+    save(found, tmp_path / "out" / "deep")
+    html = (tmp_path / "out" / "deep" / "index.html").read_text()
+    assert re.findall('src="([^"]*)"', html) == ["../../a&lt;b/videos/0.gif", "../../c/videos/0.gif"]
+    assert "a<b" not in html
+    assert json.loads((tmp_path / "out" / "deep" / "compare.json").read_text()) == found.to_dict()
+    assert to_markdown(found) in (tmp_path / "out" / "deep" / "compare.md").read_text()
+    assert page(found, tmp_path / "out" / "deep") == html
+
+
+def test_a_trained_policy_tells_what_it_cost(tmp_path: Path) -> None:
+    config = load_config("tiny", None, (*SETTINGS, "training.max_steps=4"), sections())
+    summary = train("film", config, micro_store(tmp_path / "store"), tmp_path / "film-0")
+    run = written(tmp_path / "film-0" / "eval" / "tabletop", "sf", policy=summary.checkpoint)
+    control = written(tmp_path / "expert", "ss", policy="expert")
+    told = compare([run.parents[1], control]).to_dict()["policies"]
+    assert (told[0]["name"], told[0]["system"], told[0]["parameters"]) == ("film-0", "film", 191_590)
+    assert told[0]["training_minutes"] > 0
+    assert (told[1]["parameters"], told[1]["training_minutes"]) == (None, None)
+    (tmp_path / "film-0").rename(tmp_path / "moved")
+    moved = compare([tmp_path / "moved", control])
+    assert moved.to_dict()["policies"][0]["parameters"] == 191_590
+    assert policy_rows(moved)[0][4] == "191,590"
+
+
+def test_controls_of_the_one_evaluator(tmp_path: Path) -> None:
+    spec = libero_spec(32)
+    for name, policy in (("expert", ExpertControl(0)), ("zero", ZeroPolicy(spec))):
+        evaluate(policy, "tabletop", out=tmp_path / name, name=name, episodes=8, max_steps=80)
+    (pair,) = compare([tmp_path / "expert", tmp_path / "zero"]).pairs
+    assert pair.counts == Paired(0, 8, 0, 0)
+    assert pair.verdict == "expert is better than zero"

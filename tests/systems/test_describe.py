@@ -1,0 +1,59 @@
+"""The parameters of every system, as its preset makes it: the numbers of the systems' specification."""
+
+from pathlib import Path
+
+import pytest
+
+from statevla.config import load_config
+from statevla.systems.describe import describe, describe_system
+from statevla.systems.system import System
+from statevla.systems.table import SYSTEMS, find_system, sections
+from tests.test_cli import one_object
+
+COUNTS = [
+    ("film", "tiny", (), 191_590),
+    ("film", "small", (), 2_625_030),
+    ("act", "tiny", (), 232_791),
+    ("act", "tiny", ("act.prior=learned",), 271_399),
+    ("act", "small", (), 7_471_431),
+    ("act", "small", ("act.prior=learned",), 7_687_303),
+    ("vla", "tiny", ("vla.head=continuous",), 229_766),
+    ("vla", "tiny", ("vla.fusion=cross_attention",), 326_535),
+    ("vla", "tiny", ("vla.fusion=perceiver",), 277_447),
+    ("vla", "tiny", ("vla.head=discrete",), 1_224_266),
+    ("vla", "small", ("vla.head=continuous",), 4_068_550),
+    ("vla", "small", ("vla.fusion=cross_attention",), 4_948_807),
+    ("vla", "small", ("vla.fusion=perceiver",), 4_506_631),
+    ("vla", "small", ("vla.head=discrete",), 7_021_450),
+    ("vla", "base", ("vla.head=continuous",), 130_523_206),
+    ("vla", "base", ("vla.fusion=cross_attention",), 144_661_255),
+    ("vla", "base", ("vla.fusion=perceiver", "vla.queries=16"), 137_584_135),
+    ("vla", "base", ("vla.fusion=perceiver",), 137_584_135 + 16 * 768),
+    ("vla", "base", ("vla.head=discrete",), 142_288_906),
+]
+
+
+@pytest.mark.parametrize(("name", "preset", "changes", "wanted"), COUNTS)
+def test_counts(name: str, preset: str, changes: tuple[str, ...], wanted: int) -> None:
+    found = describe_system(find_system(name), load_config(preset, None, changes, sections()))
+    assert found["trainable"] == sum(found["parts"].values()) == wanted
+    assert found["frozen"] == 0
+
+
+@pytest.mark.parametrize("row", SYSTEMS, ids=[row.name for row in SYSTEMS])
+@pytest.mark.parametrize("preset", ["tiny", "small", "base"])
+def test_every_system_can_be_described(row: System, preset: str) -> None:
+    assert describe_system(row, load_config(preset, None, (), sections()))["trainable"] > 0
+
+
+def test_the_phases_add_up_to_the_whole() -> None:
+    config = load_config("base", None, (), sections())
+    alone = [describe_system(find_system(name), config) for name in ("temporal_jepa", "flow_matching")]
+    assert sum(each["trainable"] for each in alone) == describe(config)["trainable"]
+    assert alone[1]["frozen"] == alone[0]["parts"]["encoder"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    told = one_object(tmp_path, "describe", "--system", "film", "--preset", "tiny")
+    assert told["trainable"] == 191_590
+    assert told["system"] == "film"

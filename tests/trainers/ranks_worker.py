@@ -1,0 +1,66 @@
+"""One rank of a test: trains every job of a JSON file in turn, in one process, among ranks that met once."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from statevla.trainers import trainer
+from statevla.trainers.ranks import Ranks, join
+from statevla.trainers.trainer import train
+from stores.errors import StateVLAError
+from stores.progress import ProgressEvent
+from tests.trainers.micro import config_of_all
+
+
+def do(job: dict[str, Any], ranks: Ranks) -> None:
+    """`signal_at`: the step after which the rank `signal_rank` gets that signal."""
+    if job.get("kill_rank") == ranks.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    extra = [f"data.cache_gib={ranks.rank}"] if job.get("caches_differ") else []
+    train(
+        job["system"], config_of_all(*job["set"], *extra), job["store"], Path(job["run"]),
+        resume=job.get("resume", False),
+        encoder_checkpoint=None if job.get("encoder") is None else Path(job["encoder"]),
+        progress=signals(job) if ranks.first else None,
+    )  # fmt: skip
+
+
+def signals(job: dict[str, Any]) -> Any:
+    sent: list[bool] = []
+
+    def watch(event: ProgressEvent) -> None:
+        if event.done == job.get("signal_at") and not sent:
+            sent.append(True)
+            os.kill(int(Path(job["pids"], str(job["signal_rank"])).read_text()), job.get("signal", signal.SIGTERM))
+
+    return watch
+
+
+def main() -> None:
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(1)
+    trainer.plot_losses = lambda *given: None  # drawing takes longer than these runs
+    with join(cuda=False) as ranks:
+        for job in jobs:
+            if "pids" in job:
+                Path(job["pids"]).mkdir(exist_ok=True)
+                Path(job["pids"], str(ranks.rank)).write_text(str(os.getpid()))
+                ranks.wait()
+            try:
+                do(job, ranks)
+            except StateVLAError as error:
+                print(f"{ranks.rank} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                with contextlib.suppress(StateVLAError):
+                    ranks.wait()
+                if job.get("last"):
+                    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

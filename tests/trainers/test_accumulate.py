@@ -1,0 +1,126 @@
+"""Micro-batches give the gradients of the whole batch, for every objective of the table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from statevla.data.loaders import SegmentLoader
+from statevla.systems.system import Given, Objective
+from statevla.systems.table import SYSTEMS
+from statevla.trainers.ranks import Ranks
+from statevla.trainers.schedule import step_generator
+from statevla.trainers.step import Share, cut, differentiate, micro_batches, seed_dropout
+from stores.errors import UsageError
+from stores.reader import Store
+from tests.trainers.micro import config_of_all, micro_store
+
+CONFIG = config_of_all(
+    "training.phase1.inverse_dynamics_weight=1", "training.phase1.inverse_dynamics_horizon=10",
+    "training.phase1.regularize=both", "act.dropout=0.2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store.open(micro_store(tmp_path_factory.mktemp("micro") / "store"))
+
+
+def gradients(model: Objective, batch: Any, loader: SegmentLoader, parts: int, rows: int = 8) -> dict[str, Any]:
+    model.zero_grad(set_to_none=True)
+    model.train()
+    noise = model.draw(8, step_generator(0, 0))
+    loss, terms = differentiate(
+        model, batch, noise, Share.of(loader.order, loader.lanes, Ranks()), micro_batches(rows, parts),
+        lambda part: seed_dropout(0, 0, 0, part), torch.autocast("cpu", enabled=False),
+    )  # fmt: skip
+    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.total.item(), "gradients": found, "rows": {len(value) for value in terms.values()}}
+
+
+@pytest.mark.parametrize("row", SYSTEMS, ids=lambda row: row.name)
+def test_gradients_of_micro_batches_are_those_of_the_batch(store: Store, row: Any) -> None:
+    torch.manual_seed(0)
+    model = row.build(CONFIG, Given(store.spec, store.stats()))
+    for parameter in model.parameters():
+        if parameter.requires_grad and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)  # past layers that start at zero
+    loader = SegmentLoader(store, "train", 8, 0, CONFIG.data, CONFIG.model.action_seq_len, model.needs)
+    batches = loader.batches()
+    batch = next(batches)[1]
+    batches.close()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):
+            setattr(module, "p" if isinstance(module, torch.nn.Dropout) else "dropout", 0.0)
+    whole = gradients(model, batch, loader, 1)
+    for parts in (2, 3, 8):
+        found = gradients(model, batch, loader, parts)
+        assert found["rows"] == {8}
+        assert found["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert found["gradients"].keys() == whole["gradients"].keys()
+        size = sum(float(g.square().sum()) for g in whole["gradients"].values()) ** 0.5
+        assert size > 1e-3
+        for name, gradient in whole["gradients"].items():
+            assert float((found["gradients"][name] - gradient).norm()) < 1e-4 * max(float(gradient.norm()), 0.01 * size)
+
+
+def test_the_mean_over_micro_batches_by_themselves_is_another_gradient(store: Store) -> None:
+    """What accumulation does elsewhere; VICReg's terms show it."""
+    row = SYSTEMS[0]
+    torch.manual_seed(0)
+    model = row.build(CONFIG, Given(store.spec, store.stats()))
+    torch.nn.init.normal_(model.predictor.delta.weight, std=0.1)
+    loader = SegmentLoader(store, "train", 8, 0, CONFIG.data, CONFIG.model.action_seq_len, model.needs)
+    batches = loader.batches()
+    batch = next(batches)[1]
+    batches.close()
+    whole = gradients(model, batch, loader, 1)["gradients"]
+    model.zero_grad(set_to_none=True)
+    for part in micro_batches(8, 4):
+        (model.loss(model.terms(cut(batch, part), {})).total / 4).backward()
+    apart = max(float((p.grad.double() - whole[n]).norm()) for n, p in model.named_parameters() if n in whole)
+    assert apart > 0.01 * max(float(g.norm()) for g in whole.values())
+
+
+def test_dropout_of_the_second_pass_is_that_of_the_first(store: Store) -> None:
+    row = next(row for row in SYSTEMS if row.name == "act")
+    torch.manual_seed(0)
+    model = row.build(CONFIG, Given(store.spec, store.stats()))
+    loader = SegmentLoader(store, "train", 8, 0, CONFIG.data, CONFIG.model.action_seq_len, model.needs)
+    batches = loader.batches()
+    batch = next(batches)[1]
+    batches.close()
+    seen: list[torch.Tensor] = []
+    original = model.terms
+
+    def watched(*given: Any) -> Any:
+        found = original(*given)
+        seen.append(found["pose"].detach().clone())
+        return found
+
+    model.terms = watched  # type: ignore[method-assign]
+    gradients(model, batch, loader, 2)
+    assert len(seen) == 4
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+
+
+def test_micro_batches_differ_by_a_row_at_most_and_none_is_empty() -> None:
+    assert [part.stop - part.start for part in micro_batches(8, 3)] == [2, 3, 3]
+    with pytest.raises(UsageError, match=r"training\.accumulate: 9 micro-batches of the 8 rows .*use at most 8"):
+        micro_batches(8, 9)
+
+
+def test_a_batch_is_cut_with_what_it_shares(store: Store, tmp_path: Path) -> None:
+    row = next(row for row in SYSTEMS if row.name == "film")
+    model = row.build(CONFIG, Given(store.spec, store.stats()))
+    loader = SegmentLoader(store, "train", 8, 0, CONFIG.data, CONFIG.model.action_seq_len, model.needs)
+    batches = loader.batches()
+    batch = next(batches)[1]
+    batches.close()
+    part = cut(batch, slice(2, 5))
+    assert len(part) == 3
+    assert part.next_obs is part.obs
+    assert torch.equal(part.obs.images[1], batch.obs.images[1][2:5])
+    assert torch.equal(part.frame, batch.frame[2:5])

@@ -1,0 +1,208 @@
+"""Several ranks train the model that one process trains, stop together, and go on with another number of them.
+
+Here 2 processes and few steps; `pytest -m ddp`: 2 and 4 processes, every system, 20 steps.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from statevla.data.order import plan_order, rank_lanes
+from statevla.runs.files import read_state
+from statevla.systems.table import SYSTEMS
+from statevla.trainers import trainer
+from statevla.trainers.launch import launch, without_nproc
+from statevla.trainers.ranks import Ranks, join
+from statevla.trainers.setup import rows_of_rank
+from statevla.trainers.step import Share
+from statevla.trainers.trainer import train
+from stores.errors import UsageError
+from tests.trainers.micro import config_of_all, micro_store
+from tests.trainers.together import checkpoint, largest_difference, lines, run_ranks, weights
+
+JEPA, FLOW = "temporal_jepa", "flow_matching"
+INVERSE = ("training.phase1.inverse_dynamics_weight=1", "training.phase1.inverse_dynamics_horizon=10")
+"""Its chunks are padded at the ends of episodes: ranks have other numbers of real steps."""
+TOLERANCE = 2e-5
+UNFELT = 1e-3
+"""Of biases that an attention's softmax takes out again: their gradient is rounding, which Adam makes steps of."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return micro_store(tmp_path_factory.mktemp("micro") / "store")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "plot_losses", lambda *given: None)
+
+
+def steps(number: int, *more: str) -> list[str]:
+    return [f"training.max_steps={number}", f"training.validate_every_steps={number}", *INVERSE, *more]
+
+
+def job(system: str, settings: list[str], store: Path, run: Path, **more: Any) -> dict[str, Any]:
+    return {"system": system, "set": settings, "store": str(store), "run": str(run), **more}
+
+
+def alone(system: str, settings: list[str], store: Path, run: Path, encoder: Path | None = None) -> Path:
+    train(system, config_of_all(*settings), store, run, encoder_checkpoint=encoder)
+    return run
+
+
+def assert_same_training(mine: Path, theirs: Path, system: str) -> None:
+    """Weights, moving averages, losses in training and validation, and the best step."""
+    one, two = weights(mine, system), weights(theirs, system)
+    felt = [name for name in one if not name.endswith("in_proj_bias")]
+    assert largest_difference({n: one[n] for n in felt}, {n: two[n] for n in felt}) < TOLERANCE
+    assert largest_difference(one, two) < UNFELT
+    for kind in ("train", "val"):
+        ours, others = lines(mine, system, kind), lines(theirs, system, kind)
+        assert [line["step"] for line in ours] == [line["step"] for line in others]
+        for left, right in zip(ours, others, strict=True):
+            assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
+            assert left.keys() == right.keys()
+
+
+def test_two_ranks_are_one_process_and_say_what_is_wrong_once(store: Path, tmp_path: Path) -> None:
+    settings = steps(4)
+    whole = alone(JEPA, settings, store, tmp_path / "one")
+    encoder = checkpoint(whole, JEPA)
+    alone(FLOW, settings, store, whole, encoder)
+    found = run_ranks(
+        2,
+        [
+            job(JEPA, settings, store, tmp_path / "two"),
+            job(FLOW, settings, store, tmp_path / "two", encoder=str(encoder)),
+            job(JEPA, ["data.lanes=1"], store, tmp_path / "lanes"),
+            job(JEPA, ["training.batch_size=2"], store, tmp_path / "rows"),
+            job(JEPA, ["training.batch_size=4000"], store, tmp_path / "large"),
+            job(JEPA, settings, store, tmp_path / "two"),
+            job(JEPA, settings, store, tmp_path / "stopped", signal_at=2, signal_rank=1, pids=str(tmp_path / "pids")),
+        ],
+        tmp_path / "jobs",
+    )
+    assert [status for status, _ in found] == [0, 0], found
+    for system in (JEPA, FLOW):
+        assert_same_training(tmp_path / "two", whole, system)
+    said = [line for line in found[0][1].splitlines() if "Error" in line]
+    assert len(said) == 4
+    assert "ranks that can: 1;" in said[0]
+    assert "2 rows are fewer than two for each of 2 ranks; use --set training.batch_size=4" in said[1]
+    assert "4000 is more than the" in said[2]
+    assert "exists already" in said[3]
+    assert found[1][1].count("OtherRankFailed") == 4
+    state = read_state(checkpoint(tmp_path / "stopped", JEPA))  # the signal came to rank 1 only
+    assert state.step in (2, 3)
+    train(JEPA, config_of_all(*settings), store, tmp_path / "stopped", resume=True)
+    assert_same_training(tmp_path / "stopped", whole, JEPA)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("world", [2, 4])
+def test_20_steps_of_every_system_are_one_process(store: Path, tmp_path: Path, world: int) -> None:
+    settings = steps(20)
+    jobs = []
+    for row in SYSTEMS:
+        encoder = checkpoint(tmp_path / "one", row.parent[0]) if row.parent else None
+        alone(row.name, settings, store, tmp_path / "one", encoder)
+        told = None if encoder is None else str(encoder)
+        jobs.append(job(row.name, settings, store, tmp_path / "many", encoder=told))
+    found = run_ranks(world, jobs, tmp_path / "jobs")
+    assert [status for status, _ in found] == [0] * world, found
+    for row in SYSTEMS:
+        assert_same_training(tmp_path / "many", tmp_path / "one", row.name)
+
+
+@pytest.mark.ddp
+@pytest.mark.resume
+def test_a_run_goes_on_with_another_number_of_ranks(store: Path, tmp_path: Path) -> None:
+    """4 ranks, then 1, then 2: the same samples in the same order, so the same weights."""
+    settings, run = steps(12, "training.validate_every_steps=4"), tmp_path / "run"
+    whole = alone(JEPA, settings, store, tmp_path / "one")
+    stop = {"signal_rank": 3, "signal_at": 5, "pids": str(tmp_path / "pids")}
+    assert [code for code, _ in run_ranks(4, [job(JEPA, settings, store, run, **stop)], tmp_path / "jobs")] == [0] * 4
+    assert read_state(checkpoint(run, JEPA)).step in (5, 6)
+    train(JEPA, config_of_all(*settings, "training.max_steps=12"), store, run, resume=True,
+          progress=lambda event: os.kill(os.getpid(), signal.SIGTERM) if event.done == 8 else None)  # fmt: skip
+    assert read_state(checkpoint(run, JEPA)).step == 8
+    found = run_ranks(2, [job(JEPA, settings, store, run, resume=True, caches_differ=True)], tmp_path / "jobs")
+    assert [code for code, _ in found] == [0, 0], found
+    assert_same_training(run, whole, JEPA)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_that_dies_ends_the_others_and_leaves_the_checkpoint_before(
+    store: Path, tmp_path: Path, dies: int
+) -> None:
+    run = tmp_path / "run"
+    settings = steps(9, "training.save_interval=1", "training.batch_size=16")  # an epoch is 4 steps
+    dying = {"signal_at": 6, "signal_rank": dies, "signal": int(signal.SIGKILL), "pids": str(tmp_path / "pids")}
+    found = run_ranks(2, [job(JEPA, settings, store, run, last=True, **dying)], tmp_path / "jobs")
+    assert found[dies][0] == -signal.SIGKILL
+    assert found[1 - dies][0] == 1
+    if dies:
+        assert "RankLost: another rank of this run ended" in found[0][1]
+    saved = read_state(checkpoint(run, JEPA)).step
+    assert 0 < saved < 6
+    train(JEPA, config_of_all(*settings), store, run, resume=True)
+    assert_same_training(run, alone(JEPA, settings, store, tmp_path / "one"), JEPA)
+
+
+def test_lanes_say_which_numbers_of_ranks_work() -> None:
+    order = plan_order(torch.full((40,), 16).numpy(), seed=0, batch_size=24, lanes=6, block_segments=2)
+    with pytest.raises(UsageError, match=r"6 lanes are in use, which 4 ranks .* ranks that can: 1, 2, 3, 6;"):
+        rank_lanes(order, 1, 4)
+
+
+@pytest.mark.parametrize(("batch", "world", "rows"), [(8, 4, 2), (1, 1, 1), (64, 2, 32)])
+def test_rows_of_a_rank(batch: int, world: int, rows: int) -> None:
+    assert rows_of_rank(batch, world) == rows
+
+
+def test_shares_of_all_ranks_are_the_global_batch_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = plan_order(torch.full((40,), 16).numpy(), seed=0, batch_size=24, lanes=6, block_segments=2)
+    noise = torch.arange(24)
+    shares = [Share.of(order, rank_lanes(order, rank, 3), Ranks(rank, 3)) for rank in range(3)]
+    assert shares[1].own(noise).tolist() == [4, 5, 6, 7, 16, 17, 18, 19]  # lanes 1 and 4
+    gathered = torch.cat([share.own(noise) for share in shares])
+    monkeypatch.setattr(Ranks, "gather", lambda self, rows: gathered)
+    for share in shares:
+        assert torch.equal(share.whole({"noise": share.own(noise)})["noise"], noise)
+
+
+def test_half_an_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(UsageError, match="RANK, MASTER_ADDR, MASTER_PORT is not set; start ranks with torchrun"),
+        join(False),
+    ):
+        pass
+
+
+def test_launching_ends_with_the_first_status_and_names_a_rank_that_was_killed() -> None:
+    def ended(program: str) -> tuple[int, list[str]]:
+        said: list[str] = []
+        return launch(2, [program], said.append, (sys.executable, "-c")), said
+
+    assert ended("import os; assert os.environ['WORLD_SIZE'] == '2'") == (0, [])
+    assert ended("import os, sys; sys.exit(3 * int(os.environ['RANK']))") == (3, [])
+    status, said = ended("import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)")
+    assert (status, said) == (137, ["rank 1 of 2 was ended by signal 9 (SIGKILL)"])
+
+
+def test_ranks_get_the_command_without_nproc(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert without_nproc(["train", "--nproc", "2", "--phase", "1"]) == ["train", "--phase", "1"]
+    assert without_nproc(["train", "--nproc=2", "--json"]) == ["train", "--json"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="under torchrun leave it out"):
+        launch(2, [], print)
