@@ -41,6 +41,12 @@ def _stream(options: BenchOptions) -> dict[str, Any]:
     return bench_stream(find_store(options.store))
 
 
+def _features(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.features import bench_features
+
+    return bench_features()
+
+
 def _latents(options: BenchOptions) -> dict[str, Any]:
     from statevla.bench.latents import bench_latents
     from statevla.runs.stores import find_store
@@ -98,6 +104,7 @@ def _latency(options: BenchOptions) -> dict[str, Any]:
 
 BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "stream": _stream,
+    "features": _features,
     "latents": _latents,
     "ingest": _ingest,
     "ingest-large": _ingest_large,

@@ -43,7 +43,7 @@ def quantize(features: Float[Tensor, "B P V"]) -> tuple[Int8[Tensor, "B P V"], F
     return (features.float() / unit).round().clamp(-LEVELS, LEVELS).to(torch.int8), scale
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeptVision:
     """The tower that kept features are of: its identity, and nothing that could look at a picture."""
 

@@ -10,7 +10,8 @@ import torch
 
 from statevla.config import Config
 from statevla.data.blocks import GIB
-from statevla.data.views import View, open_features, open_latents
+from statevla.data.decoded import decode_store, find_decoded
+from statevla.data.views import View, open_decoded, open_features, open_latents
 from statevla.encoders.backbone import FrozenVision
 from statevla.encoders.features import open_kept, tower_of
 from statevla.encoders.vision import identity, load_backbone
@@ -52,8 +53,27 @@ def use_what_is_kept(run: "Run") -> None:
     states = _states(run, view, None if kept is None else kept.key) if run.system.parent else None
     if states is None and view is not None:
         run.report(run.step, f"trains from features/{data.features}, no picture is opened")
+    if states is None and view is None and data.cache == "decoded":
+        view = _decoded(run)
     for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
         source.view = states or view
+
+
+def _decoded(run: "Run") -> View:
+    """Pictures from the mapped file, which rank 0 makes where it is not there."""
+    root = Path(run.store.root) if is_writable(run.store) else run.run_dir
+
+    def decode() -> None:
+        if run.ranks.first and find_decoded(run.store, run.run_dir) is None:
+            run.report(run.step, f"decodes every picture once, into {root}/decoded; then reads that")
+            decode_store(run.store, root, run.config.data.loader_threads, run.progress)
+
+    run.ranks.together(decode)
+    found = find_decoded(run.store, run.run_dir)
+    if found is None:
+        raise StoreMissing(f"{root}/decoded: rank {run.ranks.rank} does not find it; use --set data.cache=memory")
+    run.report(run.step, f"reads decoded pictures from decoded/{found.name}")
+    return open_decoded(found, 0.0)
 
 
 def _states(run: "Run", view: View | None, key: str | None) -> View | None:
