@@ -351,7 +351,7 @@ def latents(
     store: StoreArgument,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="State encoder: a run or checkpoint folder; default: the only one of this store."),
+        typer.Option(help="State encoder: a run or checkpoint folder; default: this store's only one."),
     ] = None,
     device: Device = "auto",
     precision: Annotated[

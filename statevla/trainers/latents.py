@@ -167,7 +167,8 @@ def latents_of_checkpoint(
 ) -> dict[str, Any]:
     """Keep the states of a checkpoint's encoder in the store at a folder; nothing is computed where they are there.
 
-    checkpoint: of a state encoder, or a run that has one; None: of the only run of this store. Returns folder, key, frames, width, bytes and computed.
+    checkpoint: of a state encoder, or a run that has one; None: of the only run of this store. Returns folder, key,
+    frames, width, bytes and computed.
 
     Raises UsageError for a store that cannot be written and a checkpoint without a state encoder, StaleKey for one of
     another store.
