@@ -51,6 +51,9 @@ Closed = Annotated[
     bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
 ]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
+Told = Annotated[
+    str | None, typer.Option("--goals", help="A policy that takes goals is told them by language, or by an image.")
+]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
@@ -118,6 +121,9 @@ def collect(
         float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
@@ -130,6 +136,8 @@ def collect(
         raise UsageError("--append and --replace: expected one of them")
     if append and suite != "tabletop":
         raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
+    if from_policy is not None and (suite == "tabletop" or dry_run):
+        raise UsageError("--from-policy: for recordings in LIBERO; leave it out with tabletop and --dry-run")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
@@ -147,11 +155,14 @@ def collect(
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
+            from statevla.policies.policy import Policy
+            from statevla.systems.find import find_policy
 
+            driver = None if from_policy is None else Policy.load(find_policy(from_policy))
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                progress=progress, replace=replace,
+                from_policy=driver, progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())
@@ -446,6 +457,49 @@ def train(
         raise typer.Exit(SIGNALLED + summary.signal)
 
 
+@app.command("runs")
+def list_training_runs(
+    root: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List training runs: system, store, step, best validation loss, state, size."""
+    from statevla.console import size_text
+    from statevla.runs.listing import list_runs
+
+    rows = list_runs(root)
+    if as_json:
+        print_json({"runs": [row.to_dict() for row in rows]})
+        return
+    header = ("run", "system", "store", "step", "of", "best", "state", "size")
+    print_table(f"Runs below {root}/", header, [
+        (row.run, row.system, row.store, row.step, row.steps, row.best, row.state, size_text(row.bytes)) for row in rows
+    ])  # fmt: skip
+
+
+@app.command("report")
+def report_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, shown side by side.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Serve the page on loopback, made anew each time.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --follow; 0 takes a free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """One page of training runs: losses, monitors, warnings, probes, states, several runs side by side."""
+    from statevla.reports.runs_page import serve_runs, write_runs_page
+
+    if not follow:
+        written = write_runs_page(runs, out or runs[0] / "report.html")
+        report("Report", {"page": str(written)}, as_json)
+        return
+    server = serve_runs(runs, port)
+    _to_stderr(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    finally:
+        server.server_close()
+
+
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
@@ -510,6 +564,25 @@ def eval_offline(
     report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
+@eval_app.command("probes")
+def eval_probes(
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
+    ],
+    store: Store = None,
+    device: Device = "auto",
+    frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
+    random: Annotated[bool, typer.Option("--random", help="An untrained encoder of the same sizes instead.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Read robot, action, progress and instruction off the state; roll the predictor out. Held-out episodes."""
+    from statevla.evaluators.probes import probes_of_run, table
+
+    found, where = probes_of_run(checkpoint, store, device=device, most=frames, random=random, out=out)
+    report(f"Probes of {found['checkpoint']}", {**table(found), "out": str(where)}, as_json)
+
+
 @eval_app.command("tabletop")
 def eval_tabletop(
     checkpoint: Checkpoint = None,
@@ -523,6 +596,7 @@ def eval_tabletop(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -537,7 +611,8 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
 
 
@@ -562,6 +637,7 @@ def eval_libero(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -578,7 +654,8 @@ def eval_libero(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
         videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures),
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
 
 
@@ -793,7 +870,9 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="stream, features, latents, ingest, ingest-large, verify, index, mamba, latency or libero"),
+        typer.Argument(
+            help="stream, features, latents, step, ingest, ingest-large, verify, index, mamba, latency or libero."
+        ),
     ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,

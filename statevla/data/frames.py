@@ -59,6 +59,13 @@ def make_table(store: Store, chunk: int, shuffle_seed: int | None = None) -> Tab
 
     Raises StoreMissing when an instruction has no vector.
     """
+    segment_columns = store.segment_columns
+    longest = int(np.bincount(segment_columns["episode"], weights=segment_columns["steps"]).max(initial=0))
+    if 0 < longest < chunk:
+        raise UsageError(
+            f"model.action_seq_len: {chunk} actions wanted, but the longest episode of {store.root} has {longest}; "
+            "choose a chunk that an episode can hold"
+        )
     names = sorted({str(text) for text in store.episode_columns["instruction"]})
     row = {text: number for number, text in enumerate(names)}
     instruction = np.array([row[str(text)] for text in store.episode_columns["instruction"]], dtype=np.int64)

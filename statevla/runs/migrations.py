@@ -8,9 +8,9 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
     5  which states VICReg's terms take
-    6  what is precomputed: latents
+    6  what is precomputed: features, latents
     7  accumulation, averages of policies, augmentation, oversampling, trackers
-    8  features of frozen towers, decoded pictures
+    8  decoded pictures
 """
 
 import copy
@@ -96,17 +96,17 @@ def _regularized_states(old: Tree) -> Tree:
 
 
 def _precomputed(old: Tree) -> Tree:
-    """5 to 6: every picture was encoded again in every epoch."""
+    """5 to 6: every picture was encoded again in every epoch, and patches were as the tower gives them."""
     config = dict(old["config"])
-    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
-
-
-def _kept_pictures(old: Tree) -> Tree:
-    """7 to 8: a tower saw every picture again, all its patches were taken, and pictures were kept in memory only."""
-    config = dict(old["config"])
-    config["data"] = {**config["data"], "features": None, "cache": "memory"}
+    config["data"] = {**config["data"], "features": None, "latents": False}
     config["model"] = {**config["model"], "vision_pool": 1}
     return {**old, "config": config}
+
+
+def _decoded_pictures(old: Tree) -> Tree:
+    """7 to 8: pictures were kept in memory only."""
+    config = dict(old["config"])
+    return {**old, "config": {**config, "data": {**config["data"], "cache": "memory"}}}
 
 
 def _training_options(old: Tree) -> Tree:
@@ -150,6 +150,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     4: _regularized_states,
     5: _precomputed,
     6: _training_options,
-    7: _kept_pictures,
+    7: _decoded_pictures,
 }
 """From the format of the key to the next one."""
