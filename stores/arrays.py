@@ -165,6 +165,8 @@ def whole_writer(root: Path | str, name: str, spec: ArraySpec) -> Iterator[Calla
 
     Raises UsageError when it has several chunks, and when the rows are not all, or of another dtype or shape.
     """
+    import google_crc32c
+
     if spec.chunk != spec.shape[0]:
         raise UsageError(f"{name}: expected one chunk of {spec.shape[0]} rows, got chunks of {spec.chunk}")
     checksum, rows = 0, 0
@@ -191,6 +193,8 @@ def map_whole(array: "CheckedArray") -> NDArray[Any]:
 
     Raises UsageError where there is no such file, StoreCorrupt when its content is not as written.
     """
+    import google_crc32c
+
     spec = array.spec
     path = None if array.local is None else array.local(f"{array.name}/{spec.chunk_name(0)}")
     if spec.chunk != spec.shape[0] or path is None:
