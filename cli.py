@@ -269,6 +269,28 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def clean(
+    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove derived folders that no reader will take any more: stale, damaged or unfinished ones; asks first."""
+    from stores.kept import remove_kept, useless
+
+    found = useless(store)
+    rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in found]
+    if found and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError(f"{store}: {', '.join(item.path for item in found)} would be removed; say so with --yes")
+        for item in found:
+            print(f"{item.path}: {item.state}, {item.bytes:,} bytes")
+        typer.confirm(f"Remove these from {store}?", abort=True)
+    for item in remove_kept(store, found) if found else ():
+        print(f"removed {item.path}", file=sys.stderr)
+    report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in found), "removed": rows}, as_json)
+
+
+@app.command()
 def publish(
     store: Annotated[Path, typer.Argument(help="Store folder.")],
     url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/libero_object.")],
@@ -338,7 +360,10 @@ def features(
 @app.command()
 def latents(
     store: StoreArgument,
-    checkpoint: Annotated[Path, typer.Option(help="State encoder: a run or checkpoint folder.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="State encoder: a run or checkpoint folder; default: this store's only one."),
+    ] = None,
     device: Device = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="That of the training to come: training.precision.")

@@ -32,6 +32,10 @@ class DataConfig:
     latents: bool = option(
         True, "a policy on a frozen state encoder trains from its states, computed once and kept", resume=True
     )
+    cache: str = option(
+        "memory", "decoded: pictures are decoded once, into a file beside the store that all processes map",
+        choices=("memory", "decoded"), resume=True,
+    )  # fmt: skip
     shuffle_instructions: bool = option(False, "a control: pair every episode with another task's instruction")
     oversample_gripper: int = option(
         1, "times that a step is drawn an epoch whose chunk opens or closes a gripper", least=1, most=100

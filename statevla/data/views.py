@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stores.arrays import map_whole
 from stores.derived import Derived
 from stores.errors import UsageError
 from stores.sharded import ShardedArray
@@ -110,6 +111,21 @@ class Latents:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """Pictures, decoded. cameras: rows [H, W, 3] each."""
+
+    cameras: tuple[Held, ...]
+
+    def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
+        return {"images": tuple(take(camera, rows, pin, pool) for camera in self.cameras)}
+
+
+def open_decoded(found: Derived, cache_bytes: float) -> Decoded:
+    """Mapped: the system shares one copy among processes and keeps what fits. Read once, for the checksums."""
+    return Decoded(tuple(Held(map_whole(found.array(name))) for name in found.about["cameras"]))
+
+
+@dataclass(frozen=True)
 class Features:
     """Patch features of a frozen tower. cameras: rows [P, V] each; scales: of int8, rows [P] each."""
 
@@ -139,6 +155,7 @@ def open_latents(found: Derived, cache_bytes: float) -> View:
 
 VIEWS: Final[dict[str, Callable[[Derived, float], View] | None]] = {
     "pixels": None,
+    "decoded": open_decoded,
     "features": open_features,
     "latents": open_latents,
 }

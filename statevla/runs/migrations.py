@@ -10,6 +10,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     5  which states VICReg's terms take
     6  what is precomputed: features, latents
     7  accumulation, averages of policies, augmentation, oversampling, trackers
+    8  decoded pictures
 """
 
 import copy
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 7
+FORMAT: Final = 8
 Tree = dict[str, Any]
 
 
@@ -102,6 +103,12 @@ def _precomputed(old: Tree) -> Tree:
     return {**old, "config": config}
 
 
+def _decoded_pictures(old: Tree) -> Tree:
+    """7 to 8: pictures were kept in memory only."""
+    config = dict(old["config"])
+    return {**old, "config": {**config, "data": {**config["data"], "cache": "memory"}}}
+
+
 def _training_options(old: Tree) -> Tree:
     """6 to 7: there was none of them."""
     tree = copy.deepcopy(old)
@@ -143,5 +150,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     4: _regularized_states,
     5: _precomputed,
     6: _training_options,
+    7: _decoded_pictures,
 }
 """From the format of the key to the next one."""
