@@ -51,6 +51,9 @@ Closed = Annotated[
     bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
 ]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
+Told = Annotated[
+    str | None, typer.Option("--goals", help="A policy that takes goals is told them by language, or by an image.")
+]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
@@ -118,6 +121,9 @@ def collect(
         float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
@@ -130,6 +136,8 @@ def collect(
         raise UsageError("--append and --replace: expected one of them")
     if append and suite != "tabletop":
         raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
+    if from_policy is not None and (suite == "tabletop" or dry_run):
+        raise UsageError("--from-policy: for recordings in LIBERO; leave it out with tabletop and --dry-run")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
@@ -147,11 +155,14 @@ def collect(
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
+            from statevla.policies.policy import Policy
+            from statevla.systems.find import find_policy
 
+            driver = None if from_policy is None else Policy.load(find_policy(from_policy))
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                progress=progress, replace=replace,
+                from_policy=driver, progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())
@@ -258,6 +269,28 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def clean(
+    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove derived folders that no reader will take any more: stale, damaged or unfinished ones; asks first."""
+    from stores.kept import remove_kept, useless
+
+    found = useless(store)
+    rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in found]
+    if found and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError(f"{store}: {', '.join(item.path for item in found)} would be removed; say so with --yes")
+        for item in found:
+            print(f"{item.path}: {item.state}, {item.bytes:,} bytes")
+        typer.confirm(f"Remove these from {store}?", abort=True)
+    for item in remove_kept(store, found) if found else ():
+        print(f"removed {item.path}", file=sys.stderr)
+    report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in found), "removed": rows}, as_json)
+
+
+@app.command()
 def publish(
     store: Annotated[Path, typer.Argument(help="Store folder.")],
     url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/libero_object.")],
@@ -299,9 +332,38 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def features(
+    store: StoreArgument,
+    encoder: Annotated[str, typer.Option(help="siglip, dinov2, or a model of one: a hub name or a folder.")],
+    dtype: Annotated[Literal["float16", "int8"], typer.Option(help="int8: in units of each patch's largest.")] = (
+        "float16"
+    ),
+    pool: Annotated[int, typer.Option(help="1, 2 or 4: patches averaged over squares of this side.")] = 1,
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode, a worker.")] = 2,
+    name: Annotated[str | None, typer.Option(help="Folder below features/; default: from the other options.")] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen vision tower's patch features of every frame in the store; goes on where it was interrupted."""
+    from pipelines.derive.features import FeatureConfig, make_features
+
+    config = FeatureConfig(store, encoder, dtype, pool, device, batch, threads, name)
+    with show_progress() as progress:
+        result = make_features(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+    report(f"Features of {store}", result, as_json)
+
+
+@app.command()
 def latents(
     store: StoreArgument,
-    checkpoint: Annotated[Path, typer.Option(help="State encoder: a run or checkpoint folder.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="State encoder: a run or checkpoint folder; default: this store's only one."),
+    ] = None,
     device: Device = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="That of the training to come: training.precision.")
@@ -534,6 +596,7 @@ def eval_tabletop(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -548,7 +611,8 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
 
 
@@ -573,6 +637,7 @@ def eval_libero(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -589,7 +654,8 @@ def eval_libero(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
         videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures),
-        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed},
+        loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
+                 "goals": goals},
     )  # fmt: skip
 
 
@@ -804,7 +870,9 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="stream, step, latents, ingest, ingest-large, verify, index, mamba, latency or libero."),
+        typer.Argument(
+            help="stream, features, latents, step, ingest, ingest-large, verify, index, mamba, latency or libero."
+        ),
     ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,

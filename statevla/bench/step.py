@@ -72,7 +72,7 @@ def _phase(
 
 
 def _parts(run: Run, steps: int) -> tuple[dict[str, float], float | None]:
-    """Median seconds of each part of a step on a batch that is there; and the peak of tensors on a GPU, 10⁹ bytes."""
+    """Median seconds of each part of a step on a batch that is there; the peak of the tensors on a GPU, 10⁹ bytes."""
     gpu = run.device.type == "cuda"
     with closing(run.loader.batches()) as batches:
         batch = next(batches)[1].to(run.device)

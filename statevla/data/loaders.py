@@ -5,6 +5,7 @@ Images stay encoded on disk and uint8 in memory; resizing and normalization run 
 Legend: B global batch, L lanes, M segments in a block, K chunk.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Generator, Iterator
@@ -16,6 +17,7 @@ from statevla.config import DataConfig
 from statevla.data.batch import Batch
 from statevla.data.blocks import Blocks, BlockSupply
 from statevla.data.frames import Ints, Table, make_table
+from statevla.data.goals import Goals
 from statevla.data.needs import NOW, Needs
 from statevla.data.numbers import Numbers
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
@@ -102,6 +104,7 @@ class SegmentLoader:
         )
         self.lanes = rank_lanes(self.order, rank, world)
         self.source = Source(store, self.table, self.segments, data, needs.next)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -115,7 +118,17 @@ class SegmentLoader:
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
         plans = training_plans(self.order, self.segments, self.lanes, start, self.repeated)
-        return stream(plans, self.source.supply(), threads=self.data.loader_threads)
+        batches = stream(plans, self.source.supply(), threads=self.data.loader_threads)
+        return batches if self.goals is None else with_goals(batches, self.goals)
+
+
+def with_goals(
+    batches: Generator[tuple[Position, Batch], None, None], goals: Goals
+) -> Generator[tuple[Position, Batch], None, None]:
+    """The same batches, each with its rows' goals."""
+    with contextlib.closing(batches):
+        for after, batch in batches:
+            yield after, goals.attach(batch, after.epoch - (after.batch == 0))
 
 
 def training_plans(
@@ -195,6 +208,7 @@ class SplitReader:
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.source = Source(store, self.table, self.segments, data, needs.next)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Every transition exactly once; the last batch may be smaller. A rank has every `world`-th batch."""
@@ -202,7 +216,7 @@ class SplitReader:
         every = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
         plans = itertools.islice(every, rank, None, world)
         for _, batch in stream(plans, self.source.supply(), threads=self.data.loader_threads):
-            yield batch
+            yield batch if self.goals is None else self.goals.attach(batch, 0)
 
 
 def iterate_once(

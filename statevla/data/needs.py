@@ -7,7 +7,7 @@ from statevla.data.views import VIEWS
 from stores.errors import UsageError
 
 OFFSETS: Final = ((0,), (0, 1))
-GOALS: Final = ("none",)
+GOALS: Final = ("none", "final", "future", "near", "mixed")
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Needs:
     """What of each transition a batch must hold.
 
     offsets: observation frames relative to t. require: leave out steps that lack one of them, instead of masking.
-    views: what of an observation is loaded. goal: whether a later observation comes with each row. rows: fewest rows of
-    a batch for which the loss means something. Raises UsageError for what no loader delivers.
+    views: what of an observation is loaded. goal: which later observation comes with each row (`data.goals.Goals`).
+    rows: fewest rows of a batch for which the loss means something. Raises UsageError for what no loader delivers.
     """
 
     offsets: tuple[int, ...] = (0,)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from statevla.evaluators.goals import with_goals
 from statevla.evaluators.runner import Policy
 from statevla.observation import libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemos, ZeroPolicy
@@ -40,25 +41,31 @@ def choose_policy(
     precision: str = "float32",
     euler_steps: int | None = None,
     closed: bool = False,
+    goals: str | None = None,
     seed: int = 0,
     demos: ReplayDemos | None = None,
 ) -> ChosenPolicy:
     """Load the checkpoint or build the control.
 
     checkpoint: its folder or a run's; None: see `find_policy`. device, precision, euler_steps, closed: as
-    `Policy.load`. seed: of the expert. demos: what ``replay-demos`` replays. Raises UsageError for an unknown kind or
-    suite or Euler steps of a control, and what loading raises.
+    `Policy.load`. goals: how a policy that takes goals is told them, ``language`` or ``image``. seed: of the expert.
+    demos: what ``replay-demos`` replays. Raises UsageError for an unknown kind or suite, for Euler steps or goals of a
+    control, for goals that the policy was not trained on, and what loading raises.
     """
     row = find_suite(suite)
     if kind not in POLICIES:
         raise UsageError(f"policy {kind!r}: expected one of {', '.join(POLICIES)}")
     if kind != "checkpoint" and euler_steps is not None:
         raise UsageError(f"euler_steps: {euler_steps} makes sense for a checkpoint only; {kind} samples nothing")
+    if kind != "checkpoint" and goals is not None:
+        raise UsageError(f"goals: {goals} makes sense for a checkpoint only; {kind} is told nothing")
     if kind == "checkpoint":
         path = find_policy(checkpoint)
         trained = TrainedPolicy.load(path, device, precision, euler_steps, closed)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
-        return ChosenPolicy(trained, name, evaluation(path, _folder(suite, trained.identity)))
+        told = with_goals(trained, goals, row, name)
+        name = name if goals is None else f"{name}, told by {goals}"
+        return ChosenPolicy(told, name, evaluation(path, _folder(suite, told.identity)))
     control: Policy
     if kind == "expert":
         control = ExpertControl(seed)

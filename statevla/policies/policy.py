@@ -120,16 +120,25 @@ class Policy:
         """Actions that it plans in one call, K."""
         return self.config.model.action_seq_len
 
-    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+    def act(
+        self,
+        observations: Sequence[Observation],
+        draws: Sequence[Draw] | None = None,
+        goals: Sequence[Observation] | None = None,
+    ) -> Acted:
         """One chunk for each observation: float32 [B, K, A] on the CPU, action units; binary dimensions -1 or +1.
 
         A pure function of its arguments, row by row: `draws` says each row's noise; None: `Draw()` for all of them.
+        goals: what each row is to reach, for a policy that is told so; None: the instruction says it.
         Raises ObsSpecMismatch when an observation is not what the policy was trained on, StoreMissing for an unknown
         instruction, UsageError on another number of draws.
         """
         batch = self.observe(observations)
         condition = torch.stack([self.conditions[observation.instruction] for observation in observations])
-        acted = self._act(batch, condition, draws)
+        goal = None if goals is None else torch.stack(self.observe(goals).images, dim=1)
+        if goal is not None and len(goal) != len(observations):
+            raise UsageError(f"policy: expected a goal for each of {len(observations)} observations, got {len(goal)}")
+        acted = self._act(batch, condition, draws, goal)
         closing = None if acted.closing is None else acted.closing.cpu()
         return Acted(acted.chunk.cpu(), closing, {name: extra.cpu() for name, extra in acted.extras.items()})
 
@@ -137,14 +146,17 @@ class Policy:
         """`act` for a loader's batch, unchecked; the result stays on the policy's device."""
         return self._act(obs, self.actor.condition(obs.language), draws)
 
-    def _act(self, obs: ObservationBatch, condition: Tensor, draws: Sequence[Draw] | None) -> Acted:
+    def _act(
+        self, obs: ObservationBatch, condition: Tensor, draws: Sequence[Draw] | None, goal: Tensor | None = None
+    ) -> Acted:
         rows, shape = len(obs.robot_state), self.model.noise_shape
         draws = [Draw()] * rows if draws is None else draws
         if len(draws) != rows:
             raise UsageError(f"policy: expected a draw for each of {rows} observations, got {len(draws)}")
         noise = None if shape is None else normal_rows(draws, shape).to(self.device)
         obs = obs.to(self.device)
-        return self.actor.act(Scene(obs.images, obs.robot_state, condition, noise))
+        goal = None if goal is None else goal.to(self.device)
+        return self.actor.act(Scene(obs.images, obs.robot_state, condition, noise, goal))
 
     @property
     def standardize_action(self) -> Standardize:

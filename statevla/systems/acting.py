@@ -20,9 +20,9 @@ class Scene(NamedTuple):
     """What one call decides on, all on the policy's device.
 
     images: RGB [B, H, W, 3] a camera, in the spec's order. condition: `PolicyNet.condition` of each row's instruction.
-    noise: normal, ``[B, *noise_shape]``; None for a policy that draws none. goal: what is to be reached, where the
-    system takes a goal. prefix and given: actions that are already committed, and which. memory: what the system handed
-    out before, where it remembers.
+    noise: normal, ``[B, *noise_shape]``; None for a policy that draws none. goal: pictures of what is to be reached,
+    uint8 [B, C, H, W, 3], where the system takes them; None: the instruction says it. prefix and given: actions that
+    are already committed, and which. memory: what the system handed out before, where it remembers.
     """
 
     images: tuple[UInt8[Tensor, "B _ _ 3"], ...]

@@ -125,7 +125,7 @@ class JepaModel(Objective):
             "z_correlation": correlation_excess(z),
             "z_within": within_episodes(z, terms["episode"]),
             "copy_ratio": float(error / masked_mse(z, wanted, keep).clamp(min=TINY)),
-            "action_ratio": float(masked_mse(self.predictor(z, others), wanted, keep) / error),
+            "action_ratio": float(masked_mse(self.predictor(z, others).detach(), wanted, keep) / error),
         }
 
 

@@ -33,14 +33,11 @@ def draws_of_step(training: TrainingConfig, step: int, cameras: int) -> Draws:
 
 
 def augmented(batch: Batch, draws: Draws) -> Batch:
-    """`batch` with now and next changed by the same draw of each row and camera; draws: of its rows.
+    """`batch` with now, next and goal changed by the same draw of each row and camera; draws: of its rows.
 
     Raises UsageError for a batch without pictures.
     """
-    obs = _changed(batch.obs, draws)
-    return dataclasses.replace(
-        batch, obs=obs, next_obs=obs if batch.next_obs is batch.obs else _changed(batch.next_obs, draws)
-    )
+    return batch.see(lambda obs: _changed(obs, draws))
 
 
 def _changed(obs: ObservationBatch, draws: Draws) -> ObservationBatch:

@@ -16,7 +16,7 @@ from statevla.config.schema import require_widths
 from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.prefetch import Position
-from statevla.encoders.vision import load_backbone, require_identity
+from statevla.encoders.vision import require_identity
 from statevla.models.losses import LossParts
 from statevla.models.optim import parameter_groups
 from statevla.policies.prepare import choose_device
@@ -28,7 +28,7 @@ from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
 from statevla.trainers import pictures
 from statevla.trainers.average import average_of
-from statevla.trainers.kept import use_kept_states
+from statevla.trainers.kept import choose_backbone, use_what_is_kept
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
 from statevla.trainers.parents import load_parent, origin
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
@@ -85,7 +85,7 @@ def train(
             return run, run.start() if source is None else run.resume(source)
 
         run, start = ranks.together(begin)
-        use_kept_states(run)
+        use_what_is_kept(run)
         return run.loop(start)
 
 
@@ -137,7 +137,7 @@ class Run:
         found = None if parent is None else load_parent(system, config, parent, store, unfinished_parent)
         self.parent = None if found is None else origin(found)
         torch.manual_seed(training.seed)
-        self.backbone = load_backbone(config.model, self.device)
+        self.backbone = choose_backbone(config, store, self.device)
         self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
         if training.batch_size < needs.rows:

@@ -30,6 +30,8 @@ COUNTS = [
     ("vla", "base", ("vla.fusion=perceiver", "vla.queries=16"), 137_584_135),
     ("vla", "base", ("vla.fusion=perceiver",), 137_584_135 + 16 * 768),
     ("vla", "base", ("vla.head=discrete",), 142_288_906),
+    ("goal", "tiny", ("goal.fusion=late",), 179_718),
+    ("goal", "small", ("goal.fusion=late",), 3_178_630),
 ]
 
 

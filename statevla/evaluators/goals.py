@@ -1,0 +1,104 @@
+"""A policy that is told what to reach by a picture: which picture, for each trial.
+
+The scripted expert solves the trial's own layout in a world beside the evaluation's; the picture is what the cameras
+then show. So a goal is seen by the same cameras, can be reached, and is the same for every policy and interruption.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from statevla.evaluators.trials import NUMBERS
+from statevla.observation import Observation, from_simulator, square_side
+from statevla.policies.identity import identity_of
+from statevla.policies.noise import Draw
+from statevla.policies.policy import Policy
+from statevla.sims.libero.errors import SimulatorFailed
+from statevla.sims.suites import Suite
+from statevla.sims.world import Start
+from statevla.systems.acting import Acted
+from stores.errors import UsageError
+
+EXPERT: Final = "expert"
+KINDS: Final = ("language", "image")
+
+
+class ExpertGoals:
+    """Final pictures of the suite's expert, made when a trial first asks and kept until another one does."""
+
+    def __init__(self, suite: Suite, image_size: int) -> None:
+        self.suite, self.image_size = suite, image_size
+        self._last: tuple[tuple[int, int], Observation] | None = None
+
+    def of(self, draw: Draw) -> Observation:
+        """The goal of the trial that a draw belongs to.
+
+        Raises SimulatorFailed where the expert does not solve it: then no picture says what to reach.
+        """
+        key = draw.seed, draw.trial
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._solve(*key)
+        return self._last[1]
+
+    def _solve(self, seed: int, trial: int) -> Observation:
+        index, start = divmod(trial, NUMBERS)
+        (task,) = self.suite.tasks([index])
+        self.suite.check_expert([task])
+        world = self.suite.open(task, self.image_size, 1)
+        try:
+            if world.starting:
+                world.come_up()
+            world.begin(Start(start, seed, expert=True))
+            world.receive()
+            world.run_expert(self.suite.max_steps, film=0)
+            seen = world.receive()
+        finally:
+            world.close()
+        if seen.success_step is None:
+            raise SimulatorFailed(
+                f"{self.suite.name}, {task.name} from start {start}: the expert did not solve it, so that there is no "
+                "goal's picture; choose other --tasks or another --seed"
+            )
+        return from_simulator(seen.observation, task.instruction)
+
+
+class WithGoals:
+    """`policy` with each trial's goal put before it; otherwise the same."""
+
+    def __init__(self, policy: Policy, source: ExpertGoals) -> None:
+        self.policy, self.source = policy, source
+        self.identity = identity_of({"policy": policy.identity, "goals": EXPERT})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        """`Policy.act`; the draws say which trials the rows belong to."""
+        if draws is None:
+            raise UsageError("goals: expected the draw of each trial, got none")
+        return self.policy.act(observations, draws, [self.source.of(draw) for draw in draws])
+
+
+def told_by(policy: Policy) -> tuple[str, ...]:
+    """How a policy can be told what to reach."""
+    known: tuple[str, ...] = getattr(policy.model, "told_by", KINDS[:1])
+    return known
+
+
+def with_goals(policy: Policy, kind: str | None, suite: Suite, name: str) -> Policy | WithGoals:
+    """`policy` as it is to be told: by ``language`` or ``image``; None: in its only way.
+
+    Raises UsageError where it was not trained to be told so, or was trained on both and nothing was said.
+    """
+    known = told_by(policy)
+    if kind is None and len(known) > 1:
+        raise UsageError(f"{name}: it is told what to reach by language or by a picture; say --goals language or image")
+    kind = known[0] if kind is None and known == KINDS[:1] else kind
+    if kind is None:
+        raise UsageError(f"{name}: it is told what to reach by a picture, and there is none; say --goals image")
+    if kind not in KINDS:
+        raise UsageError(f"goals: expected {' or '.join(KINDS)}, got {kind!r}")
+    if kind not in known:
+        raise UsageError(f"{name}: it was trained to be told by {' or '.join(known)}, not by {kind}; leave --goals out")
+    if kind == KINDS[0]:
+        return policy
+    return WithGoals(policy, ExpertGoals(suite, square_side(policy.obs_spec, f"{suite.name}'s")))

@@ -1,0 +1,184 @@
+"""A policy that is told what to reach by language or by a picture, row by row.
+
+Fusion ``early`` puts the goal's picture beside the current one, channel by channel, so that the first layer can compare
+pixels (black where the row is told by language: octo #74); ``late`` adds the goal's patches as tokens. A learned
+embedding says which kind a row is. Rows that are told by language do not see the goal's pixels at all, and rows that
+are told by a picture do not see the instruction.
+
+Legend: B batch, C cameras, D width, N tokens, P patches, K chunk, S side of a resized picture, I instructions.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from statevla.config import Config
+from statevla.config.options import option
+from statevla.data.batch import Batch
+from statevla.data.needs import NOW, Needs
+from statevla.models.attention import Backbone
+from statevla.models.heads import ChunkOutput, split_output
+from statevla.models.stems import PatchStem
+from statevla.models.tokenizer import embedding, prepare_pixels
+from statevla.systems.acting import Acted, Scene
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.system import Given, Noise, Terms
+from stores.errors import UsageError
+from stores.spec import ObsSpec
+
+FUSIONS = ("early", "late")
+RELABEL = ("mixed", "final", "future", "near")
+LANGUAGE, IMAGE = "language", "image"
+
+Pictures = tuple[UInt8[Tensor, "B _ _ 3"], ...]
+"""A camera each."""
+
+
+class GoalNet(nn.Module):
+    """The spec's cameras and widths; chunk: steps."""
+
+    def __init__(
+        self, *, size: int, patch: int, width: int, heads: int, blocks: int, chunk: int, spec: ObsSpec,
+        fusion: str = "early", dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        cameras = len(spec.cameras)
+        self.size, self.chunk, self.pose, self.fusion = size, chunk, len(spec.continuous), fusion
+        channels = 6 if fusion == "early" else 3
+        self.stems = nn.ModuleList(PatchStem(size, patch, width, channels) for _ in range(cameras))
+        self.position = embedding(cameras, (size // patch) ** 2, width)
+        self.camera = embedding(cameras, width)
+        self.kind = embedding(2, width)
+        """Told by language, told by a picture."""
+        self.language = nn.Linear(spec.language_width, width)
+        self.robot = nn.Sequential(nn.Linear(spec.robot_state_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.robot_embedding, self.readout = embedding(1, width), embedding(1, width)
+        self.backbone = Backbone(width, heads, 4 * width, blocks, dropout)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, chunk * spec.action_dim))
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
+        """The token of each instruction."""
+        out: Tensor = self.language(language) + self.kind[0]
+        return out
+
+    def goal_pixels(self, goal: UInt8[Tensor, "B _ _ 3"], by_image: Bool[Tensor, " B"]) -> Float[Tensor, "B 3 S S"]:
+        """One camera's goal, zero in rows that are told by language."""
+        return torch.where(by_image[:, None, None, None], prepare_pixels(goal, self.size), 0.0)
+
+    def forward(
+        self, images: Pictures, robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"], goal: Pictures,
+        by_image: Bool[Tensor, " B"],
+    ) -> ChunkOutput:  # fmt: skip
+        """robot: standardized. by_image: rows that `goal` is for; of the others its pixels are not used."""
+        told = torch.where(by_image.unsqueeze(1), self.kind[1], condition)
+        tokens = [self.readout.expand(len(robot), 1, -1), (self.robot(robot) + self.robot_embedding[0]).unsqueeze(1)]
+        for number, stem in enumerate(self.stems):
+            now, there = prepare_pixels(images[number], self.size), self.goal_pixels(goal[number], by_image)
+            place = self.position[number] + self.camera[number]
+            if self.fusion == "early":
+                tokens.append(stem(torch.cat([now, there], dim=1)).float() + place)
+                continue
+            tokens.append(stem(now).float() + place)
+            seen = stem(there).float() + place + self.kind[1]
+            tokens.append(torch.where(by_image[:, None, None], seen, self.kind[0]))
+        tokens.append(told.unsqueeze(1))
+        out: Tensor = self.head(self.backbone(torch.cat(tokens, dim=1))[:, 0].float())
+        return split_output(out, self.chunk, self.pose)
+
+
+@dataclass(frozen=True)
+class GoalOptions(ChunkOptions):
+    """``goal.*``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {"image_size": 64, "patch_size": 8, "width": 64, "heads": 4, "blocks": 2, "learning_rate": 1e-3},
+    }
+
+    learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    patch_size: int = option(16, "pixels a side of a patch", least=1)
+    width: int = option(192, "of the tokens", least=8)
+    heads: int = option(6, "of every attention", least=1)
+    blocks: int = option(6, "over all tokens", least=1)
+    fusion: str = option("early", "the goal's picture as channels, or as tokens", choices=FUSIONS)
+    relabel: str = option("mixed", "which later observation is a row's goal", choices=RELABEL)
+    image_share: float = option(0.5, "share of the rows that are told by a picture; 0: language alone", least=0, most=1)
+    dropout: float = option(0.0, "of every block", least=0, most=1)
+
+
+class GoalPolicy(ChunkPolicy):
+    """The net with its loss and its decision; a scene without a goal is told by its instruction."""
+
+    options: GoalOptions
+
+    def __init__(self, config: Config, options: GoalOptions, given: Given) -> None:
+        super().__init__(options, given)
+        self.net = GoalNet(
+            size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
+            blocks=options.blocks, chunk=config.model.action_seq_len, spec=given.spec, fusion=options.fusion,
+            dropout=options.dropout,
+        )  # fmt: skip
+        self.needs = Needs(goal=options.relabel) if IMAGE in self.told_by else NOW
+
+    @property
+    def told_by(self) -> tuple[str, ...]:
+        """The kinds of goal that it was trained on."""
+        share = self.options.image_share
+        return tuple(kind for kind, there in ((LANGUAGE, share < 1), (IMAGE, share > 0)) if there)
+
+    def draw(self, rows: int, generator: torch.Generator) -> Noise:
+        """``kind`` [B], uniform on [0, 1): below the share of pictures, a row is told by one."""
+        return {"kind": torch.rand(rows, generator=generator)}
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
+        return self.net.condition(scale_language(language))
+
+    def terms(self, batch: Batch, noise: Noise) -> Terms:
+        """``pose`` [B K P] and ``logits`` beside `ChunkPolicy.wanted`, each row told by its kind; in validation
+        ``by_language`` and ``by_image`` [B K P] too, where it was trained on both.
+        """
+        obs = batch.obs
+        goal = obs.images if batch.goal is None else batch.goal.images
+        inputs = obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language), goal
+        by_image = noise["kind"] < (self.options.image_share if batch.goal is not None else 0.0)
+        pose, logits = self.net(*inputs, by_image)
+        found = {"pose": pose, "logits": logits, **self.wanted(batch)}
+        if not self.training and batch.goal is not None and len(self.told_by) == 2:
+            found["by_language"] = self.net(*inputs, torch.zeros_like(by_image)).pose
+            found["by_image"] = self.net(*inputs, torch.ones_like(by_image)).pose
+        return found
+
+    def monitors(self, terms: Terms) -> dict[str, float]:
+        """Pose loss of all rows told by language, and by pictures; ``disagreement``: mean distance of the two."""
+        if "by_image" not in terms:
+            return {}
+        losses = {name: self.pose_loss({**terms, "pose": terms[name]}).item() for name in ("by_language", "by_image")}
+        apart = (terms["by_language"] - terms["by_image"]).abs().mean(dim=-1)
+        keep = terms["keep"]
+        return {**losses, "disagreement": (torch.where(keep, apart, 0.0).sum() / keep.sum().clamp(min=1)).item()}
+
+    def decide(self, scene: Scene) -> Acted:
+        """Raises UsageError without a goal where it was trained on pictures alone, and with one where on none."""
+        kind = LANGUAGE if scene.goal is None else IMAGE
+        if kind not in self.told_by:
+            raise UsageError(
+                f"goal policy: it was trained to be told by {' or '.join(self.told_by)} alone, and is told by {kind}"
+            )
+        robot = self.standardize_robot_state(scene.robot_state)
+        goal = scene.images if scene.goal is None else scene.goal.unbind(1)
+        by_image = torch.full((len(robot),), scene.goal is not None, device=robot.device)
+        return self.acted(*self.net(scene.images, robot, scene.condition, goal, by_image))
+
+    def matrices(self) -> Iterator[Tensor]:
+        return parameters_of(self.net.stems, self.net.backbone)
+
+
+def build(config: Config, given: Given) -> GoalPolicy:
+    """Fresh weights. Raises UsageError where the cameras' pictures differ in size: a goal is one tensor of them."""
+    if len(set(given.spec.image_sizes)) > 1:
+        raise UsageError(f"goal: expected cameras of one picture size, the store has {given.spec.image_sizes}")
+    return GoalPolicy(config, config.section("goal"), given)

@@ -1,0 +1,140 @@
+"""Goals of trials: the expert's last picture of the same layout, and one clear line where there is none."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from statevla.config.load import load_config
+from statevla.evaluators.choose import choose_policy
+from statevla.evaluators.evaluate import evaluate
+from statevla.evaluators.goals import ExpertGoals, WithGoals, with_goals
+from statevla.observation import Observation
+from statevla.policies.noise import Draw
+from statevla.policies.policy import Policy
+from statevla.sims.libero.errors import SimulatorFailed
+from statevla.sims.suites import find_suite
+from statevla.sims.tabletop.environment import TabletopEnv
+from statevla.sims.tabletop.suite import TabletopSuite, evaluation_seed
+from statevla.systems.acting import Acted
+from statevla.systems.table import sections
+from statevla.trainers.trainer import train
+from stores.errors import UsageError
+from tests.trainers.micro import SETTINGS, micro_store
+
+SUITE = find_suite("tabletop")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("goal")
+    config = load_config("tiny", None, (*SETTINGS, "training.max_steps=1"), sections())
+    train("goal", config, micro_store(folder / "store"), folder / "run")
+    return folder / "run"
+
+
+def test_the_goal_is_the_solved_layout_of_that_very_trial() -> None:
+    task = SUITE.tasks([2])[0]
+    source = ExpertGoals(SUITE, 32)
+    goal = source.of(Draw(seed=1, trial=2 * 2**32 + 6, call=4))
+    env = TabletopEnv(32)
+    start = env.reset(task=2, seed=evaluation_seed(1, 6))
+    assert goal.instruction == task.instruction
+    assert goal.images[0].shape == (32, 32, 3)
+    begun = np.ascontiguousarray(start["agentview_image"][::-1])
+    assert not np.array_equal(goal.images[0], begun)
+    changed = (np.abs(goal.images[0].astype(int) - begun).max(axis=-1) > 12).mean()
+    other = source.of(Draw(seed=1, trial=2 * 2**32 + 10))
+    elsewhere = (np.abs(goal.images[0].astype(int) - other.images[0]).max(axis=-1) > 12).mean()
+    assert changed < elsewhere  # the same layout but for what was moved
+    again = ExpertGoals(SUITE, 32).of(Draw(seed=1, trial=2 * 2**32 + 6, call=9))
+    np.testing.assert_array_equal(again.images[0], goal.images[0])
+
+
+def test_it_is_made_once_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, solve = ExpertGoals(SUITE, 32), ExpertGoals._solve
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(ExpertGoals, "_solve", lambda self, *key: (made.append(key), solve(self, *key))[1])
+    for trial, call in ((4, 0), (4, 1), (8, 0), (8, 1)):
+        source.of(Draw(0, trial, call))
+    assert made == [(0, 4), (0, 8)]
+
+
+def test_an_expert_that_fails_gives_no_goal() -> None:
+    impatient = TabletopSuite(max_steps=3)
+    with pytest.raises(SimulatorFailed, match="put_the_red_block_in_the_blue_bowl from start 0: the expert did not"):
+        ExpertGoals(impatient, 32).of(Draw())
+
+
+def test_a_goal_policy_must_be_told_how(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="by language or by a picture; say --goals language or image") as told:
+        choose_policy("checkpoint", "tabletop", checkpoint=run)
+    assert "\n" not in str(told.value)
+    by_language = choose_policy("checkpoint", "tabletop", checkpoint=run, goals="language")
+    by_image = choose_policy("checkpoint", "tabletop", checkpoint=run, goals="image")
+    assert isinstance(by_image.policy, WithGoals)
+    assert by_language.policy.identity != by_image.policy.identity  # type: ignore[union-attr]
+    assert by_image.name.endswith("told by image")
+    with pytest.raises(UsageError, match="goals: expected language or image, got 'smell'"):
+        choose_policy("checkpoint", "tabletop", checkpoint=run, goals="smell")
+    with pytest.raises(UsageError, match="goals: image makes sense for a checkpoint only"):
+        choose_policy("zero", "tabletop", goals="image")
+
+
+def test_other_policies_take_no_goals(run: Path) -> None:
+    film = told(run, ("language",))
+    assert with_goals(film, None, SUITE, "film") is film
+    with pytest.raises(UsageError, match="film: it was trained to be told by language, not by image"):
+        with_goals(film, "image", SUITE, "film")
+    with pytest.raises(UsageError, match="it is told what to reach by a picture, and there is none; say --goals image"):
+        with_goals(told(run, ("image",)), None, SUITE, "p")
+
+
+def test_the_goals_reach_the_policy(run: Path, tmp_path: Path) -> None:
+    policy = Policy.load(run / "checkpoints" / "goal" / "checkpoint_latest")
+    suite = TabletopSuite()
+    world = suite.open(suite.tasks([0])[0], 32, 1)
+    goal = ExpertGoals(suite, 32).of(Draw())
+    now = Observation(goal.images, goal.robot_state, policy_instruction(policy))
+    goal, other = (Observation(images, goal.robot_state, now.instruction) for images in (goal.images, flipped(goal)))
+    chunks = [policy.act([now], None, goals).chunk for goals in (None, [goal], [other])]
+    assert not torch.equal(chunks[1], chunks[2])
+    assert not torch.equal(chunks[0], chunks[1])
+    with pytest.raises(UsageError, match="expected a goal for each of 1 observations, got 2"):
+        policy.act([now], None, [goal, goal])
+    world.close()
+
+
+def test_a_whole_evaluation_by_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bytes]] = []
+
+    def act(self: Policy, observations: Any, draws: Any, goals: Any) -> Acted:
+        seen.append((draws[0].trial, goals[0].images[0].tobytes()))
+        return Acted(torch.zeros(1, self.chunk, 7), None)
+
+    monkeypatch.setattr(Policy, "act", act)
+    policy = with_goals(told(run, ("image",)), "image", SUITE, "looks")
+    monkeypatch.setattr(Policy, "vector", lambda self, text: None)
+    evaluate(policy, "tabletop", out=tmp_path / "out", name="looks", episodes=3, tasks="0", max_steps=10)
+    assert len({trial for trial, _ in seen}) == 3
+    assert len(set(seen)) == 3  # one goal a trial, however many calls
+    assert len(seen) > 3
+
+
+def told(run: Path, kinds: tuple[str, ...]) -> Policy:
+    """A policy that was trained to be told so."""
+    policy = Policy.load(run / "checkpoints" / "goal" / "checkpoint_latest")
+    share = {("language",): 0.0, ("image",): 1.0}[kinds]
+    policy.model.options = dataclasses.replace(policy.model.options, image_share=share)  # type: ignore[attr-defined]
+    return policy
+
+
+def policy_instruction(policy: Policy) -> str:
+    return next(iter(policy.language))
+
+
+def flipped(goal: Observation) -> tuple[np.ndarray, ...]:
+    return tuple(255 - frames for frames in goal.images)
