@@ -782,7 +782,7 @@ def _evaluate(
 
 @app.command()
 def diagnose(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Run or checkpoint; default: the only policy.")] = None,
+    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint of a policy.")],
     store: Store = None,
     suite: Annotated[str | None, typer.Option(help="Where to act; default: the store's suite.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: two of the store's.")] = None,
