@@ -567,8 +567,8 @@ def eval_offline(
 @eval_app.command("probes")
 def eval_probes(
     checkpoint: Annotated[
-        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
-    ],
+        Path | None, typer.Option(help="A run or checkpoint with a state encoder; default: the only one of the store.")
+    ] = None,
     store: Store = None,
     device: Device = "auto",
     frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
