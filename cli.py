@@ -567,8 +567,8 @@ def eval_offline(
 @eval_app.command("probes")
 def eval_probes(
     checkpoint: Annotated[
-        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
-    ],
+        Path | None, typer.Option(help="A run or checkpoint with a state encoder; default: the only one of the store.")
+    ] = None,
     store: Store = None,
     device: Device = "auto",
     frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
@@ -782,7 +782,7 @@ def _evaluate(
 
 @app.command()
 def diagnose(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Run or checkpoint; default: the only policy.")] = None,
+    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint of a policy.")],
     store: Store = None,
     suite: Annotated[str | None, typer.Option(help="Where to act; default: the store's suite.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: two of the store's.")] = None,
