@@ -121,6 +121,9 @@ def collect(
         float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
@@ -133,6 +136,8 @@ def collect(
         raise UsageError("--append and --replace: expected one of them")
     if append and suite != "tabletop":
         raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
+    if from_policy is not None and (suite == "tabletop" or dry_run):
+        raise UsageError("--from-policy: for recordings in LIBERO; leave it out with tabletop and --dry-run")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
@@ -150,11 +155,14 @@ def collect(
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
+            from statevla.policies.policy import Policy
+            from statevla.systems.find import find_policy
 
+            driver = None if from_policy is None else Policy.load(find_policy(from_policy))
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                progress=progress, replace=replace,
+                from_policy=driver, progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())
@@ -261,6 +269,28 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def clean(
+    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove derived folders that no reader will take any more: stale, damaged or unfinished ones; asks first."""
+    from stores.kept import remove_kept, useless
+
+    found = useless(store)
+    rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in found]
+    if found and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError(f"{store}: {', '.join(item.path for item in found)} would be removed; say so with --yes")
+        for item in found:
+            print(f"{item.path}: {item.state}, {item.bytes:,} bytes")
+        typer.confirm(f"Remove these from {store}?", abort=True)
+    for item in remove_kept(store, found) if found else ():
+        print(f"removed {item.path}", file=sys.stderr)
+    report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in found), "removed": rows}, as_json)
+
+
+@app.command()
 def publish(
     store: Annotated[Path, typer.Argument(help="Store folder.")],
     url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/libero_object.")],
@@ -302,9 +332,38 @@ def stats(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def features(
+    store: StoreArgument,
+    encoder: Annotated[str, typer.Option(help="siglip, dinov2, or a model of one: a hub name or a folder.")],
+    dtype: Annotated[Literal["float16", "int8"], typer.Option(help="int8: in units of each patch's largest.")] = (
+        "float16"
+    ),
+    pool: Annotated[int, typer.Option(help="1, 2 or 4: patches averaged over squares of this side.")] = 1,
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode, a worker.")] = 2,
+    name: Annotated[str | None, typer.Option(help="Folder below features/; default: from the other options.")] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen vision tower's patch features of every frame in the store; goes on where it was interrupted."""
+    from pipelines.derive.features import FeatureConfig, make_features
+
+    config = FeatureConfig(store, encoder, dtype, pool, device, batch, threads, name)
+    with show_progress() as progress:
+        result = make_features(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+    report(f"Features of {store}", result, as_json)
+
+
+@app.command()
 def latents(
     store: StoreArgument,
-    checkpoint: Annotated[Path, typer.Option(help="State encoder: a run or checkpoint folder.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="State encoder: a run or checkpoint folder; default: this store's only one."),
+    ] = None,
     device: Device = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="That of the training to come: training.precision.")
@@ -398,6 +457,49 @@ def train(
         raise typer.Exit(SIGNALLED + summary.signal)
 
 
+@app.command("runs")
+def list_training_runs(
+    root: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List training runs: system, store, step, best validation loss, state, size."""
+    from statevla.console import size_text
+    from statevla.runs.listing import list_runs
+
+    rows = list_runs(root)
+    if as_json:
+        print_json({"runs": [row.to_dict() for row in rows]})
+        return
+    header = ("run", "system", "store", "step", "of", "best", "state", "size")
+    print_table(f"Runs below {root}/", header, [
+        (row.run, row.system, row.store, row.step, row.steps, row.best, row.state, size_text(row.bytes)) for row in rows
+    ])  # fmt: skip
+
+
+@app.command("report")
+def report_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, shown side by side.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Serve the page on loopback, made anew each time.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --follow; 0 takes a free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """One page of training runs: losses, monitors, warnings, probes, states, several runs side by side."""
+    from statevla.reports.runs_page import serve_runs, write_runs_page
+
+    if not follow:
+        written = write_runs_page(runs, out or runs[0] / "report.html")
+        report("Report", {"page": str(written)}, as_json)
+        return
+    server = serve_runs(runs, port)
+    _to_stderr(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    finally:
+        server.server_close()
+
+
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
@@ -485,6 +587,25 @@ def eval_state(
         results = evaluate_states(path, OpenStore.open(chosen), device, seed, progress)
     results.save(folder)
     report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
+@eval_app.command("probes")
+def eval_probes(
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
+    ],
+    store: Store = None,
+    device: Device = "auto",
+    frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
+    random: Annotated[bool, typer.Option("--random", help="An untrained encoder of the same sizes instead.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Read robot, action, progress and instruction off the state; roll the predictor out. Held-out episodes."""
+    from statevla.evaluators.probes import probes_of_run, table
+
+    found, where = probes_of_run(checkpoint, store, device=device, most=frames, random=random, out=out)
+    report(f"Probes of {found['checkpoint']}", {**table(found), "out": str(where)}, as_json)
 
 
 @eval_app.command("tabletop")
@@ -686,7 +807,7 @@ def _evaluate(
 
 @app.command()
 def diagnose(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Run or checkpoint; default: the only policy.")] = None,
+    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint of a policy.")],
     store: Store = None,
     suite: Annotated[str | None, typer.Option(help="Where to act; default: the store's suite.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: two of the store's.")] = None,
@@ -773,7 +894,10 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="stream, latents, ingest, ingest-large, verify, index, mamba, latency or libero.")
+        str,
+        typer.Argument(
+            help="stream, features, latents, step, ingest, ingest-large, verify, index, mamba, latency or libero."
+        ),
     ],
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,

@@ -10,14 +10,14 @@ without fsync, and read a chunk that is missing or empty as zeros.
 One writer a chunk: regions handed to different writers start at multiples of R.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +28,16 @@ from stores.errors import StoreCorrupt, StoreMissing, UsageError
 METADATA: Final = "zarr.json"
 TYPES: Final = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
 _CRC_BYTES: Final = 4
+_MAP_BYTES: Final = 1 << 24
 
 ReadObject = Callable[[str], bytes]
+
+
+def crc32c(data: Any) -> int:
+    """Of bytes. Its package is loaded here: where policies are only measured, no store is read and it may be absent."""
+    import google_crc32c
+
+    return int(google_crc32c.value(data))
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def write_region(root: Path | str, name: str, spec: ArraySpec, start: int, value
         rows = np.ascontiguousarray(values[begin : begin + spec.chunk], values.dtype.newbyteorder("<"))
         data = rows.tobytes().ljust(spec.chunk_bytes - _CRC_BYTES, b"\0")
         object_name = f"{name}/{spec.chunk_name((start + begin) // spec.chunk)}"
-        durable.write_bytes(Path(root, object_name), data + google_crc32c.value(data).to_bytes(_CRC_BYTES, "little"))
+        durable.write_bytes(Path(root, object_name), data + crc32c(data).to_bytes(_CRC_BYTES, "little"))
         written.append(object_name)
     return written
 
@@ -151,14 +159,67 @@ def write_array(root: Path | str, name: str, values: NDArray[Any], chunk: int) -
     write_region(root, name, create(root, name, values.shape, values.dtype.name, chunk), 0, values)
 
 
+@contextlib.contextmanager
+def whole_writer(root: Path | str, name: str, spec: ArraySpec) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Write the only chunk of an array by pieces of its rows, atomically; holds one piece.
+
+    Raises UsageError when it has several chunks, and when the rows are not all, or of another dtype or shape.
+    """
+    import google_crc32c
+
+    if spec.chunk != spec.shape[0]:
+        raise UsageError(f"{name}: expected one chunk of {spec.shape[0]} rows, got chunks of {spec.chunk}")
+    checksum, rows = 0, 0
+    with durable.atomic(Path(root, name, spec.chunk_name(0))) as writer:
+
+        def add(piece: NDArray[Any]) -> None:
+            nonlocal checksum, rows
+            if piece.dtype != np.dtype(spec.dtype) or piece.shape[1:] != spec.shape[1:]:
+                raise UsageError(
+                    f"{name}: expected {spec.dtype} rows of {list(spec.shape[1:])}, got {piece.dtype} {piece.shape}"
+                )
+            data = np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+            checksum, rows = google_crc32c.extend(checksum, data), rows + len(piece)
+            writer.write(data.data)
+
+        yield add
+        if rows != spec.shape[0]:
+            raise UsageError(f"{name}: expected {spec.shape[0]} rows, got {rows}")
+        writer.write(checksum.to_bytes(_CRC_BYTES, "little"))
+
+
+def map_whole(array: "CheckedArray") -> NDArray[Any]:
+    """The rows of an array of one chunk on this machine, mapped read-only, after one pass over them for the checksum.
+
+    Raises UsageError where there is no such file, StoreCorrupt when its content is not as written.
+    """
+    import google_crc32c
+
+    spec = array.spec
+    path = None if array.local is None else array.local(f"{array.name}/{spec.chunk_name(0)}")
+    if spec.chunk != spec.shape[0] or path is None:
+        raise UsageError(f"{array.where}: {array.name}: expected one chunk in a local file; copy the store")
+    data = np.memmap(path, np.uint8, "r")
+    body = data[:-_CRC_BYTES]
+    checksum = 0
+    for start in range(0, len(body), _MAP_BYTES):
+        checksum = google_crc32c.extend(checksum, body[start : start + _MAP_BYTES])
+    if len(data) != spec.chunk_bytes or checksum != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
+        raise StoreCorrupt(f"{array.where}: {array.name}: its content does not match its crc32c")
+    return body.view(np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
+
+
 @dataclass(frozen=True)
 class CheckedArray:
-    """An array for reading, which raises instead of inventing rows. `where` names it in errors."""
+    """An array for reading, which raises instead of inventing rows. where: names it in errors. local: the path of an
+    object, None where it lies on no file system of this machine.
+    """
 
     name: str
     where: str
     spec: ArraySpec
     _read: ReadObject
+    local: Callable[[str], str | None] | None = None
 
     def chunk(self, m: int) -> NDArray[Any]:
         """Rows of chunk m, padding cut off; read-only. Raises StoreCorrupt naming array and chunk."""
@@ -171,7 +232,7 @@ class CheckedArray:
         if len(data) != spec.chunk_bytes:
             raise StoreCorrupt(f"{self.where}: chunk {name}: expected {spec.chunk_bytes} bytes, got {len(data)}")
         body = data[:-_CRC_BYTES]
-        if google_crc32c.value(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+        if crc32c(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
             raise StoreCorrupt(f"{self.where}: chunk {name}: its content does not match its crc32c")
         count = min(spec.chunk, spec.shape[0] - m * spec.chunk)
         dtype = np.dtype(spec.dtype).newbyteorder("<")
@@ -212,7 +273,7 @@ def open_checked(
         raise StoreCorrupt(f"{storage.root}: {name}/{METADATA}: not the metadata of an array: {error!r}") from error
     if not known or (expected is not None and spec != expected):
         raise StoreCorrupt(f"{storage.root}: {name}/{METADATA}: expected {expected or spec.metadata()}, got {fields}")
-    return CheckedArray(name, storage.root, spec, read)
+    return CheckedArray(name, storage.root, spec, read, storage.local_path)
 
 
 def missing_chunks(root: Path | str | Storage, name: str) -> list[str]:

@@ -46,14 +46,7 @@ def decode_image(
     """
     try:
         if codec == "jpeg":
-            if out is not None:
-                height, width = simplejpeg.decode_jpeg_header(data)[:2]
-                _check(name, (height, width, 3), out)
-            buffer: dict[str, Any] = {} if out is None else {"buffer": out}
-            image: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-                data, colorspace="RGB", fastdct=False, fastupsample=False, **buffer
-            )
-            return image if out is None else out
+            return _decode_jpeg(data, out, name)
         if codec == "png":
             from PIL import Image
 
@@ -67,6 +60,23 @@ def decode_image(
     except (ValueError, OSError, SyntaxError) as error:  # PIL reports a broken PNG as SyntaxError
         raise StoreCorrupt(f"{name}: {len(data)} bytes are not a {codec} image: {error}") from error
     raise UsageError(f"image codec: expected one of {IMAGE_CODECS}, got {codec!r}")
+
+
+def _decode_jpeg(data: bytes, out: NDArray[np.uint8] | None, name: str) -> NDArray[np.uint8]:
+    buffer: dict[str, Any] = {} if out is None else {"buffer": out}
+    try:
+        image: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, colorspace="RGB", fastdct=False, fastupsample=False, **buffer
+        )
+    except ValueError:
+        if out is not None:  # too large for the buffer? The header is only read to tell: it takes a share of the time
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+            _check(name, (height, width, 3), out)
+        raise
+    if out is None:
+        return image
+    _check(name, image.shape, out)
+    return out
 
 
 def _check(name: str, shape: tuple[int, ...], out: NDArray[np.uint8]) -> None:

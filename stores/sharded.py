@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from stores.arrays import METADATA, TYPES, codecs, fill_value, sealed
+from stores.arrays import METADATA, TYPES, codecs, crc32c, fill_value, sealed
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
@@ -133,7 +132,7 @@ def write_shard(root: Path | str, name: str, spec: ShardedSpec, m: int, pieces: 
             nonlocal offset, done, held
             rows[held:] = 0
             body = rows.tobytes()
-            writer.write(body + google_crc32c.value(body).to_bytes(CRC_BYTES, "little"))
+            writer.write(body + crc32c(body).to_bytes(CRC_BYTES, "little"))
             places[done // spec.chunk] = offset, spec.chunk_bytes
             offset, done, held = offset + spec.chunk_bytes, done + held, 0
 
@@ -157,7 +156,7 @@ def write_shard(root: Path | str, name: str, spec: ShardedSpec, m: int, pieces: 
         if done != spec.rows(m):
             raise UsageError(f"{name}: shard {m} has {spec.rows(m)} rows, got {done}")
         index = places.tobytes()
-        writer.write(index + google_crc32c.value(index).to_bytes(CRC_BYTES, "little"))
+        writer.write(index + crc32c(index).to_bytes(CRC_BYTES, "little"))
     return object_name
 
 
@@ -238,7 +237,7 @@ class ShardedArray:
 
     def _require(self, m: int, chunk: int, body: NDArray[np.uint8], checksum: NDArray[np.uint8]) -> None:
         # The checksum reads an array where it lies; it takes no memoryview.
-        if google_crc32c.value(body) != int.from_bytes(checksum.tobytes(), "little"):
+        if crc32c(body) != int.from_bytes(checksum.tobytes(), "little"):
             raise StoreCorrupt(
                 f"{self.storage.root}: {self._object(m)}: chunk {chunk}: its content does not match its crc32c"
             )
@@ -258,7 +257,7 @@ class ShardedArray:
         except StoreMissing as error:
             raise StoreCorrupt(f"{self.storage.root}: shard {name} is missing") from error
         body = data[:-CRC_BYTES]
-        if google_crc32c.value(body) != int.from_bytes(data[-CRC_BYTES:], "little"):
+        if crc32c(body) != int.from_bytes(data[-CRC_BYTES:], "little"):
             raise StoreCorrupt(f"{self.storage.root}: {name}: its index does not match its crc32c")
         places = np.frombuffer(body, "<u8").reshape(-1, 2)
         chunks = -(-spec.rows(m) // spec.chunk)

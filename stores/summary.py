@@ -6,6 +6,7 @@ from typing import Any
 
 from stores.cloud.storage import Storage
 from stores.errors import StateVLAError
+from stores.kept import list_kept
 from stores.reader import Store
 from stores.verify import count_objects
 
@@ -44,7 +45,16 @@ def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
         "tasks": tasks,
         "sources": list(manifest.sources),
         "statistics": has_statistics(store),
+        "derived": derived_rows(store.storage),
     }
+
+
+def derived_rows(storage: Storage) -> list[dict[str, Any]]:
+    """Every derived folder with its state, size and what it was made from; none where objects cannot be listed."""
+    return [
+        {"folder": item.path, "state": item.state, "size": item.bytes, "key": item.key, "made_from": item.made_from}
+        for item in (list_kept(storage) if storage.lists else ())
+    ]
 
 
 def span(values: Sequence[int]) -> dict[str, float]:

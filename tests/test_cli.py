@@ -269,3 +269,17 @@ def test_ingest_into_object_storage_and_everything_else_from_there(project, s3):
     assert trained["steps"] == 3
     _, error = statevla(folder, *into, env={**env, "AWS_SECRET_ACCESS_KEY": ""}, status=1)
     assert "credentials" in error
+
+
+def test_clean_asks_and_removes_what_no_reader_takes(tmp_path):
+    from stores.arrays import ArraySpec
+    from stores.derived import begin
+    from tests.stores.make_store import make_tiny_store
+
+    make_tiny_store(tmp_path / "store")
+    begin(tmp_path / "store", "latents", "begun", {"content_hash": "x"}, {"z": ArraySpec((4, 2), "float32", 4)})
+    _, refused = statevla(tmp_path, "clean", "store", status=2)
+    assert "latents/begun would be removed; say so with --yes" in refused
+    removed = one_object(tmp_path, "clean", "store", "--yes")
+    assert [row["folder"] for row in removed["removed"]] == ["latents/begun"]
+    assert one_object(tmp_path, "clean", "store")["removed"] == []

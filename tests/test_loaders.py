@@ -121,7 +121,7 @@ def test_ranks_split_the_global_batch(made: tuple[Store, list[MadeEpisode]]) -> 
         assert rows == {(int(e), int(f)) for e, f in zip(whole.episode, whole.frame, strict=True)}
 
 
-@pytest.mark.parametrize("chunk", [CHUNK, CHUNK + 2, 30])
+@pytest.mark.parametrize("chunk", [CHUNK, CHUNK + 2, 20])
 def test_a_chunk_of_any_length_comes_with_its_padding(made: tuple[Store, list[MadeEpisode]], chunk: int) -> None:
     store, episodes = made  # the store's own chunks have CHUNK + 2 actions
     load = SegmentLoader(store, "train", 8, 3, DATA, chunk, NOW)

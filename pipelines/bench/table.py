@@ -41,6 +41,12 @@ def _stream(options: BenchOptions) -> dict[str, Any]:
     return bench_stream(find_store(options.store))
 
 
+def _features(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.features import bench_features
+
+    return bench_features()
+
+
 def _latents(options: BenchOptions) -> dict[str, Any]:
     from statevla.bench.latents import bench_latents
     from statevla.runs.stores import find_store
@@ -96,9 +102,18 @@ def _latency(options: BenchOptions) -> dict[str, Any]:
     )
 
 
+def _step(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.step import bench_step
+    from statevla.runs.stores import find_store
+
+    return bench_step(find_store(options.store), device=options.device)
+
+
 BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "stream": _stream,
+    "features": _features,
     "latents": _latents,
+    "step": _step,
     "ingest": _ingest,
     "ingest-large": _ingest_large,
     "verify": _verify,

@@ -15,11 +15,14 @@ from typing import Final
 
 import h5py
 
+from pipelines.collect.libero_driver import Drive, check_driver
 from pipelines.collect.libero_parts import Settings, TaskWork, with_expert
 from pipelines.collect.tabletop import CollectSummary
 from pipelines.collect.writer import ALIGNMENTS, Align
+from statevla.evaluators.runner import ChunkPolicy
 from statevla.sims.libero import memory, paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
+from statevla.sims.libero.protocol import Reply, Run
 from statevla.sims.libero.worker import Simulator, Timeouts, ready
 from stores.disk import durable
 from stores.errors import StateVLAError, UsageError
@@ -45,6 +48,7 @@ def collect_libero(
     image_size: int = 128,
     noise: float = 0.0,
     noise_share: float = 1.0,
+    from_policy: ChunkPolicy | None = None,
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
     replace: bool = False,
@@ -64,6 +68,8 @@ def collect_libero(
             recorded action is what the expert wanted at that moment, so that the data show how to come back
             (DART: Laskey et al. 2017); what was executed is in ``executed_actions``.
         noise_share: share of the attempts that have the noise.
+        from_policy: drives the first steps of every attempt, as many as the attempt's seed says; then the expert takes
+            over, and what it does is recorded (`libero_driver`).
         replace: a task's file or unfinished part of a collection with other settings gives way to this one.
 
     Raises:
@@ -88,12 +94,18 @@ def collect_libero(
         )
     if not 0 <= noise <= 1 or not 0 <= noise_share <= 1:
         raise UsageError(f"expected noise and noise_share from 0 to 1, got {noise} and {noise_share}")
-    settings = Settings(suite, episodes, seed, first_init, span, align, image_size, noise, noise_share)
+    if from_policy is not None:
+        check_driver(from_policy, chosen, image_size)
+    driver = "" if from_policy is None else from_policy.identity
+    settings = Settings(
+        suite, episodes, seed, first_init, span, align, image_size, noise, noise_share, from_policy=driver
+    )  # fmt: skip
     with durable.lock(out, f"collection of {suite}"):
         todo = [TaskWork(task, out, settings, replace) for task in chosen]
         left = [work for work in todo if not work.complete()]
         _check_room(out, settings, len(left))
-        _Collection(left, workers, timeouts, progress, skipped=(len(todo) - len(left)) * episodes).run()
+        skipped = (len(todo) - len(left)) * episodes
+        _Collection(left, workers, timeouts, progress, skipped, from_policy).run()
     headers = [_totals(work.file) for work in todo]
     return CollectSummary(
         files=tuple(work.file for work in todo),
@@ -121,12 +133,14 @@ def _totals(file: Path) -> tuple[int, int]:
 
 @dataclass
 class _Slot:
-    """Place of one worker. attempt: that it draws; None while it records. model: of the episode it records."""
+    """Place of one worker. attempt: that it draws; None while it records. model: of the episode it records. drive: the
+    policy that acts in it first."""
 
     simulator: Simulator
     work: TaskWork
     attempt: int | None = None
     model: str | None = None
+    drive: Drive | None = None
 
 
 class _Collection:
@@ -137,9 +151,16 @@ class _Collection:
     """
 
     def __init__(
-        self, todo: list[TaskWork], workers: int, timeouts: Timeouts | None, progress: Progress | None, skipped: int
+        self,
+        todo: list[TaskWork],
+        workers: int,
+        timeouts: Timeouts | None,
+        progress: Progress | None,
+        skipped: int,
+        policy: ChunkPolicy | None,
     ) -> None:
         self._todo = todo
+        self._policy = policy
         self._workers = workers
         self._timeouts, self._progress = timeouts, progress
         self._skipped = skipped
@@ -222,11 +243,15 @@ class _Collection:
             reply = simulator.receive()
             if slot.attempt is not None:
                 work.keep_pictures(slot.attempt, reply)
-            elif slot.model is None:
-                slot.model = reply.model
-                simulator.send(work.requests()[1])
-                return
-            elif reply.track is not None:
+            elif reply.track is None:
+                if slot.model is None:
+                    slot.model = reply.model
+                    slot.drive = None if self._policy is None else work.drive(self._policy)
+                if self._go_on(slot, reply):
+                    return
+                work.pass_over()
+                slot.model = None
+            elif slot.model is not None:
                 work.keep(slot.model, reply.track)
                 slot.model = None
             work.crashes = 0
@@ -238,6 +263,17 @@ class _Collection:
             simulator.send(work.requests()[0])
         else:
             simulator.send(work.drawing(slot.attempt))
+
+    def _go_on(self, slot: _Slot, reply: Reply) -> bool:
+        """Lets the policy drive on, or the expert record; False when the policy has succeeded by itself."""
+        drive, simulator = slot.drive, slot.simulator
+        if drive is not None and reply.success_step is not None:
+            return False
+        if drive is not None and drive.left > 0:
+            simulator.send(Run(drive.actions(reply)))
+        else:
+            simulator.send(slot.work.requests()[1])
+        return True
 
     def _finish(self, slot: _Slot) -> None:
         """Ends a worker that has nothing left to do in its task; writes the file if it was the last."""

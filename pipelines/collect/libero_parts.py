@@ -17,7 +17,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.collect.libero_driver import Drive, steps_of
 from pipelines.collect.writer import SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
+from statevla.evaluators.runner import ChunkPolicy
 from statevla.sims.libero import paths, suites
 from statevla.sims.libero.experts import check_expert, program_of
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Reset, Scenery, Track
@@ -27,6 +29,10 @@ from stores.errors import StateVLAError, UsageError
 
 HOLD: Final = 10
 """Steps for which a success must hold, as LIBERO's own recording has it; more while the expert is not done."""
+DRIVES: Final = 2**20
+"""Noise of a policy that drives: numbers of two tasks' attempts do not meet."""
+MAX_PASSED: Final = 10
+"""Attempts in a row at one task that may succeed before the expert's turn."""
 MAX_FAILURES: Final = 10
 """Attempts in a row at one task that may fail before a collection gives up."""
 EXPERT_FORMAT: Final = 2
@@ -40,7 +46,8 @@ PICTURES: Final = ".pictures.npz"
 
 @dataclass(frozen=True)
 class Settings:
-    """What must be equal for demonstrations to belong to one file."""
+    """What must be equal for demonstrations to belong to one file. from_policy: identity of the policy that drives;
+    empty: none does."""
 
     suite: str
     episodes: int
@@ -52,6 +59,11 @@ class Settings:
     noise: float
     noise_share: float
     expert_format: int = EXPERT_FORMAT
+    from_policy: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready; without what a collection without a policy has not."""
+        return {name: value for name, value in vars(self).items() if name != "from_policy" or value}
 
     def noise_of(self, attempt: int) -> float:
         """Noise of an attempt: of any run of attempts, the share ``noise_share`` has it."""
@@ -60,7 +72,7 @@ class Settings:
 
     def text(self) -> str:
         """As the files have it."""
-        return json.dumps(vars(self), sort_keys=True)
+        return json.dumps(self.plain(), sort_keys=True)
 
 
 class TaskWork:
@@ -81,6 +93,7 @@ class TaskWork:
         self.drawn: set[int] = set()
         self.failures = 0
         self.failed_in_a_row = 0
+        self.passed_in_a_row = 0
         self.crashes = 0
         self.scenery: Scenery | None = None
         self._models: dict[int, str] = {}
@@ -104,7 +117,7 @@ class TaskWork:
 
     def _load(self) -> None:
         settings = self.parts / "settings.json"
-        other = settings.exists() and json.loads(settings.read_text()) != vars(self.settings)
+        other = settings.exists() and json.loads(settings.read_text()) != self.settings.plain()
         if other and self.replace:
             durable.remove(self.parts)
         elif other:
@@ -112,7 +125,7 @@ class TaskWork:
                 f"{self.parts} holds part of a collection with other settings ({settings.read_text().strip()}). "
                 "Choose another folder with --out, or pass --replace"
             )
-        durable.write_json(settings, vars(self.settings))
+        durable.write_json(settings, self.settings.plain())
         names = sorted(part.name for part in self.parts.iterdir())
         self.drawn = {_number(name) for name in names if name.endswith(PICTURES)}
         self.recorded = [_number(n) for n in names if n.endswith(".npz") and not n.endswith(PICTURES)]
@@ -133,13 +146,43 @@ class TaskWork:
         """Index of the initial state of an attempt."""
         return self.settings.first_init + attempt % self.settings.init_states
 
+    def seed_of(self, attempt: int) -> tuple[int, ...]:
+        """Of everything random in an attempt."""
+        return (
+            self.settings.seed, self.task.index, self.init_state_of(attempt), attempt // self.settings.init_states
+        )  # fmt: skip
+
     def requests(self) -> tuple[Reset, Demonstrate]:
         """Start and course of the present attempt."""
-        start = self.init_state_of(self.attempt)
-        seed = (self.settings.seed, self.task.index, start, self.attempt // self.settings.init_states)
-        reset = Reset(suites.init_states(self.task)[start], suites.SETTLE_STEPS, expert_seed=seed)
+        seed = self.seed_of(self.attempt)
+        state = suites.init_states(self.task)[self.init_state_of(self.attempt)]
+        reset = Reset(state, suites.SETTLE_STEPS, expert_seed=seed)
         noise = self.settings.noise_of(self.attempt)
-        return reset, Demonstrate(suites.max_steps(self.task.suite), HOLD, noise, (*seed, 1))
+        limit = suites.max_steps(self.task.suite)
+        taken = (*seed, 3) if self.settings.from_policy else None
+        return reset, Demonstrate(limit, HOLD, noise, (*seed, 1), take_over=taken)
+
+    def drive(self, policy: ChunkPolicy) -> Drive:
+        """What the policy does of the present attempt."""
+        steps = steps_of(self.seed_of(self.attempt), self.task.suite)
+        return Drive(policy, self.task.instruction, steps, self.task.index * DRIVES + self.attempt)
+
+    def pass_over(self) -> None:
+        """The policy was through before its steps were: nothing to learn from the present attempt.
+
+        Raises:
+            UsageError: that goes on and on.
+        """
+        text = f"initial state {self.init_state_of(self.attempt)}: the policy succeeded before the expert's turn\n"
+        durable.write_text(self.parts / f"{self.attempt:05d}.failed", text)
+        self.failures += 1
+        self.passed_in_a_row += 1
+        self.attempt += 1
+        if self.passed_in_a_row >= MAX_PASSED:
+            raise UsageError(
+                f"task {self.task.name!r}: the policy succeeded {MAX_PASSED} times in a row before the expert's turn; "
+                "it needs no demonstrations of this task"
+            )
 
     def keep(self, model: str, track: Track) -> None:
         """Records the present attempt's outcome.
@@ -154,7 +197,7 @@ class TaskWork:
                 self.parts / f"{name}.npz", _pack(arrays | track.seen | {"model": _bytes(paths.portable(model))})
             )
             self.recorded.append(self.attempt)
-            self.failed_in_a_row = 0
+            self.failed_in_a_row = self.passed_in_a_row = 0
         else:
             stage = track.stages[-1] if track.stages else "start"
             text = f"initial state {self.init_state_of(self.attempt)}, in {stage!r} after {len(track.stages)} steps\n"
@@ -207,6 +250,9 @@ class TaskWork:
         for attempt in self.recorded:
             noise = self.settings.noise_of(attempt)
             made_by = "scripted expert" + (f", noise {noise:g} on its actions" if noise else "")
+            if policy := self.settings.from_policy:
+                steps = steps_of(self.seed_of(attempt), self.task.suite)
+                made_by += f", taking over from policy {policy[:12]} after {steps} steps"
             attrs = ((INIT_STATE, self.init_state_of(attempt)), (MADE_BY, made_by))
             yield demo_of(self._read(attempt, ""), self._read(attempt, ".pictures"), attrs, noisy=noise > 0)
 

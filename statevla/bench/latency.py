@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from statevla.bench.machine import describe_machine
 from statevla.config import Config, load_config
-from statevla.encoders.siglip import Preprocessing, SiglipBackbone
+from statevla.encoders.preprocessing import Preprocessing
+from statevla.encoders.tower import FrozenTower
 from statevla.models.flow import euler, sampling_times
 from statevla.models.mamba import Mamba
 from statevla.observation import Observation
@@ -178,7 +179,7 @@ def make_policy(case: Case, device: str) -> Policy:
     return ready(model, config, libero_spec(PICTURE), "", vectors, device, "random", dtype)
 
 
-def random_siglip(config: Config, *, head: bool) -> SiglipBackbone:
+def random_siglip(config: Config, *, head: bool) -> FrozenTower:
     """A tower of SigLIP base's sizes at the configuration's picture size, float32, random weights."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -189,7 +190,7 @@ def random_siglip(config: Config, *, head: bool) -> SiglipBackbone:
         vision_use_head=head,
     )
     how = Preprocessing(config.model.image_size, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return SiglipBackbone(SiglipVisionModel(sizes), how, "random", "random")
+    return FrozenTower(SiglipVisionModel(sizes), how, "random", "random")
 
 
 def flow_matching_of(policy: Policy) -> PolicyModel:

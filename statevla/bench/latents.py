@@ -1,8 +1,7 @@
 """A phase-2 epoch from kept states of the frozen encoder, against encoding every frame at every step.
 
 The limit is the same training step on one batch that stays in memory: no loading at all. The states are random numbers
-in a temporary folder: their values change no speed, and computing real ones is what `details.encode_frames_per_s` is
-about.
+in a temporary folder: values change no speed, and computing real ones is what `details.encode_frames_per_s` is about.
 """
 
 import contextlib

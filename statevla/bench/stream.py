@@ -6,6 +6,7 @@ fetching, no shuffling, no batches. The peer is a stock WebDataset pipeline that
 
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,11 @@ from torch.utils.data import DataLoader
 
 from statevla.bench.machine import describe_machine, usable_cores
 from statevla.config import DataConfig
+from statevla.data.decoded import decode_store
 from statevla.data.loaders import SegmentLoader
 from statevla.data.needs import PAIRS
 from statevla.data.prefetch import Position
+from statevla.data.views import open_decoded
 from stores.errors import UsageError
 from stores.reader import Segment, Store
 from stores.spec import LIBERO
@@ -36,7 +39,7 @@ def bench_stream(
 
     threads: decoding threads of ours and of the limit, processes of the peer; default the usable cores.
     Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details. `details.cached` is an epoch from
-    frames kept in memory (``data.cache_gib``).
+    frames kept in memory (``data.cache_gib``), `details.decoded` from a mapped file (``data.cache=decoded``).
     """
     store = store if isinstance(store, Store) else Store.open(store)
     threads = usable_cores() if threads is None else threads
@@ -62,6 +65,7 @@ def bench_stream(
     )
     _drain(cached, batch_size)
     again = [_drain(cached, batch_size, epoch) for epoch in range(1, repeats + 1)]
+    mapped, gathered = _decoded(store, batch_size, threads, repeats)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "name": "stream",
@@ -81,9 +85,31 @@ def bench_stream(
             "threads": threads,
             "repeats": repeats,
             "cached": statistics.median(samples / seconds for samples, seconds in again),
+            "decoded": {"ours": mapped, "gather limit": gathered, "ratio": mapped / gathered},
             "all": rates,
         },
     }
+
+
+def _decoded(store: Store, batch_size: int, threads: int, repeats: int) -> tuple[float, float]:
+    """Samples/s from a mapped file of decoded pictures, and of gathering the same rows from memory into one batch."""
+    chunk, rows = int(store.manifest.config["chunk"]), []
+    with tempfile.TemporaryDirectory(prefix="statevla-bench-") as root:
+        view = open_decoded(decode_store(store, Path(root), threads), 0.0)
+        loader = SegmentLoader(store, "train", batch_size, 0, DataConfig(loader_threads=threads), chunk, PAIRS)
+        loader.source.view = view
+        ours = [_drain(loader, batch_size, epoch) for epoch in range(repeats + 1)][1:]
+        pictures = [np.array(camera.values) for camera in view.cameras]
+    rng = np.random.default_rng(0)
+    out = [np.empty((2 * batch_size, *camera.shape[1:]), np.uint8) for camera in pictures]
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        for _ in range(loader.batches_per_epoch):
+            chosen = rng.integers(0, len(pictures[0]), 2 * batch_size)
+            for camera, target in zip(pictures, out, strict=True):
+                np.take(camera, chosen, axis=0, out=target, mode="clip")
+        rows.append(loader.batches_per_epoch * batch_size / (time.perf_counter() - began))
+    return statistics.median(samples / seconds for samples, seconds in ours), statistics.median(rows[1:])
 
 
 def _drain(loader: SegmentLoader, batch_size: int, epoch: int = 0) -> tuple[int, float]:

@@ -17,12 +17,12 @@ METADATA: Final = "option"
 class Option:
     """One configuration key.
 
-    help: one line. choices: of a text. above, least, most: of a number, which is always finite. resume: a resumed run
-    may set it otherwise. parent: a frozen encoder's checkpoint must agree on it.
+    help: one line. choices: of a text or number. above, least, most: of a number, which is always finite. resume: a
+    resumed run may set it otherwise. parent: a frozen encoder's checkpoint must agree on it.
     """
 
     help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
     above: int | float | None = None
     least: int | float | None = None
     most: int | float | None = None
@@ -32,7 +32,7 @@ class Option:
     def check(self, key: str, value: Any) -> None:
         """Raise UsageError, naming `key`, when `value` is outside."""
         if self.choices and value not in self.choices:
-            raise UsageError(f"{key}: expected one of {', '.join(self.choices)}, got {value!r}")
+            raise UsageError(f"{key}: expected one of {', '.join(map(str, self.choices))}, got {value!r}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
         inside = (
@@ -48,7 +48,7 @@ class Option:
     def range(self) -> str:
         """The allowed values in words; empty where the type says all."""
         if self.choices:
-            return ", ".join(self.choices)
+            return ", ".join(map(str, self.choices))
         if self.above == 0 and self.least is None and self.most is None:
             return "a positive number"
         low = [f"more than {self.above:g}"] if self.above is not None else []
@@ -60,7 +60,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: tuple[Any, ...] = (),
     above: int | float | None = None,
     least: int | float | None = None,
     most: int | float | None = None,

@@ -26,9 +26,16 @@ class DataConfig:
     cache_gib: float = option(
         2.0, "keep a split's decoded frames when they fit in this many GiB; 0: always stream", least=0, resume=True
     )
+    features: str | None = option(
+        None, "folder below the store's features/ that stands for the pictures; see statevla features", resume=True
+    )
     latents: bool = option(
         True, "a policy on a frozen state encoder trains from its states, computed once and kept", resume=True
     )
+    cache: str = option(
+        "memory", "decoded: pictures are decoded once, into a file beside the store that all processes map",
+        choices=("memory", "decoded"), resume=True,
+    )  # fmt: skip
     shuffle_instructions: bool = option(False, "a control: pair every episode with another task's instruction")
     oversample_gripper: int = option(
         1, "times that a step is drawn an epoch whose chunk opens or closes a gripper", least=1, most=100
@@ -47,9 +54,12 @@ class DataConfig:
 class ModelConfig:
     """Sizes of every part; defaults are the documents' base model."""
 
-    vision: str = option("conv", "patch convolution (conv), or a frozen tower (siglip)", parent=True)
+    vision: str = option("conv", "patch convolution (conv), or a frozen tower (siglip, dinov2)", parent=True)
     vision_model: str = option("google/siglip-base-patch16-224", "name or folder of the frozen tower", parent=True)
     vision_width: int = option(768, "feature width of vision_model", least=1, parent=True)
+    vision_pool: int = option(
+        1, "a tower's patches are averaged over squares of this side", choices=(1, 2, 4), parent=True
+    )
     image_size: int = option(224, "pictures are resized to this many pixels a side", least=1, parent=True)
     patch_size: int = option(16, "pixels a side of a patch", least=1, parent=True)
     embed_dim: int = option(256, "width of tokens and state; a multiple of 4", least=4, parent=True)
@@ -82,7 +92,7 @@ class ModelConfig:
     @property
     def patches(self) -> int:
         """Patch tokens of one camera."""
-        return (self.image_size // self.patch_size) ** 2
+        return (-(-(self.image_size // self.patch_size) // self.vision_pool)) ** 2
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,9 @@ class Phase1Config(SystemOptions):
     """Temporal JEPA."""
 
     temporal_predictor_hidden_dim: int = option(512, "hidden width of the temporal predictor", least=1)
+    prediction_weight: float = option(
+        1.0, "weight of the prediction's error; with both VICReg weights, 0 leaves the inverse dynamics alone", least=0
+    )
     variance_weight: float = option(1.0, "weight of the variance term", least=0)
     covariance_weight: float = option(0.04, "weight of the covariance term", least=0)
     regularize: str = option(
@@ -213,6 +226,13 @@ def check(config: Config) -> None:
         raise UsageError(
             f"training.phase1.inverse_dynamics_horizon: {horizon} is more than "
             f"model.action_seq_len {model.action_seq_len}"
+        )
+    if model.vision_pool != 1 and model.vision == "conv":
+        raise UsageError(f"model.vision_pool: {model.vision_pool} is for a frozen tower, not for model.vision=conv")
+    if config.data.features is not None and model.vision == "conv":
+        raise UsageError(
+            f"data.features: {config.data.features} are of a frozen tower, which model.vision=conv is not; "
+            "use model.vision=siglip or dinov2"
         )
     if model.embed_dim % 4:
         raise UsageError(f"model.embed_dim: {model.embed_dim} is not a multiple of 4")

@@ -1,6 +1,7 @@
 """Typed batches: what loaders yield and what losses take.
 
-Legend: B batch, H height, W width, K chunk, R numbers of a robot state, A of an action, L of an embedding.
+Legend: B batch, P patches, V feature width, D state width, H height, W width, K chunk, R numbers of a robot state, A of
+an action, L of an embedding.
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int8, Int64, UInt8
 from torch import Tensor
 
 
@@ -18,13 +19,16 @@ class ObservationBatch:
 
     images: [B, H, W, 3] a camera, in the spec's order: RGB, upright, [0, 255]; none where another view stands for them.
     robot_state: the spec's units. language: the cached text embedding. latent: the state that a frozen encoder made of
-    the whole observation, where that view is loaded (`statevla.data.views`).
+    the whole observation, where that view is loaded (`statevla.data.views`); likewise features: of a frozen tower, by
+    camera, float16, or int8 in units of `scales`.
     """
 
     images: tuple[UInt8[Tensor, "B _ _ 3"], ...]
     robot_state: Float[Tensor, "B R"]
     language: Float[Tensor, "B L"]
     latent: Float[Tensor, "B D"] | None = None
+    features: tuple[Float[Tensor, "B P V"] | Int8[Tensor, "B P V"], ...] = ()
+    scales: tuple[Float[Tensor, "B P"], ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ObservationBatch":
         """The same batch with `change` made to every tensor."""
@@ -33,6 +37,8 @@ class ObservationBatch:
             change(self.robot_state),
             change(self.language),
             None if self.latent is None else change(self.latent),
+            tuple(map(change, self.features)),
+            tuple(map(change, self.scales)),
         )
 
     def to(self, device: torch.device) -> "ObservationBatch":
@@ -65,28 +71,36 @@ class Batch:
     goal: ObservationBatch | None = None
     goal_frame: Int64[Tensor, " B"] | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; an observation that stands for the next one too is copied once."""
-        obs = self.obs.to(device)
-        names = ("has_next", "action", "chunk", "is_pad", "episode", "frame")
+    def see(self, change: Callable[[ObservationBatch], ObservationBatch]) -> "Batch":
+        """The same batch with `change` made to every observation; one that stands for the next one too, once."""
+        obs = change(self.obs)
         return dataclasses.replace(
             self,
             obs=obs,
-            next_obs=obs if self.next_obs is self.obs else self.next_obs.to(device),
-            goal=None if self.goal is None else self.goal.to(device),
-            **{name: getattr(self, name).to(device, non_blocking=True) for name in names},
+            next_obs=obs if self.next_obs is self.obs else change(self.next_obs),
+            goal=None if self.goal is None else change(self.goal),
         )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with `change` made to every tensor."""
+        return dataclasses.replace(
+            self.see(lambda obs: obs.each(change)),
+            has_next=change(self.has_next),
+            action=change(self.action),
+            chunk=change(self.chunk),
+            is_pad=change(self.is_pad),
+            episode=change(self.episode),
+            frame=change(self.frame),
+            goal_frame=None if self.goal_frame is None else change(self.goal_frame),
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`; copies from pinned memory do not block."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The same batch in page-locked memory."""
-        obs = self.obs.pin()
-        names = ("has_next", "action", "chunk", "is_pad", "episode", "frame")
-        return dataclasses.replace(
-            self,
-            obs=obs,
-            next_obs=obs if self.next_obs is self.obs else self.next_obs.pin(),
-            **{name: getattr(self, name).pin_memory() for name in names},
-        )
+        return self.each(lambda tensor: tensor.pin_memory())
 
     def __len__(self) -> int:
         return int(self.action.shape[0])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from statevla.data.batch import Batch
-from statevla.data.frames import Frames, Ints, Part, Table, decoded_bytes, gather
+from statevla.data.frames import Buffers, Frames, Ints, Part, Table, decoded_bytes, gather
 from statevla.data.numbers import Numbers
 from statevla.data.prefetch import BatchPlan
 from stores.reader import Store
@@ -35,9 +35,9 @@ class Blocks:
         self._all = Frames(table, segments) if self.cached else None
         self._done: set[int] = set()
 
-    def open(self, block: Ints) -> OpenBlock:
+    def open(self, block: Ints, buffers: Buffers) -> OpenBlock:
         """Room for the segments of `block`, none asked for yet."""
-        return OpenBlock(self._all if self._all is not None else Frames(self.table, block), {})
+        return OpenBlock(self._all if self._all is not None else Frames(self.table, block, buffers), {})
 
     def ask(self, block: OpenBlock, segments: Ints, pool: ThreadPoolExecutor) -> None:
         """Have `segments` of an open block decoded, if they are not."""
@@ -62,12 +62,13 @@ class BlockSupply:
 
     def __init__(self, blocks: Blocks, with_next: bool) -> None:
         self.blocks, self.with_next = blocks, with_next
+        self._buffers = Buffers()
         self._opened: dict[tuple[int, int, int], OpenBlock] = {}
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         for rows in plan.rows:
             if rows.key not in self._opened:
-                self._opened[rows.key] = self.blocks.open(rows.block)
+                self._opened[rows.key] = self.blocks.open(rows.block, self._buffers)
             self.blocks.ask(self._opened[rows.key], rows.segment, pool)
 
     def batch(self, plan: BatchPlan, pool: ThreadPoolExecutor, pin: bool) -> Batch:
@@ -80,4 +81,7 @@ class BlockSupply:
         still = {rows.key for later in coming for rows in later.rows}
         for rows in plan.rows:
             if rows.key not in still:
-                del self._opened[rows.key]
+                # All that was asked for was of batches that are used up by now: nothing is being decoded into it.
+                closed = self._opened.pop(rows.key)
+                if not self.blocks.cached:
+                    self._buffers.give(closed.frames)

@@ -6,6 +6,7 @@ robot state, A of an action, L of an embedding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from stores.reader import Store
 from stores.spec import ObsSpec
 
 Ints = NDArray[np.int64]
+KEPT_BUFFERS: Final = 2
+"""Blocks end one after the other: as many as may be free at once."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,24 @@ def derange(instruction: Ints, distinct: int, seed: int) -> Ints:
     return (instruction + 1 + (words % np.uint64(distinct - 1)).astype(np.int64)) % distinct
 
 
+class Buffers:
+    """Room for decoded pictures that is used again: fresh memory costs a page fault every 4 KB, as much as a copy."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[NDArray[np.uint8], ...]] = []
+
+    def take(self, table: Table, observations: int) -> tuple[NDArray[np.uint8], ...]:
+        """uint8 [N or more, H, W, 3] a camera, its content anything."""
+        for index, found in enumerate(self._free):
+            if len(found[0]) >= observations:
+                return self._free.pop(index)
+        return tuple(np.empty((observations, *size, 3), dtype=np.uint8) for size in table.spec.image_sizes)
+
+    def give(self, frames: "Frames") -> None:
+        """Nobody reads `frames` any more, nor decodes into it."""
+        self._free = [*self._free, frames.whole][-KEPT_BUFFERS:]
+
+
 class Frames:
     """Decoded observations and actions of some segments, end to end.
 
@@ -102,11 +123,12 @@ class Frames:
     Filled segment by segment through `load`, from any thread; each writes its own rows only.
     """
 
-    def __init__(self, table: Table, segments: Ints) -> None:
+    def __init__(self, table: Table, segments: Ints, buffers: "Buffers | None" = None) -> None:
         self.table, self.segments = table, segments
         self.obs_start, observations = _starts(table.observations[segments])
         self.action_start, actions = _starts(table.steps[segments] + table.store_chunk - 1)
-        self.images = tuple(np.empty((observations, *size, 3), dtype=np.uint8) for size in table.spec.image_sizes)
+        self.whole = (buffers or Buffers()).take(table, observations)
+        self.images = tuple(pictures[:observations] for pictures in self.whole)
         self.robot_state = np.empty((observations, table.spec.robot_state_dim), dtype=np.float32)
         self.action = np.empty((actions, table.spec.action_dim), dtype=np.float32)
         self.is_pad = np.empty(actions, dtype=np.bool_)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stores.arrays import map_whole
 from stores.derived import Derived
 from stores.errors import UsageError
 from stores.sharded import ShardedArray
@@ -109,6 +110,42 @@ class Latents:
         return {"latent": take(self.z, rows, pin, pool)}
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Pictures, decoded. cameras: rows [H, W, 3] each."""
+
+    cameras: tuple[Held, ...]
+
+    def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
+        return {"images": tuple(take(camera, rows, pin, pool) for camera in self.cameras)}
+
+
+def open_decoded(found: Derived, cache_bytes: float) -> Decoded:
+    """Mapped: the system shares one copy among processes and keeps what fits. Read once, for the checksums."""
+    return Decoded(tuple(Held(map_whole(found.array(name))) for name in found.about["cameras"]))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Patch features of a frozen tower. cameras: rows [P, V] each; scales: of int8, rows [P] each."""
+
+    cameras: tuple[Rows, ...]
+    scales: tuple[Rows, ...]
+
+    def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
+        return {
+            "features": tuple(take(camera, rows, pin, pool) for camera in self.cameras),
+            "scales": tuple(take(scale, rows, pin, pool) for scale in self.scales),
+        }
+
+
+def open_features(found: Derived, cache_bytes: float) -> View:
+    """Read row by row: they are large, and the system keeps what fits."""
+    names = found.about["cameras"]
+    scales = [f"{name}_scale" for name in names] if found.made_from["dtype"] == "int8" else []
+    return Features(*(tuple(Stored(found.sharded(name)) for name in group) for group in (names, scales)))
+
+
 def open_latents(found: Derived, cache_bytes: float) -> View:
     """Held in memory where they fit in `cache_bytes`."""
     array = found.sharded("z")
@@ -116,7 +153,12 @@ def open_latents(found: Derived, cache_bytes: float) -> View:
     return Latents(Held(array.read(0, array.spec.shape[0])) if size <= cache_bytes else Stored(array))
 
 
-VIEWS: Final[dict[str, Callable[[Derived, float], View] | None]] = {"pixels": None, "latents": open_latents}
+VIEWS: Final[dict[str, Callable[[Derived, float], View] | None]] = {
+    "pixels": None,
+    "decoded": open_decoded,
+    "features": open_features,
+    "latents": open_latents,
+}
 """By name: how the derived folder of that name is opened, given the bytes of memory it may take. Pixels have none."""
 
 

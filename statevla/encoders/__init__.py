@@ -1,1 +1,1 @@
-"""Frozen backbones: instruction text to a vector (clip, hashed), camera frames to patch features (siglip)."""
+"""Frozen backbones: instruction text to a vector (clip, hashed), camera frames to patch features (siglip, dinov2)."""

@@ -36,11 +36,18 @@ def load_hashed_encoder(model: str | None) -> TextEncoder:
     return load_hashed()
 
 
-def load_siglip_backbone(model: str) -> FrozenVision:
+def load_siglip_backbone(model: str | None) -> FrozenVision:
     """SigLIP's vision tower (see `statevla/encoders/siglip.py`)."""
-    from statevla.encoders.siglip import load_siglip
+    from statevla.encoders.siglip import DEFAULT_MODEL, load_siglip
 
-    return load_siglip(model)
+    return load_siglip(model or DEFAULT_MODEL)
+
+
+def load_dinov2_backbone(model: str | None) -> FrozenVision:
+    """DINOv2's vision tower (see `statevla/encoders/dinov2.py`)."""
+    from statevla.encoders.dinov2 import DEFAULT_MODEL, load_dinov2
+
+    return load_dinov2(model or DEFAULT_MODEL)
 
 
 TEXT: Final[dict[str, Callable[[str | None], TextEncoder]]] = {
@@ -50,8 +57,12 @@ TEXT: Final[dict[str, Callable[[str | None], TextEncoder]]] = {
 }
 """By the name that ``--language`` takes; of the weights' name or folder, None for the default."""
 
-VISION: Final[dict[str, Callable[[str], FrozenVision]]] = {"siglip": load_siglip_backbone}
-"""By the name that ``model.vision`` takes, beside ``conv``; of ``model.vision_model``."""
+VISION: Final[dict[str, Callable[[str | None], FrozenVision]]] = {
+    "siglip": load_siglip_backbone,
+    "dinov2": load_dinov2_backbone,
+}
+"""By the name that ``model.vision`` and ``--encoder`` take, beside ``conv``; of the weights' name or folder. A model's
+``model_type`` begins with the name of its row."""
 
 
 def load_text_encoder(name: str, model: str | None = None) -> TextEncoder:

@@ -7,6 +7,7 @@ Legend: B batch, C cameras, H height, W width, P patches a camera, V vision feat
 of an instruction's embedding, R of a robot state.
 """
 
+import math
 from typing import Final, Protocol, runtime_checkable
 
 import torch
@@ -83,6 +84,17 @@ class ConvVision(nn.Module):
         return torch.stack(patches, dim=1)
 
 
+def pool_patches(features: Float[Tensor, "*B P V"], pool: int) -> Float[Tensor, "*B Q V"]:
+    """Means over squares of `pool` × `pool` of a square grid of patches; those at its end are of what is there."""
+    if pool == 1:
+        return features
+    *batch, patches, width = features.shape
+    side = math.isqrt(patches)
+    grid = features.reshape(-1, side, side, width).permute(0, 3, 1, 2)
+    pooled = F.avg_pool2d(grid, pool, ceil_mode=True, count_include_pad=False)
+    return pooled.flatten(2).transpose(1, 2).reshape(*batch, -1, width)
+
+
 class SiglipVision(nn.Module):
     """A linear projection for each camera of a frozen backbone's patch features.
 
@@ -92,7 +104,7 @@ class SiglipVision(nn.Module):
 
     def __init__(self, config: ModelConfig, backbone: Backbone | None, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        self.expected = (config.patches, config.vision_width)
+        self.expected, self.pool = (config.patches, config.vision_width), config.vision_pool
         self.model = config.vision_model
         self._outside = (backbone,)
         self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.embed_dim) for _ in spec.cameras)
@@ -108,12 +120,23 @@ class SiglipVision(nn.Module):
                 found = flat.reshape(len(images[0]), len(images), *flat.shape[1:])
             else:
                 found = torch.stack([backbone.patch_features(frames) for frames in images], dim=1)
+            found = pool_patches(found, self.pool)
         if tuple(found.shape[2:]) != self.expected:
             raise UsageError(
                 f"model.vision_model {self.model}: its features are {tuple(found.shape[2:])} (patches, width), the "
                 f"configuration expects {self.expected}; set model.image_size, model.patch_size, model.vision_width"
             )
         return found
+
+    def kept(self, obs: ObservationBatch) -> Float[Tensor, "B C P V"]:
+        """Features of every camera that came with the observation. Raises UsageError for those of another tower."""
+        values = torch.stack(obs.features, dim=1)
+        if tuple(values.shape[2:]) != self.expected:
+            raise UsageError(
+                f"data.features: they are {tuple(values.shape[2:])} (patches, width), the configuration expects "
+                f"{self.expected}; set model.vision_pool, model.image_size, model.patch_size, model.vision_width"
+            )
+        return values.float() * torch.stack(obs.scales, dim=1).float().unsqueeze(-1) if obs.scales else values
 
     def project(self, features: Float[Tensor, "B C P V"]) -> Float[Tensor, "B C P D"]:
         """Features (float16 caches too) -> patch tokens."""
@@ -148,8 +171,13 @@ class Tokenizer(nn.Module):
         self.cls = embedding(1, width)
 
     def forward(self, obs: ObservationBatch) -> Float[Tensor, "B N D"]:
-        """Tokens, N = C P + 3."""
-        return self.assemble(self.language_token(obs.language), obs.images, obs.robot_state)
+        """Tokens, N = C P + 3; from the features where the observation has some."""
+        token = self.language_token(obs.language)
+        if not obs.features:
+            return self.assemble(token, obs.images, obs.robot_state)
+        if not isinstance(self.vision, SiglipVision):
+            raise UsageError("data.features: this model has patch convolutions, which take pictures")
+        return self._join(token, self.vision.project(self.vision.kept(obs)), obs.robot_state)
 
     def language_token(self, language: Float[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         """The token of an instruction's embedding; it needs to be made once only."""
@@ -168,8 +196,16 @@ class Tokenizer(nn.Module):
             raise ObsSpecMismatch(
                 f"images: expected {len(self.spec.cameras)} cameras {self.spec.camera_names}, got {len(images)}"
             )
+        return self._join(language_token, self.vision(images), robot_state)
+
+    def _join(
+        self,
+        language_token: Float[Tensor, "B D"],
+        patches: Float[Tensor, "B C P D"],
+        robot_state: Float[Tensor, "B R"],
+    ) -> Float[Tensor, "B N D"]:
         state = self.robot(self.standardize_robot_state(robot_state)).unsqueeze(1)
         robot = state + self.position_robot + self.modality[1]
-        cameras = self.vision(images) + self.position_cameras + self.modality[len(MODALITIES) :, None]
+        cameras = patches + self.position_cameras + self.modality[len(MODALITIES) :, None]
         cls = self.cls.expand(len(robot_state), 1, -1)
         return torch.cat([language_token.unsqueeze(1), robot, cameras.flatten(1, 2), cls], dim=1)

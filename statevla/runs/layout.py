@@ -5,7 +5,7 @@
     <run>/losses_<system folder>.png       drawn from the metrics
     <run>/checkpoints/<system folder>/     checkpoint_latest, checkpoint_best, checkpoint_epoch_N
     <run>/eval/<name>/                     results of evaluations
-    <run>/latents/<key>/                   states of the frozen encoder, where the store cannot be written
+    <run>/latents/<key>/, decoded/<key>/   what is kept of the frames, where the store cannot be written
 
 A checkpoint is a folder too; its files are in `statevla/runs/files.py`.
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 from stores.disk.durable import write_bytes
 
-IGNORED = ("step", "epoch", "kind", "lr", "samples_per_s", "seconds")
+IGNORED = ("step", "epoch", "kind", "lr", "samples_per_s", "seconds", "data_wait")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def plot_losses(metrics: Path, picture: Path, title: str) -> None:
     except ModuleNotFoundError:
         return
 
-    records = read_metrics(metrics)
+    records = [record for record in read_metrics(metrics) if record["kind"] in ("train", "val")]
     names = [name for name in dict.fromkeys(key for record in records for key in record) if name not in IGNORED]
     if not names:
         return

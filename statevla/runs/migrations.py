@@ -8,8 +8,10 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     3  initial states of the demonstrations
     4  the observation's spec as data; stores by their content
     5  which states VICReg's terms take
-    6  what is precomputed: latents
+    6  what is precomputed: features, latents
     7  accumulation, averages of policies, augmentation, oversampling, trackers
+    8  decoded pictures
+    9  the weight of the prediction's error
 """
 
 import copy
@@ -18,7 +20,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 7
+FORMAT: Final = 9
 Tree = dict[str, Any]
 
 
@@ -95,9 +97,17 @@ def _regularized_states(old: Tree) -> Tree:
 
 
 def _precomputed(old: Tree) -> Tree:
-    """5 to 6: every picture was encoded again in every epoch."""
+    """5 to 6: every picture was encoded again in every epoch, and patches were as the tower gives them."""
     config = dict(old["config"])
-    return {**old, "config": {**config, "data": {**config["data"], "latents": False}}}
+    config["data"] = {**config["data"], "features": None, "latents": False}
+    config["model"] = {**config["model"], "vision_pool": 1}
+    return {**old, "config": config}
+
+
+def _decoded_pictures(old: Tree) -> Tree:
+    """7 to 8: pictures were kept in memory only."""
+    config = dict(old["config"])
+    return {**old, "config": {**config, "data": {**config["data"], "cache": "memory"}}}
 
 
 def _training_options(old: Tree) -> Tree:
@@ -108,6 +118,13 @@ def _training_options(old: Tree) -> Tree:
         "accumulate": 1, "policy_ema": 0.0, "augment_shift": 0.0, "augment_colour": 0.0, "augment_affine": False,
         "tracker": "none",
     }  # fmt: skip
+    return tree
+
+
+def _weight_of_prediction(old: Tree) -> Tree:
+    """8 to 9: it was 1."""
+    tree = copy.deepcopy(old)
+    tree["config"]["training"]["phase1"]["prediction_weight"] = 1.0
     return tree
 
 
@@ -141,5 +158,7 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     4: _regularized_states,
     5: _precomputed,
     6: _training_options,
+    7: _decoded_pictures,
+    8: _weight_of_prediction,
 }
 """From the format of the key to the next one."""

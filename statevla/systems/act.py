@@ -226,7 +226,7 @@ class ActPolicy(ChunkPolicy):
         """
         of_prior = self.pose_loss({**terms, "pose": terms["pose_of_prior"]})
         used = (terms["divergence"].mean(dim=0) > 0.01).float().mean()
-        return {"z_used": used.item(), "z_gain": (of_prior - self.pose_loss(terms)).item()}
+        return {**super().monitors(terms), "z_used": used.item(), "z_gain": (of_prior - self.pose_loss(terms)).item()}
 
     def decide(self, scene: Scene) -> Acted:
         robot = self.standardize_robot_state(scene.robot_state)

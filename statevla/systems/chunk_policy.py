@@ -16,6 +16,7 @@ from statevla.data.batch import Batch
 from statevla.models.gripper import command, is_closing
 from statevla.models.heads import gripper_terms, pose_error
 from statevla.models.losses import LossParts
+from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
 from statevla.models.stems import GROUPS
 from statevla.systems.acting import Acted, Scene
@@ -79,6 +80,10 @@ class ChunkPolicy(Objective):
         parts = {"pos_rot_loss": pose, "gripper_loss": gripper, "action_loss": total, "gripper_accuracy": right}
         steps = terms["keep"].sum().float()
         return LossParts(total, {name: part.detach() for name, part in parts.items()}, steps)
+
+    def monitors(self, terms: Terms) -> dict[str, float]:
+        """``gripper_change_f1``, where the gripper changes at all."""
+        return change_monitor(terms)
 
     def acted(self, pose: Float[Tensor, "B K P"], logits: Float[Tensor, "B K G"]) -> Acted:
         """A decision in action units, its dimensions in the spec's order."""

@@ -16,6 +16,7 @@ from statevla.models.encoder import Encoded, MambaBlock, StateEncoder
 from statevla.models.flow import FlowPolicy, GatedMlp, interpolate, velocity_target
 from statevla.models.gripper import GripperClassifier, command, is_closing
 from statevla.models.losses import LossParts, masked_bce, masked_mse
+from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
 from statevla.runs.files import MODEL, below, load_strict
 from statevla.systems.acting import Acted, Scene
@@ -128,6 +129,10 @@ class PolicyModel(Objective):
             "gripper_accuracy": right,
         }
         return LossParts(total, parts, keep.sum().float())
+
+    def monitors(self, terms: Terms) -> dict[str, float]:
+        """``gripper_change_f1``, where the gripper changes at all."""
+        return change_monitor(terms)
 
     @property
     def frozen_encoder(self) -> StateEncoder | None:

@@ -12,13 +12,16 @@ from statevla.data.batch import Batch
 from statevla.data.needs import PAIRS
 from statevla.models.encoder import StateEncoder
 from statevla.models.losses import LossParts, masked_mse, mean_std, variance_covariance
-from statevla.models.monitors import rank_me
+from statevla.models.monitors import correlation_excess, rank_me, within_episodes
 from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_momentum, ema_update
 from statevla.models.standardize import Standardize
 from statevla.models.tokenizer import Backbone
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
+
+TINY = 1e-12
+"""Errors below it are none."""
 
 
 class JepaModel(Objective):
@@ -51,11 +54,14 @@ class JepaModel(Objective):
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
         """``z``, ``predicted`` and ``wanted`` [B D], ``keep`` [B] (has a successor); with the inverse dynamics also
-        ``told``, ``actions`` [B H 7] and ``told_keep`` [B H]."""
+        ``told``, ``actions`` [B H 7] and ``told_keep`` [B H]; in validation, for the monitors, ``action`` and
+        ``episode`` [B]."""
         action = self.standardize_action(batch.action)
         z = self.encoder.state(batch.obs)
         wanted = self.target_state(batch)
         terms = {"z": z, "predicted": self.predictor(z, action), "wanted": wanted, "keep": batch.has_next}
+        if not self.training:
+            terms |= {"action": action, "episode": batch.episode}
         if self.inverse is not None:
             horizon = self.inverse.horizon
             terms["told"] = self.inverse(z, wanted)
@@ -77,7 +83,11 @@ class JepaModel(Objective):
         variance, covariance = torch.stack([torch.stack(variance_covariance(states, keep)) for states in spread]).sum(
             dim=0
         )
-        total = mse + self.options.variance_weight * variance + self.options.covariance_weight * covariance
+        total = (
+            self.options.prediction_weight * mse
+            + self.options.variance_weight * variance
+            + self.options.covariance_weight * covariance
+        )
         parts = {"jepa_mse": mse, "jepa_variance": variance, "jepa_covariance": covariance}
         if self.inverse is not None:
             parts["inverse"] = masked_mse(terms["told"], terms["actions"], terms["told_keep"])
@@ -99,9 +109,24 @@ class JepaModel(Objective):
         """One step of the moving average."""
         ema_update(self.target, self.encoder, momentum)
 
+    @torch.no_grad()
     def monitors(self, terms: Terms) -> dict[str, float]:
-        """``z_rank``: the effective rank of the states."""
-        return {"z_rank": rank_me(terms["z"].float())}
+        """Of states: ``z_rank``, the effective rank; ``z_std_least``, the smallest deviation of a dimension;
+        ``z_correlation``, above what chance shows (`correlation_excess`); ``z_within``, share of variance within
+        episodes. Of predictions: ``copy_ratio``, their error over that of "nothing changes"; ``action_ratio``, their
+        error with another row's action over that with their own: 1 is blind to actions.
+        """
+        z, wanted, keep = terms["z"].float(), terms["wanted"], terms["keep"]
+        others = terms["action"].roll(len(z) // 2, dims=0)
+        error = masked_mse(terms["predicted"], wanted, keep).clamp(min=TINY)
+        return {
+            "z_rank": rank_me(z),
+            "z_std_least": float(z.std(dim=0).min()),
+            "z_correlation": correlation_excess(z),
+            "z_within": within_episodes(z, terms["episode"]),
+            "copy_ratio": float(error / masked_mse(z, wanted, keep).clamp(min=TINY)),
+            "action_ratio": float(masked_mse(self.predictor(z, others).detach(), wanted, keep) / error),
+        }
 
 
 def build(config: Config, given: Given) -> JepaModel:

@@ -1,26 +1,84 @@
-"""Whether a run trains from states that are kept instead of pictures, and where they are; said in its log."""
+"""What a run trains from instead of pictures: kept features of a frozen tower, kept states of a frozen encoder.
+
+Said in its log, also where it is not done, and why.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from statevla.config import Config
 from statevla.data.blocks import GIB
-from statevla.data.views import open_latents
-from statevla.encoders.vision import identity
+from statevla.data.decoded import decode_store, find_decoded
+from statevla.data.views import View, open_decoded, open_features, open_latents
+from statevla.encoders.backbone import FrozenVision
+from statevla.encoders.features import open_kept, tower_of
+from statevla.encoders.vision import identity, load_backbone
 from statevla.trainers.latents import Coder, compute_latents, find_latents, is_writable, made_from
-from stores.errors import StoreMissing
+from stores.errors import StoreMissing, UsageError
+from stores.reader import Store
 
 if TYPE_CHECKING:
     from statevla.trainers.trainer import Run
 
 
-def use_kept_states(run: "Run") -> None:
-    """Let the loaders of a policy on a frozen encoder give its states, computing those that are not there yet.
+def choose_backbone(config: Config, store: Store, device: torch.device) -> FrozenVision | None:
+    """The frozen tower, or where its features are kept no more than its identity.
+
+    Raises as `open_kept`, and UsageError where augmentation would want pictures.
+    """
+    if config.data.features is None:
+        return load_backbone(config.model, device)
+    if _augments(config):
+        raise UsageError("data.features: augmentation makes other pictures at every step; leave one of the two out")
+    return tower_of(open_kept(store, config.data.features, config.model))
+
+
+def _augments(config: Config) -> bool:
+    training = config.training
+    return bool(training.augment_shift or training.augment_colour or training.augment_affine)
+
+
+def use_what_is_kept(run: "Run") -> None:
+    """Let the loaders give what stands for the pictures; states that are not there yet are computed first.
 
     Raises StoreLocked while another process computes them.
     """
-    data, training, encoder = run.config.data, run.config.training, run.model.frozen_encoder
-    if not run.system.parent or run.step == run.total:
+    if run.step == run.total:
         return
+    data = run.config.data
+    kept = None if data.features is None else open_kept(run.store, data.features, run.config.model)
+    view = None if kept is None else open_features(kept, 0.0)
+    states = _states(run, view, None if kept is None else kept.key) if run.system.parent else None
+    if states is None and view is not None:
+        run.report(run.step, f"trains from features/{data.features}, no picture is opened")
+    if states is None and view is None and data.cache == "decoded":
+        view = _decoded(run)
+    for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
+        source.view = states or view
+
+
+def _decoded(run: "Run") -> View:
+    """Pictures from the mapped file, which rank 0 makes where it is not there."""
+    root = Path(run.store.root) if is_writable(run.store) else run.run_dir
+
+    def decode() -> None:
+        if run.ranks.first and find_decoded(run.store, run.run_dir) is None:
+            run.report(run.step, f"decodes every picture once, into {root}/decoded; then reads that")
+            decode_store(run.store, root, run.config.data.loader_threads, run.progress)
+
+    run.ranks.together(decode)
+    found = find_decoded(run.store, run.run_dir)
+    if found is None:
+        raise StoreMissing(f"{root}/decoded: rank {run.ranks.rank} does not find it; use --set data.cache=memory")
+    run.report(run.step, f"reads decoded pictures from decoded/{found.name}")
+    return open_decoded(found, 0.0)
+
+
+def _states(run: "Run", view: View | None, key: str | None) -> View | None:
+    """Of the frozen encoder, of every frame; None where they would not be enough. view, key: what it encodes."""
+    data, encoder = run.config.data, run.model.frozen_encoder
     why = None
     if encoder is None:
         why = "this policy sees more of a frame than the encoder's state"
@@ -28,18 +86,18 @@ def use_kept_states(run: "Run") -> None:
         why = "data.latents is off"
     elif data.shuffle_instructions:
         why = "data.shuffle_instructions pairs frames with other instructions than their own"
-    elif training.augment_shift or training.augment_colour or training.augment_affine:
+    elif _augments(run.config):
         why = "augmentation makes other pictures at every step"
     if why is not None or encoder is None:
         run.report(run.step, f"encodes every frame at every step: {why}")
-        return
-    made = made_from(run.store, encoder, run.config.model, identity(run.backbone), run.autocast)
+        return None
+    made = made_from(run.store, encoder, run.config.model, identity(run.backbone), run.autocast, key)
     root = Path(run.store.root) if is_writable(run.store) else run.run_dir
 
     def compute() -> None:
         if run.ranks.first and find_latents(run.store, made, run.run_dir) is None:
             run.report(run.step, f"encodes every frame once, into {root}/latents; then trains from that")
-            coder = Coder(encoder, run.device, run.autocast, training.batch_size, data.loader_threads)
+            coder = Coder(encoder, run.device, run.autocast, run.config.training.batch_size, data.loader_threads, view)
             compute_latents(run.store, root, made, coder, dict(run.parent or {}), run.progress)
 
     run.ranks.together(compute)
@@ -49,7 +107,5 @@ def use_kept_states(run: "Run") -> None:
             f"{root}/latents: rank 0 has written the encoder's states there, but rank {run.ranks.rank} does not find "
             "them; ranks on several machines need one file system, or --set data.latents=false"
         )
-    view = open_latents(found, data.cache_gib * GIB)
     run.report(run.step, f"trains from latents/{found.name}, no picture is opened")
-    for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
-        source.view = view
+    return open_latents(found, data.cache_gib * GIB)

@@ -20,15 +20,16 @@ from statevla.config import ModelConfig
 from statevla.config.options import keys
 from statevla.data.frames import Table, make_table
 from statevla.data.numbers import Numbers
-from statevla.data.views import View
+from statevla.data.views import View, open_features
 from statevla.data.walk import walk_observations
+from statevla.encoders.features import open_kept, tower_of
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
 from statevla.policies.prepare import choose_device
 from statevla.runs.files import MODEL, CheckpointState, below, load_strict, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST
-from statevla.systems.find import resolve
-from statevla.systems.table import SYSTEMS, config_of
+from statevla.systems.find import find_parent, resolve
+from statevla.systems.table import SYSTEMS, config_of, find_system
 from statevla.trainers.setup import use_bf16
 from stores.derived import Derived, begin, key_of, open_derived
 from stores.disk import durable
@@ -48,9 +49,17 @@ NOT_OF_THE_STATE: Final = frozenset({"model.vision_model", "model.mamba_backend"
 
 
 def made_from(
-    store: Store, encoder: StateEncoder, config: ModelConfig, backbone: dict[str, Any] | None, bf16: bool
+    store: Store,
+    encoder: StateEncoder,
+    config: ModelConfig,
+    backbone: dict[str, Any] | None,
+    bf16: bool,
+    features: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that the states are a function of. backbone: `statevla.encoders.vision.identity`."""
+    """Everything that the states are a function of.
+
+    backbone: `statevla.encoders.vision.identity`. features: key of what it reads in place of pictures.
+    """
     fixed = {key.name: key.value for key in keys(config, "model.") if key.option.parent}
     return {
         "format": FORMAT,
@@ -58,6 +67,7 @@ def made_from(
         "encoder": hash_weights(encoder),
         "model": {name: value for name, value in fixed.items() if name not in NOT_OF_THE_STATE},
         "backbone": None if backbone is None else backbone["revision"],
+        "features": features,
         "precision": "bfloat16" if bf16 else "float32",
     }
 
@@ -147,7 +157,7 @@ def is_writable(store: Store) -> bool:
 
 def latents_of_checkpoint(
     store_path: Path | str,
-    checkpoint: Path,
+    checkpoint: Path | None = None,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -157,7 +167,8 @@ def latents_of_checkpoint(
 ) -> dict[str, Any]:
     """Keep the states of a checkpoint's encoder in the store at a folder; nothing is computed where they are there.
 
-    checkpoint: of a state encoder, or a run that has one. Returns folder, key, frames, width, bytes and computed.
+    checkpoint: of a state encoder, or a run that has one; None: of the only run of this store. Returns folder, key,
+    frames, width, bytes and computed.
 
     Raises UsageError for a store that cannot be written and a checkpoint without a state encoder, StaleKey for one of
     another store.
@@ -165,21 +176,26 @@ def latents_of_checkpoint(
     store = Store.open(store_path)
     if not is_writable(store):
         raise UsageError(f"{store.root}: cannot be written; run this on a local copy of the store, then publish it")
-    path = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
+    if checkpoint is None:
+        path = find_parent(find_system("flow_matching"), store.content_hash)
+    else:
+        path = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
     state = read_state(path)
     require_store(state, store.content_hash, path, store.root)
     config = config_of(state, path)
     chosen = choose_device(device)
-    backbone = load_backbone(config.model, chosen)
+    kept = None if config.data.features is None else open_kept(store, config.data.features, config.model)
+    view = None if kept is None else open_features(kept, 0.0)
+    backbone = load_backbone(config.model, chosen) if kept is None else tower_of(kept)
     require_identity(backbone, state.backbone, str(path))
     encoder = StateEncoder(config.model, store.stats(), backbone, store.spec)
     load_strict(encoder, below(read_tensors(path, state, MODEL), "encoder."), f"{path / MODEL} (encoder.)")
     bf16 = use_bf16(precision, chosen)
-    made = made_from(store, encoder, config.model, state.backbone, bf16)
+    made = made_from(store, encoder, config.model, state.backbone, bf16, None if kept is None else kept.key)
     found = find_latents(store, made)
     computed = found is None
     if found is None:
-        coder = Coder(encoder.to(chosen), chosen, bf16, batch, threads)
+        coder = Coder(encoder.to(chosen), chosen, bf16, batch, threads, view)
         found = compute_latents(store, Path(store.root), made, coder, about(state, path), progress)
     rows, width = found.sharded("z").spec.shape
     return {

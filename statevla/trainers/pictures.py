@@ -37,13 +37,7 @@ def augmented(batch: Batch, draws: Draws) -> Batch:
 
     Raises UsageError for a batch without pictures.
     """
-    obs = _changed(batch.obs, draws)
-    return dataclasses.replace(
-        batch,
-        obs=obs,
-        next_obs=obs if batch.next_obs is batch.obs else _changed(batch.next_obs, draws),
-        goal=None if batch.goal is None else _changed(batch.goal, draws),
-    )
+    return batch.see(lambda obs: _changed(obs, draws))
 
 
 def _changed(obs: ObservationBatch, draws: Draws) -> ObservationBatch:

@@ -6,7 +6,7 @@ Legend: R rows of the global batch, n of this rank.
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -51,25 +51,6 @@ class Share:
         return whole if self.ranks.alone else whole[self.rows.to(whole.device)]
 
 
-def cut(tree: Any, part: slice) -> Any:
-    """Some rows of a batch: of every tensor in a tree of dataclasses and tuples, shared parts shared again."""
-    seen: dict[int, Any] = {}
-
-    def walk(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            return node[part]
-        if isinstance(node, tuple):
-            return tuple(walk(item) for item in node)
-        if not dataclasses.is_dataclass(node) or isinstance(node, type):
-            return node
-        if id(node) not in seen:
-            values = {field.name: walk(getattr(node, field.name)) for field in dataclasses.fields(node)}
-            seen[id(node)] = dataclasses.replace(node, **values)
-        return seen[id(node)]
-
-    return walk(tree)
-
-
 def micro_batches(rows: int, number: int) -> list[slice]:
     """`rows` in `number` parts that differ by one row at most. Raises UsageError where some would be empty."""
     if number > rows:
@@ -110,7 +91,9 @@ def differentiate(
         part = parts[number]
         if len(parts) == 1:
             return model(batch, noise)  # type: ignore[no-any-return]
-        found: Terms = model(cut(batch, part), {name: value[part] for name, value in noise.items()})
+        found: Terms = model(
+            batch.each(lambda tensor: tensor[part]), {name: value[part] for name, value in noise.items()}
+        )
         return found
 
     with autocast:

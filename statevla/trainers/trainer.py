@@ -16,32 +16,32 @@ from statevla.config.schema import require_widths
 from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.prefetch import Position
-from statevla.encoders.vision import identity, load_backbone, require_identity
+from statevla.encoders.vision import require_identity
 from statevla.models.losses import LossParts
 from statevla.models.optim import parameter_groups
 from statevla.policies.prepare import choose_device
 from statevla.runs import layout
 from statevla.runs import write as checkpoint
-from statevla.runs.files import CheckpointState, read_state, require_store
+from statevla.runs.files import read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
-from statevla.runs.migrations import FORMAT
 from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
 from statevla.trainers import pictures
 from statevla.trainers.average import average_of
-from statevla.trainers.kept import use_kept_states
+from statevla.trainers.kept import choose_backbone, use_what_is_kept
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
 from statevla.trainers.parents import load_parent, origin
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 from statevla.trainers.setup import require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.snapshot import snapshot
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
+from statevla.trainers.trackers import Track, tracker, untracked
 from statevla.trainers.validation import validate
-from statevla.version import __version__
+from statevla.trainers.watch import Pace, Watch, update_norm
 from stores.disk.durable import LineLog, lock, write_bytes, write_json
 from stores.errors import StateVLAError, UsageError
-from stores.init_states import init_states_by_task
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
@@ -85,7 +85,7 @@ def train(
             return run, run.start() if source is None else run.resume(source)
 
         run, start = ranks.together(begin)
-        use_kept_states(run)
+        use_what_is_kept(run)
         return run.loop(start)
 
 
@@ -130,12 +130,14 @@ class Run:
         spec = store.spec
         require_widths(config.model, spec.language_width, spec.robot_state_dim, spec.action_dim, str(store.root))
         self.device = choose_device(training.device, ranks.local)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # what names no device, NCCL's and libraries' own memory, is there too
         self.autocast = use_bf16(training.precision, self.device)
         self.statistics = store.stats()
         found = None if parent is None else load_parent(system, config, parent, store, unfinished_parent)
         self.parent = None if found is None else origin(found)
         torch.manual_seed(training.seed)
-        self.backbone = load_backbone(config.model, self.device)
+        self.backbone = choose_backbone(config, store, self.device)
         self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
         if training.batch_size < needs.rows:
@@ -163,6 +165,8 @@ class Run:
         self.validation = self._validation_reader()
         self.step = self.began = 0
         self.last_loss = math.nan
+        self.watch = Watch()
+        self.track: Track = untracked
         self.best: dict[str, Any] | None = None
         self.unsaved_best: checkpoint.Snapshot | None = None
 
@@ -212,7 +216,11 @@ class Run:
             return self.summary(None)
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_on_signals())
-            log = stack.enter_context(LineLog(self.metrics)) if self.ranks.first else None
+            log = None
+            if self.ranks.first:
+                log = stack.enter_context(LineLog(self.metrics))
+                name = self.config.training.tracker
+                self.track = stack.enter_context(tracker(name, self.run_dir, self.system.folder, self.config))
             position, signal = self._steps(position, stop, log, stack)
         self.save(position, layout.LATEST)
         if self.ranks.first:
@@ -232,15 +240,21 @@ class Run:
         logged_step = self.step
         batches = stack.enter_context(contextlib.closing(self.loader.batches(position)))
         (signal,) = self.ranks.most(stop.signal or 0)
+        waited = 0.0
         while self.step < self.total and not signal:
+            before = time.monotonic()
             position, batch = next(batches)
+            waited += time.monotonic() - before
+            logs = (self.step + 1) % training.log_interval == 0 or self.step + 1 == self.total
+            held = [p.detach().clone() for p in self.trained] if logs and log is not None else []
             parts, norm, lr = self.train_step(batch)
             epoch_done = position.batch == 0
-            if self.step % training.log_interval == 0 or self.step == self.total:
+            if logs:
                 now = time.monotonic()
-                rate = (self.step - logged_step) * training.batch_size / max(now - logged_at, 1e-9)
-                logged_at, logged_step = now, self.step
-                self.log_training(log, position, parts, norm, lr, rate)
+                seconds = max(now - logged_at, 1e-9)
+                pace = Pace((self.step - logged_step) * training.batch_size / seconds, waited / seconds)
+                logged_at, logged_step, waited = now, self.step, 0.0
+                self.log_training(log, position, parts, (norm, update_norm(held, self.trained)), lr, pace)
             every = training.validate_every_steps
             if (epoch_done if every is None else self.step % every == 0) or self.step == self.total:
                 pause = time.monotonic()
@@ -316,16 +330,27 @@ class Run:
         return NonFiniteLoss(text) if self.ranks.first else OtherRankFailed(FAILED)
 
     def log_training(
-        self, log: LineLog | None, position: Position, parts: dict[str, Tensor], norm: Tensor, lr: float, rate: float
-    ) -> None:
+        self, log: LineLog | None, position: Position, parts: dict[str, Tensor], norms: tuple[Tensor, float], lr: float,
+        pace: Pace,
+    ) -> None:  # fmt: skip
         """One metrics line and one progress event."""
         if log is None:
             return
         values = {name: float(value) for name, value in parts.items()}
         record = {"kind": "train", "step": self.step, "epoch": position.epoch, "lr": lr, **values}
-        log.append(json.dumps({**record, "grad_norm": float(norm), "samples_per_s": round(rate, 1)}))
+        record |= {"grad_norm": float(norms[0]), "update_norm": norms[1]}
+        record |= {"samples_per_s": round(pace.rate, 1), "data_wait": round(pace.waited, 4)}
+        self.record(log, record)
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.report(self.step, f"{shown} | {rate:,.0f} samples/s")
+        self.report(self.step, f"{shown} | {pace.rate:,.0f} samples/s")
+
+    def record(self, log: LineLog, record: dict[str, Any]) -> None:
+        """A line of the metrics, told to the tracker too; and what of it is not healthy, each once."""
+        log.append(json.dumps(record))
+        self.track(record)
+        for name, sentence in self.watch.warnings(record, self.step):
+            log.append(json.dumps({"kind": "warning", "step": self.step, "monitor": name, "text": sentence}))
+            self.report(self.step, f"warning: {sentence}")
 
     def validate(self, log: LineLog | None, position: Position) -> None:
         """Log the validation losses and keep a snapshot when they are the best so far."""
@@ -338,51 +363,11 @@ class Run:
             raise self._failure(f"validation loss is {values['loss']} after step {self.step}; nothing was overwritten")
         if log is None:
             return
-        log.append(json.dumps({"kind": "val", "step": self.step, "epoch": position.epoch, **values}))
+        self.record(log, {"kind": "val", "step": self.step, "epoch": position.epoch, **values})
         if self.best is None or values["loss"] < self.best["val_loss"]:
             self.best = {"step": self.step, "val_loss": values["loss"]}
-            self.unsaved_best = self.snapshot(position)
+            self.unsaved_best = snapshot(self, position)
         self.report(self.step, " ".join(f"val {name} {value:.4g}" for name, value in values.items()))
-
-    def snapshot(self, position: Position) -> checkpoint.Snapshot:
-        """The run as it is, copied to the CPU."""
-        training = self.config.training
-        instructions = sorted(self.store.manifest.instructions)
-        language = self.store.language
-        state = CheckpointState(
-            format=FORMAT,
-            system=self.system.name,
-            epoch=position.epoch,
-            step=self.step,
-            loader=self.loader.state(position),
-            loss=self.last_loss,
-            best=self.best,
-            scheduler={
-                "name": training.schedule,
-                "base": self.options.learning_rate,
-                "warmup_steps": training.warmup_steps,
-                "total_steps": self.total,
-            },
-            rng={**checkpoint.rng_state(), "noise_seed": training.seed},
-            config=self.config.to_dict(),
-            obs_spec=self.store.obs_spec,
-            statistics=self.statistics.to_dict(),
-            content_hash=self.store.content_hash,
-            instructions=instructions,
-            init_states=init_states_by_task(self.store.manifest.sources),
-            language={"encoder": language.encoder, "revision": language.revision},
-            backbone=identity(self.backbone),
-            parent=self.parent,
-            code_version=__version__,
-            files={},
-        )
-        vectors = torch.stack([torch.from_numpy(language.vector(text).copy()) for text in instructions])
-        optimizer = checkpoint.optimizer_tensors(self.optimizer)
-        if self.average is not None:
-            optimizer |= self.average.slots()
-        saved = checkpoint.copy_tensors(optimizer)
-        with self.acting_weights():
-            return checkpoint.Snapshot(state, checkpoint.copy_tensors(self.model.state_dict()), saved, vectors)
 
     def acting_weights(self) -> contextlib.AbstractContextManager[None]:
         """While it is open, the model has the weights that are validated and act: the average, where there is one."""
@@ -392,7 +377,7 @@ class Run:
         """Write a checkpoint, after the best one that validation has found since the last save; rank 0 does."""
         if self.ranks.first:
             self._save_best()
-            checkpoint.save(self.folder / name, self.snapshot(position))
+            checkpoint.save(self.folder / name, snapshot(self, position))
 
     def _save_best(self) -> None:
         if self.unsaved_best is not None:

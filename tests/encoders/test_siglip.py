@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from statevla.encoders.siglip import Preprocessing, load_siglip, resize
+from statevla.encoders.preprocessing import Preprocessing, resize
+from statevla.encoders.siglip import load_siglip
 from stores.errors import UsageError
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]

@@ -9,15 +9,19 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from pipelines.collect import libero as module
 from pipelines.collect import libero_trial as trial_module
 from pipelines.collect.libero import collect_libero
+from pipelines.collect.libero_driver import LEAST
 from pipelines.collect.libero_parts import HOLD
+from statevla.observation import ObsSpec, libero_spec
 from statevla.sims.libero import suites
 from statevla.sims.libero.errors import SimulatorFailed
-from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Request, Reset, Scenery, Track
-from stores.errors import StateVLAError, UsageError
+from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Request, Reset, Run, Scenery, Track
+from statevla.systems.acting import Acted
+from stores.errors import StateVLAError, StoreMissing, UsageError
 
 INIT_STATES = 5
 STEPS_TO_SUCCESS = 7
@@ -34,7 +38,8 @@ TASKS = (fake_task(0), fake_task(1))
 @dataclass
 class World:
     """fail: initial states from which the expert never succeeds. brief: from which success does not hold.
-    crash: simulators to crash, in all. stop_after: episodes, or drawings, before the user interrupts."""
+    crash: simulators to crash, in all. solved: from which a policy that drives succeeds. driven: its steps, by attempt
+    that the expert took over. taken: with which seeds. stop_after: episodes, or drawings, until the user interrupts."""
 
     fail: set[int] = field(default_factory=set)
     brief: set[int] = field(default_factory=set)
@@ -43,6 +48,9 @@ class World:
     stop_drawing: int | None = None
     seeds: list[tuple[int, ...]] = field(default_factory=list)
     noises: list[float] = field(default_factory=list)
+    solved: set[int] = field(default_factory=set)
+    driven: list[int] = field(default_factory=list)
+    taken: list[Any] = field(default_factory=list)
     drawings: list[tuple[int, int]] = field(default_factory=list)
     alive: int = 0
 
@@ -75,6 +83,7 @@ class FakeSimulator:
         self._init = 0
         self._request: Request | None = None
         self._closed = False
+        self._driven = 0
         self.world.alive += 1
 
     @property
@@ -90,7 +99,7 @@ class FakeSimulator:
         if isinstance(request, Reset):
             if world.stop_after is not None and len(world.seeds) >= world.stop_after:
                 raise KeyboardInterrupt
-            self._init = int(request.state[0])
+            self._init, self._driven = int(request.state[0]), 0
             world.seeds.append(request.expert_seed or ())
         elif isinstance(request, Draw):
             if world.stop_drawing is not None and len(world.drawings) >= world.stop_drawing:
@@ -98,13 +107,22 @@ class FakeSimulator:
             world.drawings.append((self.task.index, int(request.drawn[0, 0])))
         elif isinstance(request, Demonstrate):
             world.noises.append(request.noise)
+            world.taken.append(request.take_over)
+            if self._driven:
+                world.driven.append(self._driven)
         self._request = request
 
     def receive(self) -> Reply:
         request, world = self._request, self.world
         empty = np.zeros((0, 7))
+        seen = {key: np.zeros((4, 4, 3), np.uint8) for key in IMAGE_KEYS}
+        seen |= {"robot0_joint_pos": np.zeros(7), "robot0_gripper_qpos": np.zeros(2)}
         if isinstance(request, Reset):
-            return Reply({}, np.zeros(3), empty, None, False, model=f'<mujoco file="{SITE}/libero/mesh.msh"/>')
+            return Reply(seen, np.zeros(3), empty, None, False, model=f'<mujoco file="{SITE}/libero/mesh.msh"/>')
+        if isinstance(request, Run):
+            self._driven += len(request.actions)
+            success = 0 if self._init in world.solved else None
+            return Reply(seen, np.zeros(3), request.actions, success, success is not None)
         if isinstance(request, Draw):
             frames = [np.full((4, 4, 3), row[1] % 256, np.uint8) for row in request.drawn]
             return Reply({}, np.zeros(3), empty, None, False, film=[dict.fromkeys(IMAGE_KEYS, f) for f in frames])
@@ -161,6 +179,64 @@ def test_files_have_what_was_seen_where_it_belongs(world: World, tmp_path: Path)
         assert demo["obs/agentview_rgb"][:, 0, 0, 0].tolist() == list(range(1, steps + 1))
         assert demo.attrs["made_by"] == "scripted expert"
         assert "executed_actions" not in demo
+
+
+@dataclass
+class Driver:
+    """Drives in chunks of four; succeeds by itself from some initial states."""
+
+    identity: str = "d" * 64
+    obs_spec: ObsSpec = field(default_factory=lambda: libero_spec(4))
+    chunk: int = 4
+    refuses: str = ""
+    draws: list[Any] = field(default_factory=list)
+
+    def act(self, observations: Any, draws: Any = None) -> Acted:
+        self.draws += draws
+        return Acted(torch.full((1, 4, 7), 0.25), None)
+
+    def vector(self, instruction: str) -> int:
+        if instruction == self.refuses:
+            raise StoreMissing(f"{instruction!r} was not trained on")
+        return 0
+
+
+def test_a_policy_drives_and_what_the_expert_does_then_is_recorded(world: World, tmp_path: Path) -> None:
+    driver = Driver()
+    summary = run(tmp_path, tasks=[0], from_policy=driver, image_size=4)
+    assert summary.episodes == 3
+    with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
+        told = [str(file[f"data/demo_{i}"].attrs["made_by"]) for i in range(3)]
+        assert json.loads(file["data"].attrs["collected_with"])["from_policy"] == "d" * 64
+    steps = [int(text.split(" after ")[1].split()[0]) for text in told]
+    assert told[0] == f"scripted expert, taking over from policy dddddddddddd after {steps[0]} steps"
+    assert world.driven == steps
+    assert min(steps) >= LEAST
+    assert len(set(steps)) == 3
+    assert len(set(driver.draws)) == len(driver.draws)
+    assert len({taken for taken in world.taken if taken is not None}) == 3
+    before = (tmp_path / "task_0_demo.hdf5").read_bytes()
+    run(tmp_path / "again", tasks=[0], from_policy=Driver(), image_size=4, workers=2)
+    assert (tmp_path / "again" / "task_0_demo.hdf5").read_bytes() == before
+
+
+def test_a_policy_that_succeeds_by_itself_teaches_nothing(world: World, tmp_path: Path) -> None:
+    world.solved = {1}
+    summary = run(tmp_path, tasks=[0], from_policy=Driver(), image_size=4)
+    assert (summary.episodes, summary.failures) == (3, 1)
+    world.solved = set(range(INIT_STATES))
+    with pytest.raises(UsageError, match="needs no demonstrations"):
+        run(tmp_path / "all", tasks=[0], from_policy=Driver(), image_size=4, episodes=1)
+
+
+def test_a_policy_that_cannot_drive_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sees 4 pixels a side, the collection has 128"):
+        run(tmp_path, from_policy=Driver())
+    with pytest.raises(UsageError, match="'do 1' was not trained on"):
+        run(tmp_path, from_policy=Driver(refuses="do 1"), image_size=4)
+    run(tmp_path / "a", tasks=[0])
+    with pytest.raises(UsageError, match="was collected with"):
+        run(tmp_path / "a", tasks=[0], from_policy=Driver(), image_size=4)
 
 
 def test_observations_before_the_action(world: World, tmp_path: Path) -> None:

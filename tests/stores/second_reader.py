@@ -80,3 +80,26 @@ def transitions(root):
 def frames(root):
     """frames.zarr as plain arrays."""
     return {name: array[...] for name, array in zarr.open_group(Path(root) / "frames.zarr", mode="r").arrays()}
+
+
+def derived(root, kind, name):
+    """A folder computed from the store: its seal's fields and its arrays, every object, chunk and row checked."""
+    folder = Path(root) / kind / name
+    seal = sealed(folder / "manifest.json")
+    made_from = json.dumps(seal["made_from"], sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    assert seal["key"] == hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    arrays = {}
+    for item in seal["objects"]:
+        content = (folder / item["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (item["bytes"], item["sha256"]), item["path"]
+        array, _, rest = item["path"].partition("/")
+        if rest == "zarr.json":
+            meta = json.loads(content)
+            dtype, rows = (
+                np.dtype(meta["data_type"]).newbyteorder("<"),
+                meta["chunk_grid"]["configuration"]["chunk_shape"][0],
+            )
+            count, ones = -(-meta["shape"][0] // rows), "/0" * (len(meta["shape"]) - 1)
+            chunks = [(folder / array / f"c/{m}{ones}").read_bytes()[:-4] for m in range(count)]
+            arrays[array] = np.frombuffer(b"".join(chunks), dtype).reshape(-1, *meta["shape"][1:])[: meta["shape"][0]]
+    return seal, arrays

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 import stores.cloud.publish
@@ -16,6 +17,7 @@ from stores.cloud.conditional import ConditionalStorage
 from stores.cloud.publish import PUBLISHED, check_target, publish_store
 from stores.cloud.storage import is_publication, open_storage
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked, StoreMissing, UsageError
+from stores.manifest import Manifest
 from stores.reader import Store
 from stores.verify import verify_store
 from tests.stores.faults import read_tree
@@ -347,3 +349,18 @@ def test_wrong_targets_are_said(one: Path, s3: dict[str, Any], tmp_path: Path) -
     (one / PUBLISHED).write_text("{")
     with pytest.raises(StoreError, match=r"\.published\.json: not JSON"):
         publish_store(one, f"s3://robots/{uuid.uuid4().hex}", **s3)
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_place_may_be_called_anything(one: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    """Errors are told by the server's code: words of the URL that are also words of errors change nothing."""
+    options = request.getfixturevalue("s3") if kind == "s3" else {}
+    name = f"my-bucket-{uuid.uuid4().hex[:8]}"
+    if kind == "s3":
+        fsspec.filesystem("s3", **options).mkdir(name)
+    url = f"{kind}://{name}/NoSuchBucket/PreconditionFailed/the bucket does not exist"
+    publish_store(one, url, **options)
+    assert verify_store(open_storage(url, **options)) == []
+    publish_store(one, url, **options)  # there already
+    with pytest.raises(StoreMissing, match="is not a store"):
+        Manifest.load(open_storage(f"{url}/404", **options))

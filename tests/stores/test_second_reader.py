@@ -7,6 +7,10 @@ import numpy as np
 from pipelines.derive.stats import compute_statistics
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
+from stores.arrays import ArraySpec, write_region
+from stores.derived import begin
+from stores.disk import durable
+from stores.manifest import Manifest
 from stores.reader import Store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
 from tests.stores import second_reader
@@ -53,3 +57,26 @@ def test_it_reads_a_store_that_is_not_ascii_and_its_statistics(tmp_path: Path) -
     assert action["count"] == len(values) == len(rows)
     np.testing.assert_allclose(action["mean"], values.mean(axis=0), rtol=1e-12)
     np.testing.assert_array_equal(action["q99"], np.quantile(values, 0.99, axis=0))
+
+
+def test_it_reads_a_derived_folder(tmp_path: Path) -> None:
+    make_tiny_store(tmp_path, episodes=2, frames=9, image=8)
+    rng = np.random.default_rng(0)
+    wanted = {
+        "z": rng.normal(size=(18, 5)).astype(np.float32),
+        "scale": rng.normal(size=(18,)).astype(np.float16),
+        "patches": rng.integers(-128, 127, (18, 3, 4), np.int8),
+    }
+    made_from = {"content_hash": Manifest.load(tmp_path).content_hash, "encoder": "Köder ✓", "precision": 1e-07}
+    specs = {name: ArraySpec(values.shape, values.dtype.name, 4 + len(name)) for name, values in wanted.items()}
+    with durable.lock(tmp_path, "test"):
+        folder = begin(tmp_path, "latents", "mine", made_from, specs)
+        for name, values in wanted.items():
+            write_region(folder.root, name, specs[name], 0, values)
+        folder.commit({"words": ["把"]})
+    seal, arrays = second_reader.derived(tmp_path, "latents", "mine")
+    assert (seal["made_from"], seal["about"]) == (made_from, {"words": ["把"]})
+    assert set(arrays) == set(wanted)
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(arrays[name], values)
+        assert arrays[name].dtype == values.dtype

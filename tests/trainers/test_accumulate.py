@@ -11,7 +11,7 @@ from statevla.systems.system import Given, Objective
 from statevla.systems.table import SYSTEMS
 from statevla.trainers.ranks import Ranks
 from statevla.trainers.schedule import step_generator
-from statevla.trainers.step import Share, cut, differentiate, micro_batches, seed_dropout
+from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from stores.errors import UsageError
 from stores.reader import Store
 from tests.trainers.micro import config_of_all, micro_store
@@ -78,7 +78,7 @@ def test_the_mean_over_micro_batches_by_themselves_is_another_gradient(store: St
     whole = gradients(model, batch, loader, 1)["gradients"]
     model.zero_grad(set_to_none=True)
     for part in micro_batches(8, 4):
-        (model.loss(model.terms(cut(batch, part), {})).total / 4).backward()
+        (model.loss(model.terms(batch.each(lambda rows, part=part: rows[part]), {})).total / 4).backward()
     apart = max(float((p.grad.double() - whole[n]).norm()) for n, p in model.named_parameters() if n in whole)
     assert apart > 0.01 * max(float(g.norm()) for g in whole.values())
 
@@ -119,7 +119,7 @@ def test_a_batch_is_cut_with_what_it_shares(store: Store, tmp_path: Path) -> Non
     batches = loader.batches()
     batch = next(batches)[1]
     batches.close()
-    part = cut(batch, slice(2, 5))
+    part = batch.each(lambda rows: rows[2:5])
     assert len(part) == 3
     assert part.next_obs is part.obs
     assert torch.equal(part.obs.images[1], batch.obs.images[1][2:5])

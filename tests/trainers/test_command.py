@@ -102,7 +102,7 @@ def test_a_last_validation_batch_of_one_row_counts_as_one_row(store: Path, tmp_p
 def test_wrong_widths_and_recipes_are_named(store: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model.robot_state_dim: 14, but .* has 9; this key only says it again"):
         start(store, tmp_path, "model.robot_state_dim=14")
-    with pytest.raises(UsageError, match="expected one of documents, libero, tabletop"):
+    with pytest.raises(UsageError, match="expected one of documents, libero, systems, tabletop"):
         start(store, tmp_path, preset=None, recipe="kitchen")
     with pytest.raises(UsageError, match="says the preset too; leave out --preset tiny"):
         start(store, tmp_path, recipe="tabletop")

@@ -55,7 +55,7 @@ def policy(store: Path, run: Path, encoder: Path, *more: str, progress: Any = No
     config = micro_config(STEPS, *more)
     train(FLOW, config, store, run, resume=resume, encoder_checkpoint=None if resume else encoder, progress=progress)
     lines = layout.metrics(run, find_system(FLOW).folder).read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "samples_per_s"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("samples_per_s", "data_wait")} for line in lines]
 
 
 def messages(found: list[str]) -> Any:

@@ -37,7 +37,7 @@ def folder(run: Path, system: str = JEPA) -> Path:
 def records(run: Path, system: str = JEPA) -> list[dict[str, Any]]:
     """Metrics without what depends on the clock."""
     lines = layout.metrics(run, find_system(system).folder).read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "samples_per_s"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("samples_per_s", "data_wait")} for line in lines]
 
 
 def interrupt() -> None:

@@ -174,9 +174,7 @@ class Environment:
                 self._obs = self._env.set_init_state(request.state)
         self._expert = None
         if request.expert_seed is not None:
-            rng = np.random.default_rng(list(request.expert_seed))
-            scene = MujocoScene.of(self._env.env)
-            self._expert = make_expert(self._spec.suite, self._spec.index, scene, self._pose(), rng)
+            self._expert = self._new_expert(request.expert_seed)
         model = paths.portable(self._env.sim.model.get_xml(), self._spec.assets)
         return self._reply(True, np.zeros((0, 7)), None, started, model=model)
 
@@ -214,6 +212,8 @@ class Environment:
     def demonstrate(self, request: Demonstrate) -> Reply:
         """Records the expert's episode; see :class:`Demonstrate`."""
         started = time.perf_counter()
+        if request.take_over is not None:
+            self._expert = self._new_expert(request.take_over)
         expert = self._need_expert(request)
         rng = np.random.default_rng(list(request.noise_seed))
         tape = self._tape()
@@ -241,6 +241,10 @@ class Environment:
             self._recorder.restore(positions, glow)
             film.append({key: np.array(draw({})) for key, draw in self._drawers.items()})
         return self._reply(False, np.zeros((0, 7)), None, started, film=film)
+
+    def _new_expert(self, seed: tuple[int, ...]) -> Expert:
+        rng = np.random.default_rng(list(seed))
+        return make_expert(self._spec.suite, self._spec.index, MujocoScene.of(self._env.env), self._pose(), rng)
 
     def _need_expert(self, request: object) -> Expert:
         if self._expert is None:

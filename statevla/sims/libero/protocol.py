@@ -86,13 +86,15 @@ class Demonstrate:
     to do; at most ``steps``, and ``hold`` more where success came late. The answer has a ``track``.
 
     noise: standard deviation, in action units, of what is added to the executed actions but not to their labels.
-    noise_seed: of that noise.
+    noise_seed: of that noise. take_over: seeds an expert that plans from the present scene, after somebody else acted;
+    None: the one of the ``Reset``.
     """
 
     steps: int
     hold: int
     noise: float = 0.0
     noise_seed: tuple[int, ...] = (0,)
+    take_over: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

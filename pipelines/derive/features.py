@@ -1,0 +1,210 @@
+"""``statevla features``: patch features of a frozen tower for every frame of a store, kept as a derived folder.
+
+A unit is one shard of every camera, made by one worker from the pictures of its frames; what is finished stays when a
+run is interrupted. Rows are frames, in sharded Zarr v3 (`stores.sharded`), one chunk a frame where frames are large: so
+any frame, and any run of frames, is read with its own bytes and no others.
+
+Legend: N frames, P patches, V feature width, S rows a shard.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.run import run_units
+from statevla.data.frames import make_table
+from statevla.data.walk import walk_pictures
+from statevla.encoders.features import DTYPES, MAKE, made_from, quantize
+from statevla.encoders.table import VISION
+from statevla.encoders.tower import FrozenTower
+from statevla.models.tokenizer import pool_patches
+from stores.derived import begin, open_derived
+from stores.disk import durable
+from stores.disk.room import require_room
+from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreMissing, UsageError
+from stores.layout import FEATURES
+from stores.progress import Progress, ProgressEvent
+from stores.reader import Store
+from stores.sharded import ShardedSpec, write_shard
+
+CHUNK_BYTES: Final = 1 << 16
+"""Small frames share a chunk up to this size; a checksum is then of more than a few bytes."""
+SHARD_BYTES: Final = 64 << 20
+SHARD_ROWS: Final = 1024
+"""A shard is at most this large: what an interrupted worker loses."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """encoder: a row of `VISION`, or a hub name or folder of a model of one. device: ``auto``, cpu or cuda."""
+
+    store: Path | str
+    encoder: str
+    dtype: str = "float16"
+    pool: int = 1
+    device: str = "auto"
+    batch: int = 32
+    threads: int = 2
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Shard m, for a worker."""
+
+    config: FeatureConfig
+    folder: Path
+    specs: dict[str, ShardedSpec]
+    m: int
+
+
+def make_features(
+    config: FeatureConfig,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compute what is not there yet. Returns folder, key, encoder, revision, frames, patches, width, bytes, computed.
+
+    Raises UsageError for an encoder that is unknown or cannot be had and a store that is a URL, StateVLAError when the
+    disk has no room or features are not finite in float16, StoreLocked.
+    """
+    if "://" in str(config.store):
+        raise UsageError(f"{config.store}: cannot be written in place; run this on a local copy, then publish it")
+    if config.dtype not in DTYPES or config.pool not in (1, 2, 4):
+        raise UsageError(f"--dtype {config.dtype}, --pool {config.pool}: expected one of {DTYPES} and 1, 2 or 4")
+    store = Store.open(config.store)
+    kind, tower = _load(config.encoder, _device(config.device))
+    specs, shape = _specs(store, config, tower)
+    precision = "bfloat16" if _device(config.device) == "cuda" else "float32"
+    made = made_from(store, kind, tower.revision, tower.preprocessing, config.dtype, config.pool, precision)
+    name = config.name or _name(kind, config)
+    size = sum(sum(spec.files().values()) for spec in specs.values())
+    summary = {
+        "folder": f"{FEATURES}/{name}", "encoder": kind, "model": tower.name, "revision": tower.revision,
+        "dtype": config.dtype, "pool": config.pool, "frames": store.manifest.counts["frames"], "patches": shape[0],
+        "width": shape[1], "bytes": size,
+    }  # fmt: skip
+    try:
+        open_derived(store.storage, FEATURES, made, MAKE, name)
+        return {**summary, "computed": 0}
+    except (StoreMissing, StaleKey, StoreCorrupt):
+        pass
+    if dry_run:
+        return {**summary, "computed": 0}
+    with durable.lock(config.store, "statevla features"):
+        unfinished = begin(config.store, FEATURES, name, made, specs)
+        missing = sorted({m for array in specs for m in unfinished.missing(array)})
+        first = next(iter(specs.values()))
+        done = first.shape[0] - sum(first.rows(m) for m in missing)
+        require_room(unfinished.root, size * (first.shape[0] - done) // max(first.shape[0], 1), "these features")
+        units = [(f"{name}-{m:06d}", _Unit(config, unfinished.root, specs, m)) for m in missing]
+        for _, m in run_units(_make_shard, units, workers, scheduler):
+            done += first.rows(m)
+            if progress is not None:
+                progress(ProgressEvent("features", done, first.shape[0], "frames", kind))
+        about = {"model": tower.name, "cameras": list(store.spec.camera_names), "patches": shape[0], "width": shape[1]}
+        unfinished.commit(about)
+    return {**summary, "computed": len(missing)}
+
+
+def _make_shard(unit: _Unit) -> int:
+    """Write shard m of every array."""
+    config = unit.config
+    store = _open(config.store)
+    _, tower = _load(config.encoder, _device(config.device))
+    spec = next(iter(unit.specs.values()))
+    start, rows = unit.m * spec.shard, spec.rows(unit.m)
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in unit.specs}
+    table = make_table(store, 1)
+    for _, pictures in walk_pictures(store, table, start, start + rows, config.batch, config.threads):
+        for camera, frames in zip(store.spec.camera_names, pictures, strict=True):
+            features = pool_patches(tower.patch_features(torch.from_numpy(frames)), config.pool)
+            for name, values in _stored(camera, features, config.dtype).items():
+                found[name].append(values)
+    for name, pieces in found.items():
+        write_shard(unit.folder, name, unit.specs[name], unit.m, pieces)
+    return unit.m
+
+
+def _stored(camera: str, features: torch.Tensor, dtype: str) -> dict[str, NDArray[Any]]:
+    if dtype == "int8":
+        values, scale = quantize(features)
+        arrays = {camera: values.cpu().numpy(), f"{camera}_scale": scale.cpu().numpy()}
+    else:
+        arrays = {camera: features.half().cpu().numpy()}
+    if not all(np.isfinite(values).all() for values in arrays.values()):
+        raise StateVLAError(f"features of {camera}: not finite, or too large for float16; use another encoder")
+    return arrays
+
+
+def _specs(store: Store, config: FeatureConfig, tower: FrozenTower) -> tuple[dict[str, ShardedSpec], tuple[int, int]]:
+    """Arrays by name, all cut at the same frames; and P and V, by asking the tower."""
+    height, width = store.spec.image_sizes[0]
+    features = pool_patches(tower.patch_features(torch.zeros(1, height, width, 3, dtype=torch.uint8)), config.pool)
+    patches, size = int(features.shape[1]), int(features.shape[2])
+    row = patches * size * np.dtype(config.dtype).itemsize
+    chunk = max(1, min(CHUNK_BYTES // row, SHARD_ROWS))
+    shard = chunk * max(1, min(SHARD_BYTES // (chunk * row), SHARD_ROWS // chunk))
+    frames = store.manifest.counts["frames"]
+    specs = {name: ShardedSpec((frames, patches, size), config.dtype, chunk, shard) for name in store.spec.camera_names}
+    if config.dtype == "int8":
+        specs |= {f"{name}_scale": ShardedSpec((frames, patches), "float16", shard, shard) for name in specs}
+    return specs, (patches, size)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(root: Path | str) -> Store:
+    return Store.open(root)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(encoder: str, device: str) -> tuple[str, FrozenTower]:
+    """The row's name and the tower: bfloat16 on a GPU, float32 elsewhere."""
+    kind = encoder if encoder in VISION else _kind(encoder)
+    tower = VISION[kind](None if encoder == kind else encoder)
+    if not isinstance(tower, FrozenTower):
+        raise UsageError(f"--encoder {encoder}: its preprocessing is not known")
+    return kind, tower.to(device, torch.bfloat16 if device == "cuda" else None)
+
+
+def _kind(model: str) -> str:
+    """The row whose name the model's type begins with."""
+    from transformers import AutoConfig
+
+    from statevla.encoders.hub import require_weights
+
+    try:
+        found = str(AutoConfig.from_pretrained(model, local_files_only=require_weights(model)).model_type)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"--encoder {model}: expected {', '.join(VISION)}, or a model's name or folder ({reason})"
+        ) from error
+    for kind in VISION:
+        if found.startswith(kind):
+            return kind
+    raise UsageError(f"--encoder {model}: a model of type {found}; expected one of {', '.join(VISION)}")
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this torch finds no CUDA device; use cpu")
+    return name
+
+
+def _name(kind: str, config: FeatureConfig) -> str:
+    """``siglip``, ``dinov2-int8-pool2``; of another model than the row's own, with that model's last name."""
+    parts = [kind] if config.encoder == kind else [kind, Path(config.encoder).name]
+    parts += ["int8"] if config.dtype == "int8" else []
+    parts += [f"pool{config.pool}"] if config.pool > 1 else []
+    return "-".join(parts)

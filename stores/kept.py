@@ -1,0 +1,80 @@
+"""Derived folders of a store, as they are: what each was made from, its size, and whether it is still of the store.
+
+What is of another content of the store, damaged or unfinished can never be opened again and only takes room. What is
+finished and of this content is of use to whoever asks for its key.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stores.cloud.storage import Storage, open_storage
+from stores.derived import BEGUN, parse_seal
+from stores.disk import durable
+from stores.errors import StoreError, UsageError
+from stores.layout import DERIVED, is_derived, is_leftover, is_seal
+from stores.manifest import content_hash
+
+FINISHED, UNFINISHED, STALE, DAMAGED = "finished", "unfinished", "stale", "damaged"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """path: of the folder (of statistics: of the file) below the store. state: one of the four above."""
+
+    path: str
+    state: str
+    bytes: int
+    key: str | None
+    made_from: dict[str, Any]
+    about: dict[str, Any]
+
+
+def list_kept(root: Path | str | Storage) -> list[Kept]:
+    """Every derived folder of the store at `root`, by path. Raises StoreMissing when it is none."""
+    storage = open_storage(root)
+    own = content_hash(storage)
+    folders: dict[str, dict[str, int]] = {}
+    for name, size in storage.sizes().items():
+        if is_derived(name) and not is_leftover(name):
+            parts = name.split("/")
+            folder = name if len(parts) == 2 else "/".join(parts[:2])
+            folders.setdefault(folder, {})[name] = size
+    return [_describe(storage, own, folder, objects) for folder, objects in sorted(folders.items())]
+
+
+def _describe(storage: Storage, own: str, folder: str, objects: dict[str, int]) -> Kept:
+    size = sum(objects.values())
+    sealed = next((name for name in objects if is_seal(name)), None)
+    if sealed is None:
+        state = UNFINISHED if f"{folder}/{BEGUN}" in objects else DAMAGED
+        return Kept(folder, state, size, None, {}, {})
+    try:
+        fields, named = parse_seal(storage.read(sealed), f"{storage.root}: {sealed}")
+    except StoreError:
+        return Kept(folder, DAMAGED, size, None, {}, {})
+    whole = all(objects.get(f"{folder}/{item.path}") == item.bytes for item in named)
+    fresh = fields["made_from"].get("content_hash", own) == own
+    state = DAMAGED if not whole else FINISHED if fresh else STALE
+    about = {} if sealed == folder else fields["about"]  # of statistics: the numbers themselves
+    return Kept(folder, state, size, fields["key"], fields["made_from"], about)
+
+
+def useless(root: Path | str | Storage) -> list[Kept]:
+    """Those that no reader will ever take: stale, damaged or unfinished."""
+    return [item for item in list_kept(root) if item.state != FINISHED]
+
+
+def remove_kept(root: Path, items: list[Kept]) -> Iterator[Kept]:
+    """Remove derived folders of the store at folder `root`, one after the other, under its lock.
+
+    Raises UsageError for a path that is no derived folder, StoreLocked while somebody writes.
+    """
+    for item in items:
+        if item.path.split("/")[0] not in DERIVED or not is_derived(item.path):
+            raise UsageError(f"{item.path}: no derived folder; nothing is removed")
+    with durable.lock(root, "statevla clean"):
+        for item in items:
+            durable.remove(root / item.path)
+            yield item

@@ -1,0 +1,40 @@
+"""The commands that measure and explain, asked for what cannot be: one line, and wrong usage."""
+
+from pathlib import Path
+
+import pytest
+
+from cli import app
+from stores.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("eval robustness --suite tabletop --policy expert", "expected one of libero_spatial"),
+        ("eval robustness --suite libero_objet --policy expert", "libero_object"),
+        ("eval robustness --policy expert --only fog", "no row 'fog'"),
+        ("eval robustness --policy replay-demos", "no demonstrations were given"),
+        ("eval language --suite libero_object", "no policy's checkpoint below runs/"),
+        ("diagnose", "no policy's checkpoint below runs/"),
+        ("reproduce libero_goal", "libero_goal: expected one of libero_object"),
+        ("collect tabletop --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
+        ("collect libero_object --dry-run --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    command: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        app(command.split(), standalone_mode=False)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_fixtures_are_one_of_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        app(["eval", "libero", "--fixtures", "moved"])
+    assert caught.value.code == 2
+    assert "moved" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""From nothing to numbers in one command, and again after a stop."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.collect.tabletop import collect_tabletop
+from pipelines.reproduce import Plan, plan_of, reproduce
+from statevla.runs.files import read_state
+from stores.errors import UsageError
+from stores.progress import ProgressEvent
+from tests.trainers.micro import SETTINGS
+
+PLAN = Plan(
+    "micro.yaml",
+    tasks="0",
+    trials=2,
+    replan=5,
+    max_steps=6,
+    overrides=(*SETTINGS, "training.max_steps=3", "training.batch_size=4"),
+)
+
+
+def collect(suite: str, raw: Path, plan: Plan, workers: int, progress: Any) -> None:
+    if not list(raw.glob("*.hdf5")):
+        collect_tabletop(raw, 8, image_size=32)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    file = tmp_path / "micro.yaml"
+    file.write_text("about: a test\npreset: tiny\n")
+    return replace(PLAN, recipe=str(file))
+
+
+def run(out: Path, plan: Plan, progress: Any = None, told: list[str] | None = None) -> Any:
+    say = (told if told is not None else []).append
+    return reproduce("tabletop", out, plan=plan, collect=collect, progress=progress, say=say)
+
+
+@pytest.mark.slow
+def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan) -> None:
+    out = tmp_path / "out"
+
+    def stop(event: ProgressEvent) -> None:
+        if event.unit == "trials" and event.done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out, plan, stop)
+    weights = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
+    assert len({file.parents[1].name for file in weights}) == 2  # of both phases
+    told: list[str] = []
+    results = run(out, plan, told=told)
+    assert results.trials == 2
+    assert results.settings["replan"] == 5
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")} == weights
+    assert sum("nothing was trained" in line for line in told) == 2
+    assert [line[:6] for line in told if " of 5" in line] == [f"{i} of 5" for i in range(1, 6)]
+    again = run(out, plan)
+    assert (again.steps_run, again.records) == (0, results.records)
+    latest = next(out.glob("run/checkpoints/phase2*/checkpoint_latest"))
+    assert read_state(latest).step == 3
+    with pytest.raises(UsageError, match="trials = 2, now 5"):
+        run(out, replace(plan, trials=5))
+
+
+def test_a_suite_without_a_plan() -> None:
+    assert plan_of("libero_object").ensemble is not None
+    with pytest.raises(UsageError, match=r"libero_goal: expected one of libero_object"):
+        plan_of("libero_goal")

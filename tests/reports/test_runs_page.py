@@ -1,0 +1,126 @@
+"""Listing runs, and the page that shows them: what is there is shown, what is not is said."""
+
+import json
+import os
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from statevla.reports.runs_page import read_runs, runs_page, serve_runs
+from statevla.runs import layout
+from statevla.runs.listing import list_runs
+from statevla.systems.table import find_system
+from statevla.trainers import trainer
+from statevla.trainers.trainer import train
+from stores.disk.durable import LOCK_NAME
+from stores.errors import UsageError
+from tests.trainers.micro import config_of_all, micro_store
+
+JEPA = "temporal_jepa"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("listing")
+    store = micro_store(root / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "plot_losses", lambda *given: None)
+        for name, rate in (("a", "1e-3"), ("b", "2e-3")):
+            config = config_of_all(
+                "training.max_steps=2", "training.validate_every_steps=1", f"training.phase1.learning_rate={rate}"
+            )
+            train(JEPA, config, store, root / "runs" / name)
+    return root / "runs"
+
+
+def test_runs_are_listed_as_they_stand(runs: Path, tmp_path: Path) -> None:
+    rows = list_runs(runs)
+    assert [(Path(row.run).name, row.system, row.step, row.steps, row.state) for row in rows] == [
+        ("a", JEPA, 2, 2, "finished"), ("b", JEPA, 2, 2, "finished"),
+    ]  # fmt: skip
+    assert rows[0].best is not None
+    assert rows[0].bytes > 10_000
+    folder = layout.checkpoints(tmp_path / "deep" / "c", find_system(JEPA).folder)
+    folder.mkdir(parents=True)
+    assert list_runs(tmp_path) == []
+    (folder / LOCK_NAME).write_text(json.dumps({"pid": os.getpid()}))
+    assert [row.state for row in list_runs(tmp_path)] == ["training"]
+    (folder / LOCK_NAME).unlink()
+    (folder / layout.LATEST).mkdir()
+    (folder / layout.LATEST / "state.json").write_text("{")
+    assert [row.state for row in list_runs(tmp_path)] == ["damaged"]
+
+
+def test_two_runs_side_by_side_on_one_page(runs: Path) -> None:
+    warning = {"kind": "warning", "step": 2, "monitor": "z_std", "text": "z_std is <0.01>: collapsed"}
+    metrics = layout.metrics(runs / "b", find_system(JEPA).folder)
+    before = metrics.read_text()
+    metrics.write_text(before + json.dumps(warning) + "\n")
+    try:
+        page = runs_page(read_runs([runs / "a", runs / "b"]))
+    finally:
+        metrics.write_text(before)
+    assert "training.phase1.learning_rate" in page
+    assert "0.002" in page
+    assert "training.seed" not in page  # the same in both
+    for name in ("loss", "jepa_mse", "z_rank", "action_ratio", "grad_norm", "data_wait"):
+        assert f"<h3>{name}</h3>" in page
+    assert page.count('stroke="var(--s1)"') >= 10
+    assert "z_std is &lt;0.01&gt;: collapsed" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert 'http-equiv="refresh"' not in page
+
+
+def test_probes_stand_on_the_page(runs: Path, tmp_path: Path) -> None:
+    run = runs / "a"
+    folder = run / "eval/probes-x"
+    folder.mkdir(parents=True)
+    rollouts = [{"steps": k, "predicted": 0.1 * k, "shuffled": 0.3, "copied": 0.2, "frames": 9} for k in (1, 2)]
+    found = {
+        "checkpoint": str(layout.checkpoints(run, find_system(JEPA).folder) / layout.LATEST), "step": 2,
+        "probes": {"robot_state": {"r2": 0.875, "within": 0.5, "width": 9}}, "instruction": 0.9, "chance": 0.25,
+        "z_std": 0.8, "z_rank": 12.0, "z_within": 0.4, "rollouts": rollouts, "shares": [0.5, 0.2],
+        "dots": [[0.0, 1.0, 0, 0.0], [1.0, 0.0, 1, 1.0]],
+    }  # fmt: skip
+    (folder / "probes.json").write_text(json.dumps(found))
+    page = runs_page(read_runs([run]))
+    assert "0.875" in page
+    assert "instruction 90 % (chance 25 %)" in page
+    assert "Predicted against true" in page
+
+
+def test_a_live_page_is_made_anew_and_nothing_else_is_served(runs: Path) -> None:
+    server = serve_runs([runs / "a"])
+    assert server.server_address[0] == "127.0.0.1"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        at = f"http://127.0.0.1:{server.server_port}/"
+        first = urllib.request.urlopen(at).read().decode()
+        assert 'http-equiv="refresh" content="5"' in first
+        metrics = layout.metrics(runs / "a", find_system(JEPA).folder)
+        with metrics.open("a") as file:
+            file.write(json.dumps({"kind": "train", "step": 3, "novel_monitor": 1.5}) + "\n")
+        assert "<h3>novel_monitor</h3>" in urllib.request.urlopen(at).read().decode()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(at + "config_phase1_temporal_jepa.json")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_commands(runs: Path, tmp_path: Path) -> None:
+    from cli import app
+
+    listed = CliRunner().invoke(app, ["runs", str(runs), "--json"])
+    assert [row["state"] for row in json.loads(listed.stdout)["runs"]] == ["finished", "finished"]
+    page = tmp_path / "page.html"
+    made = CliRunner().invoke(app, ["report", str(runs / "a"), str(runs / "b"), "--out", str(page), "--json"])
+    assert json.loads(made.stdout) == {"page": str(page)}
+    assert page.read_text().startswith("<!doctype html>")
+    with pytest.raises(UsageError, match="no run here"):
+        read_runs([tmp_path])

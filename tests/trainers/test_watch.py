@@ -1,0 +1,117 @@
+"""Monitors that are not healthy are said once; metrics reach a tracker under the same names."""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from statevla.models.monitors import change_f1, correlation_excess, within_episodes
+from statevla.systems.temporal_jepa import JepaModel
+from statevla.trainers import trainer
+from statevla.trainers.trackers import tracker
+from statevla.trainers.trainer import train
+from statevla.trainers.watch import THRESHOLDS, WARM, Watch, update_norm
+from stores.errors import UsageError
+from tests.models.build import batch, micro, normalization
+from tests.trainers.micro import config_of_all, micro_store
+from tests.trainers.together import lines
+
+
+def test_a_predictor_that_does_not_look_at_actions_is_visible() -> None:
+    torch.manual_seed(0)
+    model, data = JepaModel(micro(), normalization()).eval(), batch(6)
+    torch.nn.init.normal_(model.predictor.delta.weight, std=0.5)
+    with torch.no_grad():
+        seeing = model.terms(data, {})
+        seeing["wanted"] = seeing["predicted"] + 0.01 * torch.randn_like(seeing["predicted"])
+        assert model.monitors(seeing)["action_ratio"] > 2
+        torch.nn.init.zeros_(model.predictor.action.weight)
+        blind = model.terms(data, {})
+        assert model.monitors(blind)["action_ratio"] == pytest.approx(1)
+
+
+def test_copying_is_the_measure_of_a_prediction() -> None:
+    model, data = JepaModel(micro(), normalization()).eval(), batch(6)
+    with torch.no_grad():
+        terms = model.terms(data, {})  # the predictor starts as "nothing changes"
+    assert model.monitors(terms)["copy_ratio"] == pytest.approx(1)
+    assert "action" not in model.train().terms(data, {})
+
+
+def test_correlations_above_chance() -> None:
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 16, generator=g)
+    assert abs(correlation_excess(z[:40])) < 0.2  # by chance alone it is 15 / 39
+    assert correlation_excess(z[:, :1].expand(-1, 16)) == pytest.approx(15, abs=0.01)
+    assert correlation_excess(torch.zeros(8, 4)) == pytest.approx(-3 / 7)
+
+
+def test_variance_within_episodes() -> None:
+    episode = torch.tensor([7, 7, 3, 3])
+    apart = torch.tensor([[0.0], [0.0], [5.0], [5.0]])
+    assert within_episodes(apart, episode) == 0
+    assert within_episodes(apart, torch.tensor([0, 1, 0, 1])) == pytest.approx(1)
+    mixed = torch.tensor([[0.0], [2.0], [0.0], [2.0]])
+    assert within_episodes(mixed, episode) == pytest.approx(1)
+
+
+def test_changes_of_the_gripper() -> None:
+    wanted = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]]).bool()[..., None]
+    keep = torch.ones(2, 4, dtype=torch.bool)
+    assert change_f1(wanted, wanted, keep) == 1
+    late = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0]]).bool()[..., None]
+    assert change_f1(late, wanted, keep) == 0
+    keep[0, 2:] = False
+    assert change_f1(wanted, wanted, keep) is None
+
+
+def test_a_warning_is_said_once_and_not_at_the_start() -> None:
+    watch = Watch()
+    sick = {"z_std": 0.01, "action_ratio": 1.0, "copy_ratio": 3.0, "data_wait": 0.9, "unknown": -1.0}
+    assert watch.warnings(sick, WARM - 1) == []
+    said = watch.warnings(sick, WARM)
+    assert [name for name, _ in said] == ["z_std", "copy_ratio", "action_ratio", "data_wait"]
+    assert "z_std is 0.01 at step 200: the state has collapsed" in said[0][1]
+    assert watch.warnings(sick, WARM + 1) == []
+    assert Watch().warnings({each.name: float("nan") for each in THRESHOLDS}, WARM) == []
+
+
+def test_the_size_of_an_update() -> None:
+    old, new = [torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 4.5])]
+    assert update_norm(old, new) == pytest.approx(0.1)
+    assert update_norm([], new) == 0
+
+
+def test_a_run_logs_monitors_norms_and_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "plot_losses", lambda *given: None)
+    store = micro_store(tmp_path / "store")
+    told: list[dict[str, Any]] = []
+    fake: Any = types.ModuleType("trackio")
+    fake.init = lambda **given: told.append(given)
+    fake.log = lambda values, step: told.append({"step": step, **values})
+    fake.finish = lambda: told.append({"done": True})
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    config = config_of_all("training.max_steps=2", "training.validate_every_steps=2", "training.tracker=trackio")
+    train("temporal_jepa", config, store, tmp_path / "run")
+    line = lines(tmp_path / "run", "temporal_jepa", "train")[-1]
+    assert line["update_norm"] > 0
+    assert line["grad_norm"] > 0
+    assert 0 <= line["data_wait"] <= 1
+    val = lines(tmp_path / "run", "temporal_jepa", "val")[-1]
+    assert {"z_rank", "z_std_least", "z_correlation", "z_within", "copy_ratio", "action_ratio"} <= set(val)
+    assert told[0]["name"] == "run-phase1_temporal_jepa"
+    assert told[-1] == {"done": True}
+    assert [each["step"] for each in told[1:-1]] == [1, 2, 2]
+    assert told[-2]["val/z_rank"] == val["z_rank"]
+
+
+def test_a_tracker_that_is_not_installed_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with (
+        pytest.raises(UsageError, match=r"pip install 'statevla\[trackio\]'"),
+        tracker("trackio", tmp_path, "film", config_of_all()),
+    ):
+        pass
