@@ -174,17 +174,22 @@ def _code(model: Objective, store: Store, split: str, device: torch.device, prog
 
 def _probes(coded: dict[str, Coded], column: int, reduced: int | None) -> dict[str, float | None]:
     train, val = coded["train"], coded["val"]
-    mean, directions = principal(train[column], reduced) if reduced is not None else (0.0, None)
+    mean, directions = principal(_column(train, column), reduced) if reduced is not None else (0.0, None)
     found: dict[str, float | None] = {}
     for k in HORIZONS:
         sides = []
         for each in (train, val):
-            feature = each[column] if directions is None else (each[column] - mean) @ directions
+            feature = _column(each, column)
+            feature = feature if directions is None else (feature - mean) @ directions
             sides.append(_differences(feature, each, k))
         (x, y, episode), (x_val, y_val, _) = sides
         enough = len(x_val) > 0 and len(np.unique(episode % FOLDS)) > 1
         found[str(k)] = probe((x, y, episode), (x_val, y_val)) if enough else None
     return found
+
+
+def _column(coded: Coded, number: int) -> NDArray[np.float64]:
+    return coded.pooled if number else coded.state
 
 
 def _differences(feature: NDArray[np.float64], coded: Coded, k: int) -> tuple[NDArray[Any], ...]:

@@ -146,7 +146,7 @@ class StamoModel(Objective):
     def terms(self, batch: Batch, noise: Noise) -> Terms:
         """``error`` [B]; in validation ``own``, ``shuffled``, ``null`` [B] at fixed levels, and ``state`` [B F]."""
         state = self.state(batch.obs)
-        states = state.split(self.options.tokens, dim=1)
+        states = state.chunk(len(self.camera), dim=1)
         found: dict[str, Tensor] = {"error": state.new_zeros(len(state))}
         if not self.training:
             found.update({name: state.new_zeros(len(state)) for name in ("own", "shuffled", "null")})
@@ -196,7 +196,7 @@ class StamoModel(Objective):
     ) -> UInt8[Tensor, "B C S S 3"]:
         """Pictures of states, by Euler's method from noise that is the same for every row."""
         side, painted = self.options.image_size, []
-        for camera, mine in enumerate(state.split(self.options.tokens, dim=1)):
+        for camera, mine in enumerate(state.chunk(len(self.camera), dim=1)):
             noise = torch.randn(1, 3, side, side, generator=generator).to(state.device)
             picture = noise.expand(len(state), -1, -1, -1)
             for number in range(steps, 0, -1):
