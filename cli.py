@@ -564,6 +564,31 @@ def eval_offline(
     report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
+@eval_app.command("state")
+def eval_state(
+    checkpoint: Annotated[Path, typer.Option(help="A state encoder: its checkpoint or run.")],
+    store: Store = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the painter's noise.")] = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What an encoder's states are worth: probes of the actions, straightness, pictures painted from them."""
+    from statevla.evaluators.state import evaluate_states
+    from statevla.runs.layout import evaluation
+    from statevla.runs.stores import find_store
+    from statevla.systems.find import resolve
+    from statevla.systems.table import SYSTEMS
+    from stores.reader import Store as OpenStore
+
+    path, chosen = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"]), find_store(store)
+    folder = out if out is not None else evaluation(path, "state")
+    with show_progress() as progress:
+        results = evaluate_states(path, OpenStore.open(chosen), device, seed, progress)
+    results.save(folder)
+    report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
 @eval_app.command("probes")
 def eval_probes(
     checkpoint: Annotated[
