@@ -1,0 +1,299 @@
+"""Demonstrations to stores, and what is done with a store."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipelines.commands.options import QUARANTINED, Device, Json, Replace, Scheduler, Store, StoreArgument, Workers
+from statevla.console import print_json, print_table, report, show_progress
+from stores.errors import UsageError
+
+app = typer.Typer()
+
+
+@app.command()
+def collect(
+    suite: Annotated[str, typer.Argument(help="tabletop, or a LIBERO suite such as libero_object.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes: in all (tabletop), a task (LIBERO).")] = 100,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.")] = None,
+    seed: int = 0,
+    tasks: Annotated[
+        str | None, typer.Option(help="LIBERO task numbers, such as 0-2,5; default: all with an expert.")
+    ] = None,
+    first_init: Annotated[int, typer.Option(min=0, help="First LIBERO initial state used.")] = 0,
+    init_states: Annotated[
+        int | None, typer.Option(min=1, help="LIBERO initial states used; default: to the last.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: 1 (tabletop), what memory and cores allow (LIBERO).")
+    ] = None,
+    align: Annotated[
+        Literal["after", "before"], typer.Option(help="Store observations 'after' (as LIBERO) or 'before' the action.")
+    ] = "after",
+    image_size: Annotated[int, typer.Option(min=16, help="LIBERO: pixels a side.")] = 128,
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
+    ] = 0.0,
+    noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
+
+    folder = out if out is not None else Path("data/raw") / suite
+    if append and replace:
+        raise UsageError("--append and --replace: expected one of them")
+    if append and suite != "tabletop":
+        raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
+    if from_policy is not None and (suite == "tabletop" or dry_run):
+        raise UsageError("--from-policy: for recordings in LIBERO; leave it out with tabletop and --dry-run")
+    with show_progress() as progress:
+        if suite == "tabletop":
+            from pipelines.collect.tabletop import collect_tabletop
+
+            summary = collect_tabletop(
+                folder, episodes, seed=seed, align=align, workers=workers or 1, progress=progress,
+                existing="append" if append else "replace" if replace else "refuse",
+            )  # fmt: skip
+        elif dry_run:
+            from pipelines.collect.libero_trial import try_expert
+
+            trials = try_expert(
+                suite, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init, noise=noise,
+                progress=progress,
+            )  # fmt: skip
+        else:
+            from pipelines.collect.libero import collect_libero
+            from statevla.policies.policy import Policy
+            from statevla.systems.find import find_policy
+
+            driver = None if from_policy is None else Policy.load(find_policy(from_policy))
+            summary = collect_libero(
+                suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
+                init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
+                from_policy=driver, progress=progress, replace=replace,
+            )  # fmt: skip
+    if suite != "tabletop" and dry_run:
+        report("Expert", trials.to_dict(), as_json, trials.to_markdown())
+        return
+    report("Collected", summary.to_dict(), as_json)
+
+
+@app.command()
+def ingest(
+    suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
+    source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Store: a folder (as --out), or s3://bucket/name, by way of --out.")
+    ] = None,
+    replace: Replace = False,
+    language: Annotated[
+        str, typer.Option(help="clip, minilm (offline, extra 'text'), or hashed (no semantics).")
+    ] = "clip",
+    language_model: Annotated[
+        str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
+    ] = None,
+    codec: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4) or png (lossless).")] = "jpeg",
+    alignment: Annotated[
+        str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
+    ] = "detect",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Format of the files; default: what they look like.")
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="YAML file that says what the files hold: cameras, robot state, action, rate.")
+    ] = None,
+    gripper: Annotated[
+        Literal["detect", "high-closes", "high-opens"],
+        typer.Option(help="What the higher gripper command does, where the fingers do not show it."),
+    ] = "detect",
+    image_convention: Annotated[
+        Literal["detect", "opengl", "opencv", "upright"],
+        typer.Option(help="How pictures are stored, where the files say nothing or a wrong thing."),
+    ] = "detect",
+    masks: Annotated[
+        Literal["ask", "use", "ignore"],
+        typer.Option(help="Filter masks train and valid: the split, or nothing; ask: refuse other masks."),
+    ] = "ask",
+    hash_sources: Annotated[bool, typer.Option("--hash-sources", help="Record each source's sha256 too.")] = False,
+    train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
+    split_seed: int = 0,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the predicted size only.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a demonstration cannot be used.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Drop episodes whose source file is gone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
+    from pipelines.ingest.config import IngestConfig
+    from pipelines.ingest.driver import ingest as run_ingest
+    from pipelines.ingest.remote import ingest_to_url, place
+    from statevla.observation import read_spec
+
+    folder, url = place(suite, out, store)
+    config = IngestConfig(
+        suite=suite, source=source or Path("data/raw") / suite, out=folder, language=language,
+        language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
+        image_convention=image_convention, masks=masks, hash_sources=hash_sources,
+        train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
+    )  # fmt: skip
+    run = run_ingest if url is None else partial(ingest_to_url, url=url, replace=replace)
+    with show_progress() as progress:
+        summary = run(
+            config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
+        )
+    for note in () if as_json else summary.notes:
+        print(f"note: {note}", file=sys.stderr)
+    report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
+    if summary.quarantined:
+        raise typer.Exit(QUARANTINED)
+
+
+@app.command()
+def inspect(store: StoreArgument, as_json: Json = False) -> None:
+    """Show what a store holds."""
+    from stores.summary import inspect_store
+
+    report(f"Store {store}", inspect_store(store), as_json)
+
+
+@app.command()
+def verify(store: StoreArgument, as_json: Json = False) -> None:
+    """Rehash every object of a store; exit 1 and name what differs."""
+    from stores.verify import count_objects, verify_store
+
+    with show_progress() as progress:
+        problems = verify_store(store, progress=progress)
+    if as_json:
+        listed = [{"object": item.object, "problem": item.problem} for item in problems]
+        print_json({"ok": not problems, "objects": count_objects(store), "problems": listed})
+    elif problems:
+        print_table("Problems", ("object", "problem"), [(item.object, item.problem) for item in problems])
+    else:
+        print(f"{count_objects(store)} objects, all as the manifest says")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove derived folders that no reader will take any more: stale, damaged or unfinished ones; asks first."""
+    from stores.kept import remove_kept, useless
+
+    found = useless(store)
+    rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in found]
+    if found and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError(f"{store}: {', '.join(item.path for item in found)} would be removed; say so with --yes")
+        for item in found:
+            print(f"{item.path}: {item.state}, {item.bytes:,} bytes")
+        typer.confirm(f"Remove these from {store}?", abort=True)
+    for item in remove_kept(store, found) if found else ():
+        print(f"removed {item.path}", file=sys.stderr)
+    report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in found), "removed": rows}, as_json)
+
+
+@app.command()
+def publish(
+    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/libero_object.")],
+    replace: Replace = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a store to object storage: every object conditionally, the manifest last; of two writers one wins."""
+    from stores.cloud.publish import publish_store
+
+    with show_progress() as progress:
+        published = publish_store(store, url, progress=progress, replace=replace)
+    report(f"Published to {url}", {"store": str(store), "url": url, "manifest": published}, as_json)
+
+
+@app.command()
+def stats(store: Store = None, as_json: Json = False) -> None:
+    """Compute the train split's action and robot-state statistics and keep them in the store."""
+    from pipelines.derive.stats import compute_statistics
+    from statevla.runs.stores import find_store
+    from stores.reader import Store as OpenStore
+
+    path = find_store(store)
+    with show_progress() as progress:
+        result = compute_statistics(path, progress=progress)
+    if as_json:
+        print_json(result)
+        return
+    columns = ("mean", "std", "min", "max", "q01", "q99")
+    still = {}
+    spec = OpenStore.open(path).spec
+    for name, labels in (("action", spec.action_names), ("robot_state", spec.state_names)):
+        rows = [(label, *(result[name][column][i] for column in columns)) for i, label in enumerate(labels)]
+        print_table(f"{name} ({result[name]['count']:,} rows)", (name, *columns), rows)
+        still[name] = [str(label) for label, std in zip(labels, result[name]["std"], strict=True) if std == 0.0]
+    for name, constant in still.items():
+        if constant:
+            what = "never move; a policy returns their constant" if name == "action" else "never move"
+            print(f"{name}: {', '.join(constant)} {what} (std 0)")
+
+
+@app.command()
+def features(
+    store: StoreArgument,
+    encoder: Annotated[str, typer.Option(help="siglip, dinov2, or a model of one: a hub name or a folder.")],
+    dtype: Annotated[Literal["float16", "int8"], typer.Option(help="int8: in units of each patch's largest.")] = (
+        "float16"
+    ),
+    pool: Annotated[int, typer.Option(help="1, 2 or 4: patches averaged over squares of this side.")] = 1,
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode, a worker.")] = 2,
+    name: Annotated[str | None, typer.Option(help="Folder below features/; default: from the other options.")] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen vision tower's patch features of every frame in the store; goes on where it was interrupted."""
+    from pipelines.derive.features import FeatureConfig, make_features
+
+    config = FeatureConfig(store, encoder, dtype, pool, device, batch, threads, name)
+    with show_progress() as progress:
+        result = make_features(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+    report(f"Features of {store}", result, as_json)
+
+
+@app.command()
+def latents(
+    store: StoreArgument,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="State encoder: a run or checkpoint folder; default: this store's only one."),
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="That of the training to come: training.precision.")
+    ] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames at a time.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Keep a frozen encoder's state of every frame in the store, for training policies without opening a picture."""
+    from statevla.trainers.latents import latents_of_checkpoint
+
+    with show_progress() as progress:
+        result = latents_of_checkpoint(
+            store, checkpoint, device=device, precision=precision, batch=batch, threads=threads, progress=progress
+        )
+    report(f"Latents of {store}", result, as_json)

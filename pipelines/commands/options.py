@@ -1,0 +1,42 @@
+"""Options that several commands share: one name, one meaning, one line of help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+QUARANTINED = 3
+SIGNALLED = 128
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Workers = Annotated[int, typer.Option(min=0, help="Dask worker processes on this machine; 0 runs serially.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://HOST:PORT.")]
+Store = Annotated[str | None, typer.Option(help="Store folder or URL; default: the only one under data/stores/.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace whatever store is at the URL now.")]
+StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Policy: a run or checkpoint folder; default: the latest phase-2 run's best.")
+]
+Control = Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")]
+Source = Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")]
+Tasks = Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")]
+Replan = Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")]
+Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
+Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
+LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]
+Closed = Annotated[
+    bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
+]
+EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
+Told = Annotated[
+    str | None, typer.Option("--goals", help="A policy that takes goals is told them by language, or by an image.")
+]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Default: the suite's usual limit.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of the large matrix products.")]
+Videos = Annotated[int, typer.Option(min=0, help="Trials a task drawn as animated GIFs.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="base (the default), original, small or tiny.")]
+Recipe = Annotated[str | None, typer.Option(help="tabletop, libero, documents, or a YAML file.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same keys as --set.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key: training.batch_size=32.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: beside the checkpoint's run.")]
