@@ -70,7 +70,9 @@ def eval_offline(
 
 @eval_app.command("state")
 def eval_state(
-    checkpoint: Annotated[Path, typer.Option(help="A state encoder: its checkpoint or run.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A state encoder: its checkpoint or run; default: the only one of the store.")
+    ] = None,
     store: Store = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the painter's noise.")] = 0,
@@ -81,14 +83,14 @@ def eval_state(
     from statevla.evaluators.state import evaluate_states
     from statevla.runs.layout import evaluation
     from statevla.runs.stores import find_store
-    from statevla.systems.find import resolve
-    from statevla.systems.table import SYSTEMS
+    from statevla.systems.find import find_encoder
     from stores.reader import Store as OpenStore
 
-    path, chosen = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"]), find_store(store)
+    opened = OpenStore.open(find_store(store))
+    path = find_encoder(checkpoint, opened.content_hash)
     folder = out if out is not None else evaluation(path, "state")
     with show_progress() as progress:
-        results = evaluate_states(path, OpenStore.open(chosen), device, seed, progress)
+        results = evaluate_states(path, opened, device, seed, progress)
     results.save(folder)
     report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 

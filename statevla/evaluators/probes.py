@@ -25,11 +25,11 @@ from statevla.models.encoder import StateEncoder
 from statevla.models.monitors import correlation_excess, rank_me, within_episodes
 from statevla.policies.prepare import choose_device
 from statevla.runs.files import MODEL, CheckpointState, load_strict, read_state, read_tensors, require_store
-from statevla.runs.layout import LATEST, evaluation
+from statevla.runs.layout import evaluation
 from statevla.runs.stores import find_store
-from statevla.systems.find import find_parent, resolve
+from statevla.systems.find import find_encoder
 from statevla.systems.system import Given
-from statevla.systems.table import SYSTEMS, config_of, find_system, system_of
+from statevla.systems.table import config_of, system_of
 from statevla.systems.temporal_jepa import JepaModel
 from stores.disk.durable import write_json
 from stores.errors import UsageError
@@ -272,9 +272,9 @@ def probes_of_run(
     """
     if path is None:
         told: Path | str | None = find_store(store)
-        checkpoint = find_parent(find_system("flow_matching"), Store.open(str(told)).content_hash)
+        checkpoint = find_encoder(None, Store.open(str(told)).content_hash)
     else:
-        checkpoint = resolve(path, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
+        checkpoint = find_encoder(path, "")
         told = store if store is not None else read_state(checkpoint).config["data"]["store"]
     where = str(choose_device(device))
     found = probe_checkpoint(checkpoint, Store.open(find_store(told)), device=where, most=most, random=random).to_dict()

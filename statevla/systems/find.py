@@ -52,6 +52,22 @@ def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:
     return found[0]
 
 
+def find_encoder(checkpoint: Path | None, store_hash: str, root: Path = RUNS) -> Path:
+    """The checkpoint that is meant by `checkpoint`, else the latest of the only state encoder of that store.
+
+    Raises UsageError when there is none or several fit, StoreMissing when there is none at `checkpoint`.
+    """
+    rows = [row for row in SYSTEMS if row.kind == "encoder"]
+    if checkpoint is not None:
+        return resolve(checkpoint, rows, (LATEST,))
+    found = _find(rows, root, (LATEST,), store_hash)
+    if not found:
+        raise UsageError(f"no state encoder of this store below {root}/; run `statevla train --phase 1` first")
+    if len(found) > 1:
+        raise UsageError(f"several state encoders below {root}/: {listing(found)}; choose with --checkpoint")
+    return found[0]
+
+
 def find_parent(system: System, store_hash: str, run: Path | None = None, root: Path = RUNS) -> Path:
     """checkpoint_latest of a parent of `system` in `run`, else of the only run that was trained on that store.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cli import app
-from stores.errors import UsageError
+from stores.errors import StoreMissing, UsageError
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,6 @@ from stores.errors import UsageError
         ("eval robustness --policy expert --only fog", "no row 'fog'"),
         ("eval robustness --policy replay-demos", "no demonstrations were given"),
         ("eval language --suite libero_object", "no policy's checkpoint below runs/"),
-        ("diagnose", "no policy's checkpoint below runs/"),
         ("reproduce libero_goal", "libero_goal: expected one of libero_object"),
         ("collect tabletop --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
         ("collect libero_object --dry-run --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
@@ -38,3 +37,9 @@ def test_fixtures_are_one_of_two(capsys: pytest.CaptureFixture[str]) -> None:
         app(["eval", "libero", "--fixtures", "moved"])
     assert caught.value.code == 2
     assert "moved" in capsys.readouterr().err
+
+
+def test_a_diagnosis_is_of_a_policy_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreMissing, match="nowhere"):
+        app(["diagnose", "nowhere"], standalone_mode=False)
