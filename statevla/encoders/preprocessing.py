@@ -2,8 +2,8 @@
 
 Image processors resize with Pillow, which works in two passes, rows and then columns, and rounds to whole levels after
 each. Both passes are matrix products here, rounded likewise: the levels are Pillow's, but for one where a sum is within
-float32's rounding of a half (two, where the second pass widens it). Of pictures that are not square, Pillow 13 sometimes does columns first; that shows only
-where bicubic interpolation overshoots the range and is clipped between the passes, at edges of black and white.
+float32's rounding of a half (two, where the second pass widens it). Of pictures that are not square, Pillow 13 sometimes
+does columns first; that shows where bicubic interpolation overshoots and is clipped between the passes, at hard edges.
 
 Legend: B images, H, W rows and columns, S the tower's input side.
 """
