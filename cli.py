@@ -564,11 +564,36 @@ def eval_offline(
     report("Offline evaluation", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
 
+@eval_app.command("state")
+def eval_state(
+    checkpoint: Annotated[Path, typer.Option(help="A state encoder: its checkpoint or run.")],
+    store: Store = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the painter's noise.")] = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What an encoder's states are worth: probes of the actions, straightness, pictures painted from them."""
+    from statevla.evaluators.state import evaluate_states
+    from statevla.runs.layout import evaluation
+    from statevla.runs.stores import find_store
+    from statevla.systems.find import resolve
+    from statevla.systems.table import SYSTEMS
+    from stores.reader import Store as OpenStore
+
+    path, chosen = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"]), find_store(store)
+    folder = out if out is not None else evaluation(path, "state")
+    with show_progress() as progress:
+        results = evaluate_states(path, OpenStore.open(chosen), device, seed, progress)
+    results.save(folder)
+    report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
+
+
 @eval_app.command("probes")
 def eval_probes(
     checkpoint: Annotated[
-        Path, typer.Option(help="A run or checkpoint with a state encoder; of a run, the latest of temporal_jepa.")
-    ],
+        Path | None, typer.Option(help="A run or checkpoint with a state encoder; default: the only one of the store.")
+    ] = None,
     store: Store = None,
     device: Device = "auto",
     frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
@@ -782,7 +807,7 @@ def _evaluate(
 
 @app.command()
 def diagnose(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Run or checkpoint; default: the only policy.")] = None,
+    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint of a policy.")],
     store: Store = None,
     suite: Annotated[str | None, typer.Option(help="Where to act; default: the store's suite.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: two of the store's.")] = None,

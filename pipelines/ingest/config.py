@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ingest.entries import other_entries
+from pipelines.ingest.entries import other_entries, require_targets
 from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting, stem_of
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import DETECT
@@ -138,6 +138,7 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     """
     names = [config.format] if config.format is not None else list(SOURCES)
     paths = list_sources(config.source, config.suite, [source_of(name).suffixes for name in names])
+    require_targets(paths)
     stats = file_stats(paths)  # before anything of them is read
     fitting = [name for name in names if paths[0].suffix.lower() in source_of(name).suffixes] or names
     name = fitting[0] if len(fitting) == 1 else recognize_sources(paths, fitting, isolated)

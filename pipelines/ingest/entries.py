@@ -1,11 +1,12 @@
 """What lies in a source's folder beside the files that are read: nothing is passed over without a word."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 from pipelines.ingest.plan import is_source, natural_key
+from stores.errors import SourceTrouble
 
 HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 SHOWN: Final = 10
@@ -54,3 +55,14 @@ def _is_hdf5(path: Path) -> bool:
             return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
     except OSError:
         return False
+
+
+def require_targets(paths: Sequence[Path]) -> None:
+    """Raise SourceTrouble naming every one of `paths` that is a link to what is not there."""
+    gone = [path for path in paths if path.is_symlink() and not path.exists()]
+    if gone:
+        links = "; ".join(f"{path}: the link leads to {os.readlink(path)}" for path in gone)
+        raise SourceTrouble(
+            f"{links}, which {'is' if len(gone) == 1 else 'are'} not there; fetch the content (git annex get, dvc "
+            "pull, hf download), or remove the link. Nothing was changed"
+        )

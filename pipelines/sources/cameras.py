@@ -39,15 +39,20 @@ class CameraWatch:
 
     def add(self, frames: NDArray[np.uint8]) -> None:
         """The next frames [F, H, W, 3]."""
-        for frame in frames:
-            if _blank(frame):
-                self._blank.append((self._seen, int(frame.max())))
-            if self._last is not None and _equal(frame, self._last):
-                self._same[self._seen] = True
-            self._last = frame
-            self._seen += 1
-        if len(frames):
-            self._last = frames[-1].copy()  # the caller uses its memory again
+        if not len(frames):
+            return
+        few = frames[:, ::SAMPLE, ::SAMPLE].reshape(
+            len(frames), -1
+        )  # all frames at once; of few is the whole looked at
+        for at in np.flatnonzero(few.max(axis=1) - few.min(axis=1) <= CONTRAST):
+            if int(frames[at].max()) - int(frames[at].min()) <= CONTRAST:
+                self._blank.append((self._seen + int(at), int(frames[at].max())))
+        alike = np.concatenate([[self._last is not None], (few[1:] == few[:-1]).all(axis=1)])
+        before: list[Any] = [self._last, *frames[:-1]]
+        for at in np.flatnonzero(alike):
+            self._same[self._seen + at] = np.array_equal(frames[at], before[at])
+        self._last = frames[-1].copy()  # the caller uses its memory again
+        self._seen += len(frames)
 
     def findings(self) -> tuple[str, ...]:
         """In words, without the demonstration's name; empty where the camera is sound."""
@@ -78,14 +83,3 @@ class CameraWatch:
             return True
         rows = self.joints[first : last + 1]
         return len(rows) >= FROZEN_FRAMES and float(np.abs(rows - rows[0]).max()) >= FROZEN_MOTION
-
-
-def _blank(frame: NDArray[np.uint8]) -> bool:
-    few = frame[::SAMPLE, ::SAMPLE]
-    if int(few.max()) - int(few.min()) > CONTRAST:
-        return False
-    return int(frame.max()) - int(frame.min()) <= CONTRAST
-
-
-def _equal(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
-    return np.array_equal(a[::SAMPLE, ::SAMPLE], b[::SAMPLE, ::SAMPLE]) and np.array_equal(a, b)

@@ -124,7 +124,7 @@ def sample(names: Sequence[Any], count: int = SAMPLE_DEMOS) -> list[Any]:
     if not names:
         return []
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
-    return [names[int(place)] for place in np.unique(places)]
+    return [names[place] for place in sorted(set(places.tolist()))]
 
 
 def look(read: Callable[[int, int], NDArray[np.uint8]], rows: int, hand: NDArray[Any] | None) -> Look:
@@ -205,6 +205,9 @@ def _conventions(
                     f"{name}: macros_image_convention says {declared!r}, but the pictures' {why} shows {shown_here!r}; "
                     f"pass --image-convention {declared} or --image-convention {shown_here}"
                 )
+            elif shown_here is None:
+                notes.append((name, f"images taken as {declared!r}, as macros_image_convention says; nothing in the "
+                                    f"pictures shows it (--image-convention says otherwise)"))  # fmt: skip
             found.setdefault(name, taken)
     return found, refused, notes
 

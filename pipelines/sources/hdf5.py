@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,6 @@ TYPES: Final = {"float": (h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE), "uint8": (h
 FILTERS: Final = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
 """Filters that are read: gzip, byte shuffle, checksum."""
 LFS_POINTER: Final = b"version https://git-lfs"
-HEADER_BYTES: Final = 16
 MAX_CHUNKS: Final = 100_000
 FLETCHER_BYTES: Final = 4
 
@@ -43,9 +42,12 @@ HDF5_FAILURES: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, 
 
 OUTSIDE: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENODEV,
-     errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT, errno.ELOOP}
+     errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT, errno.ELOOP,
+     errno.EAGAIN, errno.EBUSY, errno.ENOLCK}
 )  # fmt: skip
-"""What a system answers when a file cannot be read for reasons that are not in it."""
+"""What a system answers when a file cannot be read for reasons that are not in it; the last ones where another process
+has it open for writing.
+"""
 MEMORY_PROBE: Final = 256 * 2**20
 
 
@@ -212,58 +214,6 @@ def stored_chunks(found: Rows) -> list[Any]:
     chunks: list[Any] = []
     found.id.chunk_iter(chunks.append)
     return sorted(chunks, key=lambda chunk: int(chunk.byte_offset))
-
-
-def stored_ranges(found: Rows) -> list[tuple[int, int]]:
-    """(begin, end) of a dataset's bytes in the file. Empty where they lie in its header."""
-    if found.chunks is not None:
-        return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in stored_chunks(found)]
-    offset = found.id.get_offset()
-    return [] if offset is None else [(offset, offset + found.id.get_storage_size())]
-
-
-def header_range(item: h5py.Group | Rows) -> list[tuple[int, int]]:
-    """(begin, end) of the first bytes of an object's header in the file: no data can be there."""
-    return _header(item.id)
-
-
-def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
-    """(begin, end) of all that every object of the file claims of it, by its path: also what nobody reads.
-
-    An object that cannot be opened claims nothing here; who needs it is refused when it is read.
-    """
-    found: dict[str, list[tuple[int, int]]] = {}
-
-    def note(name: bytes) -> None:
-        with contextlib.suppress(*HDF5_FAILURES):
-            item = h5py.h5o.open(file.id, name)
-            parts: list[tuple[int, int]] = []
-            if isinstance(item, h5py.h5d.DatasetID):
-                rows = Rows(item)
-                if rows.layout != h5py.h5d.VIRTUAL and not rows.properties.get_external_count():
-                    parts = stored_ranges(rows)
-            found[name.decode(errors="backslashreplace")] = [*parts, *_header(item)]
-
-    h5py.h5o.visit(file.id, note)
-    return found
-
-
-def _header(item: Any) -> list[tuple[int, int]]:
-    address = h5py.h5o.get_info(item).addr
-    return [(address, address + HEADER_BYTES)]
-
-
-def overlapping(ranges: Mapping[str, list[tuple[int, int]]], size: int) -> set[str]:
-    """Names of those of whose ranges one reaches past `size` or shares bytes with another: a damaged address."""
-    marked = sorted((begin, end, name) for name, parts in ranges.items() for begin, end in parts)
-    found = {name for begin, end, name in marked if begin < 0 or end > size}
-    furthest, owner = 0, ""
-    for begin, end, name in marked:
-        if begin < furthest:
-            found |= {name, owner}
-        if end > furthest:
-            furthest, owner = end, name
-    return found
 
 
 def read_rows(

@@ -110,6 +110,9 @@ class Phase1Config(SystemOptions):
     """Temporal JEPA."""
 
     temporal_predictor_hidden_dim: int = option(512, "hidden width of the temporal predictor", least=1)
+    prediction_weight: float = option(
+        1.0, "weight of the prediction's error; with both VICReg weights, 0 leaves the inverse dynamics alone", least=0
+    )
     variance_weight: float = option(1.0, "weight of the variance term", least=0)
     covariance_weight: float = option(0.04, "weight of the covariance term", least=0)
     regularize: str = option(

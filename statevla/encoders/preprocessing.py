@@ -1,9 +1,10 @@
 """What a frozen tower was trained to see, made on its device as its image processor makes it on the CPU.
 
-Image processors resize with Pillow, which works in two passes, rows and then columns, and rounds to whole levels after
-each. Both passes are matrix products here, rounded likewise: the levels are Pillow's, but for one where a sum is within
-float32's rounding of a half (two, where the second pass widens it). Of pictures that are not square, Pillow 13 sometimes
-does columns first; that shows where bicubic interpolation overshoots and is clipped between the passes, at hard edges.
+Image processors resize with Pillow, which works in two passes, along rows and then along columns, with weights of 22
+binary places, and rounds to whole levels after each. Both passes are matrix products here, of the same whole numbers,
+which float64 holds exactly: the levels are Pillow's. Of pictures that are not square, Pillow 13 sometimes takes the
+columns first; then a level differs by one, and by more where bicubic interpolation overshoots the range and is clipped
+between the passes, at edges of black and white.
 
 Legend: B images, H, W rows and columns, S the tower's input side.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from stores.errors import UsageError
@@ -26,6 +27,8 @@ RESAMPLE: Final = {2: "bilinear", 3: "bicubic"}
 SUPPORT: Final = {"bilinear": 1.0, "bicubic": 2.0}
 CUBIC: Final = -0.5
 """Pillow's bicubic (Keys 1981)."""
+UNIT: Final = 2**22
+"""A weight of one."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,15 @@ def affine(how: Preprocessing) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3
 
 def resize(images: UInt8[Tensor, "B H W 3"], how: Preprocessing) -> Float[Tensor, "B 3 S S"]:
     """Whole levels in [0, 255] at the tower's size."""
-    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    pixels = images.permute(0, 3, 1, 2).to(torch.float64, memory_format=torch.contiguous_format)
     height, width = pixels.shape[-2:]
     tall, wide = _target(height, width, how)
-    with torch.autocast(pixels.device.type, enabled=False):  # bfloat16 has 8 bits of a level's 8
+    with torch.autocast(pixels.device.type, enabled=False):
         if wide != width:
             pixels = _levels(pixels @ weights(width, wide, how.resample, pixels.device).T)
         if tall != height:
             pixels = _levels(weights(height, tall, how.resample, pixels.device) @ pixels)
+    pixels = pixels.float()
     if how.crop is None:
         return pixels
     top, left = (tall - how.crop) // 2, (wide - how.crop) // 2
@@ -79,12 +83,12 @@ def _target(height: int, width: int, how: Preprocessing) -> tuple[int, int]:
 
 
 def _levels(values: Tensor) -> Tensor:
-    return values.add_(0.5).floor_().clamp_(0, 255)
+    return values.add_(UNIT / 2).div_(UNIT).floor_().clamp_(0, 255)
 
 
 @functools.lru_cache(maxsize=32)
-def weights(size: int, wanted: int, resample: str, device: torch.device) -> Float[Tensor, "S N"]:
-    """What each of `wanted` pixels takes of `size` ones: Pillow's filter, widened where it shrinks."""
+def weights(size: int, wanted: int, resample: str, device: torch.device) -> Float64[Tensor, "S N"]:
+    """What each of `wanted` pixels takes of `size` ones, of `UNIT`: Pillow's filter, widened where it shrinks."""
     scale = size / wanted
     widened = max(scale, 1.0)
     support = SUPPORT[resample] * widened
@@ -92,9 +96,11 @@ def weights(size: int, wanted: int, resample: str, device: torch.device) -> Floa
     for i in range(wanted):
         centre = (i + 0.5) * scale
         low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), size)
-        row = torch.tensor([_filter((x - centre + 0.5) / widened, resample) for x in range(low, high)])
-        found[i, low:high] = row.double() / row.double().sum()
-    return found.float().to(device)
+        row = torch.tensor(
+            [_filter((x - centre + 0.5) / widened, resample) for x in range(low, high)], dtype=torch.float64
+        )
+        found[i, low:high] = row / row.sum()
+    return (found * UNIT + 0.5 * found.sign()).trunc().to(device)
 
 
 def _filter(x: float, resample: str) -> float:

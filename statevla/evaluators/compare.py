@@ -189,9 +189,11 @@ def _notes(read: Sequence[Evaluation], pairs: int) -> list[str]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Of the run, or of the evaluation's folder where it lies elsewhere; whole paths where these are not distinct."""
-    short = [(folder.parents[1] if folder.parent.name == "eval" else folder).resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    """Of the run, or of the evaluation's folder where it lies elsewhere; both, or whole paths, where not distinct."""
+    runs = [(folder.parents[1] if folder.parent.name == "eval" else folder).resolve().name for folder in folders]
+    both = [run if run == folder.name else f"{run} {folder.name}" for run, folder in zip(runs, folders, strict=True)]
+    whole = [str(folder) for folder in folders]
+    return next(names for names in (runs, both, whole) if len(set(names)) == len(names) or names is whole)
 
 
 def _told(each: Evaluation) -> dict[str, Any]:

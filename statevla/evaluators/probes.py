@@ -27,9 +27,9 @@ from statevla.policies.prepare import choose_device
 from statevla.runs.files import MODEL, CheckpointState, load_strict, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST, evaluation
 from statevla.runs.stores import find_store
-from statevla.systems.find import resolve
+from statevla.systems.find import find_parent, resolve
 from statevla.systems.system import Given
-from statevla.systems.table import SYSTEMS, config_of, system_of
+from statevla.systems.table import SYSTEMS, config_of, find_system, system_of
 from statevla.systems.temporal_jepa import JepaModel
 from stores.disk.durable import write_json
 from stores.errors import UsageError
@@ -258,7 +258,7 @@ def probe_checkpoint(
 
 
 def probes_of_run(
-    path: Path,
+    path: Path | None,
     store: Path | str | None = None,
     *,
     device: str = "auto",
@@ -268,10 +268,14 @@ def probes_of_run(
 ) -> tuple[dict[str, Any], Path]:
     """`probe_checkpoint` of what `path` means, written as ``probes.json``; the result and its folder.
 
-    store: None for the one it was trained on.
+    path: None for the only state encoder of the store. store: None for the one that `path` was trained on.
     """
-    checkpoint = resolve(path, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
-    told = store if store is not None else read_state(checkpoint).config["data"]["store"]
+    if path is None:
+        told: Path | str | None = find_store(store)
+        checkpoint = find_parent(find_system("flow_matching"), Store.open(str(told)).content_hash)
+    else:
+        checkpoint = resolve(path, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
+        told = store if store is not None else read_state(checkpoint).config["data"]["store"]
     where = str(choose_device(device))
     found = probe_checkpoint(checkpoint, Store.open(find_store(told)), device=where, most=most, random=random).to_dict()
     name = f"probes-{checkpoint.parent.name}-{checkpoint.name}{'-random' if random else ''}"

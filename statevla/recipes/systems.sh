@@ -44,11 +44,17 @@ make() { # SYSTEM SEED [SET...]: train and try one policy, unless that is done
   shift 2
   [[ $# -gt 0 ]] && name=$name-shuffled
   local run=$folder/$name
-  [[ -f $run/eval/tabletop/results.json ]] && return
+  local told=(tabletop)
+  [[ $system == goal ]] && told=(language image)
+  [[ -f $run/eval/${told[-1]}/results.json ]] && return
   [[ $system == flow_matching ]] && train temporal_jepa "$run" "$seed"
   train "$system" "$run" "$seed" "$@"
-  $statevla eval tabletop --checkpoint "$run/checkpoints"/*"$system/checkpoint_latest" \
-    --episodes "${TRIALS:-100}" --videos 1 --out "$run/eval/tabletop"
+  for how in "${told[@]}"; do
+    local goals=()
+    [[ $system == goal ]] && goals=(--goals "$how")
+    $statevla eval tabletop --checkpoint "$run/checkpoints"/*"$system/checkpoint_latest" "${goals[@]}" \
+      --episodes "${TRIALS:-100}" --videos 1 --out "$run/eval/$how"
+  done
 }
 
 for seed in "${seeds[@]}"; do
@@ -59,5 +65,5 @@ for seed in "${seeds[@]}"; do
 done
 
 runs=()
-for system in $systems; do runs+=("$folder/$system-${seeds[0]}"); done
+for system in $systems; do runs+=("$folder/$system-${seeds[0]}/eval"/*/); done
 $statevla compare "${runs[@]}" --out "$folder/compare"

@@ -11,6 +11,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     6  what is precomputed: features, latents
     7  accumulation, averages of policies, augmentation, oversampling, trackers
     8  decoded pictures
+    9  the weight of the prediction's error
 """
 
 import copy
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 8
+FORMAT: Final = 9
 Tree = dict[str, Any]
 
 
@@ -120,6 +121,13 @@ def _training_options(old: Tree) -> Tree:
     return tree
 
 
+def _weight_of_prediction(old: Tree) -> Tree:
+    """8 to 9: it was 1."""
+    tree = copy.deepcopy(old)
+    tree["config"]["training"]["phase1"]["prediction_weight"] = 1.0
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -151,5 +159,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     5: _precomputed,
     6: _training_options,
     7: _decoded_pictures,
+    8: _weight_of_prediction,
 }
 """From the format of the key to the next one."""

@@ -5,7 +5,7 @@ from typing import Final
 from statevla.config.load import Sections, from_dict
 from statevla.config.schema import Config, Phase1Config, Phase2Config
 from statevla.runs.files import CheckpointState
-from statevla.systems import act, film, flow_matching, goal, temporal_jepa, vla
+from statevla.systems import act, film, flow_matching, goal, stamo, temporal_jepa, vla
 from statevla.systems.system import System
 from stores.errors import UsageError
 
@@ -22,6 +22,7 @@ SYSTEMS: Final[list[System]] = [
     System("act", "act", "policy", "action chunking transformer", act.build, act.ActOptions, "act"),
     System("vla", "vla", "policy", "vision-language-action transformer", vla.build, vla.VlaOptions, "vla"),
     System("goal", "goal", "policy", "policy told by language or a picture", goal.build, goal.GoalOptions, "goal"),
+    System("stamo", "stamo", "encoder", "StaMo states", stamo.build, stamo.StamoOptions, "stamo"),
 ]  # fmt: skip
 
 

@@ -83,7 +83,11 @@ class JepaModel(Objective):
         variance, covariance = torch.stack([torch.stack(variance_covariance(states, keep)) for states in spread]).sum(
             dim=0
         )
-        total = mse + self.options.variance_weight * variance + self.options.covariance_weight * covariance
+        total = (
+            self.options.prediction_weight * mse
+            + self.options.variance_weight * variance
+            + self.options.covariance_weight * covariance
+        )
         parts = {"jepa_mse": mse, "jepa_variance": variance, "jepa_covariance": covariance}
         if self.inverse is not None:
             parts["inverse"] = masked_mse(terms["told"], terms["actions"], terms["told_keep"])

@@ -38,26 +38,28 @@ def bit(size: int, crop: int) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(128, 128), (84, 112), (300, 256), (256, 256)])
+@pytest.mark.parametrize("shape", [(128, 128), (84, 112), (256, 256), (240, 320)])
 @pytest.mark.parametrize(
     "processor", [siglip(224, 3), siglip(96, 2), bit(64, 56)], ids=["bicubic", "bilinear", "shortest edge and crop"]
 )
 def test_pixels_are_those_of_the_image_processor(tmp_path: Path, processor: Any, shape: tuple[int, int]) -> None:
-    processor.save_pretrained(tmp_path)
-    how = read_preprocessing(tmp_path / "preprocessor_config.json")
-    images = pictures(*shape)
-    if shape[0] != shape[1]:
-        images = images // 4 + 96  # away from the ends: Pillow's passes may come in the other order, and clip between
+    assert off(tmp_path, processor, pictures(*shape)).max() < LEVEL / 100
+
+
+def test_where_columns_come_first_a_level_may_be_off(tmp_path: Path) -> None:
+    images = pictures(300, 256) // 4 + 96  # away from the ends, where the first pass clips
+    assert LEVEL / 2 < off(tmp_path, siglip(224, 3), images).max() < 1.5 * LEVEL
+
+
+def off(folder: Path, processor: Any, images: torch.Tensor) -> torch.Tensor:
+    """How far the pixels are from the processor's, of [0, 1]."""
+    processor.save_pretrained(folder)
+    how = read_preprocessing(folder / "preprocessor_config.json")
     mean, std = affine(how)
     mine = (resize(images, how) - mean) / std
     wanted = torch.stack([processor(image.numpy(), return_tensors="pt")["pixel_values"][0] for image in images])
     assert mine.shape == wanted.shape
-    off = (mine - wanted).abs() * torch.tensor(how.std)[:, None, None]  # in pixels of [0, 1]
-    # A sum at a half may be rounded to the other level, and the second pass makes two of that at most.
-    assert off.max() <= 2 * LEVEL * 1.001
-    assert (off > LEVEL * 1.001).float().mean() < 1e-3
-    if shape[0] == shape[1]:
-        assert (off > LEVEL / 2).float().mean() < 0.02
+    return (mine - wanted).abs() * torch.tensor(how.std)[:, None, None]
 
 
 def test_what_cannot_be_reproduced_is_refused(tmp_path: Path) -> None:

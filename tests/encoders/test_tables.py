@@ -80,5 +80,5 @@ def test_a_vision_backbone_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_unknown_names_say_which_there_are() -> None:
     with pytest.raises(UsageError, match="--language bert: expected one of clip, minilm, hashed"):
         table.load_text_encoder("bert")
-    with pytest.raises(UsageError, match=r"model\.vision: expected one of conv, siglip, got 'vit'"):
+    with pytest.raises(UsageError, match=r"model\.vision: expected one of conv, siglip, dinov2, got 'vit'"):
         load_backbone(micro("model.vision=vit").model)

@@ -125,6 +125,9 @@ def test_a_run_means_its_only_evaluation(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"several evaluations: .*object, .*tabletop; name one, or --suite"):
         compare([one, other])
     assert [each.name for each in compare([one, other], "tabletop").evaluations] == ["one", "two"]
+    again = written(one / "eval" / "image", "sf")
+    named = compare([one / "eval" / "tabletop", again, other / "eval" / "tabletop"]).evaluations
+    assert [each.name for each in named] == ["one tabletop", "one image", "two tabletop"]
 
 
 def test_the_page_links_films_side_by_side(tmp_path: Path) -> None:

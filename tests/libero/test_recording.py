@@ -110,3 +110,16 @@ def test_fixtures_stand_where_the_seed_puts_them(simulator_installed: None) -> N
     view = IMAGE_KEYS[0]
     assert np.abs(first.observation[view].astype(int) - other.observation[view]).mean() > 1
     np.testing.assert_array_equal(first.observation[view], again.observation[view])
+
+
+def test_an_expert_takes_over_from_somebody_else(simulator: Simulator, task: suites.Task) -> None:
+    """Whoever drove went down beside everything; a new expert plans from there and its success holds."""
+    state = suites.init_states(task)[3]
+    simulator.ask(Reset(state, suites.SETTLE_STEPS, expert_seed=(0,)))
+    away = np.tile([0.3, -0.5, -0.4, 0, 0, 0, 1.0], (15, 1))
+    left = simulator.ask(Run(away, look=False)).state
+    track = simulator.ask(Demonstrate(suites.max_steps(task.suite), 10, take_over=(0, 3))).track
+    assert track is not None
+    np.testing.assert_array_equal(track.states[0], left)
+    assert track.succeeded[-10:].all()
+    np.testing.assert_array_equal(track.executed, track.labels)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from pipelines.ingest.plan import Unit
-from pipelines.sources import hdf5, pulse
+from pipelines.sources import hdf5, pulse, ranges
 from pipelines.sources import sandbox as isolation
 from pipelines.sources.evidence import Told
 from pipelines.sources.fingerprint import DATASETS
-from pipelines.sources.libero import read_demo
+from pipelines.sources.libero_demo import read_demo
 from pipelines.sources.reading import CALLS, inspect_source
 from stores.errors import SourceError
 from stores.spec import LIBERO
@@ -75,7 +75,7 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with h5py.File(path) as file:
         for demo in file["data"].values():
             for key in DATASETS:
-                for begin, end in hdf5.stored_ranges(hdf5.Rows(demo[key].id)):
+                for begin, end in ranges.stored_ranges(hdf5.Rows(demo[key].id)):
                     content[begin:end] = True
                     place = (begin.to_bytes(8, "little") + (end - begin).to_bytes(8, "little"), 8)
                     _mark(content, data, *place)

@@ -10,7 +10,10 @@ import pytest
 
 from pipelines.sources.evidence import Told
 from pipelines.sources.hdf5 import open_hdf5, reporting
-from pipelines.sources.libero import LIBERO_SOURCE, Episode, inspect_file, read_demo
+from pipelines.sources.libero import LIBERO_SOURCE
+from pipelines.sources.libero_demo import read_demo
+from pipelines.sources.libero_header import inspect_file
+from pipelines.sources.source import Episode
 from stores.errors import SourceError
 from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import MODEL_XML, World, demo_arrays, make_world, write_file

@@ -40,6 +40,7 @@ def run(out: Path, plan: Plan, progress: Any = None, told: list[str] | None = No
     return reproduce("tabletop", out, plan=plan, collect=collect, progress=progress, say=say)
 
 
+@pytest.mark.slow
 def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan) -> None:
     out = tmp_path / "out"
 

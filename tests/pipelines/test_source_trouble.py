@@ -16,7 +16,8 @@ from pipelines.ingest.config import IngestConfig, plan_ingest
 from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.ingest.unit import UnitTask
 from pipelines.sources import hdf5
-from pipelines.sources.libero import inspect_file, read_demo
+from pipelines.sources.libero_demo import read_demo
+from pipelines.sources.libero_header import inspect_file
 from pipelines.sources.reading import make_here
 from stores.errors import SourceError, SourceTrouble
 from stores.verify import verify_store
@@ -94,13 +95,15 @@ def test_a_dangling_link_stops_the_run_and_says_where_it_leads(path: Path, tmp_p
     run(path.parent, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
     (path.parent / "b_demo.hdf5").symlink_to("../.git/annex/objects/b.hdf5")
-    with pytest.raises(SourceTrouble, match=r"b_demo.hdf5.*leads to ../.git/annex/objects/b.hdf5.*git annex get"):
+    (path.parent / "c_demo.hdf5").symlink_to("/cache/c.hdf5")
+    every = r"b_demo.hdf5.*leads to ../.git/annex/objects/b.hdf5; .*c_demo.hdf5.*leads to /cache/c.hdf5.*git annex get"
+    with pytest.raises(SourceTrouble, match=every):
         run(path.parent, tmp_path / "out")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
     assert verify_store(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.EAGAIN])
 def test_what_the_system_refuses_is_no_quarantine(
     path: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ COUNTS = [
     ("vla", "base", ("vla.head=discrete",), 142_288_906),
     ("goal", "tiny", ("goal.fusion=late",), 179_718),
     ("goal", "small", ("goal.fusion=late",), 3_178_630),
+    ("stamo", "tiny", (), 438_464 + 1_352_512 + 256 + 118_464),
+    ("stamo", "small", (), 3_390_464 + 10_092_992 + 512 + 470_400),
 ]
 
 

@@ -1,0 +1,174 @@
+"""What a file in LIBERO's layout (`pipelines.sources.libero`) says of itself, before its demonstrations are read."""
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.ingest.plan import DEMO_LIMIT, natural_key, require_fitting, task_of
+from pipelines.sources import hdf5, pulse
+from pipelines.sources.alignment import (
+    DETECT,
+)
+from pipelines.sources.evidence import SAMPLE_LOOKS, UPRIGHT, Evidence, Told, look, sample
+from pipelines.sources.gripper import Grip, see
+from pipelines.sources.libero_demo import GRIPPER, MAX_ROWS, image_datasets, read_demo
+from pipelines.sources.masks import Split, demo_names, split_of
+from pipelines.sources.orientation import Look
+from pipelines.sources.ranges import claimed, overlapping, stored_ranges
+from pipelines.sources.source import Episode, EpisodeHead, SourceFile
+from pipelines.sources.texts import clean_instruction
+from statevla.observation import IMAGE_CONVENTIONS, JOINTS
+from stores.errors import SourceError, SourceTrouble
+from stores.spec import LIBERO
+
+MASK_LIMIT: Final = 2**20
+"""Bytes of a list of demonstrations' names."""
+
+
+def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told | None = None) -> SourceFile:
+    """Header of `path`, and what some demonstrations show. Raises SourceError when the file as a whole is of no use.
+
+    poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.sources.sandbox`.
+    """
+    with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
+        told = told or Told()
+        data = hdf5.group(file, "data")
+        instruction, own, notes = read_instruction(data, path.name)
+        convention = hdf5.text(data, "macros_image_convention")
+        if told.image_convention == DETECT and convention not in (None, *IMAGE_CONVENTIONS):
+            raise SourceError(f"macros_image_convention: expected one of {IMAGE_CONVENTIONS}, got {convention!r}")
+        found = list(data)
+        if not found:
+            raise SourceError("/data holds no demonstrations")
+        refused: list[tuple[str, str]] = []
+        declared = hdf5.integer(data, "num_demos")
+        if declared is not None and declared != len(found):
+            notes = (*notes, f"{path.name}: num_demos declares {declared}, the file holds {len(found)}")
+        names = sorted((name for name in found if isinstance(name, str)), key=natural_key)
+        for odd in (name.decode(errors="backslashreplace") for name in found if isinstance(name, bytes)):
+            refused.append((odd, f"{path.name}/{odd}: expected a name in UTF-8"))
+        split, beside = read_masks(file, names, told.masks, path.name)
+        notes, refused = (*notes, *beside, *split.notes), [*refused, *split.refused]
+        unwanted = {*split.out, *(demo for demo, _ in split.refused)}
+        task = task_of(path.name)
+        heads: dict[str, EpisodeHead] = {}
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for position, name in enumerate(names, 1):
+            pulse.at(position)
+            if name in unwanted:
+                continue
+            try:
+                with hdf5.reporting(f"{path.name}/{name}"):
+                    require_fitting(name, DEMO_LIMIT)
+                    if poison and position in poison:
+                        raise SourceError(poison[position])
+                    cameras = image_datasets(hdf5.group(data, name))
+                    rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
+                    heads[name] = EpisodeHead(rows, ((height, width),) * len(cameras), task, instruction)
+                    ranges[name] = [part for data in cameras.values() for part in stored_ranges(data)]
+            except SourceError as error:
+                refused.append((name, str(error)))
+        size = path.stat().st_size
+        astray = overlapping(ranges, size)  # two names of one dataset, too
+        astray |= {name.split("/")[1] for name in overlapping(claimed(file), size) if "/" in name}
+        for name in sorted(astray & heads.keys(), key=natural_key):
+            reason = "something of it lies where other data of the file do, or outside the file"
+            refused.append((name, f"{path.name}/{name}: {reason}"))
+            del heads[name]
+        demos = tuple(heads)
+        seen, looks = gather(file, demos, {name: at for at, name in enumerate(names, 1)}, told)
+        parts = {demo: split.parts[demo] for demo in demos if demo in split.parts}
+        evidence = Evidence(own, convention, seen, looks).to_dict()
+        return SourceFile(path.name, LIBERO, heads, evidence, parts, tuple(refused), notes)
+
+
+def require_header(file: h5py.File, instruction: str, convention: str | None) -> None:
+    """Raise SourceTrouble unless the open file says what its header said when the ingest was planned."""
+    name = Path(file.filename).name
+    with hdf5.reporting(name):
+        data = hdf5.group(file, "data")
+        found = read_instruction(data, name)[0], hdf5.text(data, "macros_image_convention")
+    if found != (instruction, convention):
+        raise SourceTrouble(
+            f"{name}: was replaced while it was read: the plan was made for {(instruction, convention)}, the file now "
+            f"says {found}; run the same command again"
+        )
+
+
+def gather(
+    file: h5py.File, demos: Sequence[str], positions: Mapping[str, int], told: Told
+) -> tuple[tuple[Grip, ...], tuple[Look, ...]]:
+    """What sampled demonstrations show of gripper and pictures; one that cannot be read shows nothing.
+
+    positions: of the demonstrations in the file, for `pulse`.
+    """
+    grips: list[Grip] = []
+    looks: list[Look] = []
+    for demo in sample(demos):
+        pulse.at(positions[demo])
+        with contextlib.suppress(SourceError):
+            episode = read_demo(file, demo, UPRIGHT, told.alignment)
+            grips.append(see(episode.action[:, GRIPPER], episode.robot_state[:, JOINTS:]))
+            if len(looks) < SAMPLE_LOOKS:
+                looks.append(_look(file, episode))
+    return tuple(grips), tuple(looks)
+
+
+def _look(file: h5py.File, episode: Episode) -> Look:
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        pulse.beat()
+        return episode.images(LIBERO.camera_names[0], start, stop, None)
+
+    rows = len(episode.robot_state)
+    hand = None
+    with contextlib.suppress(SourceError):  # regenerated files may lack it
+        data = hdf5.dataset(file, f"data/{episode.demo}/obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8)
+        hand = hdf5.read_rows(data)
+    return look(read, rows, hand)
+
+
+def read_masks(file: h5py.File, demos: Sequence[str], told: str, where: str) -> tuple[Split, tuple[str, ...]]:
+    """The split of ``/mask``, and notes about what else lies beside ``/data``. Raises UsageError, SourceError."""
+    others = sorted(str(name) for name in file if name not in ("data", "mask"))
+    notes = (f"{where}: {', '.join('/' + name for name in others)} beside /data is not used",) if others else ()
+    if "mask" not in file:
+        return Split(), notes
+    found: dict[str, list[str]] = {}
+    group = hdf5.group(file, "mask")
+    for name in sorted(map(str, group)):
+        listed = hdf5.child(group, name)
+        if not isinstance(listed, hdf5.Rows) or len(listed.shape) != 1 or listed.nbytes > MASK_LIMIT:
+            raise SourceError(f"/mask/{name}: expected a list of demonstrations' names")
+        found[name] = demo_names(list(h5py.Dataset(listed.id)[()]), f"/mask/{name}")
+    return split_of(found, demos, told, where), notes
+
+
+def read_instruction(data: h5py.Group, file: str) -> tuple[str, bool, tuple[str, ...]]:
+    """The task's text, whether it is the file's own, and notes: from ``problem_info``, else from the file's name, and
+    then a note says so.
+    """
+    info = hdf5.text(data, "problem_info")
+    if info is None:
+        words = re.sub(r"^[A-Z_]+_SCENE\d+_", "", task_of(file)).replace("_", " ").strip()
+        return words, False, (f"{file}: no problem_info; instruction taken from the file's name: {words!r}",)
+    try:
+        fields = json.loads(info)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"problem_info: expected JSON, got {error}") from error
+    if not isinstance(fields, dict) or "language_instruction" not in fields:
+        raise SourceError("problem_info: expected an object with language_instruction")
+    given = fields["language_instruction"]
+    instruction = clean_instruction(given)
+    hdf5.require_unicode(instruction, "problem_info.language_instruction")
+    if not instruction.isprintable():
+        raise SourceError(f"problem_info.language_instruction: expected printable text, got {instruction!r:.80}")
+    if isinstance(given, str) and given.strip() == instruction:
+        return instruction, True, ()
+    return instruction, True, (f"{file}: instruction {given!r:.200} is read as {instruction!r}",)

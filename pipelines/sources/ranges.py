@@ -1,0 +1,64 @@
+"""Which bytes of an HDF5 file its objects claim: the same bytes twice, or some outside it, mean a damaged address."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import h5py
+
+from pipelines.sources.hdf5 import HDF5_FAILURES, stored_chunks
+from pipelines.sources.rows import Rows
+
+HEADER_BYTES: Final = 16
+
+
+def stored_ranges(found: Rows) -> list[tuple[int, int]]:
+    """(begin, end) of a dataset's bytes in the file. Empty where they lie in its header."""
+    if found.chunks is not None:
+        return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in stored_chunks(found)]
+    offset = found.id.get_offset()
+    return [] if offset is None else [(offset, offset + found.id.get_storage_size())]
+
+
+def header_range(item: h5py.Group | Rows) -> list[tuple[int, int]]:
+    """(begin, end) of the first bytes of an object's header in the file: no data can be there."""
+    return _header(item.id)
+
+
+def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
+    """(begin, end) of all that every object of the file claims of it, by its path: also what nobody reads.
+
+    An object that cannot be opened claims nothing here; who needs it is refused when it is read.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+
+    def note(name: bytes) -> None:
+        with contextlib.suppress(*HDF5_FAILURES):
+            item = h5py.h5o.open(file.id, name)
+            parts: list[tuple[int, int]] = []
+            if isinstance(item, h5py.h5d.DatasetID):
+                rows = Rows(item)
+                if rows.layout != h5py.h5d.VIRTUAL and not rows.properties.get_external_count():
+                    parts = stored_ranges(rows)
+            found[name.decode(errors="backslashreplace")] = [*parts, *_header(item)]
+
+    h5py.h5o.visit(file.id, note)
+    return found
+
+
+def _header(item: Any) -> list[tuple[int, int]]:
+    address = h5py.h5o.get_info(item).addr
+    return [(address, address + HEADER_BYTES)]
+
+
+def overlapping(ranges: Mapping[str, list[tuple[int, int]]], size: int) -> set[str]:
+    """Names of those of whose ranges one reaches past `size` or shares bytes with another: a damaged address."""
+    marked = sorted((begin, end, name) for name, parts in ranges.items() for begin, end in parts)
+    found = {name for begin, end, name in marked if begin < 0 or end > size}
+    furthest, owner = 0, ""
+    for begin, end, name in marked:
+        if begin < furthest:
+            found |= {name, owner}
+        if end > furthest:
+            furthest, owner = end, name
+    return found

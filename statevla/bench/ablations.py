@@ -1,0 +1,187 @@
+"""Does the JEPA learn what a policy needs? `python -m statevla.bench.ablations --store STORE --out FOLDER`.
+
+Every row is an encoder with a policy on it, trained alike for each seed by the commands of this toolkit, then probed
+and let act. What is done already is not done again, so that the same command goes on after an interruption; the table
+is written after every row. ``--dry-run`` prints the commands.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from statevla.runs import layout
+from statevla.runs.files import read_state
+from statevla.systems.table import find_system
+from stores.disk.durable import write_bytes, write_json
+
+JEPA, FLOW = "temporal_jepa", "flow_matching"
+INVERSE: Final = "training.phase1.inverse_dynamics_weight"
+HORIZON: Final = "training.phase1.inverse_dynamics_horizon"
+ALONE: Final = {f"training.phase1.{name}_weight": 0 for name in ("prediction", "variance", "covariance")}
+CHUNK: Final = {INVERSE: 10, HORIZON: 10}
+ON_Z: Final = {"training.phase1.regularize": "z"}
+TOKENS: Final = {"model.policy_context": "z+tokens"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """encoder, policy: keys that differ from the recipe. random: the encoder is left as it starts."""
+
+    name: str
+    encoder: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    random: bool = False
+
+
+def with_policies(name: str, encoder: Mapping[str, Any], random: bool = False) -> list[Row]:
+    """One encoder, a policy on its state and one on its tokens too."""
+    return [Row(name, encoder, {}, random), Row(f"{name}, policy on z+tokens", encoder, TOKENS, random)]
+
+
+NO_INVERSE: Final = {INVERSE: 0}
+ROWS: Final = (
+    *with_policies("JEPA alone (variance on predictions)", NO_INVERSE),
+    *with_policies("JEPA alone, variance on z", NO_INVERSE | ON_Z),
+    *with_policies("JEPA alone, variance on both", NO_INVERSE | {"training.phase1.regularize": "both"}),
+    *with_policies("JEPA + one-step inverse", {INVERSE: 10, HORIZON: 1}),
+    *with_policies("JEPA + chunk inverse", CHUNK),
+    *with_policies("JEPA + chunk inverse, variance on z", CHUNK | ON_Z),
+    *with_policies("chunk inverse alone", CHUNK | ALONE),
+    *with_policies("random encoder, frozen", NO_INVERSE, random=True),
+)
+COLUMNS: Final = (
+    "row", "seed", "z_std", "z_rank", "copy ratio", "action ratio", "R² robot", "R² action", "R² progress",
+    "instruction", "success",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """store, out: folders. steps, policy_steps, trials: of every row; 0 policy steps: encoders and probes alone."""
+
+    store: Path
+    out: Path
+    recipe: str
+    seeds: Sequence[int]
+    steps: int
+    policy_steps: int
+    trials: int
+    settings: Sequence[str]
+
+    def encoder_run(self, row: Row, seed: int) -> Path:
+        """Rows with the same encoder share it."""
+        return self.out / f"{_slug(row.name.removesuffix(', policy on z+tokens'))}-{seed}"
+
+    def policy_run(self, row: Row, seed: int) -> Path:
+        """The row's own."""
+        return self.out / f"{_slug(row.name)}-{seed}-policy"
+
+    def commands(self, row: Row, seed: int) -> list[tuple[Path, list[str]]]:
+        """(the file that is there when it is done, command line) in order."""
+        encoder, policy = self.encoder_run(row, seed), self.policy_run(row, seed)
+        common = [f"training.seed={seed}", *self.settings]
+        steps = 1 if row.random else self.steps
+        keys = [f"{key}={value}" for key, value in row.encoder.items()]
+        trained = layout.checkpoints(encoder, find_system(JEPA).folder) / layout.LATEST
+        acting = layout.checkpoints(policy, find_system(FLOW).folder) / layout.LATEST
+        extra = ["training.phase1.learning_rate=1e-12", "training.warmup_steps=0"] if row.random else []
+        train = self._train(JEPA, encoder, [*common, *keys, *extra, f"training.max_steps={steps}"])
+        probes = ["eval", "probes", "--checkpoint", str(trained), "--store", str(self.store), "--device", "cpu"]
+        commands = [
+            (trained / layout.STATE, train),
+            (encoder / "probes/probes.json", [*probes, "--out", str(encoder / "probes")]),
+        ]
+        if self.policy_steps:
+            chosen = [f"{key}={value}" for key, value in row.policy.items()]
+            chosen = [*common, *keys, *chosen, f"training.max_steps={self.policy_steps}"]
+            commands.append((acting / layout.STATE, [*self._train(FLOW, policy, chosen), "--encoder", str(trained)]))
+            act = ["eval", "tabletop", "--checkpoint", str(acting), "--episodes", str(self.trials), "--videos", "0"]
+            commands.append((policy / "tabletop/results.json", [*act, "--out", str(policy / "tabletop")]))
+        return commands
+
+    def _train(self, system: str, run: Path, settings: Sequence[str]) -> list[str]:
+        sets = [part for setting in settings for part in ("--set", setting)]
+        command = ["train", "--system", system, "--recipe", self.recipe, "--store", str(self.store), "--run", str(run)]
+        return [*command, *sets]
+
+    def cells(self, row: Row, seed: int) -> tuple[Any, ...]:
+        """The row's numbers, None where something was not run."""
+        probes = _read(self.encoder_run(row, seed) / "probes/probes.json")
+        success = _read(self.policy_run(row, seed) / "tabletop/results.json").get("success")
+        first = next(iter(probes.get("rollouts", ())), None)
+        found = [None if not probes else probes["probes"][name]["r2"] for name in ("robot_state", "action", "progress")]
+        ratios = (None, None) if first is None else (
+            first["predicted"] / max(first["copied"], 1e-12), first["shuffled"] / max(first["predicted"], 1e-12)
+        )  # fmt: skip
+        return (row.name, seed, probes.get("z_std"), probes.get("z_rank"), *ratios, *found, probes.get("instruction"),
+                success)  # fmt: skip
+
+
+def still_to_do(done: Path, command: list[str]) -> list[str] | None:
+    """`command`, the one that goes on with a training that was stopped, or None where all is done."""
+    if not done.is_file():
+        return command
+    if done.name != layout.STATE or read_state(done.parent).finished:
+        return None
+    return ["train", "--resume", str(done.parent)]
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """The table."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "not run" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, and write ``ablations.json`` and ``ablations.md``; 1 when a command failed."""
+    parser = argparse.ArgumentParser(prog="python -m statevla.bench.ablations", description=__doc__)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", default="tabletop")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--policy-steps", type=int, default=2500)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--rows", default="", help="only rows whose name contains one of these, by semicolon")
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for every training")
+    parser.add_argument("--dry-run", action="store_true")
+    told = parser.parse_args(arguments)
+    seeds = tuple(int(seed) for seed in told.seeds.split(","))
+    plan = Plan(told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings)
+    rows = [row for row in ROWS if any(part in row.name for part in told.rows.split(";"))]
+    failed = 0
+    for row in rows:
+        for seed in seeds:
+            for done, command in plan.commands(row, seed):
+                if told.dry_run:
+                    print("statevla", *command)
+                elif (left := still_to_do(done, command)) is not None:
+                    failed |= subprocess.run([sys.executable, "-m", "statevla", *left], check=False).returncode != 0
+        if not told.dry_run:
+            cells = [plan.cells(each, seed) for each in rows for seed in seeds]
+            told.out.mkdir(parents=True, exist_ok=True)
+            write_json(told.out / "ablations.json", {"columns": COLUMNS, "rows": cells})
+            write_bytes(told.out / "ablations.md", markdown(cells).encode())
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""What the states of an encoder are worth: probes of actions, straightness, and, where it paints, its pictures.
+
+Legend: N frames, C cameras, S side, F numbers of a state, A continuous action dimensions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from statevla.config import DataConfig
+from statevla.data.batch import ObservationBatch
+from statevla.data.loaders import iterate_once
+from statevla.encoders.vision import load_backbone
+from statevla.evaluators.state_measures import FOLDS, bend, principal, probe
+from statevla.evaluators.state_pictures import compare_pictures
+from statevla.policies.prepare import choose_device
+from statevla.reports.tables import markdown_table
+from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
+from statevla.systems.find import resolve
+from statevla.systems.stamo import StamoModel
+from statevla.systems.system import Given, Objective
+from statevla.systems.table import SYSTEMS, config_of, require_kind
+from statevla.systems.temporal_jepa import JepaModel
+from stores.disk import durable
+from stores.errors import UsageError
+from stores.progress import Progress, ProgressEvent
+from stores.reader import Store
+
+HORIZONS: Final = (1, 2, 5, 10)
+POOLED: Final = 8
+REDUCED: Final = 64
+"""Principal components to which every feature is also reduced, so that width is no excuse."""
+MOVED: Final = 0.08
+"""A pixel moves where some colour changes by more within `MOTION` frames, of [0, 1]."""
+MOTION: Final = 5
+PAINTED: Final = 64
+"""Frames of the validation split that are painted."""
+JSON: Final = "state.json"
+MARKDOWN: Final = "state.md"
+
+
+class Coded(NamedTuple):
+    """Frames of whole episodes in order. state [N F], pooled [N 192 C], action [N A] standardized, episode [N]."""
+
+    state: NDArray[np.float64]
+    pooled: NDArray[np.float64]
+    action: NDArray[np.float64]
+    episode: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """PSNR in dB by what painted, over whole pictures and where something moves; SSIM of whole pictures."""
+
+    whole: dict[str, float]
+    moving: dict[str, float | None]
+    ssim: dict[str, float]
+    frames: int
+
+
+@dataclass(frozen=True)
+class StateResults:
+    """probes: R² by feature and horizon. bends: by what pairs. pictures: None of an encoder that paints none."""
+
+    system: str
+    checkpoint: str
+    state_numbers: int
+    episodes: dict[str, int]
+    probes: dict[str, dict[str, float | None]]
+    bends: dict[str, float]
+    pictures: Pictures | None
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+    def to_markdown(self) -> str:
+        """One table for each question."""
+        horizons = [str(k) for k in HORIZONS]
+        rows = [[name, *(_told(found[k], 3) for k in horizons)] for name, found in self.probes.items()]
+        parts = [
+            f"# States of {self.checkpoint}",
+            "R² of a linear probe: the actions summed over k steps, from the difference of k frames",
+            markdown_table(["feature", *(f"k = {k}" for k in horizons)], rows),
+            markdown_table(["pairs", "bend"], [[name, f"{value:.3f}"] for name, value in self.bends.items()]),
+        ]
+        if self.pictures is not None:
+            painted = self.pictures
+            rows = [[name, *(_told(each[name], 2) for each in (painted.whole, painted.moving, painted.ssim))]
+                    for name in painted.whole]  # fmt: skip
+            parts.append(markdown_table(["painted by", "PSNR, dB", "PSNR where it moves, dB", "SSIM"], rows))
+        return "\n\n".join([*parts, *(f"- {note}." for note in self.notes)])
+
+    def save(self, out: Path) -> None:
+        """Write ``state.json`` and ``state.md``."""
+        durable.make_dir(out)
+        durable.write_json(out / JSON, self.to_dict())
+        durable.write_text(out / MARKDOWN, self.to_markdown() + "\n")
+
+
+def evaluate_states(
+    checkpoint: Path, store: Store, device: str = "auto", seed: int = 0, progress: Progress | None = None
+) -> StateResults:
+    """Fit on the train split, measure on the validation split, whole episodes apart.
+
+    checkpoint: of an encoder, or its run. Raises UsageError for a policy's and for a store without validation episodes,
+    StaleKey for another store's, StoreMissing, StoreCorrupt.
+    """
+    folder = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"])
+    state = read_state(folder)
+    row = require_kind(state, "encoder", folder)
+    require_store(state, store.content_hash, folder, str(store.root))
+    if store.manifest.splits["val"] == 0:
+        raise UsageError(f"{store.root}: no validation episodes; ingest with --train-split below 1")
+    config, where = config_of(state, folder), choose_device(device)
+    model = row.build(config, Given(store.spec, store.stats(), load_backbone(config.model, where)))
+    load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
+    model.to(where).eval().requires_grad_(False)
+    coded = {split: _code(model, store, split, where, progress) for split in ("train", "val")}
+    features = {"state": 0, "pooled pixels": 1}
+    probes = {}
+    for name, column in features.items():
+        probes[name] = _probes(coded, column, None)
+        probes[f"{name}, {REDUCED} components"] = _probes(coded, column, REDUCED)
+    pictures = _pictures(model, store, where, seed) if isinstance(model, StamoModel) else None
+    return StateResults(
+        system=row.name,
+        checkpoint=str(folder),
+        state_numbers=coded["val"].state.shape[1],
+        episodes={split: len(np.unique(each.episode)) for split, each in coded.items()},
+        probes=probes,
+        bends=_bends(coded["val"], seed),
+        pictures=pictures,
+    )
+
+
+def state_of(model: Objective, obs: ObservationBatch) -> Tensor:
+    """Flat states [B F] of an encoder's system."""
+    if isinstance(model, StamoModel):
+        return model.state(obs).flatten(1)
+    if isinstance(model, JepaModel):
+        return model.encoder.state(obs)
+    raise UsageError(f"{type(model).__name__} has no states to measure")
+
+
+def _code(model: Objective, store: Store, split: str, device: torch.device, progress: Progress | None) -> Coded:
+    parts: list[tuple[NDArray[Any], ...]] = []
+    continuous, statistics = list(store.spec.continuous), store.stats().action
+    shift, scale = np.asarray(statistics.mean)[continuous], np.asarray(statistics.std)[continuous]
+    with torch.inference_mode():
+        for number, batch in enumerate(iterate_once(store, split, 64, 1, DataConfig(cache_gib=0.0))):
+            obs = batch.obs.to(device)
+            pooled = [nn.functional.adaptive_avg_pool2d(f.permute(0, 3, 1, 2).float() / 255, POOLED).flatten(1)
+                      for f in batch.obs.images]  # fmt: skip
+            action = (batch.action.numpy()[:, continuous] - shift) / np.maximum(scale, 1e-8)
+            parts.append(
+                (state_of(model, obs).cpu().numpy(), torch.cat(pooled, 1).numpy(), action, batch.episode.numpy(),
+                 batch.frame.numpy())
+            )  # fmt: skip
+            if progress is not None:
+                progress(ProgressEvent(f"states of {split}", number + 1, None, "batches", ""))
+    state, pooled_all, action_all, episode, frame = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((frame, episode))
+    wide = [values[order].astype(np.float64) for values in (state, pooled_all, action_all)]
+    return Coded(wide[0], wide[1], wide[2], episode[order].astype(np.int64))
+
+
+def _probes(coded: dict[str, Coded], column: int, reduced: int | None) -> dict[str, float | None]:
+    train, val = coded["train"], coded["val"]
+    mean, directions = principal(_column(train, column), reduced) if reduced is not None else (0.0, None)
+    found: dict[str, float | None] = {}
+    for k in HORIZONS:
+        sides = []
+        for each in (train, val):
+            feature = _column(each, column)
+            feature = feature if directions is None else (feature - mean) @ directions
+            sides.append(_differences(feature, each, k))
+        (x, y, episode), (x_val, y_val, _) = sides
+        enough = len(x_val) > 0 and len(np.unique(episode % FOLDS)) > 1
+        found[str(k)] = probe((x, y, episode), (x_val, y_val)) if enough else None
+    return found
+
+
+def _column(coded: Coded, number: int) -> NDArray[np.float64]:
+    return coded.pooled if number else coded.state
+
+
+def _differences(feature: NDArray[np.float64], coded: Coded, k: int) -> tuple[NDArray[Any], ...]:
+    """Differences over k frames of one episode, and the actions between, summed."""
+    same = coded.episode[k:] == coded.episode[:-k]
+    sums = np.cumsum(np.concatenate([np.zeros((1, coded.action.shape[1])), coded.action]), axis=0)
+    between = sums[k:-1] - sums[: -k - 1]
+    return (feature[k:] - feature[:-k])[same], between[same], coded.episode[k:][same]
+
+
+def _told(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _bends(coded: Coded, seed: int) -> dict[str, float]:
+    """Means over an episode's own frames ten apart, and over frames of random order as the control."""
+    rng, own, mixed = np.random.default_rng(seed), [], []
+    horizon = max(HORIZONS)
+    for episode in _episodes(coded):
+        states = coded.state[episode]
+        if len(states) > horizon:
+            own.append(bend(states, horizon))
+            mixed.append(bend(states[rng.permutation(len(states))], horizon))
+    if not own:
+        return {}
+    return {"frames of an episode": float(np.concatenate(own).mean()),
+            "the same frames in random order": float(np.concatenate(mixed).mean())}  # fmt: skip
+
+
+def _episodes(coded: Coded) -> Iterator[NDArray[np.int64]]:
+    for number in np.unique(coded.episode):
+        yield np.flatnonzero(coded.episode == number)
+
+
+def _pictures(model: StamoModel, store: Store, device: torch.device, seed: int) -> Pictures:
+    """Validation frames painted from their states, beside what needs no painter."""
+
+    def code(obs: ObservationBatch) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([model.state(part.to(device)) for part in _parts(obs)])
+
+    def decode(state: Tensor) -> Tensor:
+        return model.decode(state, torch.Generator().manual_seed(seed))
+
+    return Pictures(*compare_pictures(code, decode, store, model.options.image_size, PAINTED, MOTION, MOVED))
+
+
+def _parts(obs: ObservationBatch, rows: int = 64) -> Iterator[ObservationBatch]:
+    for start in range(0, len(obs.robot_state), rows):
+        part = slice(start, start + rows)
+        yield obs.each(lambda tensor, part=part: tensor[part])  # type: ignore[misc]

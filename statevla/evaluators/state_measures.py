@@ -1,0 +1,81 @@
+"""Measures of states on plain arrays: ridge probes, PSNR and SSIM, how straight states move. Everything is float64.
+
+Legend: N rows, F features, O outputs, H height, W width.
+"""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+
+LAMBDAS: Final = (1e-2, 1e0, 1e2, 1e4)
+FOLDS: Final = 5
+Floats = NDArray[np.float64]
+
+
+def ridge(x: Float[np.ndarray, "N F"], y: Float[np.ndarray, "N O"], penalty: float) -> tuple[Floats, Floats]:
+    """Weights [F, O] and offset [O] of least squares + penalty · ‖weights‖², the offset without a penalty."""
+    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+    left = x - mean_x
+    weights = np.linalg.solve(left.T @ left + penalty * np.eye(x.shape[1]), left.T @ (y - mean_y))
+    return weights, mean_y - mean_x @ weights
+
+
+def probe(
+    train: tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N O"], Int[np.ndarray, " N"]],
+    test: tuple[Float[np.ndarray, "M F"], Float[np.ndarray, "M O"]],
+) -> float:
+    """R² on `test` of a ridge fitted to `train` (features, targets, episode of each row).
+
+    Features are standardized; the penalty is chosen by 5-fold cross-validation over whole episodes. R² is
+    1 - Σ(y - ŷ)² / Σ(y - mean of the training targets)², over all outputs.
+    """
+    x, y, episode = train
+    shift, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-8)
+    x, fold = (x - shift) / scale, episode % FOLDS
+    errors = []
+    for penalty in LAMBDAS:
+        total = 0.0
+        for number in np.unique(fold):
+            weights, offset = ridge(x[fold != number], y[fold != number], penalty)
+            total += float(((x[fold == number] @ weights + offset - y[fold == number]) ** 2).sum())
+        errors.append(total)
+    weights, offset = ridge(x, y, LAMBDAS[int(np.argmin(errors))])
+    told = (test[0] - shift) / scale @ weights + offset
+    return float(1 - ((test[1] - told) ** 2).sum() / ((test[1] - y.mean(axis=0)) ** 2).sum())
+
+
+def principal(x: Float[np.ndarray, "N F"], count: int) -> tuple[Floats, Floats]:
+    """Mean and the first `count` principal directions [F, count]."""
+    mean = x.mean(axis=0)
+    values, vectors = np.linalg.eigh((x - mean).T @ (x - mean))
+    return mean, vectors[:, np.argsort(values)[::-1][:count]]
+
+
+def psnr(seen: Float[np.ndarray, "*rows"], told: Float[np.ndarray, "*rows"], where: Bool[np.ndarray, "*rows"]) -> float:
+    """Peak signal-to-noise ratio in dB, of values in [0, 1], over the places `where`."""
+    return float(-10 * np.log10(max(float(((seen - told)[where] ** 2).mean()), 1e-12)))
+
+
+def ssim(a: Float[np.ndarray, "H W"], b: Float[np.ndarray, "H W"]) -> float:
+    """Structural similarity of two grey pictures in [0, 1]: Gaussian windows of 11 pixels, σ 1.5 (Wang et al. 2004)."""
+    window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window /= window.sum()
+
+    def blurred(picture: Floats) -> Floats:
+        rows = np.apply_along_axis(np.convolve, 0, picture, window, "valid")
+        return np.asarray(np.apply_along_axis(np.convolve, 1, rows, window, "valid"))
+
+    c1, c2 = 0.01**2, 0.03**2
+    mean_a, mean_b = blurred(a), blurred(b)
+    var_a, var_b, both = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2, blurred(a * b) - mean_a * mean_b
+    top, bottom = (2 * mean_a * mean_b + c1) * (2 * both + c2), (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return float((top / bottom).mean())
+
+
+def bend(states: Float[np.ndarray, "N F"], horizon: int) -> Floats:
+    """‖s_{t+h/2} - (s_t + s_{t+h})/2‖ / ‖s_{t+h} - s_t‖ along an episode; 0 is a straight, even way."""
+    first, middle, last = states[:-horizon], states[horizon // 2 : -horizon + horizon // 2], states[horizon:]
+    away = np.linalg.norm(last - first, axis=1)
+    return np.asarray(np.linalg.norm(middle - (first + last) / 2, axis=1) / np.maximum(away, 1e-8))
