@@ -17,7 +17,7 @@ from typing import Any, Final
 from statevla.runs import layout
 from statevla.runs.files import read_state
 from statevla.systems.table import find_system
-from stores.disk.durable import write_bytes, write_json
+from stores.disk.durable import make_dir, write_bytes, write_json
 
 JEPA, FLOW = "temporal_jepa", "flow_matching"
 INVERSE: Final = "training.phase1.inverse_dynamics_weight"
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     failed |= subprocess.run([sys.executable, "-m", "statevla", *left], check=False).returncode != 0
         if not told.dry_run:
             cells = [plan.cells(each, seed) for each in rows for seed in seeds]
-            told.out.mkdir(parents=True, exist_ok=True)
+            make_dir(told.out)
             write_json(told.out / "ablations.json", {"columns": COLUMNS, "rows": cells})
             write_bytes(told.out / "ablations.md", markdown(cells).encode())
     return int(failed)

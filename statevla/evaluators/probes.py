@@ -31,7 +31,7 @@ from statevla.systems.find import find_encoder
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, system_of
 from statevla.systems.temporal_jepa import JepaModel
-from stores.disk.durable import write_json
+from stores.disk.durable import make_dir, write_json
 from stores.errors import UsageError
 from stores.reader import Store
 
@@ -280,7 +280,7 @@ def probes_of_run(
     found = probe_checkpoint(checkpoint, Store.open(find_store(told)), device=where, most=most, random=random).to_dict()
     name = f"probes-{checkpoint.parent.name}-{checkpoint.name}{'-random' if random else ''}"
     folder = evaluation(checkpoint, name) if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
+    make_dir(folder)
     write_json(folder / "probes.json", found)
     return found, folder
 

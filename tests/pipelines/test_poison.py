@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
-from pipelines.sources import hdf5, libero
+from pipelines.sources import hdf5, libero_header
 from pipelines.sources import sandbox as isolation
 from stores.errors import SourceError, StoreMissing
 from stores.reader import Store
@@ -96,7 +96,7 @@ def test_strict_makes_quarantine_an_error_and_keeps_what_is_made(
 ) -> None:
     source = write_suite(tmp_path / "source", tasks=2, demos=2)
     monkeypatch.setattr(hdf5, "read_rows", _crash)
-    monkeypatch.setattr(libero, "SAMPLE_LOOKS", 0)  # else it is refused before anything is made
+    monkeypatch.setattr(libero_header, "SAMPLE_LOOKS", 0)  # else it is refused before anything is made
     with pytest.raises(SourceError, match=r"--strict: 1 demonstrations cannot be used: .*demo_1.*SIGSEGV"):
         run(source, tmp_path / "store", strict=True)
     with pytest.raises(StoreMissing):
