@@ -26,7 +26,7 @@ from stores.spec import LIBERO
 from stores.statistics import load_stats
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
-from tests.stores.faults import FAULTS, every_crash, every_pair, read_tree
+from tests.stores.faults import FAULTS, STRIDES, every_crash, every_pair, read_tree
 
 pytestmark = pytest.mark.crash
 ALL = pytest.param(1, marks=pytest.mark.slow, id="every operation")
@@ -150,6 +150,7 @@ def enumerate_writer(
     name: str,
     work: Callable[[Path], None],
     check: Callable[[Path], None],
+    stride: int = 1,
 ) -> None:
     """Crash `work` at every operation on a copy of `store`; `check` what is there before the rerun."""
 
@@ -159,7 +160,7 @@ def enumerate_writer(
     def locked(disk: Path) -> None:
         work(disk / "store")
 
-    for crash, disk in every_crash(tmp_path, prepare, locked, name=name):
+    for crash, disk in every_crash(tmp_path, prepare, locked, name=name, stride=stride):
         check(disk / "store")
         locked(disk)
         left = read_tree(disk)
@@ -174,7 +175,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     return root
 
 
-def test_statistics(tmp_path: Path, store: Path) -> None:
+@STRIDES
+def test_statistics(tmp_path: Path, store: Path, stride: int) -> None:
     digest = Manifest.load(store).content_hash
 
     def check(root: Path) -> None:
@@ -182,7 +184,7 @@ def test_statistics(tmp_path: Path, store: Path) -> None:
         with contextlib.suppress(StoreMissing):  # another damage raises
             load_stats(root, digest)
 
-    enumerate_writer(tmp_path, store, "statistics", lambda root: compute_statistics(root) and None, check)
+    enumerate_writer(tmp_path, store, "statistics", lambda root: compute_statistics(root) and None, check, stride)
 
 
 def test_language_cache(tmp_path: Path, store: Path) -> None:
@@ -199,7 +201,8 @@ def test_language_cache(tmp_path: Path, store: Path) -> None:
     enumerate_writer(tmp_path, store, "language cache", work, check)
 
 
-def test_manifest(tmp_path: Path, store: Path) -> None:
+@STRIDES
+def test_manifest(tmp_path: Path, store: Path, stride: int) -> None:
     old = Manifest.load(store)
     new = dataclasses.replace(old, suite="renamed")
 
@@ -211,4 +214,4 @@ def test_manifest(tmp_path: Path, store: Path) -> None:
         assert Manifest.load(root) in (old, new)
         assert without_leftovers(root) == []
 
-    enumerate_writer(tmp_path, store, "manifest", work, check)
+    enumerate_writer(tmp_path, store, "manifest", work, check, stride)

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from stores.disk import durable
 from stores.disk.seam import Operation, set_hook
 
@@ -64,6 +66,16 @@ def operations(work: Callable[[Path], None], disk: Path) -> list[str]:
     finally:
         set_hook(None)
     return seen
+
+
+STRIDES = pytest.mark.parametrize(
+    "stride",
+    [
+        pytest.param(5, id="every 5th operation"),
+        pytest.param(1, marks=pytest.mark.slow, id="every operation"),
+    ],
+)
+"""A short enumeration for every run, and the whole one for `pytest -m crash`."""
 
 
 def every_crash(

@@ -12,7 +12,7 @@ from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, is_data, is_derived, is_leftover, is_seal, seal_path
 from stores.verify import verify_store
-from tests.stores.faults import every_crash, read_tree
+from tests.stores.faults import STRIDES, every_crash, read_tree
 from tests.stores.make_store import make_tiny_store
 
 MADE = {"content_hash": "ab" * 32, "encoder": "tower", "revision": "r1"}
@@ -107,12 +107,13 @@ def test_other_names_are_refused(tmp_path: Path, place: str) -> None:
 
 
 @pytest.mark.crash
-def test_a_crash_leaves_the_old_folder_none_or_the_new_one_and_a_rerun_mends_it(tmp_path: Path) -> None:
+@STRIDES
+def test_a_crash_leaves_the_old_folder_none_or_the_new_one_and_a_rerun_mends_it(tmp_path: Path, stride: int) -> None:
     def work(root: Path) -> None:
         with durable.lock(root, "test"):
             write(root)
 
-    for crash, root in every_crash(tmp_path, lambda root: None, work):
+    for crash, root in every_crash(tmp_path, lambda root: None, work, stride=stride):
         with contextlib.suppress(StoreMissing):  # any other error would say that it is there
             np.testing.assert_array_equal(read(root).array("agentview").read(), ROWS)
         work(root)

@@ -8,14 +8,15 @@ from statevla.runs import write as checkpoint
 from statevla.runs.files import LANGUAGE, MODEL, OPTIMIZER, read_state, read_tensors
 from stores.disk import durable
 from stores.errors import StoreMissing
-from tests.stores.faults import every_crash, read_tree
+from tests.stores.faults import STRIDES, every_crash, read_tree
 from tests.trainers.test_checkpoint import make_snapshot
 
 pytestmark = pytest.mark.crash
 
 
+@STRIDES
 @pytest.mark.parametrize("old", [True, False], ids=["over an old one", "the first"])
-def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
+def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool, stride: int) -> None:
     monkeypatch.setenv(durable.NO_FSYNC, "1")
     first, second = make_snapshot(1), make_snapshot(2)
 
@@ -27,7 +28,7 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) 
         with durable.lock(disk / "run", "test"):
             checkpoint.save(disk / "run/checkpoint_latest", second)
 
-    for crash, disk in every_crash(tmp_path, prepare, work, name="checkpoint"):
+    for crash, disk in every_crash(tmp_path, prepare, work, name="checkpoint", stride=stride):
         folder = disk / "run/checkpoint_latest"
         try:
             state = read_state(folder)
