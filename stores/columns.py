@@ -126,8 +126,9 @@ class Columns(Mapping[str, NDArray[Any]]):
         with self._reading():
             source = pa.OSFile(self._path) if self._path is not None else pa.BufferReader(self._data)
             return pq.ParquetFile(
-                source, metadata=self._metadata, read_dictionary=read_dictionary, page_checksum_verification=True
-            )
+                source, metadata=self._metadata, read_dictionary=read_dictionary, page_checksum_verification=True,
+                pre_buffer=False,
+            )  # fmt: skip
 
     def _reading(self) -> "_Reading":
         return _Reading(self.where)

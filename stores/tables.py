@@ -124,7 +124,8 @@ def write_table(path: Path | str, rows: list[dict[str, Any]] | pa.Table, schema:
 def parse_table(data: bytes, schema: pa.Schema, where: str) -> pa.Table:
     """Inverse of `table_bytes`. Raises StoreCorrupt naming `where`."""
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True, use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
+        table = file.read(use_threads=False)
         if table.schema.names != schema.names:
             raise StoreCorrupt(f"{where}: expected columns {schema.names}, got {table.schema.names}")
         return table.cast(schema)

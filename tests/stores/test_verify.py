@@ -1,6 +1,8 @@
 """Every kind of damage to every kind of object: `verify` names it, and the reader raises instead of inventing."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -203,3 +205,16 @@ def test_objects_that_contradict_each_other_are_a_problem_though_all_hashes_hold
     shutil.copy(tmp_path / "other/episodes.parquet", root / "episodes.parquet")
     _renew(root, "episodes.parquet")
     assert "contradict" in verify_store(root)[0].problem
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where the system lists them")
+def test_reading_leaves_no_native_thread_that_could_outlive_the_interpreter(root: Path) -> None:
+    """A process once ended by SIGABRT after a clean verify: Arrow's own threads were still there at its exit."""
+    program = (
+        "import os, sys; from stores.reader import Store; from stores.verify import verify_store\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "assert verify_store(sys.argv[1]) == [] and Store.open(sys.argv[1]).language\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
