@@ -23,7 +23,7 @@ from statevla.data.numbers import Numbers
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
 from statevla.data.oversample import Repeated, repeat_changes
 from statevla.data.prefetch import BatchPlan, Position, Rows, Supply, stream
-from statevla.data.rows import RowSupply
+from statevla.data.rows import BesideSupply, RowSupply
 from statevla.data.views import View
 from stores.errors import UsageError
 from stores.reader import Store
@@ -50,11 +50,15 @@ def split_segments(store: Store, table: Table, split: str, *, with_next_only: bo
 
 
 class Source:
-    """Where the loaders of a split get their batches from: pictures of its segments, until another view is set."""
+    """Where the loaders of a split get their batches from: pictures of its segments, until another `view` is set.
+
+    beside: further views, which come with every observation.
+    """
 
     def __init__(self, store: Store, table: Table, segments: Ints, data: DataConfig, with_next: bool) -> None:
         self.store, self.table, self.segments, self.data, self.with_next = store, table, segments, data, with_next
         self.view: View | None = None
+        self.beside: tuple[View, ...] = ()
 
     @functools.cached_property
     def _numbers(self) -> Numbers:
@@ -68,8 +72,10 @@ class Source:
     def supply(self) -> Supply:
         """Of one stream."""
         if self.view is None:
-            return BlockSupply(self._blocks, self.with_next)
-        return RowSupply(self.table, self._numbers, self.view, self.with_next)
+            supply: Supply = BlockSupply(self._blocks, self.with_next)
+        else:
+            supply = RowSupply(self.table, self._numbers, self.view, self.with_next)
+        return BesideSupply(supply, self.table, self.beside) if self.beside else supply
 
 
 class SegmentLoader:

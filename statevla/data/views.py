@@ -159,7 +159,13 @@ VIEWS: Final[dict[str, Callable[[Derived, float], View] | None]] = {
     "features": open_features,
     "latents": open_latents,
 }
-"""By name: how the derived folder of that name is opened, given the bytes of memory it may take. Pixels have none."""
+"""By name: how a derived folder is opened, given the bytes of memory it may take. Pixels have none.
+
+The first four stand for one another, whichever a run chooses. A further row is opened from ``features/<its name>`` and
+comes beside them, as `ObservationBatch.extras`.
+"""
+
+INSTEAD: Final = frozenset({"pixels", "decoded", "features", "latents"})
 
 
 def require_views(names: Sequence[str]) -> None:

@@ -11,12 +11,13 @@ import torch
 from statevla.config import Config
 from statevla.data.blocks import GIB
 from statevla.data.decoded import decode_store, find_decoded
-from statevla.data.views import View, open_decoded, open_features, open_latents
+from statevla.data.views import VIEWS, View, open_decoded, open_features, open_latents
 from statevla.encoders.backbone import FrozenVision
-from statevla.encoders.features import open_kept, tower_of
+from statevla.encoders.features import open_kept, open_named, tower_of
 from statevla.encoders.vision import identity, load_backbone
 from statevla.trainers.latents import Coder, compute_latents, find_latents, is_writable, made_from
 from stores.errors import StoreMissing, UsageError
+from stores.layout import FEATURES
 from stores.reader import Store
 
 if TYPE_CHECKING:
@@ -55,8 +56,20 @@ def use_what_is_kept(run: "Run") -> None:
         run.report(run.step, f"trains from features/{data.features}, no picture is opened")
     if states is None and view is None and data.cache == "decoded":
         view = _decoded(run)
+    beside = tuple(_further(run, name) for name in run.model.needs.beside)
     for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
         source.view = states or view
+        source.beside = beside
+
+
+def _further(run: "Run", name: str) -> View:
+    """A view that comes beside, from the derived folder of its name. Raises as `open_named`."""
+    open_view = VIEWS[name]
+    if open_view is None:
+        raise UsageError(f"view {name}: expected a row of VIEWS with a way to open its folder, got None")
+    found = open_named(run.store, name, f"whatever computes view {name}")
+    run.report(run.step, f"reads view {name} from {FEATURES}/{name}")
+    return open_view(found, run.config.data.cache_gib * GIB)
 
 
 def _decoded(run: "Run") -> View:
