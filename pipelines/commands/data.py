@@ -91,7 +91,8 @@ def collect(
 def ingest(
     suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
     source: Annotated[
-        Path | None, typer.Option(help="Folder of HDF5 files, one such file, or a LeRobot dataset; default: data/raw/SUITE.")
+        Path | None,
+        typer.Option(help="Folder of HDF5 files, one such file, or a LeRobot dataset; default: data/raw/SUITE."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     store: Annotated[
@@ -110,10 +111,13 @@ def ingest(
     ] = "detect",
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="libero, robomimic or lerobot; default: the suite's name, or what files look like."),
+        typer.Option(
+            "--format", help="libero, robomimic or lerobot; default: the suite's name, or what files look like."
+        ),
     ] = None,
     spec: Annotated[
-        Path | None, typer.Option(help="YAML file that says which entries are cameras, robot state, action; and the rate.")
+        Path | None,
+        typer.Option(help="YAML file that says which entries are cameras, robot state, action; and the rate."),
     ] = None,
     gripper: Annotated[
         Literal["detect", "high-closes", "high-opens"],
@@ -137,7 +141,7 @@ def ingest(
     prune: Annotated[bool, typer.Option("--prune", help="Drop episodes whose source file is gone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn demonstrations (LIBERO, robomimic, LeRobot) into a store: shards, frame arrays, tables, language, manifest."""
+    """Turn demonstrations (LIBERO, robomimic, LeRobot) into a store: shards, frames, tables, language, manifest."""
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
     from pipelines.ingest.remote import ingest_to_url, place

@@ -1,7 +1,7 @@
 """A store as a LeRobotDataset v3.0: the same rows, instructions and split; pictures as MP4.
 
-Episodes of the train split come first, in the store's order, then those held out: LeRobot's splits are ranges. A row is a
-frame with its action. Where an episode's last frame has no action, its row repeats the action before it, and the
+Episodes of the train split come first, in the store's order, then those held out: LeRobot's splits are ranges. A row is
+a frame with its action. Where an episode's last frame has no action, its row repeats the action before it, and the
 column ``statevla/steps`` of the episodes' table says so; `statevla ingest` then leaves it out again.
 ``meta/statevla.json`` keeps the ObsSpec, which LeRobot has no place for.
 """
@@ -121,8 +121,9 @@ class _Writer:
         self.all = {key: summaries.Together() for key in (*self.schema.names, *self.cameras.values())}
 
     def _video_place(self, key: str) -> Any:
-        return lambda number: self.root / VIDEO_PATH.format(
-            video_key=key, chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES
+        return lambda number: (
+            self.root
+            / VIDEO_PATH.format(video_key=key, chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES)
         )
 
     def write(self, progress: Progress | None) -> tuple[int, int, int, dict[str, str]]:
@@ -149,7 +150,9 @@ class _Writer:
         trained = int((~held).sum())
         splits = {"train": f"0:{trained}"} | ({"val": f"{trained}:{len(order)}"} if trained < len(order) else {})
         counts = len(order), total, len(texts), splits
-        durable.write_json(self.root / STATS, summaries.plain({key: found.summary() for key, found in self.all.items()}))
+        durable.write_json(
+            self.root / STATS, summaries.plain({key: found.summary() for key, found in self.all.items()})
+        )
         own = {"format": OWN_FORMAT, "obs_spec": self.store.obs_spec, "content_hash": self.store.content_hash}
         durable.write_json(self.root / OWN, own)
         durable.write_json(self.root / INFO, self._info(*counts))
@@ -227,7 +230,7 @@ class _Writer:
 
     def _info(self, episodes: int, frames: int, tasks: int, splits: dict[str, str]) -> dict[str, Any]:
         video = {**self.coding.info, "video.fps": self.fps, "video.channels": 3}
-        cameras = {
+        cameras: dict[str, Any] = {
             self.cameras[camera.name]: {
                 "dtype": "video",
                 "shape": [camera.height, camera.width, 3],

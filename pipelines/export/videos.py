@@ -1,7 +1,7 @@
 """One camera's pictures as MP4 files of several episodes each, by PyAV (extra ``lerobot``).
 
-H.264, every second frame a key frame (as LeRobot writes it, so that any frame is near one), no frame out of order. Lossy
-is YUV 4:4:4 at CRF 10: colours keep their resolution. Lossless is RGB at CRF 0. Measured in docs/sources.md.
+H.264, every second frame a key frame (as LeRobot writes it, so that any frame is near one), no frame out of order.
+Lossy is YUV 4:4:4 at CRF 10: colours keep their resolution. Lossless is RGB at CRF 0. Measured in docs/sources.md.
 
 Legend: H, W rows and columns of a picture.
 """

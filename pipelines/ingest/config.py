@@ -147,8 +147,9 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     name = fitting[0] if len(fitting) == 1 else recognize_sources(paths, fitting, isolated)
     source = source_of(name)
     if config.fields is not None and not getattr(source, "takes_fields", False):
-        raise UsageError(f"--spec: files of format {name} say which entries are which; expected an obs_spec as it is in "
-                         "a manifest")  # fmt: skip
+        raise UsageError(
+            f"--spec: files of format {name} say which entries are which; expected an obs_spec as it is in a manifest"
+        )
     refused, beside = other_entries(config.source, paths, source.suffixes)
     inspected: dict[str, SourceFile] = {}
     for path in paths:
@@ -187,9 +188,9 @@ def file_stats(paths: Sequence[Path], name: str) -> tuple[tuple[int, int, int], 
     that one was replaced.
     """
     found = []
-    for path in (member for path in paths for member in members_of(name, path)):
+    for member in (member for path in paths for member in members_of(name, path)):
         try:
-            stat = path.stat()
+            stat = member.stat()
         except OSError:
             found.append((0, 0, 0))
         else:

@@ -79,7 +79,11 @@ def sources_of(config: IngestConfig, plan: IngestPlan, units: Iterable[UnitFacts
         members = members_of(plan.source, path)
         sha256 = hash_members(path, members) if config.hash_sources else None
         digest = hashlib.sha256(durable.json_bytes(demos)).hexdigest() if demos else None
-        found[path.name] = {"bytes": sum(member.stat().st_size for member in members), "fingerprint": digest, "sha256": sha256}
+        found[path.name] = {
+            "bytes": sum(member.stat().st_size for member in members),
+            "fingerprint": digest,
+            "sha256": sha256,
+        }
     return found
 
 

@@ -22,13 +22,16 @@ OWN_FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class Layout:
-    """spec: of a frame. cameras: feature's key by the spec's name. state: (key, width) in order. notes: assumed."""
+    """spec: of a frame. cameras: feature's key by the spec's name. state: (key, width) in order. notes: assumed. own: as an export of this
+    toolkit wrote it.
+    """
 
     spec: ObsSpec
     cameras: dict[str, str]
     state: tuple[tuple[str, int], ...]
     action: tuple[str, int]
     notes: tuple[str, ...] = ()
+    own: bool = False
 
 
 def layout_of(root: Path, info: Info, told: Fields) -> Layout:
@@ -52,7 +55,8 @@ def layout_of(root: Path, info: Info, told: Fields) -> Layout:
         notes.append(f"features {', '.join(unused)} are not used (--spec says otherwise)")
     action = features[ACTION]
     spec = _own_spec(root, cameras, sum(features[key].shape[0] for key in state), action.shape[0], info.fps, notes)
-    if told != Fields() or spec is None:
+    own = spec is not None and told == Fields()
+    if spec is None or not own:
         if not told.action:
             notes.append("action: every dimension taken as continuous (--spec says otherwise)")
         spec = ObsSpec(
@@ -64,7 +68,7 @@ def layout_of(root: Path, info: Info, told: Fields) -> Layout:
     if spec.action_dim != action.shape[0]:
         raise SourceError(f"--spec, action: {spec.action_dim} numbers, the dataset's action has {action.shape[0]}")
     sizes = tuple((key, features[key].shape[0]) for key in state)
-    return Layout(spec, cameras, sizes, (ACTION, action.shape[0]), tuple(notes))
+    return Layout(spec, cameras, sizes, (ACTION, action.shape[0]), tuple(notes), own)
 
 
 def identifier(text: str) -> str:

@@ -153,10 +153,11 @@ def read_info(root: Path) -> Info:
     splits = data.get("splits") or {}
     if not isinstance(splits, dict) or not all(isinstance(value, str) for value in splits.values()):
         raise SourceError(f"{INFO}, splits: expected ranges as 'first:end' by name, got {splits!r:.80}")
-    paths = [_template(data.get(name) or "", name) for name in ("data_path", "video_path")]
-    counts = [value if isinstance(value := data.get(name), int) else None for name in ("total_episodes", "total_frames")]
     found = {str(key): _feature(str(key), value) for key, value in features.items()}
-    return Info(version, fps, found, splits, *paths, *counts)
+    paths = [_template(data.get(name) or "", name) for name in ("data_path", "video_path")]
+    counts = [data.get(f"total_{name}") for name in ("episodes", "frames")]
+    episodes, frames = (value if isinstance(value, int) else None for value in counts)
+    return Info(version, fps, found, splits, paths[0], paths[1], episodes, frames)
 
 
 def _feature(key: str, data: Any) -> Feature:
@@ -169,10 +170,11 @@ def _feature(key: str, data: Any) -> Feature:
     names = data.get("names")
     if isinstance(names, dict) and len(names) == 1:  # {"motors": [...]}
         (names,) = names.values()
-    listed = isinstance(names, list) and len(shape) == 1 and len(set(map(str, names))) == shape[0]
+    texts = tuple(map(str, names)) if isinstance(names, list) else ()
+    listed = len(shape) == 1 and len(set(texts)) == shape[0]
     told = {**(data.get("video_info") or {}), **(data.get("info") or {})}
     depth = bool(told.get("is_depth_map") or told.get("video.is_depth_map"))
-    return Feature(key, data["dtype"], tuple(shape), tuple(map(str, names)) if listed else (), depth)
+    return Feature(key, data["dtype"], tuple(shape), texts if listed else (), depth)
 
 
 def _template(template: Any, name: str) -> str:

@@ -42,7 +42,7 @@ class DataFile:
             counts = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
             self._ends = np.cumsum([0, *counts])
         episodes = self.columns["episode_index"]
-        edges = np.flatnonzero(np.concatenate([[True], episodes[1:] != episodes[:-1]])) if len(episodes) else []
+        edges = np.flatnonzero(np.concatenate([[len(episodes) > 0], episodes[1:] != episodes[:-1]])).tolist()
         self.places: dict[int, list[tuple[int, int]]] = {}
         """By episode, (first, end) of its rows here; more than one where they do not lie together."""
         for first, end in zip(edges, [*edges[1:], len(episodes)], strict=True):
@@ -115,7 +115,9 @@ class DataFile:
                     value = column[number].as_py()
                     data = value.get("bytes") if isinstance(value, dict) else value
                     if not isinstance(data, bytes):
-                        raise SourceError(f"{key}, row {at + number}: expected a picture in the file, got a path or none")
+                        raise SourceError(
+                            f"{key}, row {at + number}: expected a picture in the file, got a path or none"
+                        )
                     yield data
                 at += len(column)
 

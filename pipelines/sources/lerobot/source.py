@@ -2,7 +2,7 @@
 demonstration.
 
 A row holds the observation and the action that was sent after it, so ``obs[t]`` is before ``action[t]``; nothing in the
-files shows it, and ``--alignment after`` says otherwise. The dataset's held-out split is kept (``--masks ignore``: not).
+files shows it; ``--alignment after`` says otherwise. The dataset's held-out split is kept (``--masks ignore``: not).
 
 Legend: T rows of an episode, R numbers of a robot state, D of an action, H, W rows and columns of a picture.
 """
@@ -206,7 +206,7 @@ def _inspect(root: Path, told: Told) -> SourceFile:
     episodes = Episodes(root, info)
     layout = layout_of(root, info, told_fields(told.fields, told.spec))
     notes = [f"{root.name}: {note}" for note in layout.notes]
-    if told.alignment not in (AFTER, BEFORE):
+    if told.alignment not in (AFTER, BEFORE) and not layout.own:
         notes.append(f"{root.name}: observations taken as stored before their actions, as LeRobot records them; "
                      "nothing in the files shows it (--alignment after says otherwise)")  # fmt: skip
     for what, said, came in (("total_episodes", info.episodes, len(episodes)),
@@ -258,7 +258,9 @@ def _looked_at(
                         _add_moments(data, keys, moments)
                         stray = sorted(set(data.places) - known)
                         if stray:
-                            notes.append(f"{root.name}: {row.path} has rows of episodes {stray[:10]}, not in {EPISODES}")
+                            notes.append(
+                                f"{root.name}: {row.path} has rows of episodes {stray[:10]}, not in {EPISODES}"
+                            )
                     seen.add(row.path)
             except SourceError as error:
                 broken[row.path], data = str(error), None

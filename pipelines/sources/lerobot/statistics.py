@@ -23,7 +23,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self._parts: list[tuple[NDArray[np.float64], ...]] = []
+        self._parts: list[tuple[Any, ...]] = []
 
     def add(self, values: NDArray[Any]) -> None:
         """More rows [N, D]."""
