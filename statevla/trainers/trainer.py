@@ -24,6 +24,7 @@ from statevla.runs import layout
 from statevla.runs import write as checkpoint
 from statevla.runs.files import read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
+from statevla.runs.starts import note_start
 from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
 from statevla.trainers import pictures
@@ -82,7 +83,10 @@ def train(
             if ranks.first:
                 stack.enter_context(lock(folder, f"train {row.name}"))
             run = Run(row, config, Store.open(store_path), run_dir, parent, progress, unfinished_encoder, ranks)
-            return run, run.start() if source is None else run.resume(source)
+            start = run.start() if source is None else run.resume(source)
+            if ranks.first:
+                note_start(run_dir, row.folder, run.step, str(run.device), ranks.world)
+            return run, start
 
         run, start = ranks.together(begin)
         use_what_is_kept(run)
