@@ -41,7 +41,8 @@ from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.trackers import Track, tracker, untracked
 from statevla.trainers.validation import validate
 from statevla.trainers.watch import Pace, Watch, update_norm
-from stores.disk.durable import LineLog, lock, write_bytes, write_json
+from stores.disk.durable import LineLog, write_bytes, write_json
+from stores.disk.lock import lock
 from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
