@@ -37,7 +37,7 @@ def tensors(batch: Batch | ObservationBatch) -> list[torch.Tensor]:
         if isinstance(value, ObservationBatch):
             found += tensors(value)
         elif value is not None:
-            found += value if isinstance(value, tuple) else [value]
+            found += value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
     return found
 
 

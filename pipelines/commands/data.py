@@ -163,7 +163,10 @@ def ingest(
         )
     for note in () if as_json else summary.notes:
         print(f"note: {note}", file=sys.stderr)
-    report("Plan" if dry_run else "Ingested", summary.to_dict(), as_json)
+    told = summary.to_dict()
+    if not as_json:
+        del told["notes"]  # they stand above, a line each
+    report("Plan" if dry_run else "Ingested", told, as_json)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED)
 

@@ -155,7 +155,7 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     for path in paths:
         try:
             require_fitting(stem_of(path.name), NAME_LIMIT)
-            inspected[path.name] = inspect_source(path, name, config.told, isolated)
+            inspected[path.name] = inspect_source(path, name, config.told, isolated, len(paths))
         except SourceError as error:
             refused.append({"file": written(path.name), "demo": "", "reason": str(error)})
             continue

@@ -67,7 +67,10 @@ def outside(error: BaseException) -> str | None:
         return None
     said = re.search(r"errno = (\d+)", str(error))
     number = int(said[1]) if said else error.errno
-    return os.strerror(number) if number in OUTSIDE else None
+    if number not in OUTSIDE:
+        return None
+    why = " (another program has it open for writing)" if number == errno.EAGAIN else ""  # HDF5's lock of the file
+    return os.strerror(number) + why
 
 
 @contextlib.contextmanager

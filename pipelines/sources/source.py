@@ -135,11 +135,12 @@ class Source(Protocol):
     def recognizes(self, path: Path) -> bool:
         """Whether the file looks like this format. Raises SourceError when it cannot be opened."""
 
-    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         """Header of `path`. Raises SourceError when the file as a whole is of no use.
 
         poison: reasons by position (from 1) of demonstrations that must not be touched; say which one is being looked
-        at with `pipelines.sources.pulse.at`.
+        at with `pipelines.sources.pulse.at`. files: of the source; what all of them show together need not be gathered
+        from each alone.
         """
 
     def weigh(self, files: Mapping[str, SourceFile], told: Told) -> Verdict:

@@ -5,7 +5,7 @@ an action, L of an embedding.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,8 @@ class ObservationBatch:
     images: [B, H, W, 3] a camera, in the spec's order: RGB, upright, [0, 255]; none where another view stands for them.
     robot_state: the spec's units. language: the cached text embedding. latent: the state that a frozen encoder made of
     the whole observation, where that view is loaded (`statevla.data.views`); likewise features: of a frozen tower, by
-    camera, float16, or int8 in units of `scales`.
+    camera, float16, or int8 in units of `scales`. extras: what further views (`Needs.views`) give beside these, by
+    name, a row each; in training only, since no live observation has them.
     """
 
     images: tuple[UInt8[Tensor, "B _ _ 3"], ...]
@@ -29,6 +30,7 @@ class ObservationBatch:
     latent: Float[Tensor, "B D"] | None = None
     features: tuple[Float[Tensor, "B P V"] | Int8[Tensor, "B P V"], ...] = ()
     scales: tuple[Float[Tensor, "B P"], ...] = ()
+    extras: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ObservationBatch":
         """The same batch with `change` made to every tensor."""
@@ -39,6 +41,7 @@ class ObservationBatch:
             None if self.latent is None else change(self.latent),
             tuple(map(change, self.features)),
             tuple(map(change, self.scales)),
+            {name: change(tensor) for name, tensor in self.extras.items()},
         )
 
     def to(self, device: torch.device) -> "ObservationBatch":

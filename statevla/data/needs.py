@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from statevla.data.views import VIEWS
+from statevla.data.views import INSTEAD, VIEWS
 from stores.errors import UsageError
 
 OFFSETS: Final = ((0,), (0, 1))
@@ -15,7 +15,8 @@ class Needs:
     """What of each transition a batch must hold.
 
     offsets: observation frames relative to t. require: leave out steps that lack one of them, instead of masking.
-    views: what of an observation is loaded. goal: which later observation comes with each row (`data.goals.Goals`).
+    views: what of an observation is loaded: pixels, or what the run takes instead of them, and further rows of `VIEWS`
+    beside. goal: which later observation comes with each row (`data.goals.Goals`).
     rows: fewest rows of a batch for which the loss means something. Raises UsageError for what no loader delivers.
     """
 
@@ -32,6 +33,13 @@ class Needs:
                 f"needs: expected offsets of {OFFSETS}, views of {tuple(VIEWS)}, a goal of {GOALS}; "
                 f"got {self.offsets}, {self.views}, {self.goal!r}"
             )
+        if self.beside and self.goal != "none":
+            raise UsageError(f"needs: goals are of pixels alone, and cannot come with views {', '.join(self.beside)}")
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The further views."""
+        return tuple(name for name in self.views if name not in INSTEAD)
 
     @property
     def next(self) -> bool:

@@ -59,6 +59,21 @@ class KeptVision:
         return self
 
 
+def open_named(store: Store, name: str, make: str = MAKE, **expected: Any) -> Derived:
+    """The derived folder ``features/<name>``, of this content of the store. expected: more that it is made from.
+
+    make: the command that makes it, for errors. Raises StoreMissing when it is not there or not finished, StaleKey
+    when it was made from anything else than expected.
+    """
+    path = seal_path(FEATURES, name)
+    try:
+        made = parse_seal(store.storage.read(path), f"{store.root}: {path}")[0]["made_from"]
+    except StoreMissing:
+        made = {}  # `open_derived` says what is the matter
+    wanted = {**made, **expected, "content_hash": store.content_hash}
+    return open_derived(store.storage, FEATURES, wanted, make, name)
+
+
 def open_kept(store: Store, name: str, model: ModelConfig) -> Derived:
     """The store's features `name`, which `model` can take.
 
@@ -66,14 +81,8 @@ def open_kept(store: Store, name: str, model: ModelConfig) -> Derived:
     or of an earlier format; UsageError when they are of another kind of tower, pooling or size than `model` is for.
     """
     where = f"{store.root}: {FEATURES}/{name}"
-    path = seal_path(FEATURES, name)
-    try:
-        made = parse_seal(store.storage.read(path), f"{store.root}: {path}")[0]["made_from"]
-    except StoreMissing:
-        made = {}  # `open_derived` says what is the matter
-    found = open_derived(
-        store.storage, FEATURES, {**made, "format": FORMAT, "content_hash": store.content_hash}, MAKE, name
-    )
+    found = open_named(store, name, format=FORMAT)
+    made = found.made_from
     if made["encoder"] != model.vision:
         raise UsageError(f"{where}: features of {made['encoder']}, but model.vision is {model.vision}; set either")
     for key, mine, theirs in (

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from statevla.config import Config
-from statevla.data.blocks import GIB
 from statevla.data.decoded import decode_store, find_decoded
-from statevla.data.views import View, open_decoded, open_features, open_latents
+from statevla.data.machine import cache_bytes, loader_threads
+from statevla.data.sequential import SequentialLoader
+from statevla.data.views import VIEWS, View, open_decoded, open_features, open_latents
 from statevla.encoders.backbone import FrozenVision
-from statevla.encoders.features import open_kept, tower_of
+from statevla.encoders.features import open_kept, open_named, tower_of
 from statevla.encoders.vision import identity, load_backbone
 from statevla.trainers.latents import Coder, compute_latents, find_latents, is_writable, made_from
 from stores.errors import StoreMissing, UsageError
+from stores.layout import FEATURES
 from stores.reader import Store
 
 if TYPE_CHECKING:
@@ -48,6 +50,14 @@ def use_what_is_kept(run: "Run") -> None:
     if run.step == run.total:
         return
     data = run.config.data
+    if isinstance(run.loader, SequentialLoader):
+        run.report(
+            run.step,
+            f"data.stream=sequential: {len(run.loader.shards)} shards from end to end, {run.loader.processes} "
+            "processes; pictures are decoded, and a frozen encoder sees them, at every step; a resumed run begins "
+            "another pass",
+        )
+        return
     kept = None if data.features is None else open_kept(run.store, data.features, run.config.model)
     view = None if kept is None else open_features(kept, 0.0)
     states = _states(run, view, None if kept is None else kept.key) if run.system.parent else None
@@ -55,8 +65,20 @@ def use_what_is_kept(run: "Run") -> None:
         run.report(run.step, f"trains from features/{data.features}, no picture is opened")
     if states is None and view is None and data.cache == "decoded":
         view = _decoded(run)
+    beside = tuple(_further(run, name) for name in run.model.needs.beside)
     for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
         source.view = states or view
+        source.beside = beside
+
+
+def _further(run: "Run", name: str) -> View:
+    """A view that comes beside, from the derived folder of its name. Raises as `open_named`."""
+    open_view = VIEWS[name]
+    if open_view is None:
+        raise UsageError(f"view {name}: expected a row of VIEWS with a way to open its folder, got None")
+    found = open_named(run.store, name, f"whatever computes view {name}")
+    run.report(run.step, f"reads view {name} from {FEATURES}/{name}")
+    return open_view(found, cache_bytes(run.config.data))
 
 
 def _decoded(run: "Run") -> View:
@@ -66,7 +88,7 @@ def _decoded(run: "Run") -> View:
     def decode() -> None:
         if run.ranks.first and find_decoded(run.store, run.run_dir) is None:
             run.report(run.step, f"decodes every picture once, into {root}/decoded; then reads that")
-            decode_store(run.store, root, run.config.data.loader_threads, run.progress)
+            decode_store(run.store, root, loader_threads(run.config.data), run.progress)
 
     run.ranks.together(decode)
     found = find_decoded(run.store, run.run_dir)
@@ -97,7 +119,8 @@ def _states(run: "Run", view: View | None, key: str | None) -> View | None:
     def compute() -> None:
         if run.ranks.first and find_latents(run.store, made, run.run_dir) is None:
             run.report(run.step, f"encodes every frame once, into {root}/latents; then trains from that")
-            coder = Coder(encoder, run.device, run.autocast, run.config.training.batch_size, data.loader_threads, view)
+            rows = run.config.training.batch_size
+            coder = Coder(encoder, run.device, run.autocast, rows, loader_threads(data), view)
             compute_latents(run.store, root, made, coder, dict(run.parent or {}), run.progress)
 
     run.ranks.together(compute)
@@ -108,4 +131,4 @@ def _states(run: "Run", view: View | None, key: str | None) -> View | None:
             "them; ranks on several machines need one file system, or --set data.latents=false"
         )
     run.report(run.step, f"trains from latents/{found.name}, no picture is opened")
-    return open_latents(found, data.cache_gib * GIB)
+    return open_latents(found, cache_bytes(data))

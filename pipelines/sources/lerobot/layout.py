@@ -22,8 +22,8 @@ OWN_FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class Layout:
-    """spec: of a frame. cameras: feature's key by the spec's name. state: (key, width) in order. notes: assumed. own: as an export of this
-    toolkit wrote it.
+    """spec: of a frame. cameras: feature's key by the spec's name. state: (key, width) in order. notes: assumed.
+    own: as an export of this toolkit wrote it.
     """
 
     spec: ObsSpec

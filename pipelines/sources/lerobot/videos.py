@@ -28,7 +28,8 @@ def pyav() -> ModuleType:
     except ImportError as error:
         raise UsageError(f"video of LeRobot datasets needs PyAV: pip install 'statevla[lerobot]' ({error})") from error
     av.logging.set_level(av.logging.FATAL)
-    return av
+    found: ModuleType = av
+    return found
 
 
 @contextlib.contextmanager
