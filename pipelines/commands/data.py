@@ -148,13 +148,13 @@ def ingest(
     from pipelines.sources.fields import Fields, read_fields
 
     folder, url = place(suite, out, store)
-    told = None if spec is None else read_fields(spec)
+    named = None if spec is None else read_fields(spec)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=folder, language=language,
         language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
         image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed, format=format_,
-        spec=None if isinstance(told, Fields) else told, fields=told if isinstance(told, Fields) else None,
+        spec=None if isinstance(named, Fields) else named, fields=named if isinstance(named, Fields) else None,
     )  # fmt: skip
     run = run_ingest if url is None else partial(ingest_to_url, url=url, replace=replace)
     with show_progress() as progress:

@@ -46,13 +46,14 @@ class Fields:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as `from_dict` takes it."""
-        return {
+        parts = {
             "cameras": {item.name: item.key for item in self.cameras},
             "robot_state": {item.name: {"key": item.key, "unit": item.unit} for item in self.robot_state},
             "action": [{**asdict(item), "dims": list(item.dims)} for item in self.action],
             "control_hz": self.control_hz,
             "instruction": self.instruction,
         }
+        return {name: part for name, part in parts.items() if part}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "--spec") -> "Fields":

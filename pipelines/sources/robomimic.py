@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipelines.ingest.plan import DEMO_LIMIT, natural_key, require_fitting
 from pipelines.sources import evidence, gripper, hdf5, orientation, pulse
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT
-from pipelines.sources.evidence import SAMPLE_LOOKS, UPRIGHT, Told, sample, upside_down
+from pipelines.sources.evidence import UPRIGHT, Told, looks_of, sample, upside_down
 from pipelines.sources.fields import told_fields
 from pipelines.sources.fingerprint import FORMAT as FINGERPRINT_FORMAT
 from pipelines.sources.fingerprint import Seen, Stored, fingerprint_demo
@@ -52,10 +52,10 @@ class RobomimicSource:
         with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
             return hdf5.text(hdf5.group(file, "data"), "env_args") is not None
 
-    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         """See `pipelines.sources.source.Source`."""
         with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
-            return _inspect(file, path.name, told, poison)
+            return _inspect(file, path.name, told, poison, files)
 
     def weigh(self, files: Mapping[str, SourceFile], told: Told) -> Verdict:
         """Alignment, gripper and orientation of each file, from what its sampled demonstrations show."""
@@ -139,7 +139,7 @@ def _reading(
     return {"alignment": aligned, "image_convention": convention, "gripper": read}, notes
 
 
-def _inspect(file: h5py.File, where: str, told: Told, poison: Mapping[int, str]) -> SourceFile:
+def _inspect(file: h5py.File, where: str, told: Told, poison: Mapping[int, str], files: int) -> SourceFile:
     data = hdf5.group(file, "data")
     fields, env = told_fields(told.fields, told.spec), environment(data)
     names = sorted((name for name in data if isinstance(name, str)), key=natural_key)
@@ -172,12 +172,12 @@ def _inspect(file: h5py.File, where: str, told: Told, poison: Mapping[int, str])
             refused.append((name, str(error)))
     notes += [f"{where}: instruction taken from env_name: {text!r} (--spec says otherwise)" for text in sorted(assumed)]
     places = {name: at for at, name in enumerate(names, 1)}
-    found = _gather(file, list(heads), keys, places)
+    found = _gather(file, list(heads), keys, places, files)
     parts = {demo: part for demo, part in split.parts.items() if demo in heads}
     return SourceFile(where, keys.spec, heads, found, parts, tuple(refused), tuple(notes))
 
 
-def _gather(file: h5py.File, demos: list[str], keys: Keys, places: Mapping[str, int]) -> dict[str, Any]:
+def _gather(file: h5py.File, demos: list[str], keys: Keys, places: Mapping[str, int], files: int) -> dict[str, Any]:
     """What sampled demonstrations show of alignment, gripper and pictures, JSON-ready."""
     found: dict[str, list[Any]] = {"alignment": [], "gripper": [], "looks": []}
     for demo in sample(demos):
@@ -191,15 +191,25 @@ def _gather(file: h5py.File, demos: list[str], keys: Keys, places: Mapping[str, 
                 fingers = episode.robot_state[:, keys.spec.slice_of(_name(keys, keys.fingers))]
                 action = episode.action[1:] if aligned == AFTER else episode.action
                 found["gripper"].append(asdict(gripper.see(action[:, -1], fingers)))
-            if len(found["looks"]) < SAMPLE_LOOKS:
-                hand = None
-                with contextlib.suppress(SourceError):
-                    hand = read_numbers(number_dataset(rows, "obs/robot0_eef_pos", (len(episode.robot_state), 3)),
-                                        "obs/robot0_eef_pos", Seen())  # fmt: skip
-                camera = keys.spec.camera_names[0]
-                read = lambda start, stop, images=episode.images, camera=camera: images(camera, start, stop, None)  # noqa: E731
-                found["looks"].append(asdict(evidence.look(read, len(episode.robot_state), hand)))
+            if len(found["looks"]) < looks_of(files):
+                found["looks"].append(asdict(_look(rows, episode, keys)))
     return found
+
+
+def _look(demo: h5py.Group, episode: Episode, keys: Keys) -> Look:
+    """The first camera's pictures of some moments, with the hand's height where the file has it."""
+    rows, camera = len(episode.robot_state), keys.spec.camera_names[0]
+    hand = None
+    with contextlib.suppress(SourceError):
+        path = "obs/robot0_eef_pos"
+        hand = read_numbers(number_dataset(demo, path, (rows, 3)), path, Seen())
+
+    def read(row: int) -> NDArray[np.uint8]:
+        pulse.beat()
+        frame: NDArray[np.uint8] = episode.images(camera, row, row + 1, None)[0]
+        return frame
+
+    return evidence.look(read, rows, hand)
 
 
 def _name(keys: Keys, key: str) -> str:

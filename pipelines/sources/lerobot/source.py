@@ -69,7 +69,7 @@ class LeRobotSource:
         """Whether `path` is a dataset."""
         return self.is_dataset(path)
 
-    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         """See `pipelines.sources.source.Source`; every row's place and time is looked at, and no picture."""
         with _naming(path):
             return _inspect(path, told)
