@@ -66,7 +66,8 @@ class Derived:
         """One of its sharded arrays. Raises as `array`."""
         from stores.sharded import open_sharded
 
-        return open_sharded(self.storage, self._array(name), expected)
+        contents = {f"{self.kind}/{self.name}/{item.path}": item.sha256 for item in self.objects}
+        return open_sharded(self.storage, self._array(name), expected, contents)
 
     @property
     def arrays(self) -> list[str]:

@@ -31,6 +31,10 @@ class PlaceMissing(StoreMissing):
     """There is no bucket of that name; no store, nor a place for one."""
 
 
+class ConnectionLost(StoreError):
+    """A place that is reached over a network did not answer, however often it was asked."""
+
+
 class StoreCorrupt(StoreError):
     """An object of a store is not what the manifest or an index says: size, checksum, shape or content."""
 

@@ -57,9 +57,11 @@ def check_tiling(segments: Columns, manifest: Manifest, where: str) -> None:
         raise StoreCorrupt(f"{where}: the segments do not fill {sorted(broken)[:5]} as {MANIFEST} names them")
 
 
-def check_end(storage: Storage, shard: str, size: int) -> None:
-    """Raise StoreCorrupt unless the `size` bytes of `shard` end in the two empty blocks that end a tar."""
-    if storage.read_range(shard, size - len(END), len(END)) != END:
+def check_end(storage: Storage, shard: str, content: str, size: int) -> None:
+    """Raise StoreCorrupt unless the `size` bytes of `shard`, whose sha256 is `content`, end as a tar: in two empty
+    blocks.
+    """
+    if storage.read_checked(shard, content, size - len(END), len(END), lambda data: data == END) != END:
         raise StoreCorrupt(
             f"{storage.root}: {shard}: expected {len(END)} zeros at its end, got other bytes; "
             f"run `statevla verify {storage.root}`, then ingest again"

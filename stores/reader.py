@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stores.arrays import CheckedArray
+from stores.cloud.cache import CachedStorage
 from stores.cloud.storage import Storage, open_storage
 from stores.columns import Columns
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
@@ -34,7 +35,7 @@ from stores.numbers import open_frames, read_frames
 from stores.presence import check_end, check_presence, check_tiling
 from stores.schema import EPISODES, SEGMENTS
 from stores.segments import image_name
-from stores.shards import read_segment
+from stores.shards import matches, read_segment
 from stores.spec import ObsSpec
 from stores.statistics import Normalization, load_stats
 from stores.tables import check_tables
@@ -170,33 +171,61 @@ class Store:
         """The arrays of `frames` unread, to be read by row range."""
         return open_frames(self.storage, self.read_object, self.manifest.counts["frames"], self.spec)
 
+    @property
+    def is_far(self) -> bool:
+        """Whether it is read over a network, by way of a cache."""
+        return isinstance(self.storage, CachedStorage)
+
     def stats(self) -> Normalization:
         """Train-split statistics of exactly this content. Raises StoreMissing or StaleKey: run ``statevla stats``."""
         return load_stats(self.storage, self.content_hash)
 
     def read_object(self, path: str) -> bytes:
         """A whole object, checked against the manifest. Raises StoreMissing or StoreCorrupt naming it."""
-        if path not in self._objects:
-            raise StoreMissing(f"{self.root}: {path} is not in {MANIFEST}")
-        return _read_object(self.storage, self._objects[path])
+        return _read_object(self.storage, self.object(path))
 
     def read_segment(self, i: int) -> Segment:
         """Segment `i` (row of segments.parquet), in one range read.
 
         Raises StoreMissing or StoreCorrupt naming shard and segment; UsageError when there is no such segment.
         """
+        shard, place = self._place(i)
+        key, members = read_segment(self.storage, shard.path, shard.sha256, *place, lambda: self._where(i, shard.path))
+        return self.parse_segment(i, key, members)
+
+    def parse_segment(self, i: int, key: str, members: dict[str, bytes]) -> Segment:
+        """Segment `i` from the members of its sample, however they were read. Raises StoreCorrupt naming it."""
+        seg = self.segment_columns
+        codes, names = seg.codes("shard")
+        where = f"{self.root}: {names[int(codes[i])]}, segment {key!r}"
+        return self._segment(where, key, members, int(seg["steps"][i]), int(seg["observations"][i]))
+
+    def object(self, path: str) -> StoreObject:
+        """What the manifest says of an object. Raises StoreMissing where it does not name it."""
+        if path not in self._objects:
+            raise StoreMissing(f"{self.root}: {path} is not in {MANIFEST}")
+        return self._objects[path]
+
+    def fetch_segment(self, i: int) -> None:
+        """Have segment `i` near by, where the store is far and a cache is in between (`stores.cloud.cache`).
+
+        What is damaged is said by who reads it. Raises StoreError where it cannot be had.
+        """
+        if isinstance(self.storage, CachedStorage):
+            shard, (offset, size, crc32) = self._place(i)
+            self.storage.fetch(shard.path, shard.sha256, offset, size, [matches(crc32)])
+
+    def _place(self, i: int) -> tuple[StoreObject, tuple[int, int, int]]:
+        """The shard of segment `i`, whose end is sound, and the segment's offset, size and crc32."""
         if not 0 <= i < len(self):
             raise UsageError(f"{self.root}: segment {i}: the store has {len(self)}")
         seg = self.segment_columns
         codes, names = seg.codes("shard")
-        shard = names[int(codes[i])]
-        if shard not in self._ends:
-            check_end(self.storage, shard, self._objects[shard].bytes)
-            self._ends.add(shard)
-        place = int(seg["offset"][i]), int(seg["size"][i]), int(seg["crc32"][i])
-        key, members = read_segment(self.storage, shard, *place, lambda: self._where(i, shard))
-        where = f"{self.root}: {shard}, segment {key!r}"
-        return self._segment(where, key, members, int(seg["steps"][i]), int(seg["observations"][i]))
+        shard = self._objects[names[int(codes[i])]]
+        if shard.path not in self._ends:
+            check_end(self.storage, shard.path, shard.sha256, shard.bytes)
+            self._ends.add(shard.path)
+        return shard, (int(seg["offset"][i]), int(seg["size"][i]), int(seg["crc32"][i]))
 
     def _where(self, i: int, shard: str) -> str:
         """Names a segment, with its key from the table."""

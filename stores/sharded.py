@@ -16,7 +16,7 @@ One writer a shard.
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores.arrays import METADATA, TYPES, codecs, crc32c, fill_value, sealed
+from stores.cloud.cache import CachedStorage
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
@@ -162,11 +163,15 @@ def write_shard(root: Path | str, name: str, spec: ShardedSpec, m: int, pieces: 
 
 @dataclass(frozen=True)
 class ShardedArray:
-    """An array for reading, by any number of threads, which raises instead of inventing rows."""
+    """An array for reading, by any number of threads, which raises instead of inventing rows.
+
+    contents: sha256 of each shard, by name below the storage, as a seal has them; none where nobody has sealed it yet.
+    """
 
     name: str
     spec: ShardedSpec
     storage: Storage
+    contents: Mapping[str, str] = field(default_factory=dict)
     _checked: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -192,6 +197,22 @@ class ShardedArray:
             at = end
         return out
 
+    def fetch(self, start: int, stop: int) -> None:
+        """Have rows start … stop - 1 near by, where the array is far and a cache is in between; one request a shard.
+
+        What is damaged is said by who reads it. Raises StoreError where it cannot be had.
+        """
+        spec = self.spec
+        if not isinstance(self.storage, CachedStorage):
+            return
+        for m in range(start // spec.shard, -(-stop // spec.shard)):
+            name, begin = self._object(m), m * spec.shard
+            first = (max(start, begin) - begin) // spec.chunk
+            last = -(-(min(stop, begin + spec.rows(m)) - begin) // spec.chunk)
+            if name in self.contents:
+                sounds = [_is_sound] * (last - first)
+                self.storage.fetch(name, self.contents[name], first * spec.chunk_bytes, spec.chunk_bytes, sounds)
+
     def check(self, m: int) -> None:
         """Read the whole of shard m and check every chunk. Raises StoreCorrupt."""
         self._read_shard(m, 0, np.empty((self.spec.rows(m), *self.spec.shape[1:]), self.spec.dtype), again=True)
@@ -215,6 +236,10 @@ class ShardedArray:
     def _whole(self, m: int, chunk: int, out: NDArray[Any], again: bool) -> None:
         """Chunks from `chunk` on, straight into `out`; their checksums go beside it."""
         size, count = self.spec.chunk_bytes - CRC_BYTES, len(out) // self.spec.chunk
+        if isinstance(self.storage, CachedStorage) and self._object(m) in self.contents:
+            for i, rows in enumerate(out.reshape(-1).view(np.uint8).reshape(count, size)):
+                rows[...] = self._kept(m, chunk + i)[:-CRC_BYTES]
+            return
         bodies = out.reshape(-1).view(np.uint8).reshape(count, size)
         sums = np.empty((count, CRC_BYTES), np.uint8)
         views = [view.data for pair in zip(bodies, sums, strict=True) for view in pair]
@@ -226,14 +251,29 @@ class ShardedArray:
     def _part(self, m: int, chunk: int, inside: int, taken: int, again: bool) -> NDArray[Any]:
         """Some rows of a chunk; the whole of it is read where it was not checked yet."""
         spec, offset = self.spec, chunk * self.spec.chunk_bytes
-        if self._checked[m][chunk] and not again:
+        if isinstance(self.storage, CachedStorage) and self._object(m) in self.contents:
+            rows: Any = self._kept(m, chunk)[inside * spec.row_bytes : (inside + taken) * spec.row_bytes].data
+        elif self._checked[m][chunk] and not again:
             begin = offset + inside * spec.row_bytes
-            rows: Any = self.storage.read_range(self._object(m), begin, taken * spec.row_bytes)
+            rows = self.storage.read_range(self._object(m), begin, taken * spec.row_bytes)
         else:
             data = np.frombuffer(self.storage.read_range(self._object(m), offset, spec.chunk_bytes), np.uint8)
             self._require(m, chunk, data[:-CRC_BYTES], data[-CRC_BYTES:])
             rows = data[inside * spec.row_bytes : (inside + taken) * spec.row_bytes].data
         return np.frombuffer(rows, np.dtype(spec.dtype).newbyteorder("<")).reshape(taken, *spec.shape[1:])
+
+    def _kept(self, m: int, chunk: int) -> NDArray[np.uint8]:
+        """A chunk and its checksum, which is compared every time: a file of the cache may be anything."""
+        size = self.spec.chunk_bytes
+        found = np.frombuffer(self._checked_range(self._object(m), chunk * size, size), np.uint8)
+        self._require(m, chunk, found[:-CRC_BYTES], found[-CRC_BYTES:])
+        return found
+
+    def _checked_range(self, name: str, offset: int, size: int) -> bytes:
+        """Bytes with their checksum behind them, by way of the cache where there is one; the caller compares."""
+        if name in self.contents:
+            return self.storage.read_checked(name, self.contents[name], offset, size, _is_sound)
+        return self.storage.read_range(name, offset, size)
 
     def _require(self, m: int, chunk: int, body: NDArray[np.uint8], checksum: NDArray[np.uint8]) -> None:
         # The checksum reads an array where it lies; it takes no memoryview.
@@ -253,7 +293,7 @@ class ShardedArray:
                 return
         spec, name = self.spec, self._object(m)
         try:
-            data = self.storage.read_range(name, spec.shard_bytes(m) - spec.index_bytes, spec.index_bytes)
+            data = self._checked_range(name, spec.shard_bytes(m) - spec.index_bytes, spec.index_bytes)
         except StoreMissing as error:
             raise StoreCorrupt(f"{self.storage.root}: shard {name} is missing") from error
         body = data[:-CRC_BYTES]
@@ -268,8 +308,19 @@ class ShardedArray:
             self._checked.setdefault(m, np.zeros(chunks, np.bool_))
 
 
-def open_sharded(root: Path | str | Storage, name: str, expected: ShardedSpec | None = None) -> ShardedArray:
-    """Array `name` below `root`.
+def _is_sound(data: bytes | memoryview) -> bool:
+    """Whether a chunk matches the checksum behind it."""
+    found = np.frombuffer(data, np.uint8)
+    return crc32c(found[:-CRC_BYTES]) == int.from_bytes(found[-CRC_BYTES:].tobytes(), "little")
+
+
+def open_sharded(
+    root: Path | str | Storage,
+    name: str,
+    expected: ShardedSpec | None = None,
+    contents: Mapping[str, str] | None = None,
+) -> ShardedArray:
+    """Array `name` below `root`. contents: as `ShardedArray` has them.
 
     Raises StoreMissing without metadata, StoreCorrupt when the metadata is not what `create` writes.
     """
@@ -285,4 +336,4 @@ def open_sharded(root: Path | str | Storage, name: str, expected: ShardedSpec | 
         raise StoreCorrupt(f"{where}: not the metadata of a sharded array: {error!r}") from error
     if not known or (expected is not None and spec != expected):
         raise StoreCorrupt(f"{where}: expected {expected or spec.metadata()}, got {fields}")
-    return ShardedArray(name, spec, storage)
+    return ShardedArray(name, spec, storage, contents or {})

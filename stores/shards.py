@@ -13,7 +13,7 @@ from typing import Final
 
 from isal import isal_zlib
 
-from stores.cloud.storage import Storage
+from stores.cloud.storage import Sound, Storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 from stores.segments import SegmentMembers
@@ -93,15 +93,16 @@ def pack_segment(segment: SegmentMembers, offset: int) -> tuple[bytes, SegmentIn
 
 
 def read_segment(
-    storage: Storage, shard: str, offset: int, size: int, crc32: int, where: Callable[[], str]
+    storage: Storage, shard: str, content: str, offset: int, size: int, crc32: int, where: Callable[[], str]
 ) -> tuple[str, dict[str, bytes]]:
     """(key, members by name: the part after "<key>.") of one segment, in one range read.
 
-    Members are found by their tar headers, which the checksum covers: no table of them is needed. where: names the
-    segment in errors. Raises StoreMissing when the shard is not there, StoreCorrupt when its bytes are not as indexed.
+    Members are found by their tar headers, which the checksum covers: no table of them is needed. content: the shard's
+    sha256. where: names the segment in errors. Raises StoreMissing when the shard is not there, StoreCorrupt when its
+    bytes are not as indexed.
     """
     try:
-        packed = storage.read_range(shard, offset, size)
+        packed = storage.read_checked(shard, content, offset, size, matches(crc32))
     except StoreCorrupt as error:
         raise StoreCorrupt(f"{where()}: {error}") from error
     found = isal_zlib.crc32(packed)
@@ -113,6 +114,11 @@ def read_segment(
         return _members(packed)
     except (ValueError, UnicodeDecodeError) as error:
         raise StoreCorrupt(f"{where()}: not the members of one tar sample: {error}") from error
+
+
+def matches(crc32: int) -> Sound:
+    """Whether bytes are a segment of this checksum."""
+    return lambda data: isal_zlib.crc32(data) == crc32
 
 
 def _members(packed: bytes) -> tuple[str, dict[str, bytes]]:

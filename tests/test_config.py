@@ -1,8 +1,11 @@
 """Configuration: presets, YAML, overrides and their errors."""
 
+import re
+
 import pytest
 
 from statevla.config import PRESETS, Config, flatten, from_dict, load_config
+from statevla.config.load import EARLIER_NAMES
 from statevla.config.options import keys
 from stores.errors import StoreCorrupt, UsageError
 
@@ -119,3 +122,10 @@ def test_a_checkpoints_configuration_must_be_whole():
     tree["model"]["d_sate"] = 16
     with pytest.raises(StoreCorrupt, match=r"here: .* lacks \['model.d_state'\] .* unknown keys \['model.d_sate'\]"):
         from_dict(tree, where="here")
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(EARLIER_NAMES.items()))
+def test_an_earlier_name_of_a_key_is_refused_with_the_one_of_today(old: str, new: str) -> None:
+    assert new in flatten(load_config("tiny").to_dict())
+    with pytest.raises(UsageError, match=re.escape(f"unknown configuration key {old!r}; it is {new!r} now")):
+        load_config("tiny", None, (f"{old}=1",))

@@ -1,6 +1,6 @@
 """Record a command in a terminal of 80 columns as a GIF: ``python docs/images/record.py OUT.gif COMMAND…``.
 
-Needs pyte (``pip install pyte``). Long waits are cut: the recording shows at most two seconds of each screen.
+Needs pyte (``pip install pyte``). Long waits are cut: the recording shows at most half a second of each screen.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS, ROWS = 80, 28
 SIZE: Final = 13
-LONGEST_MS: Final = 2000
+LONGEST_MS: Final = 500
 GROUND, INK = (24, 28, 34), (228, 232, 238)
 COLOURS: Final = {
     "default": INK, "red": (240, 120, 110), "green": (110, 210, 130), "brown": (230, 200, 100), "blue": (110, 170, 250),
@@ -28,11 +28,12 @@ COLOURS: Final = {
 }  # fmt: skip
 
 
-def run(command: list[str], every: float = 0.25) -> list[tuple[float, Image.Image]]:
+def run(command: list[str], every: float = 1.0) -> list[tuple[float, Image.Image]]:
     """Screens of a command with their times: one whenever the screen has changed, at most one every `every` seconds."""
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
-    stream.feed(b"$ " + " ".join(command).encode() + b"\r\n")
+    if command[0] != "bash":  # a script says its commands itself
+        stream.feed(b"$ " + " ".join(command).encode() + b"\r\n")
     child, terminal = pty.fork()
     if child == 0:
         os.environ["TERM"] = "xterm-256color"

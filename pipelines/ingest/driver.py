@@ -176,7 +176,7 @@ class Ingest:
             refuse_quarantine(quarantine)
             refuse_findings(findings_of(units))
         sources = sources_of(self.config, self.plan, units)
-        if file_stats(self.plan.paths) != self.plan.stats:
+        if file_stats(self.plan.paths, self.plan.source) != self.plan.stats:
             raise SourceTrouble(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.sources import gripper, masks, orientation
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT
+from pipelines.sources.fields import Fields
 from pipelines.sources.gripper import Grip, Reading
 from pipelines.sources.orientation import Look
 from pipelines.sources.texts import near_identical
@@ -44,7 +45,7 @@ ROWS: Final = 32
 @dataclass(frozen=True)
 class Told:
     """What the user knows of files that do not tell: one of the choices of each flag. spec: what the files hold, for
-    formats that do not know.
+    formats that do not know; fields: which of their entries that is.
     """
 
     alignment: str = DETECT
@@ -52,6 +53,7 @@ class Told:
     image_convention: str = DETECT
     masks: str = masks.ASK
     spec: ObsSpec | None = None
+    fields: Fields | None = None
 
     def __post_init__(self) -> None:
         masks.check_choice(self.masks)
@@ -65,13 +67,22 @@ class Told:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {**asdict(self), "spec": None if self.spec is None else self.spec.to_dict()}
+        told = {**asdict(self), "spec": None if self.spec is None else self.spec.to_dict()}
+        if told.pop("fields") is None or self.fields is None:  # units made before there were fields keep their key
+            return told
+        return {**told, "fields": self.fields.to_dict()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Told":
         """Inverse of `to_dict`."""
-        spec = fields["spec"]
-        return cls(**{**fields, "spec": None if spec is None else ObsSpec.from_dict(spec)})
+        spec, named = fields["spec"], fields.get("fields")
+        return cls(
+            **{
+                **fields,
+                "spec": None if spec is None else ObsSpec.from_dict(spec),
+                "fields": None if named is None else Fields.from_dict(named),
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from statevla.bench.machine import describe_machine
 from statevla.config import load_config
 from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader
+from statevla.data.machine import cache_bytes
 from statevla.data.views import open_latents
 from statevla.models.optim import parameter_groups
 from statevla.systems import flow_matching
@@ -59,7 +60,7 @@ def bench_latents(
     encode = _rate(loader.batches(), lambda batch: model.encode(batch.obs), batch_size, encoded_steps)
     encoded = _rate(loader.batches(), step, batch_size, encoded_steps)
     with _random_latents(store, config.model.embed_dim) as found:
-        loader.source.view = open_latents(found, config.data.cache_gib * 2**30)
+        loader.source.view = open_latents(found, cache_bytes(config.data))
         ours = _rate(loader.batches(), step, batch_size, steps)
         batches = loader.batches()
         _, held = next(batches)

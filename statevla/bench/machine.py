@@ -1,16 +1,12 @@
 """On what a figure was measured."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from statevla.data.machine import usable_cores as usable_cores
 
 
 def describe_machine() -> dict[str, Any]:

@@ -139,11 +139,31 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     return Config(**parts, sections=sections)
 
 
+EARLIER_NAMES: Final = {
+    "model.width": "model.embed_dim",
+    "model.depth": "model.encoder_depth",
+    "model.chunk": "model.action_seq_len",
+    "model.policy_depth": "model.policy_layers",
+    "model.predictor_width": "training.phase1.temporal_predictor_hidden_dim",
+    "training.grad_clip": "training.gradient_clip",
+    "training.save_every_epochs": "training.save_interval",
+    "training.log_every_steps": "training.log_interval",
+    "training.phase1.epochs": "training.phase1.num_epochs",
+    "training.phase1.lr": "training.phase1.learning_rate",
+    "training.phase1.ema_start": "training.ema_momentum",
+    "training.phase2.epochs": "training.phase2.num_epochs",
+    "training.phase2.lr": "training.phase2.learning_rate",
+}
+"""Names that keys had in checkpoints of formats 1 and 2 and in the scripts of that time: for hints only."""
+
+
 def _hint(key: str, known: Mapping[str, Any]) -> str:
     section, _, name = key.rpartition(".")
     owners = [other.rpartition(".")[0] for other in known if other.rpartition(".")[2] == name]
     if owners:
         return f": {name} is an option of {owners[0]}, not of {section or 'the top'}; did you mean {owners[0]}.{name}?"
+    if key in EARLIER_NAMES:
+        return f"; it is {EARLIER_NAMES[key]!r} now"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
 

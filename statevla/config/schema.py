@@ -22,10 +22,30 @@ class DataConfig:
     store: str | None = option(None, "store folder or URL; nothing: the only one below data/stores/", resume=True)
     lanes: int = option(8, "streams that the segments of an epoch are dealt to", least=1)
     block_segments: int = option(32, "segments of a lane that are mixed at a time", least=1)
-    loader_threads: int = option(2, "threads that fetch and decode", least=1, resume=True)
-    cache_gib: float = option(
-        2.0, "keep a split's decoded frames when they fit in this many GiB; 0: always stream", least=0, resume=True
+    loader_threads: int | None = option(
+        None, "threads that fetch and decode, of data.stream=sequential processes; nothing: the cores, up to 8",
+        least=1, resume=True,
+    )  # fmt: skip
+    cache_gib: float | None = option(
+        None, "keep a split's decoded frames when they fit in this many GiB; 0: always stream; nothing: an eighth of "
+        "the free memory, up to 16", least=0, resume=True,
+    )  # fmt: skip
+    stream: str = option(
+        "indexed", "indexed: segments by the index, in the order that seed and epoch fix; sequential: shards from end "
+        "to end through webdataset, for clusters without local disks", choices=("indexed", "sequential"),
+    )  # fmt: skip
+    shuffle_buffer: int = option(
+        4096, "transitions of data.stream=sequential that are mixed at a time, shared among its processes", least=1,
+        resume=True,
+    )  # fmt: skip
+    remote_cache: str | None = option(
+        None, "folder that keeps what was read of a remote store; nothing: the user's folder for caches",
+        resume=True, compare=False,
+    )  # fmt: skip
+    remote_cache_gib: float | None = option(
+        None, "most that it holds; nothing: a quarter of the disk's room, up to 64", above=0, resume=True
     )
+    remote_requests: int = option(32, "requests to a remote store at once", least=1, most=256, resume=True)
     features: str | None = option(
         None, "folder below the store's features/ that stands for the pictures; see statevla features", resume=True
     )

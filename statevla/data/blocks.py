@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
 
 from statevla.data.batch import Batch
 from statevla.data.frames import Buffers, Frames, Ints, Part, Table, decoded_bytes, gather
@@ -11,39 +10,45 @@ from statevla.data.numbers import Numbers
 from statevla.data.prefetch import BatchPlan
 from stores.reader import Store
 
-GIB: Final = 2**30
-
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """Frames of a block, and the decoding of each of its segments that was asked for."""
+    """Frames of a block, and the decoding of each of its segments that was asked for. fetching: of what is far."""
 
     frames: Frames
     decoding: dict[int, Future[None]]
+    fetching: dict[int, Future[None]]
 
 
 class Blocks:
     """Opens blocks and has their segments decoded by `pool`, each when a coming batch first needs it.
 
-    When the whole of `segments` fits in `cache_gib`, all blocks share one `Frames` that is decoded once; otherwise
+    When the whole of `segments` fits in `cache_bytes`, all blocks share one `Frames` that is decoded once; otherwise
     every block has its own, released after use.
     """
 
-    def __init__(self, store: Store, table: Table, segments: Ints, cache_gib: float, numbers: Numbers | None) -> None:
+    def __init__(self, store: Store, table: Table, segments: Ints, cache_bytes: float, numbers: Numbers | None) -> None:
         self.store, self.table, self.numbers = store, table, numbers
-        self.cached = decoded_bytes(table, segments) <= cache_gib * GIB
+        self.cached = decoded_bytes(table, segments) <= cache_bytes
         self._all = Frames(table, segments) if self.cached else None
         self._done: set[int] = set()
 
-    def open(self, block: Ints, buffers: Buffers) -> OpenBlock:
-        """Room for the segments of `block`, none asked for yet."""
-        return OpenBlock(self._all if self._all is not None else Frames(self.table, block, buffers), {})
+    def open(self, block: Ints, buffers: Buffers, fetching: dict[int, Future[None]]) -> OpenBlock:
+        """Room for the segments of `block`, none asked for yet but what is `fetching`."""
+        frames = self._all if self._all is not None else Frames(self.table, block, buffers)
+        return OpenBlock(frames, {}, fetching)
+
+    def fetch(self, fetching: dict[int, Future[None]], segments: Ints, pool: ThreadPoolExecutor) -> None:
+        """Have `segments` brought near, if they are not asked for."""
+        for segment in segments.tolist():
+            if segment not in fetching and not (self.cached and segment in self._done):
+                fetching[segment] = pool.submit(self.store.fetch_segment, segment)
 
     def ask(self, block: OpenBlock, segments: Ints, pool: ThreadPoolExecutor) -> None:
         """Have `segments` of an open block decoded, if they are not."""
         for segment in segments.tolist():
             if segment not in block.decoding and not (self.cached and segment in self._done):
-                block.decoding[segment] = pool.submit(self._load, block.frames, segment)
+                block.decoding[segment] = pool.submit(self._load, block, segment)
 
     def wait(self, block: OpenBlock, segments: Ints) -> None:
         """Until `segments` are decoded. Raises what their decoding raised."""
@@ -51,8 +56,10 @@ class Blocks:
             if segment in block.decoding:
                 block.decoding[segment].result()
 
-    def _load(self, frames: Frames, segment: int) -> None:
-        frames.load(self.store, segment)
+    def _load(self, block: OpenBlock, segment: int) -> None:
+        if (fetch := block.fetching.get(segment)) is not None:
+            fetch.result()
+        block.frames.load(self.store, segment)
         if self.cached:
             self._done.add(segment)
 
@@ -64,11 +71,17 @@ class BlockSupply:
         self.blocks, self.with_next = blocks, with_next
         self._buffers = Buffers()
         self._opened: dict[tuple[int, int, int], OpenBlock] = {}
+        self._fetching: dict[tuple[int, int, int], dict[int, Future[None]]] = {}
+
+    def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
+        for rows in plan.rows:
+            self.blocks.fetch(self._fetching.setdefault(rows.key, {}), rows.segment, pool)
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         for rows in plan.rows:
             if rows.key not in self._opened:
-                self._opened[rows.key] = self.blocks.open(rows.block, self._buffers)
+                fetching = self._fetching.setdefault(rows.key, {})
+                self._opened[rows.key] = self.blocks.open(rows.block, self._buffers, fetching)
             self.blocks.ask(self._opened[rows.key], rows.segment, pool)
 
     def batch(self, plan: BatchPlan, pool: ThreadPoolExecutor, pin: bool) -> Batch:
@@ -83,5 +96,6 @@ class BlockSupply:
             if rows.key not in still:
                 # All that was asked for was of batches that are used up by now: nothing is being decoded into it.
                 closed = self._opened.pop(rows.key)
+                self._fetching.pop(rows.key, None)
                 if not self.blocks.cached:
                     self._buffers.give(closed.frames)

@@ -19,7 +19,6 @@ from stores.reader import Store
 
 NEAR: Final = 2
 """Goals of kind ``near`` are at most so many chunks ahead."""
-GIB: Final = 2**30
 
 
 class Goals:
@@ -27,17 +26,17 @@ class Goals:
 
     kind: ``final``, the episode's last observation; ``future``, a later one, uniform; ``near``, the same at most two
     chunks ahead; ``mixed``, ``final`` in half of the rows and ``future`` in the others. The last observation is its own
-    goal. Decoded segments are kept while they fit in `cache_gib`.
+    goal. Decoded segments are kept while they fit in `cache_bytes`.
     """
 
-    def __init__(self, store: Store, table: Table, kind: str, seed: int, cache_gib: float) -> None:
+    def __init__(self, store: Store, table: Table, kind: str, seed: int, cache_bytes: float) -> None:
         self.store, self.table, self.kind, self.seed = store, table, kind, seed
         self._order = np.lexsort((table.first_step, table.episode))
         self._places = table.episode[self._order] * _EPISODE + table.first_step[self._order]
         self.last = np.zeros(int(table.episode.max()) + 1, dtype=np.int64)
         np.maximum.at(self.last, table.episode, table.first_step + table.observations - 1)
         self._held: OrderedDict[int, tuple[tuple[np.ndarray, ...], np.ndarray]] = OrderedDict()
-        self._bytes, self._most = 0, cache_gib * GIB
+        self._bytes, self._most = 0, cache_bytes
 
     def choose(self, episode: Ints, frame: Ints, epoch: int) -> Ints:
         """The goal's frame of each row, from the row's own to the episode's last."""

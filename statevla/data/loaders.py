@@ -18,6 +18,7 @@ from statevla.data.batch import Batch
 from statevla.data.blocks import Blocks, BlockSupply
 from statevla.data.frames import Ints, Table, make_table
 from statevla.data.goals import Goals
+from statevla.data.machine import cache_bytes, loader_threads
 from statevla.data.needs import NOW, Needs
 from statevla.data.numbers import Numbers
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
@@ -68,7 +69,7 @@ class Source:
     @functools.cached_property
     def _blocks(self) -> Blocks:
         numbers = self._numbers if self.table.chunk > self.table.store_chunk else None
-        return Blocks(self.store, self.table, self.segments, self.data.cache_gib, numbers)
+        return Blocks(self.store, self.table, self.segments, cache_bytes(self.data), numbers)
 
     def supply(self) -> Supply:
         """Of one stream."""
@@ -77,6 +78,11 @@ class Source:
         else:
             supply = RowSupply(self.table, self._numbers, self.view, self.with_next)
         return BesideSupply(supply, self.table, self.beside) if self.beside else supply
+
+    def stream(self, plans: Iterator[BatchPlan]) -> Generator[tuple[Position, Batch], None, None]:
+        """Batches of `plans`, by as many threads and requests as are configured."""
+        requests = self.data.remote_requests if self.store.is_far else 0
+        return stream(plans, self.supply(), threads=loader_threads(self.data), requests=requests)
 
 
 class SegmentLoader:
@@ -111,7 +117,7 @@ class SegmentLoader:
         )
         self.lanes = rank_lanes(self.order, rank, world)
         self.source = Source(store, self.table, self.segments, data, needs.next)
-        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -125,7 +131,7 @@ class SegmentLoader:
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
         plans = training_plans(self.order, self.segments, self.lanes, start, self.repeated)
-        batches = stream(plans, self.source.supply(), threads=self.data.loader_threads)
+        batches = self.source.stream(plans)
         return batches if self.goals is None else with_goals(batches, self.goals)
 
 
@@ -215,14 +221,14 @@ class SplitReader:
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.source = Source(store, self.table, self.segments, data, needs.next)
-        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, data.cache_gib)
+        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Every transition exactly once; the last batch may be smaller. A rank has every `world`-th batch."""
         size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
         every = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
         plans = itertools.islice(every, rank, None, world)
-        for _, batch in stream(plans, self.source.supply(), threads=self.data.loader_threads):
+        for _, batch in self.source.stream(plans):
             yield batch if self.goals is None else self.goals.attach(batch, 0)
 
 

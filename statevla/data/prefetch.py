@@ -21,6 +21,9 @@ from statevla.data.frames import Ints
 AHEAD_BATCHES: Final = 16
 """Segments of this many coming batches are fetched early. RAM holds L blocks and the few that begin within them."""
 
+FETCH_BATCHES: Final = 96
+"""Where the store is far: what this many coming batches need is brought near, into the cache on this disk."""
+
 READY_BATCHES: Final = 2
 """Assembled batches that may wait for the trainer."""
 
@@ -55,6 +58,9 @@ class BatchPlan:
 class Supply(Protocol):
     """One stream's way to its batches; asked by one thread only."""
 
+    def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
+        """`plan` comes later, and the store is far: have `pool` bring near what it needs. Before `ask`."""
+
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         """`plan` is coming: have `pool` get what takes long."""
 
@@ -73,11 +79,12 @@ class _Failed:
 
 
 def stream(
-    plans: Iterator[BatchPlan], supply: Supply, *, threads: int
+    plans: Iterator[BatchPlan], supply: Supply, *, threads: int, requests: int = 0
 ) -> Generator[tuple[Position, Batch], None, None]:
     """Assemble `plans` in order, decoding ahead with `threads` threads; the batches do not depend on their number.
 
-    One more thread requests, gathers, and hands over at most `READY_BATCHES`. Its errors are raised here.
+    requests: of a store that is far, how many may be on their way at once; 0: it is near. One more thread asks,
+    gathers, and hands over at most `READY_BATCHES`. Errors of all threads are raised here.
     """
     ready: queue.Queue[tuple[Position, Batch] | _Failed | None] = queue.Queue(READY_BATCHES)
     stop = threading.Event()
@@ -92,8 +99,9 @@ def stream(
 
     def work() -> None:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="statevla-decode")
+        fetchers = ThreadPoolExecutor(requests, thread_name_prefix="statevla-fetch") if requests else None
         try:
-            for item in _assemble(plans, supply, pool):
+            for item in _assemble(plans if fetchers is None else _fetched(plans, supply, fetchers), supply, pool):
                 hand_over(item)
                 if stop.is_set():
                     return
@@ -101,7 +109,11 @@ def stream(
         except BaseException as error:  # handed to the consumer, which raises it
             hand_over(_Failed(error))
         finally:
+            if fetchers is not None:
+                fetchers.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
+            if fetchers is not None:
+                fetchers.shutdown(wait=True)
 
     worker = threading.Thread(target=work, name="statevla-assemble", daemon=True)
     worker.start()
@@ -113,6 +125,18 @@ def stream(
     finally:
         stop.set()
         worker.join()
+
+
+def _fetched(plans: Iterator[BatchPlan], supply: Supply, fetchers: ThreadPoolExecutor) -> Iterator[BatchPlan]:
+    """The same plans, each after what the next `FETCH_BATCHES` need was asked for."""
+    later: deque[BatchPlan] = deque()
+    while True:
+        while len(later) <= FETCH_BATCHES and (plan := next(plans, None)) is not None:
+            later.append(plan)
+            supply.fetch(plan, fetchers)
+        if not later:
+            return
+        yield later.popleft()
 
 
 def _assemble(plans: Iterator[BatchPlan], supply: Supply, pool: ThreadPoolExecutor) -> Iterator[tuple[Position, Batch]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.frames import Ints, Table, assemble
 from statevla.data.numbers import Numbers
 from statevla.data.prefetch import BatchPlan, Supply
-from statevla.data.views import View
+from statevla.data.views import Far, View
 
 
 def _places(table: Table, plan: BatchPlan) -> tuple[Ints, Ints, Ints]:
@@ -22,16 +22,58 @@ def _places(table: Table, plan: BatchPlan) -> tuple[Ints, Ints, Ints]:
     return segment, step, table.rows(segment, step)
 
 
+class RunsOfFrames:
+    """What views that are far have been asked to bring near: the frames of a segment at a time, of which a request is
+    worth more than one of a frame.
+    """
+
+    def __init__(self, table: Table, views: Sequence[View]) -> None:
+        self.table = table
+        self.far = [view for view in views if isinstance(view, Far)]
+        self._asked: dict[tuple[int, int, int], dict[int, list[Future[None]]]] = {}
+
+    def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
+        """Have `pool` bring near the segments of `plan`, if they are not asked for."""
+        for rows in plan.rows:
+            asked = self._asked.setdefault(rows.key, {})
+            for segment in np.unique(rows.segment).tolist():
+                if segment not in asked:
+                    at = np.array([segment], np.int64)
+                    start = int(self.table.rows(at, np.zeros(1, np.int64))[0])
+                    stop = start + int(self.table.observations[segment])
+                    asked[segment] = [pool.submit(view.fetch, start, stop) for view in self.far]
+
+    def wait(self, plan: BatchPlan) -> None:
+        """Until the segments of `plan` are near. Raises what bringing them raised."""
+        for rows in plan.rows:
+            asked = self._asked.get(rows.key, {})
+            for segment in np.unique(rows.segment).tolist():
+                for fetch in asked.get(segment, ()):
+                    fetch.result()
+
+    def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
+        """`plan` is used up."""
+        if self._asked:
+            still = {rows.key for later in coming for rows in later.rows}
+            for key in {rows.key for rows in plan.rows} - still:
+                self._asked.pop(key, None)
+
+
 class RowSupply:
     """A stream over a view."""
 
     def __init__(self, table: Table, numbers: Numbers, view: View, with_next: bool) -> None:
         self.table, self.numbers, self.view, self.with_next = table, numbers, view, with_next
+        self._fetching = RunsOfFrames(table, (view,))
+
+    def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
+        self._fetching.ask(plan, pool)
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         """Nothing: a batch is read at once, and `stream` has some ready."""
 
     def batch(self, plan: BatchPlan, pool: ThreadPoolExecutor, pin: bool) -> Batch:
+        self._fetching.wait(plan)
         segment, step, frames = _places(self.table, plan)
 
         def observe(follow: NDArray[np.bool_], language: torch.Tensor) -> ObservationBatch:
@@ -46,7 +88,7 @@ class RowSupply:
         return batch.pin() if pin else batch
 
     def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
-        """Nothing is held."""
+        self._fetching.release(plan, coming)
 
 
 class BesideSupply:
@@ -54,12 +96,18 @@ class BesideSupply:
 
     def __init__(self, inner: Supply, table: Table, views: Sequence[View]) -> None:
         self.inner, self.table, self.views = inner, table, views
+        self._fetching = RunsOfFrames(table, views)
+
+    def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
+        self.inner.fetch(plan, pool)
+        self._fetching.ask(plan, pool)
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         self.inner.ask(plan, pool)
 
     def batch(self, plan: BatchPlan, pool: ThreadPoolExecutor, pin: bool) -> Batch:
         batch = self.inner.batch(plan, pool, pin)
+        self._fetching.wait(plan)
         frames = _places(self.table, plan)[2]
 
         def attach(obs: ObservationBatch, rows: Ints) -> ObservationBatch:
@@ -73,3 +121,4 @@ class BesideSupply:
 
     def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
         self.inner.release(plan, coming)
+        self._fetching.release(plan, coming)

@@ -36,6 +36,14 @@ class View(Protocol):
 
 
 @runtime_checkable
+class Far(Protocol):
+    """A view that may lie over a network."""
+
+    def fetch(self, start: int, stop: int) -> None:
+        """Have frames start … stop - 1 near by, where there is a cache (`stores.cloud.cache`)."""
+
+
+@runtime_checkable
 class Rows(Protocol):
     """An array of rows by frame number."""
 
@@ -49,6 +57,9 @@ class Rows(Protocol):
 
     def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
         """Rows into `out` [B, …]."""
+
+    def fetch(self, start: int, stop: int) -> None:
+        """Have rows start … stop - 1 near by."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,9 @@ class Held:
     def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
         # mode="clip" lets NumPy write into `out` directly; rows are in range by construction.
         np.take(self.values, rows, axis=0, out=out, mode="clip")
+
+    def fetch(self, start: int, stop: int) -> None:
+        """They are."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,9 @@ class Stored:
         for _ in pool.map(read, range(0, len(rows), ROWS_A_JOB)):
             pass
 
+    def fetch(self, start: int, stop: int) -> None:
+        self.array.fetch(start, stop)
+
 
 def take(source: Rows, rows: Ints, pin: bool, pool: Executor) -> Tensor:
     """[B, …], in page-locked memory if `pin`."""
@@ -108,6 +125,9 @@ class Latents:
 
     def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
         return {"latent": take(self.z, rows, pin, pool)}
+
+    def fetch(self, start: int, stop: int) -> None:
+        self.z.fetch(start, stop)
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,10 @@ class Features:
             "features": tuple(take(camera, rows, pin, pool) for camera in self.cameras),
             "scales": tuple(take(scale, rows, pin, pool) for scale in self.scales),
         }
+
+    def fetch(self, start: int, stop: int) -> None:
+        for source in (*self.cameras, *self.scales):
+            source.fetch(start, stop)
 
 
 def open_features(found: Derived, cache_bytes: float) -> View:

@@ -90,7 +90,7 @@ def evaluate_offline(
         raise StaleKey(
             f"{store.root} (content {store.content_hash[:12]}): the policy was trained from another store (content "
             f"{policy.content_hash[:12]}), perhaps on this one's validation episodes; evaluate on the store it came "
-            "from, or allow another one explicitly"
+            "from, or allow another one (--allow-other-store)"
         )
     predictions = predict(policy, store, split, batch_size=batch_size, seed=seed, progress=progress)
     standardize = policy.standardize_action

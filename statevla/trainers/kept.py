@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from statevla.config import Config
-from statevla.data.blocks import GIB
 from statevla.data.decoded import decode_store, find_decoded
+from statevla.data.machine import cache_bytes, loader_threads
+from statevla.data.sequential import SequentialLoader
 from statevla.data.views import VIEWS, View, open_decoded, open_features, open_latents
 from statevla.encoders.backbone import FrozenVision
 from statevla.encoders.features import open_kept, open_named, tower_of
@@ -49,6 +50,14 @@ def use_what_is_kept(run: "Run") -> None:
     if run.step == run.total:
         return
     data = run.config.data
+    if isinstance(run.loader, SequentialLoader):
+        run.report(
+            run.step,
+            f"data.stream=sequential: {len(run.loader.shards)} shards from end to end, {run.loader.processes} "
+            "processes; pictures are decoded, and a frozen encoder sees them, at every step; a resumed run begins "
+            "another pass",
+        )
+        return
     kept = None if data.features is None else open_kept(run.store, data.features, run.config.model)
     view = None if kept is None else open_features(kept, 0.0)
     states = _states(run, view, None if kept is None else kept.key) if run.system.parent else None
@@ -69,7 +78,7 @@ def _further(run: "Run", name: str) -> View:
         raise UsageError(f"view {name}: expected a row of VIEWS with a way to open its folder, got None")
     found = open_named(run.store, name, f"whatever computes view {name}")
     run.report(run.step, f"reads view {name} from {FEATURES}/{name}")
-    return open_view(found, run.config.data.cache_gib * GIB)
+    return open_view(found, cache_bytes(run.config.data))
 
 
 def _decoded(run: "Run") -> View:
@@ -79,7 +88,7 @@ def _decoded(run: "Run") -> View:
     def decode() -> None:
         if run.ranks.first and find_decoded(run.store, run.run_dir) is None:
             run.report(run.step, f"decodes every picture once, into {root}/decoded; then reads that")
-            decode_store(run.store, root, run.config.data.loader_threads, run.progress)
+            decode_store(run.store, root, loader_threads(run.config.data), run.progress)
 
     run.ranks.together(decode)
     found = find_decoded(run.store, run.run_dir)
@@ -110,7 +119,8 @@ def _states(run: "Run", view: View | None, key: str | None) -> View | None:
     def compute() -> None:
         if run.ranks.first and find_latents(run.store, made, run.run_dir) is None:
             run.report(run.step, f"encodes every frame once, into {root}/latents; then trains from that")
-            coder = Coder(encoder, run.device, run.autocast, run.config.training.batch_size, data.loader_threads, view)
+            rows = run.config.training.batch_size
+            coder = Coder(encoder, run.device, run.autocast, rows, loader_threads(data), view)
             compute_latents(run.store, root, made, coder, dict(run.parent or {}), run.progress)
 
     run.ranks.together(compute)
@@ -121,4 +131,4 @@ def _states(run: "Run", view: View | None, key: str | None) -> View | None:
             "them; ranks on several machines need one file system, or --set data.latents=false"
         )
     run.report(run.step, f"trains from latents/{found.name}, no picture is opened")
-    return open_latents(found, data.cache_gib * GIB)
+    return open_latents(found, cache_bytes(data))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -15,7 +16,10 @@ from statevla.config.load import only_sections
 from statevla.config.schema import require_widths
 from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader, SplitReader
+from statevla.data.machine import in_words
 from statevla.data.prefetch import Position
+from statevla.data.remote import open_to_train
+from statevla.data.sequential import SequentialLoader
 from statevla.encoders.vision import require_identity
 from statevla.models.losses import LossParts
 from statevla.models.optim import parameter_groups
@@ -24,6 +28,7 @@ from statevla.runs import layout
 from statevla.runs import write as checkpoint
 from statevla.runs.files import read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
+from statevla.runs.starts import note_start
 from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
 from statevla.trainers import pictures
@@ -82,12 +87,23 @@ def train(
             source, parent = sources(row, folder, run_dir, resume, encoder_checkpoint)
             if ranks.first:
                 stack.enter_context(lock(folder, f"train {row.name}"))
-            run = Run(row, config, Store.open(store_path), run_dir, parent, progress, unfinished_encoder, ranks)
-            return run, run.start() if source is None else run.resume(source)
+            store = open_to_train(store_path, config.data, partial(_say, row, ranks, progress))
+            run = Run(row, config, store, run_dir, parent, progress, unfinished_encoder, ranks)
+            start = run.start() if source is None else run.resume(source)
+            if ranks.first:
+                note_start(run_dir, row.folder, run.step, str(run.device), ranks.world)
+            return run, start
 
         run, start = ranks.together(begin)
+        run.report(run.step, in_words(config.data))
         use_what_is_kept(run)
         return run.loop(start)
+
+
+def _say(row: System, ranks: Ranks, progress: Progress | None, text: str) -> None:
+    """A line of the log of a run that is not there yet."""
+    if progress is not None and ranks.first:
+        progress(ProgressEvent(f"train {row.name}", 0, 0, "steps", text))
 
 
 def sources(
@@ -154,7 +170,8 @@ class Run:
         )
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         chunk = config.model.action_seq_len
-        self.loader = SegmentLoader(
+        kind = SequentialLoader if config.data.stream == "sequential" else SegmentLoader
+        self.loader: SegmentLoader | SequentialLoader = kind(
             store, "train", training.batch_size, training.seed, config.data, chunk, needs,
             rank=ranks.rank, world=ranks.world,
         )  # fmt: skip

@@ -11,10 +11,11 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+from stores.cloud.again import again
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing
 
 IOV_MAX: Final = 1024
@@ -27,6 +28,11 @@ _POINTER_BYTES: Final = 512
 _FOLDER: Final = re.compile(r"publication-[0-9a-f]{16}")
 PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
+REMOTE_PIECE: Final = 8 * PIECE
+"""The same, where each piece is a request."""
+
+Sound = Callable[[bytes | memoryview], bool]
+"""Whether bytes are what they should be, by the checksum that an index has of them."""
 
 
 @runtime_checkable
@@ -41,6 +47,11 @@ class Storage(Protocol):
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises StoreMissing, or StoreCorrupt when the object is shorter."""
+
+    def read_checked(self, name: str, content: str, offset: int, size: int, sound: Sound) -> bytes:
+        """`read_range`, of an object whose sha256 is `content`. What is `sound` may be kept near by; the caller says
+        what is wrong with what is not.
+        """
 
     def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
         """Fill `views` one after the other from `offset` on. Raises as `read_range`."""
@@ -86,6 +97,9 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
         return _exact(data, self.root, name, offset, size)
+
+    def read_checked(self, name: str, content: str, offset: int, size: int, sound: Sound) -> bytes:
+        return self.read_range(name, offset, size)
 
     def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
         with named_errors(self.root, name):
@@ -151,7 +165,18 @@ class RemoteStorage:
         self.root = url.rstrip("/")
         self.lists = not self.root.startswith(("http://", "https://"))
         with named_errors(self.root, "the file system of this URL"):
-            self.files, self.path = fsspec.core.url_to_fs(self.root, **options)
+            self._files, self.path = fsspec.core.url_to_fs(self.root, **options)
+        self._options, self._process = options, os.getpid()
+
+    @property
+    def files(self) -> Any:
+        """fsspec's file system; a forked process makes its own, because a loop of events does not outlive a fork."""
+        if self._process != os.getpid():
+            import fsspec
+
+            fresh = {**self._options, "skip_instance_cache": True}
+            self._files, self._process = fsspec.core.url_to_fs(self.root, **fresh)[0], os.getpid()
+        return self._files
 
     def local_path(self, name: str) -> str | None:
         return None
@@ -159,19 +184,31 @@ class RemoteStorage:
     def follow(self) -> "RemoteStorage":
         """Read, from now on, the folder that the pointer here names; nothing changes where there is none."""
         with contextlib.suppress(StoreMissing), named_errors(self.root, REGISTER):
-            head = bytes(self.files.cat_file(f"{self.path}/{REGISTER}", start=0, end=_POINTER_BYTES))
+            head = self._get(REGISTER, 0, _POINTER_BYTES)
             if (folder := pointed(head)) is not None:
                 self.path = f"{self.path}/{folder}"
         return self
 
     def read(self, name: str) -> bytes:
         with named_errors(self.root, name):
-            return bytes(self.files.cat_file(f"{self.path}/{name}"))
+            return self._get(name)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         with named_errors(self.root, name):
-            data = bytes(self.files.cat_file(f"{self.path}/{name}", start=offset, end=offset + size))
+            data = self._get(name, offset, offset + size)
+            if len(data) > size:
+                raise StoreError(
+                    f"{self.root}: {name}: asked for {size} bytes, got {len(data)}: this server does not know byte "
+                    "ranges (HTTP Range); serve the store with one that does, or copy it"
+                )
         return _exact(data, self.root, name, offset, size)
+
+    def _get(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        path = f"{self.path}/{name}"
+        return again(lambda: bytes(self.files.cat_file(path, start=start, end=end)), self.root, name)
+
+    def read_checked(self, name: str, content: str, offset: int, size: int, sound: Sound) -> bytes:
+        return self.read_range(name, offset, size)
 
     def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
         data = memoryview(self.read_range(name, offset, sum(len(view) for view in views)))
@@ -181,12 +218,14 @@ class RemoteStorage:
             at += len(view)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        with (
-            named_errors(self.root, name),
-            self.files.open(f"{self.path}/{name}", "rb", block_size=8 * PIECE) as handle,
-        ):
-            while piece := handle.read(PIECE):
-                yield piece
+        """By ranges, so that a connection that breaks costs one of them."""
+        with named_errors(self.root, name):
+            size = again(lambda: self.files.size(f"{self.path}/{name}"), self.root, name)
+        if size is None:  # a server that does not say
+            yield self.read(name)
+            return
+        for start in range(0, size, REMOTE_PIECE):
+            yield self.read_range(name, start, min(REMOTE_PIECE, size - start))
 
     def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
         base = self.path.rstrip("/") + "/"

@@ -152,6 +152,30 @@ def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
         writer.write(data)
 
 
+def put_aside(path: Path, data: bytes | memoryview) -> None:
+    """Write `path` whole or not at all, but not durably: for what spares work while it is there, and is missed by
+    nobody (`stores.cloud.cache`). Nothing is announced: it is no part of a store. `drop_aside` removes it.
+    """
+    temp = temp_name(path)
+    try:
+        try:
+            temp.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temp.write_bytes(data)
+        temp.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+
+
+def drop_aside(path: Path) -> None:
+    """Remove what `put_aside` wrote; no error when it is not there, or may not be removed."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def write_text(path: Path | str, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, text.encode())

@@ -42,6 +42,17 @@ def test_pictures_drawn_later_are_those_drawn_on_the_way(simulator: Simulator, t
     same_when_drawn_on_the_way(simulator, state, record(simulator, state))
 
 
+def test_a_simulator_that_was_never_reset_draws_the_same(simulator: Simulator, task: suites.Task) -> None:
+    state = suites.init_states(task)[2]
+    track = record(simulator, state)
+    wanted = simulator.ask(Draw(track.drawn[:3], track.glow[:3])).film
+    with Simulator(task, render_threads=2) as fresh:
+        drawn = fresh.ask(Draw(track.drawn[:3], track.glow[:3])).film
+    for mine, its in zip(wanted, drawn, strict=True):
+        for key in IMAGE_KEYS:
+            np.testing.assert_array_equal(mine[key], its[key])
+
+
 def test_a_burner_that_glows_does_so_in_pictures_drawn_later(simulator_installed: None) -> None:
     stove = 7
     try:

@@ -7,10 +7,11 @@ import numpy as np
 import psutil
 import pytest
 
-from statevla.sims.libero import suites
+from statevla.sims.libero import paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import Reset, Run, RunExpert
 from statevla.sims.libero.worker import Simulator, Timeouts
+from stores.errors import UsageError
 
 pytestmark = pytest.mark.libero
 
@@ -58,5 +59,12 @@ def test_without_opengl_the_packages_and_the_variable_are_named(
 ) -> None:
     monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", os.devnull)  # libEGL finds no driver
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    with pytest.raises(SimulatorFailed, match=r"libegl-mesa0.*MUJOCO_GL="), Simulator(task) as simulator:
+    with pytest.raises(SimulatorFailed, match=r"libegl-mesa0.*MUJOCO_GL=") as raised, Simulator(task) as simulator:
         _ = simulator.scenery
+    assert "\n" not in str(raised.value)
+
+
+def test_a_library_that_draws_into_windows_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    with pytest.raises(UsageError, match=r"MUJOCO_GL: expected egl or osmesa, .*got 'glfw'; unset it"):
+        paths.prepare()

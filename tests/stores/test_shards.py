@@ -39,7 +39,7 @@ def _segments(count: int = 3) -> list[SegmentMembers]:
 
 def _read(storage: LocalStorage, shard: str, index) -> dict[str, bytes]:
     where = f"{shard}, segment {index.key!r}"
-    key, members = read_segment(storage, shard, index.offset, index.size, index.crc32, lambda: where)
+    key, members = read_segment(storage, shard, "0" * 64, index.offset, index.size, index.crc32, lambda: where)
     assert key == index.key
     return members
 
@@ -188,4 +188,6 @@ def test_bytes_that_are_no_sample_are_refused(tmp_path: Path) -> None:
     for number, packed in enumerate(wrong.values()):
         (tmp_path / f"{number}.tar").write_bytes(packed)
         with pytest.raises(StoreCorrupt, match=r"here: not the members of one tar sample"):
-            read_segment(LocalStorage(tmp_path), f"{number}.tar", 0, len(packed), zlib.crc32(packed), lambda: "here")
+            read_segment(
+                LocalStorage(tmp_path), f"{number}.tar", "0" * 64, 0, len(packed), zlib.crc32(packed), lambda: "here"
+            )

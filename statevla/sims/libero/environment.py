@@ -300,7 +300,7 @@ class Environment:
         track: Track | None = None,
     ) -> Reply:
         return Reply(
-            observation=self._seen(images),
+            observation=self._seen(images) if self._obs else {},  # a simulator that only draws never saw anything
             state=np.array(self._env.get_sim_state(), np.float64),
             actions=actions,
             success_step=success_step,

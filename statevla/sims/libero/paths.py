@@ -13,7 +13,9 @@ from pathlib import Path
 import yaml
 
 from statevla.sims.libero.errors import SimulatorMissing, SimulatorVersion
+from statevla.sims.libero.render_check import BACKENDS
 from stores.disk import durable
+from stores.errors import UsageError
 
 INSTALL = "make libero"
 PACKAGES = {"hf-libero": "0.1.4", "robosuite": "1.4.0", "bddl": "1.0.1", "mujoco": "3.3.2"}
@@ -91,12 +93,18 @@ def prepare() -> Path:
     Raises:
         SimulatorMissing: a package is missing.
         SimulatorVersion: see :func:`check_mujoco`.
+        UsageError: ``MUJOCO_GL`` names a library that draws into a window, or none.
     """
+    chosen = os.environ.get("MUJOCO_GL", BACKENDS[0])
+    if chosen not in BACKENDS:
+        raise UsageError(
+            f"MUJOCO_GL: expected {' or '.join(BACKENDS)}, which draw without a screen, got {chosen!r}; unset it"
+        )
     root = package_root()
     check_mujoco()
     _write_config(root)
     os.environ["LIBERO_CONFIG_PATH"] = str(config_dir())
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ["MUJOCO_GL"] = chosen
     os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
     return root
 

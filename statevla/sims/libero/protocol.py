@@ -189,7 +189,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Raised:
-    """The simulator raised: what, and where."""
+    """The simulator raised: what, and where; no traceback of an error that says by itself what is the matter."""
 
     error: str
     traceback: str

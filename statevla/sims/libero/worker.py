@@ -36,6 +36,7 @@ from statevla.sims.libero.protocol import (
     WorkerSpec,
 )
 from statevla.sims.libero.suites import Task
+from stores.errors import StateVLAError
 
 LOG_LINES = 12
 
@@ -179,6 +180,9 @@ class Simulator:
         except (EOFError, OSError) as error:
             self._process.join(5.0)
             raise self._failure(_how_it_died(self._process.exitcode)) from error
+        if isinstance(message, Raised) and not message.traceback:
+            self.kill()
+            raise SimulatorFailed(f"simulator of task {self.task.name!r}: {message.error}")
         if isinstance(message, Raised):
             raise self._failure(f"raised in {self._awaited}: {message.error}\n{message.traceback}")
         if not isinstance(message, Reply | Scenery):
@@ -240,6 +244,9 @@ def serve(connection: Connection, spec: WorkerSpec) -> None:
         environment.close()
     except (EOFError, BrokenPipeError):  # the parent is gone
         pass
+    except StateVLAError as error:  # says by itself what is the matter
+        with contextlib.suppress(OSError):
+            connection.send(Raised(str(error), ""))
     except Exception as error:  # whatever a simulator raises must reach the parent as text
         with contextlib.suppress(OSError):
             connection.send(Raised(f"{type(error).__name__}: {error}", traceback.format_exc(limit=-6)))

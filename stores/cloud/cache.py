@@ -1,0 +1,199 @@
+"""Ranges of remote objects, kept on this machine: a folder of bounded size that all processes share.
+
+A range is known by its object's sha256, its place and its size: by content, wherever it came from. It is taken only
+while it matches the checksum that a sealed index has of it, when it is kept and every time it is read; what does not
+match is fetched again. So nothing that happens to the folder, its removal in the middle of a run included, changes what
+a reader gets.
+
+What was used last stays: reading renews a file's time, and the oldest go first. A process looks at the whole folder
+when what it has added since could break the limit, and at the latest after a sixteenth of it: the folder holds at most
+the limit, and a sixteenth of it for each further process.
+"""
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from stores.cloud.storage import Sound, Storage
+from stores.disk import durable
+from stores.errors import UsageError
+
+ROOM: Final = 8
+"""When there is no room, an eighth of the limit is made."""
+ABANDONED: Final = 3600.0
+"""Seconds after which a temporary file is nobody's."""
+
+
+class RangeCache:
+    """`folder` (made when needed) with at most `limit` bytes of ranges. Used by any thread of any process.
+
+    say: told once where nothing more can be kept (a full disk); readers go on without.
+    """
+
+    def __init__(self, folder: Path, limit: int, say: Callable[[str], None] | None = None) -> None:
+        if limit < 1:
+            raise UsageError(f"{folder}: expected room for a byte or more, got {limit}")
+        self.folder, self.limit, self.say = folder, limit, say
+        self._lock = threading.Lock()
+        self._known: int | None = None
+        self._added = 0
+        self.hits = self.misses = 0
+
+    def path(self, content: str, offset: int, size: int) -> Path:
+        """Where a range lies, or would."""
+        return self.folder / content[:2] / f"{content}-{offset}-{size}"
+
+    def has(self, content: str, offset: int, size: int) -> bool:
+        """Whether a range is there; it counts as used."""
+        try:
+            os.utime(self.path(content, offset, size))
+        except OSError:
+            return False
+        return True
+
+    def get(self, content: str, offset: int, size: int) -> bytes | None:
+        """A range as it was kept, unchecked but for its size."""
+        path = self.path(content, offset, size)
+        try:
+            data = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            self.misses += 1
+            return None
+        self.hits += len(data) == size
+        return data if len(data) == size else None
+
+    def put(self, content: str, offset: int, data: bytes | memoryview) -> None:
+        """Keep a range that was checked. Where it cannot be, nothing happens but that `say` is told."""
+        if len(data) > self.limit // ROOM:
+            return
+        try:
+            self._make_room(len(data))
+            durable.put_aside(self.path(content, offset, len(data)), data)
+        except OSError as error:
+            said, self.say = self.say, None
+            if said is not None:
+                said(f"{self.folder}: cannot keep what is read from afar: {error.strerror or error}; reads go on")
+
+    def trouble(self) -> str | None:
+        """Why nothing can be kept here; None where it can."""
+        probe = self.folder / "00" / f"probe-{os.getpid()}"
+        try:
+            durable.put_aside(probe, b"")
+        except OSError as error:
+            return error.strerror or str(error)
+        durable.drop_aside(probe)
+        return None
+
+    def files(self) -> Iterator[os.DirEntry[str]]:
+        """Every range that is there now."""
+        with contextlib.suppress(OSError), os.scandir(self.folder) as folders:
+            for folder in folders:
+                if len(folder.name) == 2 and folder.is_dir(follow_symlinks=False):
+                    with contextlib.suppress(OSError), os.scandir(folder.path) as entries:
+                        yield from entries
+
+    def bytes(self) -> int:
+        """What the ranges take."""
+        return sum(size for _, size, _ in self._listed())
+
+    def clear(self) -> int:
+        """Remove every range; the bytes that were freed. Readers of other processes fetch again."""
+        return self._remove(self._listed())
+
+    def _listed(self) -> list[tuple[float, int, str]]:
+        """(time of the last use, bytes, path), the oldest first; temporary files that nobody writes any more before."""
+        found, now = [], time.time()
+        for entry in self.files():
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if not durable.is_leftover(entry.name):
+                    found.append((status.st_mtime, status.st_size, entry.path))
+                elif now - status.st_mtime > ABANDONED:
+                    found.append((0.0, status.st_size, entry.path))
+        return sorted(found)
+
+    def _make_room(self, size: int) -> None:
+        with self._lock:
+            within = self._known is not None and self._known + self._added + size <= self.limit
+            if not within or self._added > self.limit // 16:
+                listed = self._listed()
+                total = sum(size for _, size, _ in listed)
+                if total + size > self.limit:
+                    wanted, freed, oldest = total + size - self.limit + self.limit // ROOM, 0, []
+                    for item in listed:
+                        if freed >= wanted:
+                            break
+                        oldest.append(item)
+                        freed += item[1]
+                    total -= self._remove(oldest)
+                self._known, self._added = total, 0
+            self._added += size
+
+    def _remove(self, items: Sequence[tuple[float, int, str]]) -> int:
+        for _, _, path in items:
+            durable.drop_aside(Path(path))
+        return sum(size for _, size, _ in items)
+
+
+class CachedStorage:
+    """`inner`, whose checked ranges are kept in `cache`."""
+
+    def __init__(self, inner: Storage, cache: RangeCache) -> None:
+        self.inner, self.cache = inner, cache
+        self.root, self.lists = inner.root, inner.lists
+        self._turns: weakref.WeakValueDictionary[tuple[str, int, int], threading.Lock] = weakref.WeakValueDictionary()
+        self._guard = threading.Lock()
+
+    def read(self, name: str) -> bytes:
+        return self.inner.read(name)
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        return self.inner.read_range(name, offset, size)
+
+    def read_checked(self, name: str, content: str, offset: int, size: int, sound: Sound) -> bytes:
+        with self._guard:
+            turn = self._turns.setdefault((content, offset, size), threading.Lock())
+        with turn:  # who asks for what is on its way waits for it
+            kept = self.cache.get(content, offset, size)
+            if kept is not None and sound(kept):
+                return kept
+            data = self.inner.read_range(name, offset, size)
+            if sound(data):
+                self.cache.put(content, offset, data)
+            return data
+
+    def fetch(self, name: str, content: str, offset: int, size: int, sounds: Sequence[Sound]) -> None:
+        """Have ranges of `size` bytes near by, one after the other from `offset` on, as many as there are `sounds`; one
+        request for all that are not there. What is not sound is left to who reads it.
+        """
+        places = [offset + i * size for i in range(len(sounds))]
+        missing = [i for i, place in enumerate(places) if not self.cache.has(content, place, size)]
+        if not missing:
+            return
+        if len(sounds) == 1:
+            self.read_checked(name, content, offset, size, sounds[0])
+            return
+        first, last = places[missing[0]], places[missing[-1]]
+        data = memoryview(self.inner.read_range(name, first, last + size - first))
+        for i in missing:
+            part = data[places[i] - first : places[i] - first + size]
+            if sounds[i](part):
+                self.cache.put(content, places[i], part)
+
+    def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
+        self.inner.read_into(name, offset, views)
+
+    def pieces(self, name: str) -> Iterator[bytes | memoryview]:
+        return self.inner.pieces(name)
+
+    def local_path(self, name: str) -> str | None:
+        return self.inner.local_path(name)
+
+    def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
+        return self.inner.sizes(skip)

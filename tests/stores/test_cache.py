@@ -1,0 +1,144 @@
+"""The cache of remote ranges: bounded, shared, never believed without a checksum; nothing depends on what it holds."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stores.cloud.cache import CachedStorage, RangeCache
+from stores.cloud.storage import LocalStorage
+from stores.disk import durable
+from stores.errors import StoreCorrupt, UsageError
+from stores.reader import Store
+from tests.stores.make_store import make_tiny_store
+
+CONTENT = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("plain") / "store"
+    make_tiny_store(root, stats=False)
+    return root
+
+
+class Counted(LocalStorage):
+    """Counts what is read by range."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.ranges: list[tuple[str, int, int]] = []
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        self.ranges.append((name, offset, size))
+        return super().read_range(name, offset, size)
+
+
+def opened(plain: Path, folder: Path, limit: int = 2**30) -> tuple[Store, Counted]:
+    inner = Counted(plain)
+    store = Store.open(CachedStorage(inner, RangeCache(folder, limit)))
+    inner.ranges.clear()
+    return store, inner
+
+
+def test_every_range_is_asked_for_once_by_all_readers(plain: Path, tmp_path: Path) -> None:
+    here = Store.open(plain)
+    first, asked = opened(plain, tmp_path / "cache")
+    second, again = opened(plain, tmp_path / "cache")
+    for i in range(len(here)):
+        first.fetch_segment(i)
+        np.testing.assert_array_equal(first.decode_segment(i), here.decode_segment(i))
+        np.testing.assert_array_equal(second.decode_segment(i), here.decode_segment(i))
+    assert len(asked.ranges) == len(set(asked.ranges)) == len(here) + 2  # the ends of two shards
+    assert again.ranges == []
+
+
+def test_a_spoilt_file_is_fetched_again_and_damage_far_away_is_said_and_not_kept(plain: Path, tmp_path: Path) -> None:
+    here = Store.open(plain)
+    store, _ = opened(plain, tmp_path)
+    store.fetch_segment(0)
+    (kept,) = [Path(entry.path) for entry in RangeCache(tmp_path, 1).files() if entry.stat().st_size > 2000]
+    data = bytearray(kept.read_bytes())
+    data[1000] ^= 1
+    kept.write_bytes(data)
+    np.testing.assert_array_equal(store.decode_segment(0), here.decode_segment(0))
+    data[1000] ^= 1
+    assert kept.read_bytes() == data
+    kept.write_bytes(data[:-1])
+    np.testing.assert_array_equal(store.decode_segment(0), here.decode_segment(0))
+
+    class Flipped(Counted):
+        def read_range(self, name: str, offset: int, size: int) -> bytes:
+            found = bytearray(super().read_range(name, offset, size))
+            found[len(found) // 2] ^= size > 2000
+            return bytes(found)
+
+    broken = Store.open(CachedStorage(Flipped(plain), RangeCache(tmp_path / "other", 2**30)))
+    broken.fetch_segment(0)
+    with pytest.raises(StoreCorrupt, match="expected crc32"):
+        broken.read_segment(0)
+    assert all(entry.stat().st_size < 2000 for entry in RangeCache(tmp_path / "other", 1).files())
+
+
+@given(sizes=st.lists(st.integers(1, 120), min_size=1, max_size=40), limit=st.integers(100, 1000))
+def test_it_never_holds_more_than_its_limit(
+    sizes: list[int], limit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = RangeCache(tmp_path_factory.mktemp("bounded"), limit)
+    for number, size in enumerate(sizes):
+        cache.put(CONTENT, number, bytes(size))
+        assert cache.bytes() <= limit
+    kept = {number for number, size in enumerate(sizes) if cache.has(CONTENT, number, size)}
+    assert (len(sizes) - 1 in kept) == (sizes[-1] <= limit // 8)
+
+
+def test_what_was_used_last_stays_and_what_a_dead_writer_left_goes(tmp_path: Path) -> None:
+    cache = RangeCache(tmp_path, 800)
+    for number in range(8):
+        cache.put(CONTENT, number, bytes(100))
+        os.utime(cache.path(CONTENT, number, 100), (number, number))
+    left = durable.temp_name(cache.path(CONTENT, 99, 100))
+    left.write_bytes(bytes(10))
+    os.utime(left, (1, 1))
+    assert cache.get(CONTENT, 0, 100) == bytes(100)  # the oldest, used again
+    RangeCache(tmp_path, 800).put(CONTENT, 100, bytes(100))
+    there = [number for number in (*range(8), 100) if cache.has(CONTENT, number, 100)]
+    assert 0 in there
+    assert 100 in there
+    assert 1 not in there
+    assert not left.exists()
+    assert cache.clear() == 100 * len(there)
+    assert cache.bytes() == 0
+
+
+def test_a_full_disk_and_a_removed_folder_change_nothing_but_the_number_of_requests(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    cache = RangeCache(tmp_path / "cache", 2**30, said.append)
+    asked = Counted(plain)
+    store, here = Store.open(CachedStorage(asked, cache)), Store.open(plain)
+
+    def full(path: Path, data: bytes | memoryview) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "put_aside", full)
+        assert cache.trouble() == "No space left on device"
+        for i in (0, 1, 0):
+            np.testing.assert_array_equal(store.decode_segment(i), here.decode_segment(i))
+    assert len(said) == 1
+    assert "cannot keep what is read from afar: No space left on device; reads go on" in said[0]
+    store.decode_segment(0)
+    assert cache.clear() > 0
+    cache.path(CONTENT, 0, 0).parent.parent.joinpath("gone").mkdir()
+    np.testing.assert_array_equal(store.decode_segment(0), here.decode_segment(0))
+
+
+def test_room_for_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="room for a byte or more, got 0"):
+        RangeCache(tmp_path, 0)
