@@ -3,7 +3,7 @@
 The limit is `preadv` of as many bytes from one file into a reused buffer, in the same order, with nothing around it.
 Ours is measured as segments are read (runs of frames) and as training reads (single frames, in a shuffled order, by
 threads); with every checksum, as a reader's first epoch is, and without, as all others are. Cold reads come after the
-system was asked to forget the file; it may not.
+system was asked to forget the file; it may not. Buffers begin on a cache line, as those of the loader do.
 """
 
 import os
@@ -21,7 +21,7 @@ import torch
 from statevla.bench.machine import describe_machine, usable_cores
 from statevla.data.views import Stored
 from stores.arrays import create_group
-from stores.sharded import ShardedSpec, create, open_sharded, write_shard
+from stores.sharded import ShardedSpec, aligned, create, open_sharded, write_shard
 
 ROW: Final = (196, 768)
 """SigLIP ViT-B/16 at 224 pixels, float16: 301 KB a frame and camera."""
@@ -53,7 +53,7 @@ def bench_features(*, frames: int = 1040, repeats: int = 3, threads: int | None 
         with plain.open("wb") as handle:
             for start in range(0, frames, SEGMENT):
                 handle.write(block[: min(SEGMENT, frames - start)].tobytes())
-        buffer = np.empty((SEGMENT, *ROW), np.float16)
+        buffer = aligned((SEGMENT, *ROW), "float16")
         array = open_sharded(root, "a")
         files = [plain, *(root / "a" / shard for shard in spec.files())]
 
