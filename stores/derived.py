@@ -25,7 +25,7 @@ from stores.cloud.storage import LocalStorage, Storage, open_storage
 from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, MANIFEST, STATISTICS, is_seal, seal_path
-from stores.manifest import StoreObject, hash_objects, is_inside, read_sealed, seal
+from stores.manifest import StoreObject, hash_objects, is_inside, parse_objects, read_sealed, require_types, seal
 
 if TYPE_CHECKING:  # statistics are sealed too, and are needed where no array can be read
     from stores.arrays import ArraySpec, CheckedArray
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # statistics are sealed too, and are needed where no array ca
 
 BEGUN: Final = ".begun.json"
 """In an unfinished folder: its key, what it is made from, and its arrays."""
-_FIELDS: Final = {"key", "made_from", "about", "objects"}
+_FIELDS: Final = {"key": str, "made_from": dict, "about": dict, "objects": list}
 
 
 def key_of(made_from: Mapping[str, Any]) -> str:
@@ -93,11 +93,14 @@ class Derived:
 def parse_seal(data: bytes, where: str) -> tuple[dict[str, Any], tuple[StoreObject, ...]]:
     """The fields and the objects of a seal. Raises StoreCorrupt naming `where`."""
     fields = read_sealed(data, where)
-    if set(fields) != _FIELDS or fields["key"] != key_of(fields["made_from"]):
-        raise StoreCorrupt(f"{where}: expected fields {sorted(_FIELDS)} and the key of made_from, got {sorted(fields)}")
-    if not all(is_inside(item["path"]) for item in fields["objects"]):
-        raise StoreCorrupt(f"{where}: expected paths below its folder")
-    return fields, tuple(StoreObject(**item) for item in fields["objects"])
+    require_types(fields, _FIELDS, where)
+    try:
+        key = key_of(fields["made_from"])
+    except RecursionError:
+        raise StoreCorrupt(f"{where}: made_from is nested too deeply") from None
+    if fields["key"] != key:
+        raise StoreCorrupt(f"{where}: expected {key}, the key of made_from, got {str(fields['key'])[:80]!r}")
+    return fields, parse_objects(fields["objects"], where)
 
 
 def seal_bytes(made_from: Mapping[str, Any], about: Mapping[str, Any], objects: tuple[StoreObject, ...] = ()) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 from stores.cloud.storage import Storage, open_storage
 from stores.derived import BEGUN, parse_seal
 from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StoreError, UsageError
 from stores.layout import DERIVED, is_derived, is_leftover, is_seal
 from stores.manifest import content_hash
@@ -74,7 +75,7 @@ def remove_kept(root: Path, items: list[Kept]) -> Iterator[Kept]:
     for item in items:
         if item.path.split("/")[0] not in DERIVED or not is_derived(item.path):
             raise UsageError(f"{item.path}: no derived folder; nothing is removed")
-    with durable.lock(root, "statevla clean"):
+    with lock(root, "statevla clean"):
         for item in items:
             durable.remove(root / item.path)
             yield item

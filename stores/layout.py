@@ -7,7 +7,8 @@ data after the commit and have seals of their own. What begins with a dot belong
 
 from typing import Final
 
-from stores.disk.durable import LOCK_NAME, OLD_PREFIX, TEMP_PREFIX
+from stores.disk.durable import OLD_PREFIX, TEMP_PREFIX
+from stores.disk.lock import LOCK_NAME
 
 MANIFEST: Final = "manifest.json"
 

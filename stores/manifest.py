@@ -32,6 +32,11 @@ CLAIM: Final = "publishing"
 """The only field of what stands in the manifest's place while a store is being published (`stores.cloud.publish`)."""
 IDENTITY: Final = "content_hash"
 _CONTENT: Final = ("schema_version", "suite", "obs_spec", "config", "splits", "instructions")
+_FIELDS: Final = {
+    "suite": str, "obs_spec": dict, "config": dict, "splits": dict, "instructions": list, "objects": list,
+    "counts": dict, "sources": list, "provenance": dict,
+}  # fmt: skip
+"""As they come from JSON, beside `schema_version`, identity and seal."""
 _COUNTS: Final = ("episodes", "frames", "steps", "segments", "bytes", "quarantined")
 
 
@@ -117,9 +122,8 @@ class Manifest:
                 f"statevla stats --store {root}"
             )
         identity = fields.pop(IDENTITY)
-        wanted = set(cls.__dataclass_fields__) - {"schema_version"}
-        if set(fields) != wanted or set(fields["counts"]) != set(_COUNTS):
-            raise StoreCorrupt(f"{where}: expected fields {sorted(wanted)} and counts {_COUNTS}, got {sorted(fields)}")
+        require_types(fields, _FIELDS, where)
+        require_types(fields["counts"], dict.fromkeys(_COUNTS, int), f"{where}: counts")
         objects = parse_objects(fields["objects"], where)
         manifest = cls(
             **{
@@ -129,6 +133,10 @@ class Manifest:
                 "objects": objects,
             }
         )
+        try:
+            manifest.content_hash  # noqa: B018, kept by the property
+        except RecursionError:
+            raise StoreCorrupt(f"{where}: nested too deeply") from None
         if manifest.content_hash != identity:
             raise StoreCorrupt(f"{where}: expected {IDENTITY} {manifest.content_hash} of what it says, got {identity}")
         return manifest
@@ -151,6 +159,17 @@ def parse_objects(items: Any, where: str) -> tuple[StoreObject, ...]:
             raise StoreCorrupt(f"{where}: expected paths below the store and sizes, got {str(item)[:200]}")
         objects.append(StoreObject(**item))
     return tuple(objects)
+
+
+def require_types(fields: Mapping[str, Any], wanted: Mapping[str, type], where: str) -> None:
+    """Raise StoreCorrupt naming `where` unless `fields`, as they came from JSON, are `wanted` by name and type."""
+    found = {name: type(value) for name, value in fields.items()}
+    if found != wanted:
+        expected, got = (
+            ", ".join(f"{name} ({kind.__name__})" for name, kind in sorted(kinds.items(), key=lambda pair: pair[0]))
+            for kinds in (wanted, found)
+        )
+        raise StoreCorrupt(f"{where}: expected fields {expected}; got {got[:500]}")
 
 
 def content_hash(root: Path | str | Storage) -> str:

@@ -97,7 +97,7 @@ class ToySource:
     def recognizes(self, path: Path) -> bool:
         return True
 
-    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         heads = {}
         with np.load(path, allow_pickle=False) as arrays:
             names = dict.fromkeys(key.split(".")[0] for key in arrays.files)

@@ -24,7 +24,7 @@ from statevla.sims.libero import memory, paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import Reply, Run
 from statevla.sims.libero.worker import Simulator, Timeouts, ready
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
 
@@ -100,7 +100,7 @@ def collect_libero(
     settings = Settings(
         suite, episodes, seed, first_init, span, align, image_size, noise, noise_share, from_policy=driver
     )  # fmt: skip
-    with durable.lock(out, f"collection of {suite}"):
+    with lock(out, f"collection of {suite}"):
         todo = [TaskWork(task, out, settings, replace) for task in chosen]
         left = [work for work in todo if not work.complete()]
         _check_room(out, settings, len(left))

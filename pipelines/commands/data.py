@@ -90,7 +90,10 @@ def collect(
 @app.command()
 def ingest(
     suite: Annotated[str, typer.Argument(help="Name of the suite, such as libero_object or tabletop.")],
-    source: Annotated[Path | None, typer.Option(help="Folder of HDF5 files; default: data/raw/SUITE.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="Folder of HDF5 files, one such file, or a LeRobot dataset; default: data/raw/SUITE."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
     store: Annotated[
         str | None, typer.Option(help="Store: a folder (as --out), or s3://bucket/name, by way of --out.")
@@ -107,10 +110,14 @@ def ingest(
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
     format_: Annotated[
-        str | None, typer.Option("--format", help="Format of the files; default: what they look like.")
+        str | None,
+        typer.Option(
+            "--format", help="libero, robomimic or lerobot; default: the suite's name, or what files look like."
+        ),
     ] = None,
     spec: Annotated[
-        Path | None, typer.Option(help="YAML file that says what the files hold: cameras, robot state, action, rate.")
+        Path | None,
+        typer.Option(help="YAML file that says which entries are cameras, robot state, action; and the rate."),
     ] = None,
     gripper: Annotated[
         Literal["detect", "high-closes", "high-opens"],
@@ -122,7 +129,7 @@ def ingest(
     ] = "detect",
     masks: Annotated[
         Literal["ask", "use", "ignore"],
-        typer.Option(help="Filter masks train and valid: the split, or nothing; ask: refuse other masks."),
+        typer.Option(help="The source's own split (masks, splits): kept, or nothing; ask: refuse other masks."),
     ] = "ask",
     hash_sources: Annotated[bool, typer.Option("--hash-sources", help="Record each source's sha256 too.")] = False,
     train_split: Annotated[float, typer.Option(help="Share of episodes to train on.")] = 0.9,
@@ -134,18 +141,20 @@ def ingest(
     prune: Annotated[bool, typer.Option("--prune", help="Drop episodes whose source file is gone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn HDF5 demonstrations into a store: shards, frame arrays, tables, language embeddings, manifest."""
+    """Turn demonstrations (LIBERO, robomimic, LeRobot) into a store: shards, frames, tables, language, manifest."""
     from pipelines.ingest.config import IngestConfig
     from pipelines.ingest.driver import ingest as run_ingest
     from pipelines.ingest.remote import ingest_to_url, place
-    from statevla.observation import read_spec
+    from pipelines.sources.fields import Fields, read_fields
 
     folder, url = place(suite, out, store)
+    named = None if spec is None else read_fields(spec)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=folder, language=language,
         language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
         image_convention=image_convention, masks=masks, hash_sources=hash_sources,
-        train_split=train_split, split_seed=split_seed, format=format_, spec=None if spec is None else read_spec(spec),
+        train_split=train_split, split_seed=split_seed, format=format_,
+        spec=None if isinstance(named, Fields) else named, fields=named if isinstance(named, Fields) else None,
     )  # fmt: skip
     run = run_ingest if url is None else partial(ingest_to_url, url=url, replace=replace)
     with show_progress() as progress:
@@ -248,6 +257,27 @@ def publish(
         derived = publish_derived(store, url, progress=progress, replace=replace)
     told = {"store": str(store), "url": url, "manifest": published, "derived": derived}
     report(f"Published to {url}", told, as_json)
+
+
+@app.command()
+def export(
+    format_: Annotated[Literal["lerobot"], typer.Argument(metavar="FORMAT", help="lerobot: LeRobotDataset v3.0.")],
+    store: StoreArgument,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset; absent or empty.")],
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Pictures bit for bit (RGB H.264), four times the size.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an export of another store.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a store as a dataset of another format: the same numbers, instructions and split."""
+    from dataclasses import asdict
+
+    from pipelines.export.lerobot import export_lerobot
+
+    with show_progress() as progress:
+        exported = export_lerobot(store, out, lossless, replace, progress)
+    report(f"Exported as {format_}", asdict(exported), as_json)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from statevla.encoders.table import VISION
 from statevla.encoders.tower import FrozenTower
 from statevla.models.tokenizer import pool_patches
 from stores.derived import begin, open_derived
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.disk.room import require_room
 from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import FEATURES
@@ -99,7 +99,7 @@ def make_features(
         pass
     if dry_run:
         return {**summary, "computed": 0}
-    with durable.lock(config.store, "statevla features"):
+    with lock(config.store, "statevla features"):
         unfinished = begin(config.store, FEATURES, name, made, specs)
         missing = sorted({m for array in specs for m in unfinished.missing(array)})
         first = next(iter(specs.values()))

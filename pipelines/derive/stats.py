@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stores.arrays import CheckedArray
 from stores.cloud.publish import put_derived
 from stores.cloud.storage import RemoteStorage
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StoreError, UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
@@ -43,7 +43,7 @@ def compute_statistics(root: Path | str, progress: Progress | None = None) -> di
     if isinstance(store.storage, RemoteStorage):
         put_derived(store.storage.root, *stats_file(store.content_hash, normalization, SPLIT))
     else:
-        with durable.lock(root, "statevla stats"):
+        with lock(root, "statevla stats"):
             save_stats(root, store.content_hash, normalization, SPLIT)
     return normalization.to_dict()
 

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ingest.entries import other_entries, require_targets
-from pipelines.ingest.plan import NAME_LIMIT, Unit, list_sources, plan_units, require_fitting, stem_of
+from pipelines.ingest.entries import find_sources, members_of, other_entries, require_targets
+from pipelines.ingest.plan import NAME_LIMIT, Unit, plan_units, require_fitting, stem_of
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import DETECT
 from pipelines.sources.evidence import Told, gathered
+from pipelines.sources.fields import Fields
 from pipelines.sources.masks import ASK
 from pipelines.sources.reading import inspect_source, recognize_sources, sample_source
 from pipelines.sources.source import SourceFile
@@ -39,8 +40,9 @@ class IngestConfig:
 
     language_model: weights' name or folder, None for the encoder's default. alignment, gripper, image_convention,
     masks: what is known of files that do not tell (`pipelines.sources.evidence.Told`). format: a name of
-    `pipelines.sources.table.SOURCES`; None: what the files look like. spec: what they hold, where the format does not
-    know; every demonstration must fit it. hash_sources: record the sha256 of every source file too (a full read of
+    `pipelines.sources.table.SOURCES`; None: that of the suite's name, or what the files look like. spec: what they
+    hold, where the format does not know; every demonstration must fit it. fields: which of their entries that is, for
+    formats that take it. hash_sources: record the sha256 of every source file too (a full read of
     each, and slower than the rest of a rerun); what is reused does not depend on it.
     """
 
@@ -61,6 +63,7 @@ class IngestConfig:
     masks: str = ASK
     format: str | None = None
     spec: ObsSpec | None = None
+    fields: Fields | None = None
     hash_sources: bool = False
 
     def __post_init__(self) -> None:
@@ -83,7 +86,7 @@ class IngestConfig:
     @property
     def told(self) -> Told:
         """What is known of files that do not tell. Raises UsageError on what is no choice."""
-        return Told(self.alignment, self.gripper, self.image_convention, self.masks, self.spec)
+        return Told(self.alignment, self.gripper, self.image_convention, self.masks, self.spec, self.fields)
 
     def recorded(self, encoder: TextEncoder) -> dict[str, Any]:
         """The part that the manifest keeps and identity covers: what bears on data."""
@@ -136,19 +139,23 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
 
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
-    names = [config.format] if config.format is not None else list(SOURCES)
-    paths = list_sources(config.source, config.suite, [source_of(name).suffixes for name in names])
+    told = config.format or (config.suite if config.suite in SOURCES else None)
+    paths, names = find_sources(config.source, config.suite, [told] if told else list(SOURCES))
     require_targets(paths)
-    stats = file_stats(paths)  # before anything of them is read
+    stats = file_stats(paths, names[0])  # before anything of them is read
     fitting = [name for name in names if paths[0].suffix.lower() in source_of(name).suffixes] or names
     name = fitting[0] if len(fitting) == 1 else recognize_sources(paths, fitting, isolated)
     source = source_of(name)
+    if config.fields is not None and not getattr(source, "takes_fields", False):
+        raise UsageError(
+            f"--spec: files of format {name} say which entries are which; expected an obs_spec as it is in a manifest"
+        )
     refused, beside = other_entries(config.source, paths, source.suffixes)
     inspected: dict[str, SourceFile] = {}
     for path in paths:
         try:
             require_fitting(stem_of(path.name), NAME_LIMIT)
-            inspected[path.name] = inspect_source(path, name, config.told, isolated)
+            inspected[path.name] = inspect_source(path, name, config.told, isolated, len(paths))
         except SourceError as error:
             refused.append({"file": written(path.name), "demo": "", "reason": str(error)})
             continue
@@ -176,12 +183,14 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     )
 
 
-def file_stats(paths: Sequence[Path]) -> tuple[tuple[int, int, int], ...]:
-    """(inode, bytes, time of change) of each file, zeros where it cannot be had: what tells that one was replaced."""
+def file_stats(paths: Sequence[Path], name: str) -> tuple[tuple[int, int, int], ...]:
+    """(inode, bytes, time of change) of each file of sources in format `name`, zeros where it cannot be had: what tells
+    that one was replaced.
+    """
     found = []
-    for path in paths:
+    for member in (member for path in paths for member in members_of(name, path)):
         try:
-            stat = path.stat()
+            stat = member.stat()
         except OSError:
             found.append((0, 0, 0))
         else:

@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipelines.ingest.config import IngestConfig, IngestPlan, written
+from pipelines.ingest.entries import members_of
 from pipelines.ingest.merge import UnitFacts, copies_of, split_units
 from pipelines.ingest.plan import natural_key, stem_of
 from pipelines.ingest.unit import formats, writer
@@ -74,10 +76,23 @@ def sources_of(config: IngestConfig, plan: IngestPlan, units: Iterable[UnitFacts
     found = {}
     for path in plan.paths:
         demos = demos_by_file.get(path.name)
-        sha256 = hash_object(plan.folder, path.name).sha256 if config.hash_sources else None
+        members = members_of(plan.source, path)
+        sha256 = hash_members(path, members) if config.hash_sources else None
         digest = hashlib.sha256(durable.json_bytes(demos)).hexdigest() if demos else None
-        found[path.name] = {"bytes": path.stat().st_size, "fingerprint": digest, "sha256": sha256}
+        found[path.name] = {
+            "bytes": sum(member.stat().st_size for member in members),
+            "fingerprint": digest,
+            "sha256": sha256,
+        }
     return found
+
+
+def hash_members(path: Path, members: Sequence[Path]) -> str:
+    """sha256 of a file; of a dataset, of the names and hashes of its files."""
+    if list(members) == [path]:
+        return hash_object(path.parent, path.name).sha256
+    listed = {name: hash_object(path, name).sha256 for name in (str(member.relative_to(path)) for member in members)}
+    return hashlib.sha256(durable.json_bytes(listed)).hexdigest()
 
 
 def quarantine_of(plan: IngestPlan, units: Iterable[UnitFacts]) -> list[dict[str, str]]:

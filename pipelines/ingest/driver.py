@@ -33,6 +33,7 @@ from pipelines.sources.sandbox import end_thread_reader
 from statevla.encoders.table import load_text_encoder
 from statevla.encoders.text import TextEncoder
 from stores.disk import durable
+from stores.disk.lock import lock
 from stores.disk.sync import Together, kernel
 from stores.errors import SourceTrouble, UsageError
 from stores.layout import CLAIM, STAGED, staged_shard_path
@@ -134,7 +135,7 @@ def _ingest(
             f"--spec: language_width {config.spec.language_width}, but {encoder.id} gives {encoder.width} numbers"
         )
     require_own_folder(config.out)
-    with durable.lock(config.out, f"statevla ingest {config.suite}"):
+    with lock(config.out, f"statevla ingest {config.suite}"):
         return Ingest(config, plan, encoder, progress, strict, isolated, prune).run(workers, scheduler, started)
 
 
@@ -175,7 +176,7 @@ class Ingest:
             refuse_quarantine(quarantine)
             refuse_findings(findings_of(units))
         sources = sources_of(self.config, self.plan, units)
-        if file_stats(self.plan.paths) != self.plan.stats:
+        if file_stats(self.plan.paths, self.plan.source) != self.plan.stats:
             raise SourceTrouble(
                 f"{self.plan.folder}: source files changed while they were read; run the same command again"
             )

@@ -5,11 +5,46 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from pipelines.ingest.plan import is_source, natural_key
-from stores.errors import SourceTrouble
+from pipelines.ingest.plan import is_source, list_sources, natural_key
+from pipelines.sources.source import FolderSource
+from pipelines.sources.table import source_of
+from stores.errors import SourceTrouble, UsageError
 
 HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 SHOWN: Final = 10
+
+
+def find_sources(source: Path, suite: str, names: Sequence[str]) -> tuple[tuple[Path, ...], list[str]]:
+    """What is read of `source`: files or datasets (folders), naturally sorted, and the formats of `names` that they
+    could be in. Raises UsageError when there is nothing to read, saying where it looked.
+    """
+    of_folders = {name: found for name in names if isinstance(found := source_of(name), FolderSource)}
+    whole = Path(os.path.abspath(source))  # has a name, whatever was typed
+    for name, found in of_folders.items():
+        if found.is_dataset(whole):
+            return (whole,), [name]
+    of_files = [name for name in names if name not in of_folders]
+    nothing = UsageError(
+        f"suite {suite!r}: expected a dataset of format {' or '.join(of_folders)} (its folder, or a folder of such "
+        f"folders) in {whole}, got {'none' if source.is_dir() else 'no folder'}"
+    )
+    if of_files:
+        try:
+            return list_sources(source, suite, [source_of(name).suffixes for name in of_files]), of_files
+        except UsageError as error:
+            nothing = error
+    folders = sorted(source.iterdir(), key=lambda path: natural_key(_shown(path))) if source.is_dir() else []
+    for name, found in of_folders.items():
+        datasets = tuple(path for path in folders if path.is_dir() and found.is_dataset(path))
+        if datasets:
+            return datasets, [name]
+    raise nothing
+
+
+def members_of(name: str, path: Path) -> Sequence[Path]:
+    """The files that a source file of format `name` consists of: itself, or those of a dataset."""
+    source = source_of(name)
+    return source.members(path) if isinstance(source, FolderSource) else (path,)
 
 
 def other_entries(
@@ -22,7 +57,7 @@ def other_entries(
     refused: list[dict[str, str]] = []
     notes: list[str] = []
     plain: list[str] = []
-    if not source.is_dir():
+    if not source.is_dir() or Path(os.path.abspath(source)) in used:
         return refused, notes
     for path in sorted(set(source.iterdir()) - set(used), key=lambda path: natural_key(_shown(path))):
         name = _shown(path)
@@ -33,7 +68,7 @@ def other_entries(
         elif is_source(path, suffixes):
             what = f"a link to {os.readlink(path)}, where nothing is" if path.is_symlink() else "no regular file"
             refused.append({"file": name, "demo": "", "reason": f"{name}: {what}"})
-        elif _is_hdf5(path):
+        elif suffixes and _is_hdf5(path):
             notes.append(f"{name}: HDF5, but not read: its name does not end in {' or '.join(suffixes)}; rename it")
         else:
             plain.append(name)

@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from pipelines.ingest.record import read_record
 from stores.disk import durable
+from stores.disk.lock import LOCK_NAME
 from stores.errors import StoreError, UsageError
 from stores.layout import CLAIM, MANIFEST, OWN_FOLDERS, PUBLISHED, SHARDS, STAGED, UNITS, record_path, shard_path
 from stores.manifest import read_sealed, seal
 from stores.numbers import is_frame_object
 
 UNIT_FOLDERS: Final = (SHARDS, UNITS)
-_IGNORED: Final = frozenset({durable.LOCK_NAME, PUBLISHED, CLAIM, ".DS_Store"})
+_IGNORED: Final = frozenset({LOCK_NAME, PUBLISHED, CLAIM, ".DS_Store"})
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,9 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> tuple[dict[str, 
         pulse.beat()
         for (camera, images), size in zip(encoded.items(), episode.sizes, strict=True):
             read = episode.images(camera, start, min(start + READ_FRAMES, total), buffers[size])
-            watches[camera].add(read)
-            images += [encode_image(image, settings.codec, settings.quality) for image in read]
+            done = [encode_image(image, settings.codec, settings.quality) for image in read]
+            watches[camera].add(read, done)
+            images += done
     return encoded, [finding for watch in watches.values() for finding in watch.findings()]
 
 

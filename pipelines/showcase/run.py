@@ -49,6 +49,7 @@ from statevla.reports.page import ReportStep, write_report
 from statevla.trainers.outcome import TrainSummary
 from statevla.trainers.trainer import train
 from stores.disk import durable
+from stores.disk.lock import lock
 from stores.progress import Progress
 from stores.reader import Store
 
@@ -83,7 +84,7 @@ def run_demo(
     """
     config = config or DemoConfig()
     durable.make_dir(out)
-    with durable.lock(out, "demo"):
+    with lock(out, "demo"):
         for name in OUTPUTS:
             durable.remove(out / name)
         stages = Stages()

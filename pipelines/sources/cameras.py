@@ -6,6 +6,8 @@ are used, but named; with ``--strict`` they are refused.
 Legend: F frames, H, W rows and columns of a picture.
 """
 
+import operator
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,39 +22,35 @@ STEP_MOTION: Final = 5e-3
 """Joint motion [rad] in a step that changes a picture."""
 REPEATED: Final = 0.3
 """Share of steps with motion whose picture is that of before, from which on pictures are said to repeat."""
-SAMPLE: Final = 5
-"""Every so many rows and columns are compared first."""
 
 
 class CameraWatch:
-    """Looks at one camera's frames as they come, in order. joints: [T, 7] rad, of the episode."""
+    """Looks at one camera's frames as they come, in order. joints: [T, 7] rad, of the episode.
+
+    It runs beside the encoding of every frame, so it looks at what that has in hand: the encoded frames tell which are
+    equal, and two rows of each, which are far apart, which may be blank.
+    """
 
     def __init__(self, camera: str, joints: NDArray[Any]) -> None:
         self.camera, self.joints = camera, joints
         self._step = np.abs(np.diff(joints, axis=0)).max(axis=1, initial=0.0)
-        self._last: NDArray[np.uint8] | None = None
+        self._last = b""
         self._seen = 0
         self._blank: list[tuple[int, int]] = []
-        self._run = 0
-        self._runs: list[tuple[int, int]] = []
         self._same = np.zeros(len(joints), bool)
 
-    def add(self, frames: NDArray[np.uint8]) -> None:
-        """The next frames [F, H, W, 3]."""
+    def add(self, frames: NDArray[np.uint8], encoded: Sequence[bytes]) -> None:
+        """The next frames [F, H, W, 3], and each of them encoded: equal frames give equal bytes."""
         if not len(frames):
             return
-        few = frames[:, ::SAMPLE, ::SAMPLE].reshape(
-            len(frames), -1
-        )  # all frames at once; of few is the whole looked at
+        half = max(frames.shape[1] // 2, 1)
+        few = frames[:, half // 2 :: half].reshape(len(frames), -1)  # of few is the whole looked at
         for at in np.flatnonzero(few.max(axis=1) - few.min(axis=1) <= CONTRAST):
             if int(frames[at].max()) - int(frames[at].min()) <= CONTRAST:
                 self._blank.append((self._seen + int(at), int(frames[at].max())))
-        alike = np.concatenate([[self._last is not None], (few[1:] == few[:-1]).all(axis=1)])
-        before: list[Any] = [self._last, *frames[:-1]]
-        for at in np.flatnonzero(alike):
-            self._same[self._seen + at] = np.array_equal(frames[at], before[at])
-        self._last = frames[-1].copy()  # the caller uses its memory again
-        self._seen += len(frames)
+        stop = self._seen + len(frames)
+        self._same[self._seen : stop] = list(map(operator.eq, encoded, (self._last, *encoded)))
+        self._last, self._seen = encoded[-1], stop
 
     def findings(self) -> tuple[str, ...]:
         """In words, without the demonstration's name; empty where the camera is sound."""

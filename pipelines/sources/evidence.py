@@ -7,6 +7,7 @@ it was assumed. `gather` runs in the child that reads a file; `weigh` sees what 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.sources import gripper, masks, orientation
 from pipelines.sources.alignment import AFTER, BEFORE, DETECT
+from pipelines.sources.fields import Fields
 from pipelines.sources.gripper import Grip, Reading
 from pipelines.sources.orientation import Look
 from pipelines.sources.texts import near_identical
@@ -26,19 +28,24 @@ IMAGE_CHOICES: Final = (DETECT, OPENGL, "opencv", UPRIGHT)
 """Of ``--image-convention``. OpenCV's first row is the top one, so those pictures are upright as they are."""
 
 SAMPLE_DEMOS: Final = 8
-"""Demonstrations of a file whose numbers are looked at before it is ingested."""
-SAMPLE_LOOKS: Final = 3
-"""Demonstrations of a file whose pictures are looked at."""
-BLOCK, EVERY, BLOCKS = 16, 4, 16
-"""Frames are read so many at once (compressed files have chunks of as many); every fourth is looked at, in at most so
-many blocks spread over the demonstration.
+"""Demonstrations of a file whose numbers are looked at, at most, before it is ingested."""
+FEW_DEMOS: Final = 2
+"""Of these, as many are enough where their fingers agree."""
+SAMPLE_LOOKS: Final = 6
+"""Demonstrations of all files together whose pictures are looked at; at least one of each, at most `FILE_LOOKS`."""
+FILE_LOOKS: Final = orientation.DEMOS
+BLOCK, EVERY, BLOCKS = 16, 4, 6
+"""Compressed files have chunks of so many frames; every fourth frame is looked at, in at most so many blocks spread
+over the demonstration.
 """
+ROWS: Final = 32
+"""Rows that are enough of a picture; of a larger one every second, third, … is looked at."""
 
 
 @dataclass(frozen=True)
 class Told:
     """What the user knows of files that do not tell: one of the choices of each flag. spec: what the files hold, for
-    formats that do not know.
+    formats that do not know; fields: which of their entries that is.
     """
 
     alignment: str = DETECT
@@ -46,6 +53,7 @@ class Told:
     image_convention: str = DETECT
     masks: str = masks.ASK
     spec: ObsSpec | None = None
+    fields: Fields | None = None
 
     def __post_init__(self) -> None:
         masks.check_choice(self.masks)
@@ -59,13 +67,22 @@ class Told:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {**asdict(self), "spec": None if self.spec is None else self.spec.to_dict()}
+        told = {**asdict(self), "spec": None if self.spec is None else self.spec.to_dict()}
+        if told.pop("fields") is None or self.fields is None:  # units made before there were fields keep their key
+            return told
+        return {**told, "fields": self.fields.to_dict()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Told":
         """Inverse of `to_dict`."""
-        spec = fields["spec"]
-        return cls(**{**fields, "spec": None if spec is None else ObsSpec.from_dict(spec)})
+        spec, named = fields["spec"], fields.get("fields")
+        return cls(
+            **{
+                **fields,
+                "spec": None if spec is None else ObsSpec.from_dict(spec),
+                "fields": None if named is None else Fields.from_dict(named),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -127,11 +144,33 @@ def sample(names: Sequence[Any], count: int = SAMPLE_DEMOS) -> list[Any]:
     return [names[place] for place in sorted(set(places.tolist()))]
 
 
-def look(read: Callable[[int, int], NDArray[np.uint8]], rows: int, hand: NDArray[Any] | None) -> Look:
-    """read(start, stop): the first camera's frames as stored. hand: positions [rows, 3] [m], None: not in the file."""
-    blocks = sample(range(0, rows, BLOCK), BLOCKS)
-    shown = np.concatenate([read(start, min(start + BLOCK, rows))[::EVERY] for start in blocks])
-    places = [row for start in blocks for row in range(start, min(start + BLOCK, rows), EVERY)]
+def looks_of(files: int) -> int:
+    """Demonstrations of each of `files` files whose pictures are looked at."""
+    return min(FILE_LOOKS, max(1, -(-SAMPLE_LOOKS // files)))
+
+
+def grips_of(names: Sequence[str], read: Callable[[str], Grip | None]) -> tuple[Grip, ...]:
+    """What `read` finds in a few of the demonstrations; in more, one by one, where those do not tell."""
+    first = sample(names, FEW_DEMOS)
+    found: list[Grip] = []
+    for number, name in enumerate(dict.fromkeys([*first, *sample(names)]), 1):
+        if (seen := read(name)) is not None:
+            found.append(seen)
+        together = gripper.pool(found)
+        if number >= len(first) and together is not None and together.closes is not None:
+            break
+    return tuple(found)
+
+
+def look(read: Callable[[int], NDArray[np.uint8]], rows: int, hand: NDArray[Any] | None) -> Look:
+    """read(row): the first camera's frame [H, W, 3] as stored. hand: positions [rows, 3] [m], None: not in the file."""
+    starts = sample(range(0, rows, BLOCK), BLOCKS)
+    places = [row for start in starts for row in range(start, min(start + BLOCK, rows), EVERY)]
+    frame = read(places[0])
+    step = max(1, len(frame) // ROWS)
+    shown = np.empty((len(places), *frame[::step].shape), np.uint8)
+    for at, place in enumerate(places):
+        shown[at] = read(place)[::step]
     return Look(orientation.brightness(shown), None if hand is None else orientation.motion(shown, hand[places]))
 
 
@@ -181,15 +220,15 @@ def _conventions(
     found: dict[str, str] = {}
     refused: dict[str, str] = {}
     notes: list[tuple[str, str]] = []
+    beside = _Beside(files)
     for declared in dict.fromkeys(evidence.convention for evidence in files.values()):
         group = {name: evidence for name, evidence in files.items() if evidence.convention == declared}
         moves = orientation.from_motion([look for evidence in group.values() for look in evidence.looks])
         shown = {None: None, "upright": UPRIGHT, "upside-down": OPENGL}[moves]
-        for name, evidence in group.items():
+        for name in group:
             taken = declared or OPENGL
             shown_here: str | None
-            over = _against_others(name, evidence, taken, files)
-            if over:
+            if beside.over(name, taken):
                 other = UPRIGHT if upside_down(taken) else OPENGL
                 shown_here, why = other, "brightness from top to bottom, beside that of the other files,"
             else:
@@ -236,26 +275,36 @@ BESIDE: Final = 8
 """Files that are held against each other before they are held against another."""
 
 
-def _against_others(name: str, evidence: Evidence, taken: str, files: Mapping[str, Evidence]) -> bool:
-    """Whether the file's pictures are the other way up than those of the files that say how theirs are."""
-    others = {
-        other: there for other, there in files.items() if other != name and there.convention is not None and there.looks
-    }
-    least = 1 if evidence.convention is None else 2
-    if not evidence.looks:
-        return False
-    if any(
-        _turned(one, other) is not False for one, other in itertools.combinations(list(others.values())[:BESIDE], 2)
-    ):
-        return False  # scenes that are not alike among themselves say nothing of another
-    told = [vote for there in others.values() if (vote := _turned(evidence, there, taken)) is not None]
-    return len(told) >= least and all(told)
+class _Beside:
+    """Pictures of each file beside those of the others, by their brightness."""
 
+    def __init__(self, files: Mapping[str, Evidence]) -> None:
+        self._files = {name: evidence for name, evidence in files.items() if evidence.looks}
+        self._at = {name: at for at, name in enumerate(self._files)}
 
-def _turned(mine: Evidence, theirs: Evidence, taken: str | None = None) -> bool | None:
-    """`orientation.turned` of two files; taken: the first one's convention, where it says none itself."""
-    over = upside_down(str(taken or mine.convention)) != upside_down(str(theirs.convention))
-    return orientation.turned(mine.looks, theirs.looks, over)
+    def over(self, name: str, taken: str) -> bool:
+        """Whether the file's pictures are the other way up than those of the files that say how theirs are.
+
+        taken: its convention.
+        """
+        if name not in self._files:
+            return False
+        others = [other for other, there in self._files.items() if other != name and there.convention is not None]
+        if any(self._turned(one, two) is not False for one, two in itertools.combinations(others[:BESIDE], 2)):
+            return False  # scenes that are not alike among themselves say nothing of another
+        told = [vote for other in others if (vote := self._turned(name, other, taken)) is not None]
+        least = 1 if self._files[name].convention is None else 2
+        return len(told) >= least and all(told)
+
+    @cached_property
+    def _likeness(self) -> orientation.Likeness:
+        return orientation.Likeness([evidence.looks for evidence in self._files.values()])
+
+    def _turned(self, mine: str, other: str, taken: str | None = None) -> bool | None:
+        """`Likeness.turned`; taken: the first one's convention, where it says none itself."""
+        convention = taken or self._files[mine].convention
+        over = upside_down(str(convention)) != upside_down(str(self._files[other].convention))
+        return self._likeness.turned(self._at[mine], self._at[other], over)
 
 
 def gathered(notes: Sequence[tuple[str, str]], limit: int = 3) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ reads nothing else, hashes what is stored.
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,22 +93,32 @@ class Stored:
         self._handle.close()
 
 
-def fingerprint_demo(file: h5py.File, demo: str, stored: Stored, seen: Seen | None = None) -> str:
-    """Of one demonstration of the file whose bytes are `stored`, or why there is none. seen: what was hashed before."""
+def fingerprint_demo(
+    file: h5py.File,
+    demo: str,
+    stored: Stored,
+    seen: Seen | None = None,
+    attributes: Sequence[str] = ATTRIBUTES,
+    datasets: Sequence[str] = DATASETS,
+) -> str:
+    """Of one demonstration of the file whose bytes are `stored`, or why there is none. seen: what was hashed before.
+    attributes, datasets: what is read of it.
+    """
     try:
         with hdf5.reporting(f"{Path(file.filename).name}/{demo}"):
-            return _digest(hdf5.group(hdf5.group(file, "data"), demo), stored, seen or Seen())
+            group = hdf5.group(hdf5.group(file, "data"), demo)
+            return _digest(group, stored, seen or Seen(), attributes, datasets)
     except SourceError as error:
         return f"unreadable: {error}"
 
 
-def _digest(group: h5py.Group, stored: Stored, seen: Seen) -> str:
+def _digest(group: h5py.Group, stored: Stored, seen: Seen, attributes: Sequence[str], datasets: Sequence[str]) -> str:
     digest = Digest()
-    for name in ATTRIBUTES:
+    for name in attributes:
         value = hdf5.attribute(group, name)
         value = value.tobytes().hex() if isinstance(value, np.ndarray) else value
         digest.update(f"{name}\0{type(value).__name__}\0{value}\0".encode("utf-8", "surrogateescape"))
-    for path in DATASETS:
+    for path in datasets:
         digest.update(f"{path}\0".encode())
         try:
             found = _open(group.id, path)

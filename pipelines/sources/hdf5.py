@@ -55,7 +55,7 @@ class Missing(SourceError):
     """A key or attribute that is not there at all; one that is there and cannot be read is another SourceError."""
 
 
-def _outside(error: BaseException) -> str | None:
+def outside(error: BaseException) -> str | None:
     """The reason in words, where the surroundings failed and not the file's content; else None."""
     if isinstance(error, MemoryError):
         try:
@@ -67,7 +67,10 @@ def _outside(error: BaseException) -> str | None:
         return None
     said = re.search(r"errno = (\d+)", str(error))
     number = int(said[1]) if said else error.errno
-    return os.strerror(number) if number in OUTSIDE else None
+    if number not in OUTSIDE:
+        return None
+    why = " (another program has it open for writing)" if number == errno.EAGAIN else ""  # HDF5's lock of the file
+    return os.strerror(number) + why
 
 
 @contextlib.contextmanager
@@ -81,7 +84,7 @@ def reporting(where: str) -> Iterator[None]:
     except SourceError as error:
         raise type(error)(_writable(f"{where}: {error}")) from error
     except HDF5_FAILURES as error:
-        if (reason := _outside(error)) is not None:
+        if (reason := outside(error)) is not None:
             raise SourceTrouble(
                 _writable(f"{where}: cannot be read: {reason}. Nothing was quarantined; run the same command again")
             ) from error
@@ -330,7 +333,7 @@ def attribute(owner: h5py.Group, name: str) -> Any:
         for number in range(h5py.h5a.get_num_attrs(owner.id)):
             h5py.h5a.open(owner.id, index=number).name.decode()
     except HDF5_FAILURES as error:
-        if _outside(error) is not None:
+        if outside(error) is not None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(f"attribute {name!r}: it, or the list of attributes, cannot be read: {reason}") from error

@@ -45,9 +45,9 @@ class LiberoSource:
             first = next((name for name in data if isinstance(name, str)), None)
             return first is not None and all(f"{first}/{image_key(camera)}" in data for camera in LIBERO.camera_names)
 
-    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         """See `inspect_file`."""
-        return inspect_file(path, poison, told)
+        return inspect_file(path, poison, told, files)
 
     def weigh(self, files: Mapping[str, SourceFile], told: Told) -> Verdict:
         """See `pipelines.sources.evidence.weigh`."""

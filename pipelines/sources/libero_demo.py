@@ -4,6 +4,7 @@ Legend: T rows of the file, A actions of the episode, H, W rows and columns of a
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -51,19 +52,22 @@ def image_key(camera: str) -> str:
     return f"obs/{HDF5_IMAGE_KEYS[camera]}"
 
 
+def image_dataset(demo: h5py.Group, camera: str) -> hdf5.Rows:
+    """A camera's checked dataset uint8 [T, H, W, 3]."""
+    limit = MAX_ROWS * IMAGE_SIDE[1] ** 2 * 3
+    images = hdf5.dataset(demo, image_key(camera), "uint8", (None, None, None, 3), limit)
+    low, high = IMAGE_SIDE
+    if not all(low <= side <= high for side in images.shape[1:3]) or images.shape[0] > MAX_ROWS:
+        raise SourceError(
+            f"key {image_key(camera)!r}: expected at most {MAX_ROWS} images with sides of {low} to {high}, "
+            f"got {list(images.shape)}"
+        )
+    return images
+
+
 def image_datasets(demo: h5py.Group) -> dict[str, hdf5.Rows]:
     """Camera name -> checked dataset uint8 [T, H, W, 3]; all the same shape."""
-    found: dict[str, hdf5.Rows] = {}
-    limit = MAX_ROWS * IMAGE_SIDE[1] ** 2 * 3
-    for camera, key in HDF5_IMAGE_KEYS.items():
-        images = hdf5.dataset(demo, image_key(camera), "uint8", (None, None, None, 3), limit)
-        low, high = IMAGE_SIDE
-        if not all(low <= side <= high for side in images.shape[1:3]) or images.shape[0] > MAX_ROWS:
-            raise SourceError(
-                f"key 'obs/{key}': expected at most {MAX_ROWS} images with sides of {low} to {high}, "
-                f"got {list(images.shape)}"
-            )
-        found[camera] = images
+    found = {camera: image_dataset(demo, camera) for camera in HDF5_IMAGE_KEYS}
     shapes = {camera: images.shape for camera, images in found.items()}
     if len(set(shapes.values())) != 1:
         raise SourceError(f"cameras differ in shape: {shapes}")
@@ -99,28 +103,19 @@ def read_demo(
         declared = hdf5.integer(demo, "num_samples")
         if declared is not None and declared != rows:
             raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
-        shapes = {
-            "actions": (rows, LIBERO.action_dim),
-            "obs/joint_states": (rows, JOINTS),
-            "obs/gripper_states": (rows, FINGERS),
-        }
-        parts |= {key: number_dataset(demo, key, shape) for key, shape in shapes.items()}
-        actions = check_actions(read_numbers(parts["actions"], "actions", seen))
-        joints = read_numbers(parts["obs/joint_states"], "obs/joint_states", seen)
-        fingers = read_numbers(parts["obs/gripper_states"], "obs/gripper_states", seen)
-        state = robot_state(joints, fingers)
-        found = resolve_alignment(demo, joints, alignment, seen)
+        numbers = read_numbers_of(demo, rows, alignment, seen)
+        parts |= numbers.parts
         ranges = {key: stored_ranges(data) for key, data in parts.items()}
         ranges |= {f"header of {key}": header_range(data) for key, data in parts.items()}
         astray = overlapping(ranges, Path(file.filename).stat().st_size)
         if astray:
             raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
 
-        action = actions[1:] if found == AFTER else actions
+        action = numbers.action
         if reading is not None:
             action = action.copy()
             action[:, GRIPPER] = convert(action[:, GRIPPER], reading)
-            require_agreement(action[:, GRIPPER], fingers)
+            require_agreement(action[:, GRIPPER], numbers.fingers)
         start_state = init_state(demo)
 
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
@@ -129,13 +124,41 @@ def read_demo(
 
     return Episode(
         demo=name,
-        robot_state=state,
+        robot_state=robot_state(numbers.joints, numbers.fingers),
         action=action.astype(np.float32),
-        alignment=found,
+        alignment=numbers.alignment,
         sizes=((height, width),) * len(cameras),
         images=images,
         init_state=start_state,
     )
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A demonstration without its pictures: action [A, 7] and alignment of the canonical episode; joints [T, 7] rad and
+    fingers [T, 2] m as stored; parts: the datasets by key.
+    """
+
+    action: NDArray[np.float64]
+    joints: NDArray[np.float64]
+    fingers: NDArray[np.float64]
+    alignment: str
+    parts: dict[str, hdf5.Rows]
+
+
+def read_numbers_of(demo: h5py.Group, rows: int, alignment: str, seen: Seen) -> Numbers:
+    """Of an open demonstration of `rows` frames. alignment, seen: as for `read_demo`. Raises SourceError."""
+    shapes = {
+        "actions": (rows, LIBERO.action_dim),
+        "obs/joint_states": (rows, JOINTS),
+        "obs/gripper_states": (rows, FINGERS),
+    }
+    parts = {key: number_dataset(demo, key, shape) for key, shape in shapes.items()}
+    actions = check_actions(read_numbers(parts["actions"], "actions", seen))
+    joints = read_numbers(parts["obs/joint_states"], "obs/joint_states", seen)
+    fingers = read_numbers(parts["obs/gripper_states"], "obs/gripper_states", seen)
+    found = resolve_alignment(demo, joints, alignment, seen)
+    return Numbers(actions[1:] if found == AFTER else actions, joints, fingers, found, parts)
 
 
 def init_state(demo: h5py.Group) -> str:

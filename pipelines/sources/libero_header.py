@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 
 from pipelines.ingest.plan import DEMO_LIMIT, natural_key, require_fitting, task_of
 from pipelines.sources import hdf5, pulse
-from pipelines.sources.alignment import (
-    DETECT,
-)
-from pipelines.sources.evidence import SAMPLE_LOOKS, UPRIGHT, Evidence, Told, look, sample
+from pipelines.sources.alignment import DETECT
+from pipelines.sources.evidence import Evidence, Told, grips_of, look, looks_of, sample
+from pipelines.sources.fingerprint import Seen
 from pipelines.sources.gripper import Grip, see
-from pipelines.sources.libero_demo import GRIPPER, MAX_ROWS, image_datasets, read_demo
+from pipelines.sources.libero_demo import GRIPPER, MAX_ROWS, image_dataset, image_datasets, read_numbers_of
 from pipelines.sources.masks import Split, demo_names, split_of
 from pipelines.sources.orientation import Look
 from pipelines.sources.ranges import claimed, overlapping, stored_ranges
-from pipelines.sources.source import Episode, EpisodeHead, SourceFile
+from pipelines.sources.source import EpisodeHead, SourceFile
 from pipelines.sources.texts import clean_instruction
-from statevla.observation import IMAGE_CONVENTIONS, JOINTS
+from statevla.observation import IMAGE_CONVENTIONS
 from stores.errors import SourceError, SourceTrouble
 from stores.spec import LIBERO
 
@@ -32,10 +31,13 @@ MASK_LIMIT: Final = 2**20
 """Bytes of a list of demonstrations' names."""
 
 
-def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told | None = None) -> SourceFile:
+def inspect_file(
+    path: Path, poison: Mapping[int, str] | None = None, told: Told | None = None, files: int = 1
+) -> SourceFile:
     """Header of `path`, and what some demonstrations show. Raises SourceError when the file as a whole is of no use.
 
     poison: reasons by position (from 1) of demonstrations that must not be touched, see `pipelines.sources.sandbox`.
+    files: of the source, see `pipelines.sources.source.Source.inspect`.
     """
     with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
         told = told or Told()
@@ -83,7 +85,9 @@ def inspect_file(path: Path, poison: Mapping[int, str] | None = None, told: Told
             refused.append((name, f"{path.name}/{name}: {reason}"))
             del heads[name]
         demos = tuple(heads)
-        seen, looks = gather(file, demos, {name: at for at, name in enumerate(names, 1)}, told)
+        seen, looks = gather(
+            file, heads, {name: at for at, name in enumerate(names, 1)}, told, files if convention else 1
+        )
         parts = {demo: split.parts[demo] for demo in demos if demo in split.parts}
         evidence = Evidence(own, convention, seen, looks).to_dict()
         return SourceFile(path.name, LIBERO, heads, evidence, parts, tuple(refused), notes)
@@ -103,34 +107,41 @@ def require_header(file: h5py.File, instruction: str, convention: str | None) ->
 
 
 def gather(
-    file: h5py.File, demos: Sequence[str], positions: Mapping[str, int], told: Told
+    file: h5py.File, heads: Mapping[str, EpisodeHead], positions: Mapping[str, int], told: Told, files: int
 ) -> tuple[tuple[Grip, ...], tuple[Look, ...]]:
     """What sampled demonstrations show of gripper and pictures; one that cannot be read shows nothing.
 
-    positions: of the demonstrations in the file, for `pulse`.
+    positions: of the demonstrations in the file, for `pulse`. files: that show of the pictures what this one does.
     """
-    grips: list[Grip] = []
+
+    def grip(name: str) -> Grip | None:
+        pulse.at(positions[name])
+        with contextlib.suppress(SourceError), hdf5.reporting(name):
+            numbers = read_numbers_of(hdf5.group(file, f"data/{name}"), heads[name].rows, told.alignment, Seen())
+            return see(numbers.action[:, GRIPPER], numbers.fingers)
+        return None
+
     looks: list[Look] = []
-    for demo in sample(demos):
-        pulse.at(positions[demo])
-        with contextlib.suppress(SourceError):
-            episode = read_demo(file, demo, UPRIGHT, told.alignment)
-            grips.append(see(episode.action[:, GRIPPER], episode.robot_state[:, JOINTS:]))
-            if len(looks) < SAMPLE_LOOKS:
-                looks.append(_look(file, episode))
-    return tuple(grips), tuple(looks)
+    for name in sample(tuple(heads), looks_of(files)):
+        pulse.at(positions[name])
+        with contextlib.suppress(SourceError), hdf5.reporting(name):
+            looks.append(_look(hdf5.group(file, f"data/{name}"), heads[name].rows))
+    return grips_of(tuple(heads), grip), tuple(looks)
 
 
-def _look(file: h5py.File, episode: Episode) -> Look:
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
+def _look(demo: h5py.Group, rows: int) -> Look:
+    images = image_dataset(demo, LIBERO.camera_names[0])
+    buffer = np.empty((1, *images.shape[1:]), np.uint8)
+
+    def read(row: int) -> NDArray[np.uint8]:
         pulse.beat()
-        return episode.images(LIBERO.camera_names[0], start, stop, None)
+        hdf5.read_rows(images, row, row + 1, into=buffer)
+        frame: NDArray[np.uint8] = buffer[0]
+        return frame
 
-    rows = len(episode.robot_state)
     hand = None
     with contextlib.suppress(SourceError):  # regenerated files may lack it
-        data = hdf5.dataset(file, f"data/{episode.demo}/obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8)
-        hand = hdf5.read_rows(data)
+        hand = hdf5.read_rows(hdf5.dataset(demo, "obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8))
     return look(read, rows, hand)
 
 

@@ -45,11 +45,17 @@ class Look:
 
 
 def brightness(frames: NDArray[np.uint8]) -> list[float]:
-    """Mean brightness of `BANDS` bands of rows of frames [F, H, W, 3], first row first."""
+    """Mean brightness of `BANDS` bands of rows of frames [F, H, W, 3], first row first; all the same, which tells
+    nothing, where there are fewer rows than bands.
+    """
     count, height, width, colours = frames.shape
     sums = frames.reshape(count, height, -1).sum(axis=2, dtype=np.uint32)
     rows = sums.sum(axis=0, dtype=np.float64) / (count * width * colours)
-    return [float(part.mean()) for part in np.array_split(rows, BANDS)]
+    if height < BANDS:
+        return [float(rows.mean())] * BANDS
+    starts = np.arange(BANDS + 1) * height // BANDS
+    bands: list[float] = (np.add.reduceat(rows, starts[:-1]) / np.diff(starts)).tolist()
+    return bands
 
 
 def motion(frames: NDArray[np.uint8], hand: NDArray[Any]) -> float | None:
@@ -83,22 +89,34 @@ def from_motion(looks: Sequence[Look]) -> str | None:
     return "upside-down" if found[0] > 0 else "upright"
 
 
-def turned(mine: Sequence[Look], others: Sequence[Look], over: bool) -> bool | None:
-    """Whether the pictures of `mine` are the other way up than those of `others`; None where brightness does not tell.
+class Likeness:
+    """How alike the pictures of files are in brightness from top to bottom, all pairs at once.
 
-    over: whether the two are stored the other way round from one another, as far as one knows.
+    looks: of each file; at least one.
     """
-    here, there = (np.mean([look.bands for look in looks], axis=0) for looks in (mine, others))
-    here = here[::-1] if over else here
-    if min(here.std(), there.std()) < CONTRAST:
-        return None
-    straight, flipped = _correlation(here, there), _correlation(here[::-1], there)
-    if flipped >= ALIKE and straight <= UNLIKE:
-        return True
-    return False if straight >= ALIKE and flipped <= UNLIKE else None
+
+    def __init__(self, looks: Sequence[Sequence[Look]]) -> None:
+        bands = np.array([np.mean([look.bands for look in of_file], axis=0) for of_file in looks])
+        bands -= bands.mean(axis=1, keepdims=True)
+        scale = np.linalg.norm(bands, axis=1, keepdims=True)
+        unit = bands / np.maximum(scale, 1.0)
+        self._flat = scale[:, 0] < CONTRAST * BANDS**0.5
+        self._straight, self._flipped = unit @ unit.T, unit[:, ::-1] @ unit.T
+
+    def turned(self, mine: int, other: int, over: bool) -> bool | None:
+        """Whether the pictures of file `mine` are the other way up than those of `other`; None where brightness does
+        not tell. over: whether the two are stored the other way round from one another, as far as one knows.
+        """
+        if self._flat[mine] or self._flat[other]:
+            return None
+        straight, flipped = self._straight[mine, other], self._flipped[mine, other]
+        if over:
+            straight, flipped = flipped, straight
+        if flipped >= ALIKE and straight <= UNLIKE:
+            return True
+        return False if straight >= ALIKE and flipped <= UNLIKE else None
 
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 1.0 else 0.0
+def turned(mine: Sequence[Look], others: Sequence[Look], over: bool) -> bool | None:
+    """`Likeness.turned` of two files by themselves."""
+    return Likeness([mine, others]).turned(0, 1, over)

@@ -32,18 +32,25 @@ def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
     """
     found: dict[str, list[tuple[int, int]]] = {}
 
-    def note(name: bytes) -> None:
+    def note(name: bytes, info: Any) -> None:
+        parts = [(info.addr, info.addr + HEADER_BYTES)]
         with contextlib.suppress(*HDF5_FAILURES):
-            item = h5py.h5o.open(file.id, name)
-            parts: list[tuple[int, int]] = []
-            if isinstance(item, h5py.h5d.DatasetID):
-                rows = Rows(item)
-                if rows.layout != h5py.h5d.VIRTUAL and not rows.properties.get_external_count():
-                    parts = stored_ranges(rows)
-            found[name.decode(errors="backslashreplace")] = [*parts, *_header(item)]
+            if info.type == h5py.h5o.TYPE_DATASET:
+                parts += _claims(h5py.h5d.open(file.id, name))
+            found[name.decode(errors="backslashreplace")] = parts
 
-    h5py.h5o.visit(file.id, note)
+    h5py.h5o.visit(file.id, note, info=True)
     return found
+
+
+def _claims(item: h5py.h5d.DatasetID) -> list[tuple[int, int]]:
+    """`stored_ranges`; none where what is stored lies in other files. Most datasets by far are at one address."""
+    if (offset := item.get_offset()) is not None:
+        return [(offset, offset + item.get_storage_size())]
+    rows = Rows(item)
+    if rows.layout == h5py.h5d.VIRTUAL or rows.properties.get_external_count():
+        return []
+    return stored_ranges(rows)
 
 
 def _header(item: Any) -> list[tuple[int, int]]:

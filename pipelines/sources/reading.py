@@ -33,7 +33,8 @@ def _recognize(argument: dict[str, Any]) -> str:
 
 def _inspect(argument: dict[str, Any]) -> dict[str, Any]:
     told, poison = Told.from_dict(argument["told"]), _positions(argument["poison"])
-    return source_of(argument["source"]).inspect(Path(argument["path"]), told, poison).to_dict()
+    source, path = source_of(argument["source"]), Path(argument["path"])
+    return source.inspect(path, told, poison, argument["files"]).to_dict()
 
 
 def _fingerprint(argument: dict[str, Any]) -> dict[str, str]:
@@ -107,9 +108,9 @@ def recognize_sources(paths: Sequence[Path], names: Sequence[str], isolated: boo
     return found
 
 
-def inspect_source(path: Path, source: str, told: Told, isolated: bool = True) -> SourceFile:
+def inspect_source(path: Path, source: str, told: Told, isolated: bool = True, files: int = 1) -> SourceFile:
     """`pipelines.sources.source.Source.inspect` in the child. Raises SourceError."""
-    argument = {"path": str(path), "source": source, "told": told.to_dict()}
+    argument = {"path": str(path), "source": source, "told": told.to_dict(), "files": files}
     return SourceFile.from_dict(_ask("inspect", argument, path.name, isolated))
 
 

@@ -8,11 +8,11 @@ Legend: T observations of an episode, A its actions (T or T - 1), H, W rows and 
 robot state, D of an action.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,11 +135,12 @@ class Source(Protocol):
     def recognizes(self, path: Path) -> bool:
         """Whether the file looks like this format. Raises SourceError when it cannot be opened."""
 
-    def inspect(self, path: Path, told: Told, poison: Mapping[int, str]) -> SourceFile:
+    def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         """Header of `path`. Raises SourceError when the file as a whole is of no use.
 
         poison: reasons by position (from 1) of demonstrations that must not be touched; say which one is being looked
-        at with `pipelines.sources.pulse.at`.
+        at with `pipelines.sources.pulse.at`. files: of the source; what all of them show together need not be gathered
+        from each alone.
         """
 
     def weigh(self, files: Mapping[str, SourceFile], told: Told) -> Verdict:
@@ -147,6 +148,17 @@ class Source(Protocol):
 
     def open(self, path: Path, facts: Mapping[str, Any], told: Told) -> AbstractContextManager[Opened]:
         """The file, to read episodes. Raises SourceError."""
+
+
+@runtime_checkable
+class FolderSource(Source, Protocol):
+    """A format whose demonstrations lie in a folder of many files: that folder is what elsewhere is the file."""
+
+    def is_dataset(self, folder: Path) -> bool:
+        """Whether `folder` is one. Looks at names only."""
+
+    def members(self, folder: Path) -> Sequence[Path]:
+        """The files that it consists of, in a fixed order."""
 
 
 def check_episode(episode: Episode, spec: ObsSpec) -> None:

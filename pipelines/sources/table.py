@@ -4,11 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from pipelines.sources.lerobot.source import LEROBOT_SOURCE
 from pipelines.sources.libero import LIBERO_SOURCE
+from pipelines.sources.robomimic import ROBOMIMIC_SOURCE
 from pipelines.sources.source import Source
 from stores.errors import SourceError, UsageError
 
-SOURCES: Final[dict[str, Source]] = {"libero": LIBERO_SOURCE}
+SOURCES: Final[dict[str, Source]] = {
+    "libero": LIBERO_SOURCE,
+    "robomimic": ROBOMIMIC_SOURCE,
+    "lerobot": LEROBOT_SOURCE,
+}
 """By name. Where a file could be in several, the first that recognizes it."""
 
 

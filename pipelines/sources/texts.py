@@ -14,22 +14,22 @@ QUOTES: Final = "\"'`\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00b
 OF_FILES: Final = "problem_info.language_instruction"
 
 
-def clean_instruction(value: Any) -> str:
+def clean_instruction(value: Any, where: str = OF_FILES) -> str:
     """The text: words joined by a space, letters by nothing, outer quotation marks and surplus white space away.
 
-    Raises SourceError on what is no text of 1 to `INSTRUCTION_LIMIT` characters.
+    where: for errors. Raises SourceError on what is no text of 1 to `INSTRUCTION_LIMIT` characters.
     """
     text = value
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         letters = all(len(part) <= 1 for part in value)
         text = ("" if letters else " ").join(value)
     if not isinstance(text, str) or len(text) > 4 * INSTRUCTION_LIMIT:
-        raise SourceError(f"{OF_FILES}: expected text, got {value!r:.80}")
+        raise SourceError(f"{where}: expected text, got {value!r:.80}")
     text = " ".join(text.split())
     while len(text) > 1 and _quoted(text):
         text = text[1:-1].strip()
     if not text.strip(QUOTES + " ") or len(text) > INSTRUCTION_LIMIT:
-        raise SourceError(f"{OF_FILES}: expected text, got {value!r:.80}")
+        raise SourceError(f"{where}: expected text, got {value!r:.80}")
     return text
 
 

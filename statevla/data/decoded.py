@@ -11,7 +11,7 @@ from statevla.data.frames import make_table
 from statevla.data.walk import walk_pictures
 from stores.arrays import ArraySpec, whole_writer
 from stores.derived import Derived, begin, key_of, open_derived
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.disk.room import require_room
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing
 from stores.layout import DECODED
@@ -50,7 +50,7 @@ def decode_store(store: Store, root: Path, threads: int, progress: Progress | No
     size = sum(spec.chunk_bytes for spec in specs.values())
     if progress is not None:
         progress(ProgressEvent("decode", 0, frames, "frames", f"{size / 1e9:,.3f} GB"))
-    with durable.lock(root, "decoding"):
+    with lock(root, "decoding"):
         folder = begin(root, DECODED, key_of(made), made, specs)
         require_room(folder.root, size, "decoded pictures")
         with contextlib.ExitStack() as stack:

@@ -276,15 +276,13 @@ class _Batches(torch.utils.data.IterableDataset[Batch | StateVLAError]):
                 yield batch_of(chosen, self.table, self.with_next)
         except Exception as error:  # webdataset appends stream and name to the arguments of whatever passes through it
             text = str(error.args[0] if error.args else error).removesuffix(f" @ {_SHARD}")
-            known = isinstance(error, StateVLAError)
-            yield (
-                type(error)(text)
-                if known
-                else StoreCorrupt(
+            if isinstance(error, StateVLAError):
+                yield type(error)(text)
+            else:
+                yield StoreCorrupt(
                     f"{self.root}: a shard cannot be read in order: {type(error).__name__}: {text}; "
                     f"run `statevla verify {self.root}`"
                 )
-            )
 
 
 def batch_of(rows: list[Row], table: Table, with_next: bool) -> Batch:

@@ -19,7 +19,7 @@ from statevla.policies.execution import Execution
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.suites import Suite, find_suite
 from statevla.sims.world import Task
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StoreMissing, UsageError
 from stores.progress import Progress
 
@@ -108,7 +108,7 @@ def evaluate(
         conditions=conditions.told(),
     )
     filmed = {t.key for task in chosen for t in [t for t in trials if t.task == task][:videos]}
-    with durable.lock(out, f"evaluation of {name} in {suite}"):
+    with lock(out, f"evaluation of {name} in {suite}"):
         describe_run(out, description)
         started = time.perf_counter()
         with Runner(policy, row, description, trials, out, workers, filmed, progress, label) as runner:

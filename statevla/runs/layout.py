@@ -1,6 +1,7 @@
 """Where a run keeps what: every path and name of a run folder, once.
 
     <run>/config_<system folder>.json      the whole configuration, as it was started
+    <run>/starts_<system folder>.jsonl     a line a start: when, command line, revision, packages, machine
     <run>/metrics_<system folder>.jsonl    one JSON object a line
     <run>/losses_<system folder>.png       drawn from the metrics
     <run>/checkpoints/<system folder>/     checkpoint_latest, checkpoint_best, checkpoint_epoch_N
@@ -42,6 +43,11 @@ def run_of(checkpoint: Path) -> Path:
 def configuration(run: Path, folder: str) -> Path:
     """The configuration that a run was started with."""
     return run / f"config_{folder}.json"
+
+
+def starts(run: Path, folder: str) -> Path:
+    """What started the run and made it go on, a JSON object a line."""
+    return run / f"starts_{folder}.jsonl"
 
 
 def metrics(run: Path, folder: str) -> Path:

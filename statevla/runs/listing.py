@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from statevla.runs import layout
 from statevla.runs.files import CheckpointState, read_state
-from stores.disk.durable import LOCK_NAME
+from stores.disk.lock import LOCK_NAME
 from stores.errors import StateVLAError
 
 DEPTH: Final = ("*", "*/*")

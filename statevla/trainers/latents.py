@@ -32,7 +32,7 @@ from statevla.systems.find import find_parent, resolve
 from statevla.systems.table import SYSTEMS, config_of, find_system
 from statevla.trainers.setup import use_bf16
 from stores.derived import Derived, begin, key_of, open_derived
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import LATENTS
 from stores.progress import Progress, ProgressEvent
@@ -135,7 +135,7 @@ def compute_latents(
     table = make_table(store, 1)
     numbers = Numbers(store, 2)
     coder.encoder.eval()
-    with durable.lock(root, "statevla latents"):
+    with lock(root, "statevla latents"):
         folder = begin(root, LATENTS, key_of(made), made, {"z": spec})
         missing = folder.missing("z")
         done = frames - sum(spec.rows(m) for m in missing)

@@ -28,6 +28,7 @@ from statevla.runs import layout
 from statevla.runs import write as checkpoint
 from statevla.runs.files import read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
+from statevla.runs.starts import note_start
 from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
 from statevla.trainers import pictures
@@ -44,7 +45,8 @@ from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.trackers import Track, tracker, untracked
 from statevla.trainers.validation import validate
 from statevla.trainers.watch import Pace, Watch, update_norm
-from stores.disk.durable import LineLog, lock, write_bytes, write_json
+from stores.disk.durable import LineLog, write_bytes, write_json
+from stores.disk.lock import lock
 from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
@@ -87,7 +89,10 @@ def train(
                 stack.enter_context(lock(folder, f"train {row.name}"))
             store = open_to_train(store_path, config.data, partial(_say, row, ranks, progress))
             run = Run(row, config, store, run_dir, parent, progress, unfinished_encoder, ranks)
-            return run, run.start() if source is None else run.resume(source)
+            start = run.start() if source is None else run.resume(source)
+            if ranks.first:
+                note_start(run_dir, row.folder, run.step, str(run.device), ranks.world)
+            return run, start
 
         run, start = ranks.together(begin)
         run.report(run.step, in_words(config.data))

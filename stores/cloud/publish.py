@@ -32,6 +32,7 @@ from typing import Any, Final
 from stores.cloud.conditional import ConditionalStorage, Entry
 from stores.cloud.storage import POINTER, LocalStorage, is_publication, pointed
 from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked
 from stores.layout import MANIFEST, PUBLISHED
 from stores.manifest import CLAIM, Manifest, hash_objects, is_claim, read_manifest
@@ -120,7 +121,7 @@ def publish_store(
 @contextlib.contextmanager
 def _writing(root: Path | str) -> Iterator[None]:
     """The folder's lock, where it can be written to at all."""
-    with durable.lock(root, "statevla publish") if os.access(root, os.W_OK) else contextlib.nullcontext():
+    with lock(root, "statevla publish") if os.access(root, os.W_OK) else contextlib.nullcontext():
         yield
 
 

@@ -2,7 +2,7 @@
 
 A file appears under its name complete or not at all, and stays after a power loss: content goes to a temporary name
 (``.tmp-…``) in the same folder, is fsynced, renamed, and the folder fsynced. A folder is committed the same way. What a
-killed writer left behind is removed by the next writer, under the lock (`lock`, `clean`).
+killed writer left behind is removed by the next writer, under its lock (`stores.disk.lock`).
 
 Every operation that changes the disk is announced *before* it happens (`stores.disk.seam`); crash tests enumerate the
 operations and kill, tear or refuse each of them.
@@ -12,14 +12,11 @@ the ingest benchmark what durability costs. A store written so may be lost in a 
 """
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
 import re
 import shutil
-import socket
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -31,11 +28,9 @@ from stores.disk.seam import announce
 from stores.disk.seam import set_hook as set_hook
 from stores.disk.sync import NO_FSYNC as NO_FSYNC
 from stores.disk.sync import unsafe_without_fsync as unsafe_without_fsync
-from stores.errors import StoreLocked
 
 TEMP_PREFIX: Final = ".tmp-"
 OLD_PREFIX: Final = ".old-"
-LOCK_NAME: Final = ".lock"
 _TEMP: Final = re.compile(re.escape(TEMP_PREFIX) + r"[0-9a-f]{12}-.+", re.DOTALL)
 
 
@@ -66,13 +61,18 @@ def make_dir(path: Path | str) -> None:
 
 
 def temp_name(final: Path) -> Path:
-    """A fresh temporary name beside `final`, recognised by `clean`."""
+    """A fresh temporary name beside `final`, recognised by `is_leftover`."""
     return final.with_name(f"{TEMP_PREFIX}{os.urandom(6).hex()}-{final.name[:120]}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `temp_name` gave this name."""
+    return _TEMP.fullmatch(name) is not None
 
 
 def is_leftover(name: str) -> bool:
     """Whether only an interrupted writer leaves a file or folder of this name."""
-    return name.startswith(OLD_PREFIX) or _TEMP.fullmatch(name) is not None
+    return name.startswith(OLD_PREFIX) or is_temporary(name)
 
 
 class Writer:
@@ -307,8 +307,8 @@ def staging_dir(final: Path | str) -> Iterator[Path]:
 def replace_dir(temp: Path | str, final: Path | str) -> None:
     """Make folder `temp` durable and give it the name `final`; an old `final` is replaced in one atomic exchange.
 
-    Where the file system has no exchange, the old folder is set aside as ``.old-<name>`` for a moment; `clean` puts it
-    back if the writer dies in that moment.
+    Where the file system has no exchange, the old folder is set aside as ``.old-<name>`` for a moment; the next writer
+    puts it back if this one dies in that moment.
     """
     temp, final = Path(temp), Path(final)
     group = sync.current()
@@ -334,92 +334,6 @@ def replace_dir(temp: Path | str, final: Path | str) -> None:
         fsync_dir(final.parent)
         remove(aside)
     fsync_dir(final.parent)
-
-
-def clean(root: Path | str) -> list[Path]:
-    """Remove what interrupted writers left anywhere below `root`; returns the paths removed. Call it under `lock`."""
-    removed: list[Path] = []
-    for folder, folders, files in os.walk(Path(root)):
-        for name in sorted(folders):
-            if name.startswith(OLD_PREFIX):
-                aside, final = Path(folder, name), Path(folder, name.removeprefix(OLD_PREFIX))
-                if final.exists():
-                    remove(aside)
-                    removed.append(aside)
-                else:
-                    announce("rename", aside, final)
-                    aside.rename(final)
-                    fsync_dir(folder)
-        for name in sorted(folders + files):
-            if _TEMP.fullmatch(name):
-                remove(Path(folder, name))
-                removed.append(Path(folder, name))
-        folders[:] = [name for name in folders if not is_leftover(name)]
-    return removed
-
-
-@contextlib.contextmanager
-def lock(root: Path | str, holder: str) -> Iterator[None]:
-    """Be the only writer of `root` (created when absent); leftovers of dead writers are removed on entry.
-
-    The lock file is removed by its holder only, and only while it is the holder's own: somebody may have removed it by
-    hand, and another writer made a new one. `holder` says in words who writes, for the other's error. The kernel frees
-    the lock when the holder dies.
-    Raises StoreLocked naming the holder.
-    """
-    root = Path(root)
-    make_dir(root)
-    path = root / LOCK_NAME
-    descriptor = _take_lock(path, root)
-    try:
-        who = {"holder": holder, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}
-        announce("truncate", path)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json_bytes(who), 0)
-        clean(root)
-        yield
-    finally:
-        try:
-            if _is_held(descriptor, path):
-                announce("remove", path)  # before the lock is freed, so that nobody waits on a removed file unknowingly
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
-
-
-def _take_lock(path: Path, root: Path) -> int:
-    while True:
-        announce("create", path)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            who = _holder(os.pread(descriptor, 65536, 0))
-            os.close(descriptor)
-            raise StoreLocked(f"{root} is being written by {who}; wait until it ends, or stop it") from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # A holder that ended between our open and our flock has removed the file we locked: lock the new one.
-        if _is_held(descriptor, path):
-            return descriptor
-        os.close(descriptor)
-
-
-def _is_held(descriptor: int, path: Path) -> bool:
-    """Whether the file at `path` is the one that `descriptor` has open."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _holder(text: bytes) -> str:
-    try:
-        who = json.loads(text)
-        return f"{who['holder']} (pid {who['pid']} on {who['host']}: {who['command']})"
-    except (ValueError, KeyError, TypeError):
-        return "another process, which has not named itself yet"
 
 
 class LineLog:

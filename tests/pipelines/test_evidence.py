@@ -14,7 +14,7 @@ from pipelines.collect.tabletop import collect_tabletop
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.sources.cameras import CameraWatch
-from pipelines.sources.evidence import Evidence, Told, gathered, weigh
+from pipelines.sources.evidence import Evidence, Told, gathered, grips_of, looks_of, weigh
 from pipelines.sources.gripper import Grip, Reading, convert, decide, pool, require_agreement, see
 from pipelines.sources.masks import split_of
 from pipelines.sources.orientation import Look, brightness, from_motion, motion, turned
@@ -172,6 +172,28 @@ def looking(convention: str | None, upright: bool) -> Evidence:
     return Evidence(True, convention, (), (gradient(200, 10) if upright else gradient(10, 200),))
 
 
+def test_pictures_too_small_for_bands_tell_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    for rows in (8, 15, 16, 17, 33):
+        frames = np.linspace(10, 200, rows)[None, :, None, None] * np.ones((2, rows, 8, 3))
+        small = Look(brightness(frames.astype(np.uint8)), None)
+        assert len(small.bands) == 16
+        assert turned([small], [gradient(180, 20)], over=False) is (None if rows < 16 else True)
+    assert not recwarn.list
+
+
+def test_the_more_files_a_source_has_the_fewer_demonstrations_of_each_are_looked_at() -> None:
+    assert [looks_of(files) for files in (1, 2, 3, 5, 6, 100)] == [3, 3, 2, 2, 1, 1]
+    names = [f"demo_{n}" for n in range(50)]
+    clear, blind = Grip(-1.0, 1.0, -0.02, 0.021), Grip(-1.0, 1.0, 0.0, 0.0)
+    assert grips_of(names, {"demo_0": clear, "demo_49": clear}.get) == (clear, clear)
+    assert len(grips_of(names, lambda name: blind)) == 8
+    assert grips_of(names, lambda name: None) == ()
+    turned_round = {"demo_0": Grip(-1.0, 1.0, 0.02, 0.021)}
+    pooled = pool(grips_of(names, lambda name: turned_round.get(name, clear)))
+    assert pooled is not None
+    assert pooled.closes  # one demonstration the other way round does not decide for its file
+
+
 def test_a_file_without_the_attribute_is_read_as_the_others_show_and_named() -> None:
     files = {"a": looking("opengl", False), "b": looking("opengl", False), "c": looking(None, True)}
     verdict = weigh(files, [], Told())
@@ -284,7 +306,7 @@ def watch(frames: np.ndarray, joints: np.ndarray) -> tuple[str, ...]:
     seen = CameraWatch("wrist", joints)
     for start in range(0, len(frames), 7):
         block = frames[start : start + 7].copy()
-        seen.add(block)
+        seen.add(block, [frame.tobytes() for frame in block])
         block[:] = 0  # the caller uses its memory again
     return seen.findings()
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.ingest.config import IngestConfig, preview_ingest
 from pipelines.ingest.driver import IngestSummary, ingest
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import SourceError, StoreLocked, StoreMissing, UsageError
 from stores.reader import Store
 from stores.verify import verify_store
@@ -238,7 +238,7 @@ def test_missing_source_and_foreign_folders_are_refused(source: Path, tmp_path: 
 
 
 def test_a_second_writer_is_refused(source: Path, tmp_path: Path) -> None:
-    with durable.lock(tmp_path / "store", "another ingest"), pytest.raises(StoreLocked, match="another ingest"):
+    with lock(tmp_path / "store", "another ingest"), pytest.raises(StoreLocked, match="another ingest"):
         run(source, tmp_path / "store")
 
 

@@ -19,6 +19,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from statevla.encoders.table import load_text_encoder
 from stores.disk import durable
+from stores.disk.lock import LOCK_NAME, lock
 from stores.errors import SourceError, StoreMissing
 from stores.language import LanguageCache
 from stores.manifest import Manifest
@@ -164,7 +165,7 @@ def enumerate_writer(
         check(disk / "store")
         locked(disk)
         left = read_tree(disk)
-        left.pop(f"store/{durable.LOCK_NAME}", None)  # of the dead; a rerun that finds its work done takes no lock
+        left.pop(f"store/{LOCK_NAME}", None)  # of the dead; a rerun that finds its work done takes no lock
         assert left == read_tree(tmp_path / "undisturbed"), crash
 
 
@@ -192,7 +193,7 @@ def test_language_cache(tmp_path: Path, store: Path) -> None:
     texts = [["do task 0", "do task 1"], ["do task 0", "do task 1", "another"]]
 
     def work(root: Path) -> None:
-        with durable.lock(root, "test"):
+        with lock(root, "test"):
             write_instructions(root / "language.parquet", texts[1], encoder)
 
     def check(root: Path) -> None:
@@ -207,7 +208,7 @@ def test_manifest(tmp_path: Path, store: Path, stride: int) -> None:
     new = dataclasses.replace(old, suite="renamed")
 
     def work(root: Path) -> None:
-        with durable.lock(root, "test"):
+        with lock(root, "test"):
             new.save(root)
 
     def check(root: Path) -> None:

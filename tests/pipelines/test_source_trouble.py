@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -219,3 +221,16 @@ def test_text_that_steers_a_terminal_does_not_get_there(path: Path) -> None:
     with pytest.raises(SourceError, match=r"expected printable text") as caught:
         inspect_file(path)
     assert str(caught.value).isprintable()
+
+
+def test_a_file_that_another_program_writes_stops_the_run_and_says_so(path: Path, tmp_path: Path) -> None:
+    hold = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(SourceTrouble, match=r"t_demo.hdf5: .*another program has it open for writing"):
+            run(path.parent, tmp_path / "out")
+        other.communicate()
+    assert run(path.parent, tmp_path / "out").quarantined == 0

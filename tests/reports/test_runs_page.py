@@ -15,7 +15,7 @@ from statevla.runs.listing import list_runs
 from statevla.systems.table import find_system
 from statevla.trainers import trainer
 from statevla.trainers.trainer import train
-from stores.disk.durable import LOCK_NAME
+from stores.disk.lock import LOCK_NAME
 from stores.errors import UsageError
 from tests.trainers.micro import config_of_all, micro_store
 

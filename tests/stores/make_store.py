@@ -240,3 +240,10 @@ def _frames(made: list[MadeEpisode]) -> dict[str, NDArray[np.generic]]:
 def manifest_hash(root: Path | str | Storage) -> str:
     """sha256 (hex) of manifest.json: what `stores.cloud.publish` knows a publication by."""
     return hashlib.sha256(read_manifest(open_storage(root))).hexdigest()
+
+
+def sealed_text(fields: dict[str, str]) -> bytes:
+    """Of fields that are JSON already; the seal is right, whatever they are."""
+    lines = [f' "{name}": {text}' for name, text in sorted(fields.items())]
+    digest = hashlib.sha256(("{\n" + ",\n".join(lines) + "\n}\n").encode()).hexdigest()
+    return ("{\n" + ",\n".join([*lines, f' "sha256": "{digest}"']) + "\n}\n").encode()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from stores import arrays
 from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from stores.numbers import frame_objects, frame_specs, write_frames
 from stores.spec import LIBERO
@@ -129,7 +130,7 @@ def test_a_crash_while_writing_chunks_is_noticed_and_mended(tmp_path: Path) -> N
     values = np.arange(5)
 
     def work(disk: Path) -> None:
-        with durable.lock(disk, "test"):
+        with lock(disk, "test"):
             spec = arrays.create(disk, "x", values.shape, "int64", 4)
             arrays.write_region(disk, "x", spec, 0, values)
 

@@ -1,19 +1,21 @@
 """Derived folders: keyed by what made them, written by row range, sealed last; stale and damaged are refused."""
 
 import contextlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stores.arrays import ArraySpec, write_region
-from stores.derived import BEGUN, Derived, begin, key_of, open_derived, seal_bytes
-from stores.disk import durable
+from stores.derived import BEGUN, Derived, begin, key_of, open_derived, parse_seal, seal_bytes
+from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, is_data, is_derived, is_leftover, is_seal, seal_path
 from stores.verify import verify_store
 from tests.stores.faults import STRIDES, every_crash, read_tree
-from tests.stores.make_store import make_tiny_store
+from tests.stores.make_store import make_tiny_store, sealed_text
 
 MADE = {"content_hash": "ab" * 32, "encoder": "tower", "revision": "r1"}
 ROWS = np.arange(50 * 3, dtype=np.float16).reshape(50, 3)
@@ -110,7 +112,7 @@ def test_other_names_are_refused(tmp_path: Path, place: str) -> None:
 @STRIDES
 def test_a_crash_leaves_the_old_folder_none_or_the_new_one_and_a_rerun_mends_it(tmp_path: Path, stride: int) -> None:
     def work(root: Path) -> None:
-        with durable.lock(root, "test"):
+        with lock(root, "test"):
             write(root)
 
     for crash, root in every_crash(tmp_path, lambda root: None, work, stride=stride):
@@ -135,3 +137,44 @@ def test_layout_tells_kinds_apart() -> None:
 
 def test_a_seal_without_objects_is_one_file() -> None:
     assert b'"objects": []' in seal_bytes(MADE, {"mean": [1.0]})
+
+
+GOOD = {"path": "zarr.json", "bytes": 1, "sha256": "0" * 64}
+DEEP = 500 * "[" + 500 * "]"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"objects": {"a": GOOD}}, r"expected fields .*objects \(list\).*got .*objects \(dict\)"),
+        ({"objects": None}, "got .*objects .NoneType"),
+        ({"objects": ["zarr.json"]}, "expected objects {path, bytes, sha256}, got zarr.json"),
+        ({"objects": [[GOOD]]}, "expected objects {path, bytes, sha256}"),
+        ({"objects": [{**GOOD, "bytes": "1"}]}, "expected objects {path, bytes, sha256}"),
+        ({"objects": [{**GOOD, "bytes": True}]}, "expected objects {path, bytes, sha256}"),
+        ({"objects": [{**GOOD, "bytes": -1}]}, "expected paths below the store and sizes"),
+        ({"objects": [{**GOOD, "path": 7}]}, "expected objects {path, bytes, sha256}"),
+        ({"objects": [{**GOOD, "path": "../x"}]}, "expected paths below the store"),
+        ({"objects": [{"path": "zarr.json"}]}, "expected objects {path, bytes, sha256}"),
+        ({"made_from": [1]}, r"made_from \(list\)"),
+        ({"about": "text"}, r"about \(str\)"),
+        ({"key": 5}, r"key \(int\)"),
+        ({"key": "0" * 16}, "the key of made_from, got '0000000000000000'"),
+        ({"more": 1}, "more .int"),
+    ],
+)
+def test_a_malformed_seal_is_one_clear_error(changed: dict[str, Any], told: str) -> None:
+    fields = {"key": key_of(MADE), "made_from": MADE, "about": {}, "objects": [GOOD], **changed}
+    with pytest.raises(StoreCorrupt, match=f"^here: .*{told}"):
+        parse_seal(sealed_text({name: json.dumps(value) for name, value in fields.items()}), "here")
+
+
+@pytest.mark.parametrize("field", ["made_from", "about", "objects"])
+@pytest.mark.parametrize("text", [DEEP, 100_000 * "["])
+def test_a_deeply_nested_seal_is_one_clear_error(field: str, text: str) -> None:
+    fields = {"key": f'"{key_of(MADE)}"', "made_from": json.dumps(MADE), "about": "{}", "objects": "[]"}
+    nested = f"[{text}]" if field == "objects" else f'{{"a": {text}}}'
+    if field == "about" and text is DEEP:
+        return  # content of any kind
+    with pytest.raises(StoreCorrupt, match=r"^here: "):
+        parse_seal(sealed_text({**fields, field: nested}), "here")

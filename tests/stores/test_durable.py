@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stores.disk import durable
+from stores.disk.lock import LOCK_NAME, clean, lock
 from stores.disk.seam import announce
 from stores.errors import StoreLocked
 from tests.stores.faults import FAULTS, every_crash, operations, read_tree
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.crash
 
 HOLDER = """
 import sys
-from stores.disk import durable
-with durable.lock(sys.argv[1], "ingest of libero_object"):
+from stores.disk.lock import lock
+with lock(sys.argv[1], "ingest of libero_object"):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -34,7 +35,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _locked(work):
     def run(disk: Path) -> None:
-        with durable.lock(disk / "store", "test"):
+        with lock(disk / "store", "test"):
             work(disk / "store")
 
     return run
@@ -114,7 +115,7 @@ def test_a_file_written_by_a_library_is_old_or_new_after_any_crash(tmp_path: Pat
 def test_without_an_exchange_the_next_writer_restores_the_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(durable, "exchange", lambda a, b: False)
     for crash, disk in every_crash(tmp_path, _old_folder, _locked(_commit_folder)):
-        with durable.lock(disk / "store", "next writer"):
+        with lock(disk / "store", "next writer"):
             state = (disk / "store/checkpoint/state").read_bytes()
             assert state in (b"old state", b"new state"), crash
         assert sorted(p.name for p in (disk / "store").iterdir()) == ["checkpoint"], crash
@@ -165,36 +166,36 @@ def test_the_second_writer_is_refused_by_the_firsts_name_and_let_in_when_it_is_k
         assert holder.stdout.readline() == b"locked\n"
         with (
             pytest.raises(StoreLocked, match=rf"ingest of libero_object \(pid {holder.pid} on "),
-            durable.lock(tmp_path / "store", "second"),
+            lock(tmp_path / "store", "second"),
         ):
             pass
         os.kill(holder.pid, signal.SIGKILL)
     finally:
         holder.communicate()
-    assert (tmp_path / "store" / durable.LOCK_NAME).exists()
+    assert (tmp_path / "store" / LOCK_NAME).exists()
     (tmp_path / "store/shards").mkdir()
     (tmp_path / "store/shards/.tmp-0123456789ab-x.tar").write_bytes(b"half")
-    with durable.lock(tmp_path / "store", "second"):
+    with lock(tmp_path / "store", "second"):
         assert list((tmp_path / "store/shards").iterdir()) == []
     assert read_tree(tmp_path / "store") == {"shards": None}
 
 
 def test_the_lock_is_refused_inside_one_process_too(tmp_path: Path) -> None:
-    with durable.lock(tmp_path, "first"), pytest.raises(StoreLocked, match="first"), durable.lock(tmp_path, "second"):
+    with lock(tmp_path, "first"), pytest.raises(StoreLocked, match="first"), lock(tmp_path, "second"):
         pass
-    with durable.lock(tmp_path, "third"):
+    with lock(tmp_path, "third"):
         pass
 
 
 def test_a_lock_removed_by_hand_lets_one_more_in_and_not_a_third(tmp_path: Path) -> None:
     """Who ends removes its own lock file, not that of the writer which came after the removal."""
     with contextlib.ExitStack() as first:
-        first.enter_context(durable.lock(tmp_path, "first"))
-        (tmp_path / durable.LOCK_NAME).unlink()
-        with durable.lock(tmp_path, "second"):
+        first.enter_context(lock(tmp_path, "first"))
+        (tmp_path / LOCK_NAME).unlink()
+        with lock(tmp_path, "second"):
             first.close()
-            assert (tmp_path / durable.LOCK_NAME).exists()
-            with pytest.raises(StoreLocked, match="second"), durable.lock(tmp_path, "third"):
+            assert (tmp_path / LOCK_NAME).exists()
+            with pytest.raises(StoreLocked, match="second"), lock(tmp_path, "third"):
                 pass
     assert read_tree(tmp_path) == {}
 
@@ -204,7 +205,7 @@ def test_only_what_this_code_leaves_behind_is_cleaned(tmp_path: Path) -> None:
         durable.write_bytes(tmp_path / name, b"theirs")
     durable.write_bytes(tmp_path / "deep" / durable.temp_name(Path("x")).name, b"ours")
     before = len(read_tree(tmp_path))
-    assert len(durable.clean(tmp_path)) == 1
+    assert len(clean(tmp_path)) == 1
     assert len(read_tree(tmp_path)) == before - 1
 
 

@@ -1,8 +1,10 @@
 """Manifest, index tables and language cache: same input same bytes, damage and contradictions named."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stores import schema
+from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.language import LANGUAGE_FILE, LanguageCache, LanguageRow, write_language
-from stores.manifest import MANIFEST, Manifest, content_hash, hash_objects
+from stores.manifest import MANIFEST, Manifest, content_hash, hash_objects, seal
 from stores.reader import Store
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, parse_table, table_bytes, write_table
-from tests.stores.make_store import make_tiny_store
+from tests.stores.make_store import make_tiny_store, sealed_text
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,25 @@ def test_a_manifest_that_points_outside_is_refused(root: Path, path: str) -> Non
     objects = (*manifest.objects, replace(manifest.objects[0], path=path))
     with pytest.raises(StoreCorrupt, match="paths below the store"):
         Manifest.from_bytes(replace(manifest, objects=objects).to_bytes(), "here")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("objects", {"a": 1}), ("objects", ["a"]), ("counts", 3), ("counts", {"episodes": "1"}), ("splits", []),
+     ("sources", "text"), ("instructions", None), ("suite", 1), ("config", [[1]]), ("obs_spec", 0), ("provenance", [])],
+)  # fmt: skip
+def test_a_malformed_manifest_is_one_clear_error(root: Path, field: str, value: Any) -> None:
+    fields = {**json.loads((root / MANIFEST).read_bytes()), field: value}
+    with pytest.raises(StoreCorrupt, match=r"^here: manifest\.json.*expected"):
+        Manifest.from_bytes(durable.json_bytes(seal(fields)), "here")
+
+
+def test_a_deeply_nested_manifest_is_one_clear_error(root: Path) -> None:
+    fields = {name: json.dumps(value) for name, value in json.loads((root / MANIFEST).read_bytes()).items()}
+    del fields["sha256"]
+    for field, text in (("config", '{"a": ' + 500 * "[" + 500 * "]" + "}"), ("sources", 100_000 * "[")):
+        with pytest.raises(StoreCorrupt, match=r"^here: manifest\.json: (nested too deeply|not JSON)"):
+            Manifest.from_bytes(sealed_text({**fields, field: text}), "here")
 
 
 def test_segments_in_a_shard_that_the_manifest_does_not_name_are_refused(root: Path, tmp_path: Path) -> None:

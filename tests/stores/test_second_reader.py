@@ -9,7 +9,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from stores.arrays import ArraySpec, write_region
 from stores.derived import begin
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.manifest import Manifest
 from stores.reader import Store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
@@ -69,7 +69,7 @@ def test_it_reads_a_derived_folder(tmp_path: Path) -> None:
     }
     made_from = {"content_hash": Manifest.load(tmp_path).content_hash, "encoder": "Köder ✓", "precision": 1e-07}
     specs = {name: ArraySpec(values.shape, values.dtype.name, 4 + len(name)) for name, values in wanted.items()}
-    with durable.lock(tmp_path, "test"):
+    with lock(tmp_path, "test"):
         folder = begin(tmp_path, "latents", "mine", made_from, specs)
         for name, values in wanted.items():
             write_region(folder.root, name, specs[name], 0, values)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StoreMissing
 from stores.verify import verify_store
 from tests.stores.faults import FAULTS, every_crash, read_tree
@@ -13,7 +14,7 @@ from tests.stores.make_store import make_tiny_store
 
 
 def _write(disk: Path) -> None:
-    with durable.lock(disk / "store", "test"):
+    with lock(disk / "store", "test"):
         make_tiny_store(disk / "store", episodes=1, frames=6, image=8, stats=False)
 
 

@@ -7,6 +7,7 @@ import pytest
 from statevla.runs import write as checkpoint
 from statevla.runs.files import LANGUAGE, MODEL, OPTIMIZER, read_state, read_tensors
 from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StoreMissing
 from tests.stores.faults import STRIDES, every_crash, read_tree
 from tests.trainers.test_checkpoint import make_snapshot
@@ -25,7 +26,7 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool, 
             checkpoint.save(disk / "run/checkpoint_latest", first)
 
     def work(disk: Path) -> None:
-        with durable.lock(disk / "run", "test"):
+        with lock(disk / "run", "test"):
             checkpoint.save(disk / "run/checkpoint_latest", second)
 
     for crash, disk in every_crash(tmp_path, prepare, work, name="checkpoint", stride=stride):

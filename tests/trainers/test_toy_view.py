@@ -23,7 +23,7 @@ from statevla.systems.system import Given, Noise, Objective, System, Terms
 from statevla.trainers.trainer import train
 from stores.arrays import ArraySpec, write_region
 from stores.derived import Derived, begin
-from stores.disk import durable
+from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreMissing, UsageError
 from stores.reader import Store
 from tests.trainers.micro import SETTINGS, micro_store
@@ -87,7 +87,7 @@ def touched(root: Path, content_hash: str | None = None) -> Path:
     store = Store.open(root)
     frames = len(store.frames["robot_state"])
     spec = ArraySpec((frames, 2), "float32", 16)
-    with durable.lock(root, "test"):
+    with lock(root, "test"):
         folder = begin(root, "features", "touch", {"content_hash": content_hash or store.content_hash}, {"touch": spec})
         number = np.arange(frames, dtype=np.float32)
         write_region(folder.root, "touch", spec, 0, np.stack([number, -number], axis=1))

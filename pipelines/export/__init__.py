@@ -1,0 +1,1 @@
+"""Stores to other formats."""

@@ -1,0 +1,1 @@
+"""LeRobotDataset v3.0: Parquet rows, MP4 or embedded pictures, described in ``meta/``."""

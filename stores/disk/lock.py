@@ -1,0 +1,101 @@
+"""One writer at a time: a lock that its holder's death frees, and the leftovers of dead writers, removed under it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from stores.disk import durable
+from stores.disk.seam import announce
+from stores.errors import StoreLocked
+
+LOCK_NAME: Final = ".lock"
+
+
+def clean(root: Path | str) -> list[Path]:
+    """Remove what interrupted writers left anywhere below `root`; returns the paths removed. Call it under `lock`."""
+    removed: list[Path] = []
+    for folder, folders, files in os.walk(Path(root)):
+        for name in sorted(folders):
+            if name.startswith(durable.OLD_PREFIX):
+                aside, final = Path(folder, name), Path(folder, name.removeprefix(durable.OLD_PREFIX))
+                if final.exists():
+                    durable.remove(aside)
+                    removed.append(aside)
+                else:
+                    durable.rename(aside, final)
+        for name in sorted(folders + files):
+            if durable.is_temporary(name):
+                durable.remove(Path(folder, name))
+                removed.append(Path(folder, name))
+        folders[:] = [name for name in folders if not durable.is_leftover(name)]
+    return removed
+
+
+@contextlib.contextmanager
+def lock(root: Path | str, holder: str) -> Iterator[None]:
+    """Be the only writer of `root` (created when absent); leftovers of dead writers are removed on entry.
+
+    The lock file is removed by its holder only, and only while it is the holder's own: somebody may have removed it by
+    hand, and another writer made a new one. `holder` says in words who writes, for the other's error. The kernel frees
+    the lock when the holder dies.
+    Raises StoreLocked naming the holder.
+    """
+    root = Path(root)
+    durable.make_dir(root)
+    path = root / LOCK_NAME
+    descriptor = _take_lock(path, root)
+    try:
+        who = {"holder": holder, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}
+        announce("truncate", path)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, durable.json_bytes(who), 0)
+        clean(root)
+        yield
+    finally:
+        try:
+            if _is_held(descriptor, path):
+                announce("remove", path)  # before the lock is freed, so that nobody waits on a removed file unknowingly
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _take_lock(path: Path, root: Path) -> int:
+    while True:
+        announce("create", path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = _holder(os.pread(descriptor, 65536, 0))
+            os.close(descriptor)
+            raise StoreLocked(f"{root} is being written by {who}; wait until it ends, or stop it") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # A holder that ended between our open and our flock has removed the file we locked: lock the new one.
+        if _is_held(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int, path: Path) -> bool:
+    """Whether the file at `path` is the one that `descriptor` has open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(text: bytes) -> str:
+    try:
+        who = json.loads(text)
+        return f"{who['holder']} (pid {who['pid']} on {who['host']}: {who['command']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process, which has not named itself yet"
