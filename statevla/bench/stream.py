@@ -57,9 +57,12 @@ def bench_stream(
     if peer:
         contenders[peer_name] = lambda: _drain_peer(store, batch_size, threads)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
+    processor: dict[str, list[float]] = {name: [] for name in contenders}
     for name in itertools.chain.from_iterable([list(contenders)] * repeats):
+        worked = time.process_time()
         samples, seconds = contenders[name]()
         rates[name].append(samples / seconds)
+        processor[name].append(samples / (time.process_time() - worked))
     cached = SegmentLoader(
         store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=1e6), chunk, PAIRS
     )
@@ -84,6 +87,8 @@ def bench_stream(
             "batch_size": batch_size,
             "threads": threads,
             "repeats": repeats,
+            # By processor time, all threads: what a crowd on the machine leaves alone.
+            "processor_ratio": statistics.median(processor["ours"]) / statistics.median(processor["limit"]),
             "cached": statistics.median(samples / seconds for samples, seconds in again),
             "decoded": {"ours": mapped, "gather limit": gathered, "ratio": mapped / gathered},
             "all": rates,
