@@ -35,7 +35,9 @@ def find_sources(source: Path, suite: str, names: Sequence[str]) -> tuple[tuple[
             nothing = error
     folders = sorted(source.iterdir(), key=lambda path: natural_key(_shown(path))) if source.is_dir() else []
     for name, found in of_folders.items():
-        datasets = tuple(path for path in folders if path.is_dir() and found.is_dataset(path))
+        datasets = tuple(
+            path for path in folders if not path.name.startswith(".") and path.is_dir() and found.is_dataset(path)
+        )
         if datasets:
             return datasets, [name]
     raise nothing

@@ -42,6 +42,8 @@ FORMAT: Final = 1
 READ_FRAMES: Final = 16
 """Frames read at once; LIBERO's compressed files have chunks of as many."""
 LIBRARIES: Final = ("simplejpeg", "pillow", "numpy", "pyarrow", "h5py")
+VIDEO: Final = "av"
+"""The library of an extra: it decodes video, so it too is named where it is there."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ def formats(source: str) -> dict[str, int]:
 @cache
 def writer() -> dict[str, str]:
     """Versions of this code and of the libraries that write: provenance, and the same in all processes of a run."""
-    return {"statevla": __version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found[VIDEO] = importlib.metadata.version(VIDEO)
+    return {"statevla": __version__, **found}
 
 
 def unit_key(unit: Unit, settings: UnitSettings, fingerprints: Mapping[str, str]) -> str:

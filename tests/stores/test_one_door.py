@@ -27,6 +27,7 @@ WRITING_FUNCTIONS = {
 ALLOWED = {
     "stores/disk/lock.py": {".unlink"},  # the lock itself, which need not outlive the power
     "stores/tables.py": {"pq.ParquetWriter"},  # into `durable`'s writer
+    "pipelines/export/lerobot.py": {"pq.ParquetWriter"},  # into `durable.staging_dir`
     "pipelines/bench/ingest.py": {".mkdir", "h5py.File", "tarfile.open"},  # scratch files of a measurement
     "pipelines/bench/large.py": {".mkdir", ".symlink_to"},
     "pipelines/bench/index.py": {".mkdir", ".open", ".write_text"},  # a made-up store, for a measurement

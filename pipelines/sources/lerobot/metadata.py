@@ -142,7 +142,11 @@ def read_info(root: Path) -> Info:
     version = str(data.get("codebase_version"))
     if not re.fullmatch(r"v3\.\d+(\.\d+)?", version):
         old = CONVERTERS.get(version)
-        run = f"convert it: {old} --repo-id={root.name} --root={root.parent}" if old else "convert it with lerobot"
+        run = (
+            f"convert it in place: {old} --repo-id={root.name} --root={root} --push-to-hub=false"
+            if old
+            else "convert it with lerobot, to v2.1 and from there to v3.0"
+        )
         raise SourceError(f"{INFO}: codebase_version {version}, expected v3.0; {run}")
     fps = data.get("fps")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 10_000:
