@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 9
+FORMAT: Final = 10
 Tree = dict[str, Any]
 
 
@@ -128,6 +128,16 @@ def _weight_of_prediction(old: Tree) -> Tree:
     return tree
 
 
+def _reading_from_afar(old: Tree) -> Tree:
+    """9 to 10: segments by the index, and of a remote store nothing was kept."""
+    tree = copy.deepcopy(old)
+    tree["config"]["data"] |= {
+        "stream": "indexed", "shuffle_buffer": 4096, "remote_cache": None, "remote_cache_gib": None,
+        "remote_requests": 32,
+    }  # fmt: skip
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -160,5 +170,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     6: _training_options,
     7: _decoded_pictures,
     8: _weight_of_prediction,
+    9: _reading_from_afar,
 }
 """From the format of the key to the next one."""
