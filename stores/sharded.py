@@ -33,6 +33,7 @@ from stores.errors import StoreCorrupt, StoreMissing, UsageError
 ABSENT: Final = np.uint64(2**64 - 1)
 CRC_BYTES: Final = 4
 PLACE_BYTES: Final = 16
+CACHE_LINE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,16 @@ class ShardedSpec:
         return sealed(fields)
 
 
+def aligned(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Uninitialized memory that begins on a cache line, as torch's does and NumPy's does not: the system copies a large
+    file there up to three times as fast (docs/log.md).
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    room = np.empty(size + CACHE_LINE, np.uint8)
+    start = -room.ctypes.data % CACHE_LINE
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
 def create(root: Path | str, name: str, spec: ShardedSpec) -> None:
     """Write the metadata of array `name` below group folder `root`; it is complete when every shard is written."""
     durable.write_json(Path(root, name, METADATA), spec.metadata())
@@ -184,7 +195,7 @@ class ShardedArray:
         if not 0 <= start <= stop <= spec.shape[0]:
             raise UsageError(f"{self.storage.root}: {self.name} has {spec.shape[0]} rows, asked for {start} to {stop}")
         shape = (stop - start, *spec.shape[1:])
-        out = np.empty(shape, spec.dtype) if out is None else out
+        out = aligned(shape, spec.dtype) if out is None else out
         if out.shape != shape or out.dtype != np.dtype(spec.dtype) or not out.flags.c_contiguous:
             raise UsageError(
                 f"{self.name}: buffer: expected {spec.dtype} {list(shape)}, got {out.dtype} {list(out.shape)}"

@@ -11,7 +11,8 @@ from stores.errors import UsageError
 @dataclass(frozen=True)
 class BenchOptions:
     """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder.
-    segments: of `index`. checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
+    segments: of `index` and `order`, of a synthetic store. remote: of `stream`, of which workers are the threads.
+    checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
     """
 
     store: Path | str | None
@@ -22,6 +23,7 @@ class BenchOptions:
     dtype: str | None = None
     device: str = "cpu"
     segments: int | None = None
+    remote: bool = False
 
 
 def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
@@ -35,10 +37,34 @@ def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
 
 
 def _stream(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.remote import bench_remote
     from statevla.bench.stream import bench_stream
     from statevla.runs.stores import find_store
 
-    return bench_stream(find_store(options.store))
+    measure = bench_remote if options.remote else bench_stream
+    return measure(find_store(options.store), threads=options.workers or None)
+
+
+def _order(options: BenchOptions) -> dict[str, Any]:
+    from statevla.bench.order import bench_order
+    from statevla.runs.stores import find_store
+
+    if options.segments is None:
+        return bench_order(find_store(options.store))
+    import tempfile
+
+    from pipelines.bench.index import PER_SHARD, make_synthetic
+
+    with tempfile.TemporaryDirectory(prefix="statevla-bench-") as folder:
+        root = Path(folder, "store")
+        make_synthetic(root, options.segments // PER_SHARD * PER_SHARD)
+        return bench_order(root, pictures=False)
+
+
+def _scaling(options: BenchOptions) -> dict[str, Any]:
+    from pipelines.bench.scaling import bench_scaling
+
+    return bench_scaling(options.store)
 
 
 def _features(options: BenchOptions) -> dict[str, Any]:
@@ -111,6 +137,8 @@ def _step(options: BenchOptions) -> dict[str, Any]:
 
 BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
     "stream": _stream,
+    "order": _order,
+    "scaling": _scaling,
     "features": _features,
     "latents": _latents,
     "step": _step,

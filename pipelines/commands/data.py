@@ -199,13 +199,22 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 
 @app.command()
 def clean(
-    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    store: Annotated[Path | None, typer.Argument(help="Store folder.")] = None,
+    remote_cache: Annotated[
+        Path | None,
+        typer.Option("--remote-cache", help="Instead of a store: this folder of what was read of remote ones."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
     """Remove derived folders that no reader will take any more: stale, damaged or unfinished ones; asks first."""
     from stores.kept import remove_kept, useless
 
+    if remote_cache is not None and store is None:
+        _clean_cache(remote_cache, yes, as_json)
+        return
+    if store is None or remote_cache is not None:
+        raise UsageError("clean: expected a store's folder, or --remote-cache FOLDER (statevla train says which it is)")
     found = useless(store)
     rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in found]
     if found and not yes:
@@ -219,6 +228,19 @@ def clean(
     report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in found), "removed": rows}, as_json)
 
 
+def _clean_cache(folder: Path, yes: bool, as_json: bool) -> None:
+    """Ranges of remote stores are removed; a run that reads them fetches them again."""
+    from stores.cloud.cache import RangeCache
+
+    cache = RangeCache(folder, 1)
+    size = cache.bytes()
+    if size and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError(f"{folder}: {size:,} bytes of remote stores would be removed; say so with --yes")
+        typer.confirm(f"Remove {size:,} bytes of remote stores from {folder}?", abort=True)
+    report("Removed", {"remote_cache": str(folder), "bytes": cache.clear() if size else 0}, as_json)
+
+
 @app.command()
 def publish(
     store: Annotated[Path, typer.Argument(help="Store folder.")],
@@ -226,12 +248,15 @@ def publish(
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
-    """Copy a store to object storage: every object conditionally, the manifest last; of two writers one wins."""
+    """Copy a store to object storage, with its statistics, features and latents; of two writers one wins."""
     from stores.cloud.publish import publish_store
+    from stores.cloud.publish_derived import publish_derived
 
     with show_progress() as progress:
         published = publish_store(store, url, progress=progress, replace=replace)
-    report(f"Published to {url}", {"store": str(store), "url": url, "manifest": published}, as_json)
+        derived = publish_derived(store, url, progress=progress, replace=replace)
+    told = {"store": str(store), "url": url, "manifest": published, "derived": derived}
+    report(f"Published to {url}", told, as_json)
 
 
 @app.command()

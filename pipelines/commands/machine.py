@@ -35,7 +35,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="stream, features, latents, step, ingest, ingest-large, verify, index, mamba, latency or libero."
+            help="stream, order, scaling, features, latents, step, ingest, ingest-large, verify, index, mamba, latency "
+            "or libero."
         ),
     ],
     store: Store = None,
@@ -46,14 +47,17 @@ def bench(
     vision: Annotated[str | None, typer.Option(help="conv or siglip, for 'latency'; default: both.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, for 'latency'; default: both.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, for 'latency'.")] = "cpu",
-    segments: Annotated[int | None, typer.Option(help="Size of the synthetic store, for 'index'.")] = None,
-    workers: Workers = 0,
+    segments: Annotated[int | None, typer.Option(help="Size of the synthetic store, for 'index', 'order'.")] = None,
+    remote: Annotated[bool, typer.Option("--remote", help="'stream' from servers 50 ms away.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes; of 'stream' threads. 0: of 'stream' the cores, else one.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
     from pipelines.bench.table import BenchOptions, run_bench
 
-    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments)
+    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments, remote)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
 

@@ -21,7 +21,7 @@ class DataConfig:
 
     store: str | None = option(None, "store folder or URL; nothing: the only one below data/stores/", resume=True)
     lanes: int = option(8, "streams that the segments of an epoch are dealt to", least=1)
-    block_segments: int = option(32, "segments of a lane that are mixed at a time", least=1)
+    block_segments: int = option(16, "segments of a lane that are mixed at a time", least=1)
     loader_threads: int | None = option(
         None, "threads that fetch and decode, of data.stream=sequential processes; nothing: the cores, up to 8",
         least=1, resume=True,

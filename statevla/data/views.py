@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stores.arrays import map_whole
 from stores.derived import Derived
-from stores.errors import UsageError
+from stores.errors import StaleKey, UsageError
 from stores.sharded import ShardedArray
 
 Ints = NDArray[np.int64]
@@ -164,8 +164,18 @@ class Features:
 
 
 def open_features(found: Derived, cache_bytes: float) -> View:
-    """Read row by row: they are large, and the system keeps what fits."""
+    """Read row by row: they are large, and the system keeps what fits. Raises StaleKey where an array is not as the
+    seal has it.
+    """
     names = found.about["cameras"]
+    wanted = (found.made_from["dtype"], (found.about["patches"], found.about["width"]))
+    for name in names:
+        spec = found.sharded(name).spec
+        if (spec.dtype, spec.shape[1:]) != wanted:
+            raise StaleKey(
+                f"{found.storage.root}: features/{found.name}/{name}: expected {wanted[0]} rows of {list(wanted[1])} "
+                f"as its seal says, got {spec.dtype} {list(spec.shape[1:])}; run `statevla features` again"
+            )
     scales = [f"{name}_scale" for name in names] if found.made_from["dtype"] == "int8" else []
     return Features(*(tuple(Stored(found.sharded(name)) for name in group) for group in (names, scales)))
 

@@ -155,6 +155,8 @@ class Run:
         self.parent = None if found is None else origin(found)
         torch.manual_seed(training.seed)
         self.backbone = choose_backbone(config, store, self.device)
+        if found is not None:
+            require_identity(self.backbone, found.state.backbone, str(found.folder))
         self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
         if training.batch_size < needs.rows:

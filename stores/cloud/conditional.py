@@ -165,7 +165,9 @@ class ConditionalStorage:
         """
         try:
             with named_errors(self.root, name, "written"):
-                return self._kind.put(self._files, f"{self._path}/{name}", data, tag)
+                written = self._kind.put(self._files, f"{self._path}/{name}", data, tag)
+                self._files.invalidate_cache()  # a listing of before would hide the object from readers
+                return written
         except StoreChanged as error:
             found = self.get(name)
             if found is not None and found[0] == data:

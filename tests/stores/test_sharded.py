@@ -7,7 +7,7 @@ import zarr
 
 from stores import arrays
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
-from stores.sharded import ShardedSpec, create, open_sharded, write_shard
+from stores.sharded import ShardedSpec, aligned, create, open_sharded, write_shard
 
 SPEC = ShardedSpec((23, 3, 2), "float16", 4, 8)
 
@@ -132,3 +132,11 @@ def test_shards_of_other_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="as shard"):
         ShardedSpec((4,), "float16", 4, 6)
     assert not list(tmp_path.rglob("c/*/*/*"))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (7,), (5, 3, 2)])
+def test_memory_begins_on_a_cache_line(shape: tuple[int, ...]) -> None:
+    for _ in range(8):
+        found = aligned(shape, "float16")
+        assert (found.shape, found.dtype, found.ctypes.data % 64) == (shape, np.float16, 0)
+        assert found.flags.c_contiguous
