@@ -30,7 +30,7 @@ from pipelines.sources.gripper import Grip, Reading
 from pipelines.sources.libero_demo import number_dataset, read_numbers, resolve_alignment
 from pipelines.sources.libero_header import read_masks
 from pipelines.sources.orientation import Look
-from pipelines.sources.robomimic_keys import Keys, cameras_of, environment, instruction_of, keys_of
+from pipelines.sources.robomimic_keys import PICTURE, Keys, cameras_of, environment, instruction_of, keys_of
 from pipelines.sources.source import Episode, EpisodeHead, SourceFile, Verdict
 from pipelines.sources.texts import near_identical
 from statevla.observation import upright
@@ -48,9 +48,15 @@ class RobomimicSource:
     takes_fields: Final = True
 
     def recognizes(self, path: Path) -> bool:
-        """Whether ``/data`` says of which environment it is."""
+        """Whether ``/data`` says of which environment it is, and observations have robosuite's names (LIBERO's files
+        say the first, too).
+        """
         with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
-            return hdf5.text(hdf5.group(file, "data"), "env_args") is not None
+            data = hdf5.group(file, "data")
+            if hdf5.text(data, "env_args") is None or not len(data):
+                return False
+            names = map(str, hdf5.group(data, f"{_first(data)}/obs"))
+            return any(name.startswith("robot0_") or name.endswith(PICTURE) for name in names)
 
     def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         """See `pipelines.sources.source.Source`."""

@@ -42,10 +42,11 @@ def split_segments(store: Store, table: Table, split: str, *, with_next_only: bo
     Raises UsageError when the split is empty.
     """
     counts = np.minimum(table.steps, table.observations - 1) if with_next_only else table.steps
-    in_split = np.array([name == split for name in store.episode_columns["split"]], dtype=np.bool_)
+    codes, names = store.episode_columns.codes("split")
+    in_split = np.array([name == split for name in names], dtype=np.bool_)[codes]
     chosen = np.flatnonzero(in_split[table.episode] & (counts > 0)).astype(np.int64)
     if chosen.size == 0:
-        known = sorted({str(name) for name in store.episode_columns["split"]})
+        known = sorted(names)
         raise UsageError(f"{store.root}: no transitions in split {split!r}; the store has {', '.join(known)}")
     return chosen, counts[chosen]
 

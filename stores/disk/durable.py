@@ -203,6 +203,10 @@ def _json(value: Any, depth: int) -> str:
     if isinstance(value, dict):
         rows = [f"{_key(key)}: {_json(value[key], depth + 1)}" for key in sorted(value)]
         return "{" + inside + ("," + inside).join(rows) + end + "}"
+    if all(type(part) is dict and part and _PLAIN.issuperset(map(type, part.values())) for part in value):
+        deeper = inside + " "  # all in one call; a line break is never inside text, where it is escaped
+        flat = _encoder("," + deeper).encode(value).replace("}," + deeper + "{", inside + "}," + inside + "{" + deeper)
+        return "[" + inside + "{" + deeper + flat[2:-2] + inside + "}" + end + "]"
     return "[" + inside + ("," + inside).join(_json(part, depth + 1) for part in value) + end + "]"
 
 

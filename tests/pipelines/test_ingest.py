@@ -258,7 +258,9 @@ def test_progress_ends_at_all_frames(source: Path, tmp_path: Path) -> None:
     assert events[-1].done == events[-1].total
 
 
-@pytest.mark.parametrize("option", [{"codec": "bmp"}, {"window": 0}, {"train_split": 0.0}, {"alignment": "during"}])
+@pytest.mark.parametrize(
+    "option", [{"codec": "bmp"}, {"window": 0}, {"window": 100}, {"train_split": 0.0}, {"alignment": "during"}]
+)
 def test_wrong_configuration(tmp_path: Path, option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(option))):
         IngestConfig("toy", tmp_path, tmp_path, **option)

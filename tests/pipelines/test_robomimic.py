@@ -242,7 +242,12 @@ def test_files_are_told_from_liberos_by_what_is_in_them(tmp_path: Path) -> None:
     mine = write_robomimic(tmp_path / "raw/can.hdf5", 1)
     names = ("libero", "robomimic")
     assert recognize([mine], names) == "robomimic"
-    assert recognize(sorted((tmp_path / "libero").iterdir()), names) == "libero"
+    (libero,) = (tmp_path / "libero").iterdir()
+    assert recognize([libero], names) == "libero"
+    with h5py.File(libero, "r+") as file:  # as LIBERO's own files have it; and damaged
+        file["data"].attrs["env_args"] = json.dumps(ENV)
+        del file["data/demo_0/obs/agentview_rgb"]
+    assert recognize([libero], names) == "libero"
 
 
 def test_the_command_ends_with_the_right_status(

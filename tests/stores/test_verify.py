@@ -1,5 +1,6 @@
 """Every kind of damage to every kind of object: `verify` names it, and the reader raises instead of inventing."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,17 @@ def test_a_sound_store_has_no_problems(root: Path) -> None:
     assert events[-1].done == events[-1].total
     assert len(events) == count_objects(root)  # the manifest's objects and one feature, without the manifest
     _read_everything(root)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+@pytest.mark.parametrize("name", OBJECTS[1:6:2])
+def test_a_pipe_or_a_link_in_the_place_of_an_object_is_damage_at_once(root: Path, name: str, kind: str) -> None:
+    """A pipe would be waited for, a link may lead anywhere; here it leads to the right bytes."""
+    (root / name).rename(root.parent / "elsewhere")
+    os.mkfifo(root / name) if kind == "pipe" else (root / name).symlink_to(root.parent / "elsewhere")
+    assert [problem.object for problem in verify_store(root)] == [name]
+    with pytest.raises(StoreError, match=name):
+        _read_everything(root)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
