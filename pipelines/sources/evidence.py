@@ -150,14 +150,14 @@ def looks_of(files: int) -> int:
 
 
 def grips_of(names: Sequence[str], read: Callable[[str], Grip | None]) -> tuple[Grip, ...]:
-    """What `read` finds in a few of the demonstrations; in more, one by one, where those do not tell."""
+    """What `read` finds in a few of the demonstrations; in more, one by one, where those do not tell beyond doubt."""
     first = sample(names, FEW_DEMOS)
     found: list[Grip] = []
     for number, name in enumerate(dict.fromkeys([*first, *sample(names)]), 1):
         if (seen := read(name)) is not None:
             found.append(seen)
         together = gripper.pool(found)
-        if number >= len(first) and together is not None and together.closes is not None:
+        if number >= len(first) and together is not None and together.clear:
             break
     return tuple(found)
 

@@ -27,6 +27,9 @@ CHOICES: Final = (DETECT, HIGH_CLOSES, HIGH_OPENS)
 
 AGREEMENT: Final = 0.5
 """Share of the fingers' motion that must go one way with the command."""
+CLEAR: Final = 0.8
+CLEAR_MOTION: Final = 0.03
+"""Share and finger motion [m] from which a few demonstrations speak for a file; what was measured is above both."""
 MOTION: Final = 0.004
 """Finger motion [m, both fingers] below which nothing is concluded."""
 NOISE: Final = 2e-4
@@ -53,6 +56,11 @@ class Grip:
         if self.high - self.low < TOLERANCE or self.moved < MOTION or abs(self.toward) < AGREEMENT * self.moved:
             return None
         return self.toward < 0
+
+    @property
+    def clear(self) -> bool:
+        """Whether the fingers tell, by so much motion and so little against it that chance does not look like this."""
+        return self.closes is not None and self.moved >= CLEAR_MOTION and abs(self.toward) >= CLEAR * self.moved
 
     @property
     def from_zero(self) -> bool:
