@@ -20,7 +20,9 @@ Checkpoint = Annotated[
 Control = Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")]
 Source = Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")]
 Tasks = Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")]
-Replan = Annotated[int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half.")]
+Replan = Annotated[
+    int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half; in LIBERO 1, ensembled.")
+]
 Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
 Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
 LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]

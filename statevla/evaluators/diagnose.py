@@ -17,6 +17,7 @@ from statevla.evaluators import diagnose_links as links
 from statevla.evaluators.diagnose_episodes import Episode, shown, start_number, stored
 from statevla.evaluators.diagnose_links import Affine, Link, Pair
 from statevla.evaluators.diagnose_loop import act_in, closed_loop
+from statevla.evaluators.evaluate import usual_execution
 from statevla.evaluators.runner import ChunkPolicy
 from statevla.evaluators.start import first_start
 from statevla.evaluators.trials import NUMBERS
@@ -140,7 +141,7 @@ def diagnose(
         ),
         _predictions(policy, [ours for ours, _ in pairs], now["action"], store),
     ]  # fmt: skip
-    resolved = (execution or Execution()).resolve(policy.chunk)
+    resolved = usual_execution(row, execution).resolve(policy.chunk)
     acted = [e for task in chosen for e in look.trials(task, trials, resolved, max_steps or row.max_steps)]
     demos = [stored_states(store, i) for task in chosen for i in episodes[task.name]][:DEMOS]
     chain.append(closed_loop(acted, demos, scale, spec.state_names))

@@ -46,6 +46,6 @@ for checkpoint in "$folder"/run/checkpoints/phase2_flow_matching/checkpoint_*; d
   trials=5
   [[ $checkpoint == *_best ]] && continue # chosen by a loss over few episodes: the last one is the result
   [[ $checkpoint == *_latest ]] && trials=${TRIALS:-20}
-  "$statevla" eval libero --checkpoint "$checkpoint" --tasks "$tasks" --num-trials "$trials" --first-init 30 \
+  "$statevla" eval libero --checkpoint "$checkpoint" --tasks "$tasks" --num-trials "$trials" --first-init 30 --replan 5 \
     --workers "$workers" --videos 1 --out "$folder/eval/$(basename "$checkpoint")"
 done

@@ -235,7 +235,10 @@ def test_a_policy_that_was_trained_on_is_another_policy(world: World, tmp_path: 
         run(Pushes(identity="b" * 64), tmp_path)
     with pytest.raises(UsageError, match="seed = 0, this one has 1"):
         run(Pushes(), tmp_path, seed=1)
-    with pytest.raises(UsageError, match="latency_steps = 0, this one has 1; vote = False, this one has True"):
+    with pytest.raises(
+        UsageError,
+        match=r"ensemble = 0.01, .* latency_steps = 0, this one has 1; .* vote = False, this one has True",
+    ):
         run(Pushes(), tmp_path, execution=Execution(vote=True, latency_steps=1))
     again = Pushes()
     assert run(again, tmp_path).trials == 6
