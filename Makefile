@@ -50,7 +50,7 @@ libero: $(INSTALLED)
 # Its tests need one suite; those of other suites are skipped, with the reason, where their assets are not.
 test-libero: LIBERO_SUITES = libero_object
 test-libero: libero
-	SIMULATOR_REQUIRED=1 $(BIN)/pytest -m libero tests/libero
+	SIMULATOR_REQUIRED=1 $(BIN)/pytest -n 2 --dist loadfile -m libero tests/libero
 
 clean:
 	rm -rf $(VENV) build *.egg-info

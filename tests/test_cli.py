@@ -291,10 +291,8 @@ def test_clean_knows_the_cache_of_remote_stores(tmp_path):
     cache = RangeCache(tmp_path / "cache", 10_000)
     cache.put("ab" * 32, 0, bytes(500))
     (tmp_path / "cache" / "mine.txt").write_text("not a range")
-    _, refused = statevla(tmp_path, "clean", "--remote-cache", "cache", status=2)
+    _, refused = statevla(tmp_path, "clean-cache", "cache", status=2)
     assert "500 bytes of remote stores would be removed; say so with --yes" in refused
-    assert one_object(tmp_path, "clean", "--remote-cache", "cache", "--yes")["bytes"] == 500
+    assert one_object(tmp_path, "clean-cache", "cache", "--yes")["bytes"] == 500
     assert cache.bytes() == 0
     assert (tmp_path / "cache" / "mine.txt").exists()
-    _, refused = statevla(tmp_path, "clean", status=2)
-    assert "expected a store's folder, or --remote-cache FOLDER" in refused

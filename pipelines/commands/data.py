@@ -199,22 +199,13 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 
 @app.command()
 def clean(
-    store: Annotated[Path | None, typer.Argument(help="Store folder.")] = None,
-    remote_cache: Annotated[
-        Path | None,
-        typer.Option("--remote-cache", help="Instead of a store: this folder of what was read of remote ones."),
-    ] = None,
+    store: Annotated[Path, typer.Argument(help="Store folder.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
     """Remove derived folders that no reader will take any more: stale, damaged or unfinished ones; asks first."""
     from stores.kept import remove_kept, useless
 
-    if remote_cache is not None and store is None:
-        _clean_cache(remote_cache, yes, as_json)
-        return
-    if store is None or remote_cache is not None:
-        raise UsageError("clean: expected a store's folder, or --remote-cache FOLDER (statevla train says which it is)")
     found = useless(store)
     rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in found]
     if found and not yes:
@@ -228,8 +219,13 @@ def clean(
     report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in found), "removed": rows}, as_json)
 
 
-def _clean_cache(folder: Path, yes: bool, as_json: bool) -> None:
-    """Ranges of remote stores are removed; a run that reads them fetches them again."""
+@app.command("clean-cache")
+def clean_cache(
+    folder: Annotated[Path, typer.Argument(help="Folder that `statevla train` names when it reads a remote store.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what is kept of remote stores; asks first. A run that reads them fetches it again."""
     from stores.cloud.cache import RangeCache
 
     cache = RangeCache(folder, 1)

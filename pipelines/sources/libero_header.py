@@ -114,9 +114,11 @@ def gather(
     positions: of the demonstrations in the file, for `pulse`. files: that show of the pictures what this one does.
     """
 
+    where = Path(file.filename).name
+
     def grip(name: str) -> Grip | None:
         pulse.at(positions[name])
-        with contextlib.suppress(SourceError), hdf5.reporting(name):
+        with contextlib.suppress(SourceError), hdf5.reporting(f"{where}/{name}"):
             numbers = read_numbers_of(hdf5.group(file, f"data/{name}"), heads[name].rows, told.alignment, Seen())
             return see(numbers.action[:, GRIPPER], numbers.fingers)
         return None
@@ -124,7 +126,7 @@ def gather(
     looks: list[Look] = []
     for name in sample(tuple(heads), looks_of(files)):
         pulse.at(positions[name])
-        with contextlib.suppress(SourceError), hdf5.reporting(name):
+        with contextlib.suppress(SourceError), hdf5.reporting(f"{where}/{name}"):
             looks.append(_look(hdf5.group(file, f"data/{name}"), heads[name].rows))
     return grips_of(tuple(heads), grip), tuple(looks)
 

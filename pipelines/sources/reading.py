@@ -28,7 +28,7 @@ REPLAY_BYTES: Final = 64 * 2**20
 
 
 def _recognize(argument: dict[str, Any]) -> str:
-    return recognize([Path(path) for path in argument["paths"]], argument["names"])
+    return recognize([Path(path) for path in argument["paths"]], argument["names"], _positions(argument["poison"]))
 
 
 def _inspect(argument: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The formats of demonstrations, and which one a file is in."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from pipelines.sources import pulse
 from pipelines.sources.lerobot.source import LEROBOT_SOURCE
 from pipelines.sources.libero import LIBERO_SOURCE
 from pipelines.sources.robomimic import ROBOMIMIC_SOURCE
@@ -25,11 +26,14 @@ def source_of(name: str) -> Source:
     return SOURCES[name]
 
 
-def recognize(paths: Sequence[Path], names: Sequence[str]) -> str:
+def recognize(paths: Sequence[Path], names: Sequence[str], poison: Collection[int] = ()) -> str:
     """Of the formats `names`, that of the first of `paths` which one of them recognizes; else the first: it says why
-    not. Opens files: call it in the child.
+    not. Opens files: call it in the child. poison: paths that must not be touched, counted from 1.
     """
-    for path in paths:
+    for position, path in enumerate(paths, 1):
+        pulse.at(position)
+        if position in poison:
+            continue
         for name in names:
             try:
                 if SOURCES[name].recognizes(path):

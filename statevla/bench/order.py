@@ -54,7 +54,7 @@ def bench_order(
     def measure(drawn: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> dict[str, float]:
         episodes = [len(np.unique(table.episode[segment])) for segment, _ in drawn]
         pieces = [len(np.unique(segment)) for segment, _ in drawn]
-        found = {"episodes": statistics.mean(episodes), "segments": statistics.mean(pieces)}
+        found = {"episodes": float(statistics.mean(episodes)), "segments": float(statistics.mean(pieces))}
         if value is not None:
             means = [float(value[table.rows(segment, step)].mean()) for segment, step in drawn]
             found["variance_ratio"] = float(np.var(means)) / expected

@@ -90,7 +90,7 @@ def train(
             store = open_to_train(store_path, config.data, partial(_say, row, ranks, progress))
             run = Run(row, config, store, run_dir, parent, progress, unfinished_encoder, ranks)
             start = run.start() if source is None else run.resume(source)
-            if ranks.first:
+            if ranks.first and run.step < run.total:
                 note_start(run_dir, row.folder, run.step, str(run.device), ranks.world)
             return run, start
 
