@@ -250,9 +250,10 @@ def _disk() -> list[Check]:
 
 
 def _memory() -> list[Check]:
+    from statevla.memory import free_gib
     from statevla.sims.libero import memory
 
-    free = memory.free_gib()
+    free = free_gib()
     if free == float("inf"):
         return [Check("memory", "warning", "this system does not tell")]
     good = free >= MIN_MEMORY_GIB

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from statevla.config import DataConfig
+from statevla.memory import GIB, free_gib
 from stores.disk.trouble import nearest
 
-GIB: Final = 2**30
 MOST_THREADS: Final = 8
 SHARE_OF_MEMORY: Final = 8
 MOST_MEMORY: Final = 16 * GIB
@@ -37,8 +37,6 @@ def cache_bytes(data: DataConfig) -> float:
 
 @functools.cache
 def _free_memory() -> float:
-    from statevla.sims.libero.memory import free_gib
-
     return min(free_gib() * GIB, MOST_MEMORY * SHARE_OF_MEMORY)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from statevla.config import DataConfig
-from statevla.data.machine import GIB, remote_cache_bytes, remote_cache_folder
+from statevla.data.machine import remote_cache_bytes, remote_cache_folder
+from statevla.memory import GIB
 from stores.cloud.cache import CachedStorage, RangeCache
 from stores.cloud.storage import RemoteStorage, open_storage
 from stores.errors import UsageError

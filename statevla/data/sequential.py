@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from statevla.config import DataConfig
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.frames import Ints, Table, assemble, make_table
+from statevla.data.loaders import split_segments
 from statevla.data.machine import loader_threads
 from statevla.data.needs import Needs
 from statevla.data.order import Order
@@ -100,10 +101,9 @@ class SequentialLoader:
         require_sequential(store, data, needs, chunk, batch_size, world)
         self.store, self.seed, self.data, self.needs, self.rank, self.world = store, seed, data, needs, rank, world
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
-        table = self.table
-        counts = np.minimum(table.steps, table.observations - 1) if needs.require else table.steps
-        in_split = np.array([name == split for name in store.episode_columns["split"]], dtype=np.bool_)
-        self.counts = np.where(in_split[table.episode], counts, 0)
+        chosen, counts = split_segments(store, self.table, split, with_next_only=needs.require)
+        self.counts = np.zeros(len(self.table.steps), np.int64)
+        self.counts[chosen] = counts
         total = int(self.counts.sum())
         if total < batch_size:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The checkpoint whose encoder a policy takes, frozen: whether it fits, and where it came from."""
+"""The checkpoints that a run begins from: the one it goes on from, and the one whose frozen encoder a policy takes."""
 
 from pathlib import Path
 from typing import Any
@@ -66,3 +66,21 @@ def origin(parent: Parent) -> dict[str, Any]:
         "step": state.step,
         "sha256": state.files[MODEL]["sha256"],
     }
+
+
+def sources(
+    row: System, folder: Path, run_dir: Path, resume: Path | bool, encoder: Path | None
+) -> tuple[Path | None, Path | None]:
+    """The checkpoint to go on from, and that of the frozen encoder, which a resumed policy has in its own."""
+    latest = folder / LATEST
+    if latest.exists() and resume is False:
+        raise UsageError(f"{latest} exists already; go on from it with --resume {run_dir}, or use another --run folder")
+    source = latest if resume is True else resume or None
+    if source is not None and not is_checkpoint(source):
+        raise UsageError(f"{source}: nothing to resume; train without --resume first")
+    if row.parent and encoder is None and source is None:
+        raise UsageError(
+            f"{row.name} needs the state encoder of a checkpoint of {' or '.join(row.parent)}; "
+            f"run `statevla train --system {row.parent[0]}` first"
+        )
+    return source, encoder if source is None else None

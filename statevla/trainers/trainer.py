@@ -35,7 +35,7 @@ from statevla.trainers import pictures
 from statevla.trainers.average import average_of
 from statevla.trainers.kept import choose_backbone, use_what_is_kept
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
-from statevla.trainers.parents import load_parent, origin
+from statevla.trainers.parents import load_parent, origin, sources
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 from statevla.trainers.setup import require_same_config, rows_of_rank, use_bf16
@@ -104,24 +104,6 @@ def _say(row: System, ranks: Ranks, progress: Progress | None, text: str) -> Non
     """A line of the log of a run that is not there yet."""
     if progress is not None and ranks.first:
         progress(ProgressEvent(f"train {row.name}", 0, 0, "steps", text))
-
-
-def sources(
-    row: System, folder: Path, run_dir: Path, resume: Path | bool, encoder: Path | None
-) -> tuple[Path | None, Path | None]:
-    """The checkpoint to go on from, and that of the frozen encoder, which a resumed policy has in its own."""
-    latest = folder / layout.LATEST
-    if latest.exists() and resume is False:
-        raise UsageError(f"{latest} exists already; go on from it with --resume {run_dir}, or use another --run folder")
-    source = latest if resume is True else resume or None
-    if source is not None and not layout.is_checkpoint(source):
-        raise UsageError(f"{source}: nothing to resume; train without --resume first")
-    if row.parent and encoder is None and source is None:
-        raise UsageError(
-            f"{row.name} needs the state encoder of a checkpoint of {' or '.join(row.parent)}; "
-            f"run `statevla train --system {row.parent[0]}` first"
-        )
-    return source, encoder if source is None else None
 
 
 class Run:

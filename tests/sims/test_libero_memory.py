@@ -2,6 +2,7 @@
 
 import pytest
 
+from statevla.memory import free_gib
 from statevla.sims.libero import memory
 
 
@@ -15,4 +16,4 @@ def test_workers(monkeypatch: pytest.MonkeyPatch, free: float, cores: int, expec
 
 
 def test_free_memory_is_told() -> None:
-    assert memory.free_gib() > 0
+    assert free_gib() > 0

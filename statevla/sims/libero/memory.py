@@ -1,23 +1,13 @@
 """How many simulator workers fit into this machine."""
 
 import os
-from pathlib import Path
 
-GIB = 2**30
+from statevla.memory import free_gib
+
 WORKER_GIB = 2.4
 """Most memory of one worker process, measured over all suites."""
 BESIDE_GIB = 1.0
 """Left to everything else."""
-
-
-def free_gib() -> float:
-    """Memory [GiB] that is available, the page cache included; infinite where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    told = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
-    return float("inf") if told is None else told / GIB
 
 
 def workers_that_fit(cores: int | None = None) -> int:

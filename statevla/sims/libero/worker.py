@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 
+from statevla.memory import free_gib
 from statevla.sims.libero import assets, memory
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import (
@@ -217,7 +218,7 @@ def _how_it_died(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
         return (
             f"was killed (signal 9), most likely for lack of memory: each worker needs up to {memory.WORKER_GIB} GiB, "
-            f"{memory.free_gib():.1f} GiB are free now; use fewer --workers"
+            f"{free_gib():.1f} GiB are free now; use fewer --workers"
         )
     if exitcode is not None and exitcode < 0:
         return f"died of signal {-exitcode} ({signal.Signals(-exitcode).name})"
