@@ -22,7 +22,7 @@ from statevla.trainers.setup import rows_of_rank
 from statevla.trainers.step import Share
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
-from tests.trainers.micro import config_of_all, micro_store
+from tests.trainers.micro import at_step, config_of_all, micro_store
 from tests.trainers.together import checkpoint, largest_difference, lines, run_ranks, weights
 
 JEPA, FLOW = "temporal_jepa", "flow_matching"
@@ -30,7 +30,10 @@ INVERSE = ("training.phase1.inverse_dynamics_weight=1", "training.phase1.inverse
 """Its chunks are padded at the ends of episodes: ranks have other numbers of real steps."""
 TOLERANCE = 2e-5
 UNFELT = 1e-3
-"""Of biases that an attention's softmax takes out again: their gradient is rounding, which Adam makes steps of."""
+"""Of biases whose gradient may be rounding alone, which Adam makes steps of: what an attention's softmax takes out
+again, and outputs under L1, where as many rows want more as want less (2e-10 was seen).
+"""
+ROUNDED = ("in_proj_bias", "net.out.bias")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def alone(system: str, settings: list[str], store: Path, run: Path, encoder: Pat
 def assert_same_training(mine: Path, theirs: Path, system: str) -> None:
     """Weights, moving averages, losses in training and validation, and the best step."""
     one, two = weights(mine, system), weights(theirs, system)
-    felt = [name for name in one if not name.endswith("in_proj_bias")]
+    felt = [name for name in one if not name.endswith(ROUNDED)]
     assert largest_difference({n: one[n] for n in felt}, {n: two[n] for n in felt}) < TOLERANCE
     assert largest_difference(one, two) < UNFELT
     for kind in ("train", "val"):
@@ -129,8 +132,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(store: Path, tmp_path: Path)
     stop = {"signal_rank": 3, "signal_at": 5, "pids": str(tmp_path / "pids")}
     assert [code for code, _ in run_ranks(4, [job(JEPA, settings, store, run, **stop)], tmp_path / "jobs")] == [0] * 4
     assert read_state(checkpoint(run, JEPA)).step in (5, 6)
-    train(JEPA, config_of_all(*settings, "training.max_steps=12"), store, run, resume=True,
-          progress=lambda event: os.kill(os.getpid(), signal.SIGTERM) if event.done == 8 else None)  # fmt: skip
+    once = at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    train(JEPA, config_of_all(*settings, "training.max_steps=12"), store, run, resume=True, progress=once)
     assert read_state(checkpoint(run, JEPA)).step == 8
     found = run_ranks(2, [job(JEPA, settings, store, run, resume=True, caches_differ=True)], tmp_path / "jobs")
     assert [code for code, _ in found] == [0, 0], found
