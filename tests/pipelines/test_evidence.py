@@ -383,3 +383,19 @@ def test_scenes_that_differ_among_themselves_quarantine_nothing(tmp_path: Path) 
     collect_tabletop(tmp_path / "source", 12, seed=0, image_size=32)  # three layouts a task, seen from above
     summary = ingest(IngestConfig("tabletop", tmp_path / "source", tmp_path / "store", language="hashed"))
     assert not summary.quarantined
+
+
+def test_more_demonstrations_are_read_until_their_fingers_tell_beyond_doubt() -> None:
+    def asked(grip: Grip) -> list[str]:
+        names: list[str] = []
+
+        def read(name: str) -> Grip:
+            names.append(name)
+            return grip
+
+        grips_of([f"demo_{number}" for number in range(20)], read)
+        return names
+
+    assert asked(Grip(-1.0, 1.0, toward=-0.05, moved=0.055)) == ["demo_0", "demo_19"]
+    assert len(asked(Grip(-1.0, 1.0, toward=-0.05, moved=0.08))) == 8  # too much against it
+    assert len(asked(Grip(-1.0, 1.0, toward=-0.006, moved=0.006))) == 5  # 30 mm together
