@@ -19,14 +19,14 @@ from stores.errors import StoreCorrupt, UsageError
 from stores.reader import Store
 from tests.stores.make_store import MadeEpisode, make_tiny_store
 
-CHUNK = 6
+CHUNK, WINDOW = 6, 8
 DATA = DataConfig(lanes=4, block_segments=2, loader_threads=2, cache_gib=0.0)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[MadeEpisode]]:
     path = tmp_path_factory.mktemp("store") / "tiny"
-    episodes = make_tiny_store(path, episodes=8, frames=21, image=16, window=8, chunk=CHUNK + 2, codec="png")
+    episodes = make_tiny_store(path, episodes=8, frames=21, image=16, window=WINDOW, chunk=CHUNK + 2, codec="png")
     return Store.open(path), episodes
 
 
@@ -49,7 +49,7 @@ def loader(store: Store, needs: Needs = PAIRS, data: DataConfig = DATA, batch: i
     return SegmentLoader(store, "train", batch, 3, data, CHUNK, needs)
 
 
-def check_row(batch: Batch, row: int, episode: MadeEpisode, store: Store, *, with_next: bool) -> None:
+def check_row(batch: Batch, row: int, episode: MadeEpisode, store: Store, *, ahead: int) -> None:
     """One row from first principles: NumPy indexing into what was written."""
     t = int(batch.frame[row])
     steps = len(episode.action)
@@ -60,14 +60,16 @@ def check_row(batch: Batch, row: int, episode: MadeEpisode, store: Store, *, wit
     np.testing.assert_array_equal(batch.action[row].numpy(), episode.action[t])
     np.testing.assert_array_equal(batch.chunk[row].numpy(), np.stack(wanted))
     assert batch.is_pad[row].tolist() == [t + k >= steps for k in range(CHUNK)]
-    assert bool(batch.has_next[row]) == (with_next and t + 1 < len(episode.images))
-    if batch.has_next[row]:
+    last = min(t - t % WINDOW + WINDOW, len(episode.images) - 1)  # a segment ends with the next one's first
+    later = min(ahead, last - t)
+    assert (int(batch.ahead[row]), bool(batch.has_next[row])) == (later, later > 0)
+    if later:
         seen = np.stack([frames[row] for frames in batch.next_obs.images])
-        np.testing.assert_array_equal(seen, episode.images[t + 1])
-        np.testing.assert_array_equal(batch.next_obs.robot_state[row].numpy(), episode.robot_state[t + 1])
+        np.testing.assert_array_equal(seen, episode.images[t + later])
+        np.testing.assert_array_equal(batch.next_obs.robot_state[row].numpy(), episode.robot_state[t + later])
 
 
-@pytest.mark.parametrize("needs", [PAIRS, NOW])
+@pytest.mark.parametrize("needs", [PAIRS, NOW, Needs(offsets=(0, 3), require=True), Needs(offsets=(0, 3))])
 def test_rows_are_what_was_ingested_and_come_once(made: tuple[Store, list[MadeEpisode]], needs: Needs) -> None:
     store, episodes = made
     load = loader(store, needs)
@@ -76,9 +78,9 @@ def test_rows_are_what_was_ingested_and_come_once(made: tuple[Store, list[MadeEp
         for row in range(len(batch)):
             episode = episodes[int(batch.episode[row])]
             assert episode.split == "train"
-            check_row(batch, row, episode, store, with_next=needs.next)
+            check_row(batch, row, episode, store, ahead=needs.ahead)
             seen.append((int(batch.episode[row]), int(batch.frame[row])))
-        assert needs == NOW or bool(batch.has_next.all())
+        assert not needs.require or bool(batch.has_next.all())
     assert len(seen) == len(set(seen)) == load.batches_per_epoch * 8
     usable = sum(
         min(len(e.action), len(e.images) - 1) if needs.require else len(e.action)
@@ -148,7 +150,7 @@ def test_a_pass_meets_every_step_of_the_split_once(
         assert (rows == expected) == (not mixed)
         for batch in batches:
             for row in range(len(batch)):
-                check_row(batch, row, episodes[int(batch.episode[row])], store, with_next=False)
+                check_row(batch, row, episodes[int(batch.episode[row])], store, ahead=0)
 
 
 def test_iterate_once_gives_next_observations_where_needed(made: tuple[Store, list[MadeEpisode]]) -> None:
@@ -156,7 +158,7 @@ def test_iterate_once_gives_next_observations_where_needed(made: tuple[Store, li
     rows = 0
     for batch in iterate_once(store, "val", 5, CHUNK, needs=PAIRS):
         assert bool(batch.has_next.all())
-        check_row(batch, len(batch) - 1, episodes[int(batch.episode[-1])], store, with_next=True)
+        check_row(batch, len(batch) - 1, episodes[int(batch.episode[-1])], store, ahead=1)
         rows += len(batch)
     assert rows == sum(min(len(e.action), len(e.images) - 1) for e in episodes if e.split == "val")
 

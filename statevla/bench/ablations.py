@@ -25,6 +25,10 @@ HORIZON: Final = "training.phase1.inverse_dynamics_horizon"
 ALONE: Final = {f"training.phase1.{name}_weight": 0 for name in ("prediction", "variance", "covariance")}
 CHUNK: Final = {INVERSE: 10, HORIZON: 10}
 ON_Z: Final = {"training.phase1.regularize": "z"}
+GAP: Final = {"training.phase1.gap": 4}
+SIGREG: Final = {
+    "training.phase1.sigreg_weight": 0.05, "training.phase1.variance_weight": 0, "training.phase1.covariance_weight": 0
+}  # fmt: skip
 TOKENS: Final = {"model.policy_context": "z+tokens"}
 
 
@@ -48,6 +52,9 @@ ROWS: Final = (
     *with_policies("JEPA alone (variance on predictions)", NO_INVERSE),
     *with_policies("JEPA alone, variance on z", NO_INVERSE | ON_Z),
     *with_policies("JEPA alone, variance on both", NO_INVERSE | {"training.phase1.regularize": "both"}),
+    *with_policies("JEPA alone, variance on z, gap of 4", NO_INVERSE | ON_Z | GAP),
+    *with_policies("JEPA alone, SIGReg on z", NO_INVERSE | ON_Z | SIGREG),
+    *with_policies("JEPA + multi-step inverse, variance on z, gap of 4", ON_Z | GAP | {INVERSE: 10, HORIZON: 4}),
     *with_policies("JEPA + one-step inverse", {INVERSE: 10, HORIZON: 1}),
     *with_policies("JEPA + chunk inverse", CHUNK),
     *with_policies("JEPA + chunk inverse, variance on z", CHUNK | ON_Z),

@@ -141,6 +141,14 @@ class Phase1Config(SystemOptions):
         "encoder's, or the sum of both",
         choices=("z_next", "z", "both"),
     )
+    sigreg_weight: float = option(
+        0.0, "weight of SIGReg on the states that regularize names: their distance from a normal distribution; in "
+        "place of VICReg with both of its weights 0", least=0,
+    )  # fmt: skip
+    gap: int = option(
+        1, "observations from the state to the one that is predicted, at most: fewer at a segment's end; the predictor "
+        "is applied once an action between", least=1,
+    )  # fmt: skip
     inverse_dynamics_weight: float = option(
         0.0, "foretell actions from this state and the target's next one; 0 leaves it out", least=0
     )
@@ -246,6 +254,11 @@ def check(config: Config) -> None:
         raise UsageError(
             f"training.phase1.inverse_dynamics_horizon: {horizon} is more than "
             f"model.action_seq_len {model.action_seq_len}"
+        )
+    gap = config.training.phase1.gap
+    if gap > model.action_seq_len:
+        raise UsageError(
+            f"training.phase1.gap: {gap} is more than model.action_seq_len {model.action_seq_len}, the actions of a row"
         )
     if model.vision_pool != 1 and model.vision == "conv":
         raise UsageError(f"model.vision_pool: {model.vision_pool} is for a frozen tower, not for model.vision=conv")

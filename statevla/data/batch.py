@@ -57,7 +57,8 @@ class ObservationBatch:
 class Batch:
     """Transitions ``(obs_t, a_t, obs_{t+1}, chunk_t)`` in raw action units.
 
-    next_obs: the observation after `action`; its rows are valid where `has_next`.
+    next_obs: the observation `ahead` steps later, 1 unless a system asks for more: the one after `action`. Where ahead
+    is 0 there is none, and `has_next` false.
     chunk: actions t ... t+K-1, past the episode's end the last one repeated, where `is_pad` is true.
     episode, frame: where each row is from. goal: a later observation of the same episode, at goal_frame, where the
     system needs one.
@@ -65,7 +66,7 @@ class Batch:
 
     obs: ObservationBatch
     next_obs: ObservationBatch
-    has_next: Bool[Tensor, " B"]
+    ahead: Int64[Tensor, " B"]
     action: Float[Tensor, "B A"]
     chunk: Float[Tensor, "B K A"]
     is_pad: Bool[Tensor, "B K"]
@@ -88,7 +89,7 @@ class Batch:
         """The same batch with `change` made to every tensor."""
         return dataclasses.replace(
             self.see(lambda obs: obs.each(change)),
-            has_next=change(self.has_next),
+            ahead=change(self.ahead),
             action=change(self.action),
             chunk=change(self.chunk),
             is_pad=change(self.is_pad),
@@ -104,6 +105,11 @@ class Batch:
     def pin(self) -> "Batch":
         """The same batch in page-locked memory."""
         return self.each(lambda tensor: tensor.pin_memory())
+
+    @property
+    def has_next(self) -> Bool[Tensor, " B"]:
+        """Where `next_obs` is a later observation."""
+        return self.ahead > 0
 
     def __len__(self) -> int:
         return int(self.action.shape[0])

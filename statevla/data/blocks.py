@@ -67,8 +67,8 @@ class Blocks:
 class BlockSupply:
     """A stream's open blocks."""
 
-    def __init__(self, blocks: Blocks, with_next: bool) -> None:
-        self.blocks, self.with_next = blocks, with_next
+    def __init__(self, blocks: Blocks, ahead: int) -> None:
+        self.blocks, self.ahead = blocks, ahead
         self._buffers = Buffers()
         self._opened: dict[tuple[int, int, int], OpenBlock] = {}
         self._fetching: dict[tuple[int, int, int], dict[int, Future[None]]] = {}
@@ -88,7 +88,7 @@ class BlockSupply:
         for rows in plan.rows:
             self.blocks.wait(self._opened[rows.key], rows.segment)
         parts = [Part(self._opened[rows.key].frames, rows.segment, rows.step) for rows in plan.rows]
-        return gather(self.blocks.table, parts, with_next=self.with_next, pin=pin, numbers=self.blocks.numbers)
+        return gather(self.blocks.table, parts, ahead=self.ahead, pin=pin, numbers=self.blocks.numbers)
 
     def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
         still = {rows.key for later in coming for rows in later.rows}

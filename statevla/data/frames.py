@@ -184,8 +184,8 @@ def decoded_bytes(table: Table, segments: Ints) -> int:
     return int(table.observations[segments].sum()) * pixels * 3
 
 
-def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool, numbers: Numbers | None = None) -> Batch:
-    """One batch, parts in order. Without `with_next`, `next_obs` is `obs` itself and `has_next` false everywhere.
+def gather(table: Table, parts: list[Part], *, ahead: int, pin: bool, numbers: Numbers | None = None) -> Batch:
+    """One batch, parts in order. With `ahead` 0, `next_obs` is `obs` itself and `has_next` false everywhere.
 
     `pin` puts all of it in page-locked memory, for copies to the GPU that do not block. numbers: where the actions are
     to come from when the segments' own chunks are too short.
@@ -196,8 +196,8 @@ def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool, numbe
     cuts = np.cumsum([part.segment.size for part in parts])[:-1]
     offsets = np.arange(table.chunk, dtype=np.int64)
 
-    def observe(follow: NDArray[np.bool_], language: torch.Tensor) -> ObservationBatch:
-        at = [obs_row + more for (obs_row, _), more in zip(rows, np.split(follow, cuts), strict=True)]
+    def observe(later: Ints, language: torch.Tensor) -> ObservationBatch:
+        at = [obs_row + more for (obs_row, _), more in zip(rows, np.split(later, cuts), strict=True)]
         state = np.concatenate([p.frames.robot_state[a] for p, a in zip(parts, at, strict=True)])
         return ObservationBatch(_take_images(table, parts, at, pin), torch.from_numpy(state), language)
 
@@ -206,7 +206,7 @@ def gather(table: Table, parts: list[Part], *, with_next: bool, pin: bool, numbe
     else:
         chunk = np.concatenate([p.frames.action[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
         is_pad = np.concatenate([p.frames.is_pad[a[:, None] + offsets] for p, (_, a) in zip(parts, rows, strict=True)])
-    batch = assemble(table, segment, step, chunk, is_pad, observe, with_next)
+    batch = assemble(table, segment, step, chunk, is_pad, observe, ahead)
     return batch.pin() if pin else batch
 
 
@@ -216,18 +216,20 @@ def assemble(
     step: Ints,
     chunk: NDArray[np.float32],
     is_pad: NDArray[np.bool_],
-    observe: Callable[[NDArray[np.bool_], torch.Tensor], ObservationBatch],
-    with_next: bool,
+    observe: Callable[[Ints, torch.Tensor], ObservationBatch],
+    ahead: int,
 ) -> Batch:
-    """One batch of steps in segments. observe: their observations, or where the flag is true the ones after them."""
+    """One batch of steps in segments. observe: the observations so many steps after each. ahead: steps to
+    `next_obs`, where the segment holds one so far on, else to the last one that it does.
+    """
     episode = table.episode[segment]
     language = torch.from_numpy(table.language[table.instruction[episode]])
-    has_next = (step + 1 < table.observations[segment]) & with_next
-    obs = observe(np.zeros_like(has_next), language)
+    later = np.minimum(ahead, table.observations[segment] - 1 - step)
+    obs = observe(np.zeros_like(later), language)
     return Batch(
         obs=obs,
-        next_obs=observe(has_next, language) if with_next else obs,
-        has_next=torch.from_numpy(has_next),
+        next_obs=observe(later, language) if ahead else obs,
+        ahead=torch.from_numpy(later),
         action=torch.from_numpy(np.ascontiguousarray(chunk[:, 0])),
         chunk=torch.from_numpy(chunk),
         is_pad=torch.from_numpy(is_pad),

@@ -57,8 +57,8 @@ class Source:
     beside: further views, which come with every observation.
     """
 
-    def __init__(self, store: Store, table: Table, segments: Ints, data: DataConfig, with_next: bool) -> None:
-        self.store, self.table, self.segments, self.data, self.with_next = store, table, segments, data, with_next
+    def __init__(self, store: Store, table: Table, segments: Ints, data: DataConfig, ahead: int) -> None:
+        self.store, self.table, self.segments, self.data, self.ahead = store, table, segments, data, ahead
         self.view: View | None = None
         self.beside: tuple[View, ...] = ()
 
@@ -74,9 +74,9 @@ class Source:
     def supply(self) -> Supply:
         """Of one stream."""
         if self.view is None:
-            supply: Supply = BlockSupply(self._blocks, self.with_next)
+            supply: Supply = BlockSupply(self._blocks, self.ahead)
         else:
-            supply = RowSupply(self.table, self._numbers, self.view, self.with_next)
+            supply = RowSupply(self.table, self._numbers, self.view, self.ahead)
         return BesideSupply(supply, self.table, self.beside) if self.beside else supply
 
     def stream(self, plans: Iterator[BatchPlan]) -> Generator[tuple[Position, Batch], None, None]:
@@ -116,7 +116,7 @@ class SegmentLoader:
             counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments
         )
         self.lanes = rank_lanes(self.order, rank, world)
-        self.source = Source(store, self.table, self.segments, data, needs.next)
+        self.source = Source(store, self.table, self.segments, data, needs.ahead)
         self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
 
     @property
@@ -220,7 +220,7 @@ class SplitReader:
         self.batch_size, self.data, self.needs, self.mixed = batch_size, data, needs, mixed
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
-        self.source = Source(store, self.table, self.segments, data, needs.next)
+        self.source = Source(store, self.table, self.segments, data, needs.ahead)
         self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:

@@ -6,7 +6,6 @@ from typing import Final
 from statevla.data.views import INSTEAD, VIEWS
 from stores.errors import UsageError
 
-OFFSETS: Final = ((0,), (0, 1))
 GOALS: Final = ("none", "final", "future", "near", "mixed")
 
 
@@ -14,7 +13,8 @@ GOALS: Final = ("none", "final", "future", "near", "mixed")
 class Needs:
     """What of each transition a batch must hold.
 
-    offsets: observation frames relative to t. require: leave out steps that lack one of them, instead of masking.
+    offsets: observation frames relative to t: (0,), or (0, k) with a later one, k steps on or as many as the segment
+    holds (`Batch.ahead`). require: leave out steps that have none, instead of masking.
     views: what of an observation is loaded: pixels, or what the run takes instead of them, and further rows of `VIEWS`
     beside. goal: which later observation comes with each row (`data.goals.Goals`).
     rows: fewest rows of a batch for which the loss means something. Raises UsageError for what no loader delivers.
@@ -28,9 +28,9 @@ class Needs:
 
     def __post_init__(self) -> None:
         unknown = [view for view in self.views if view not in VIEWS]
-        if self.offsets not in OFFSETS or unknown or self.goal not in GOALS:
+        if not _now_or_later(self.offsets) or unknown or self.goal not in GOALS:
             raise UsageError(
-                f"needs: expected offsets of {OFFSETS}, views of {tuple(VIEWS)}, a goal of {GOALS}; "
+                f"needs: expected offsets (0,) or (0, k), views of {tuple(VIEWS)}, a goal of {GOALS}; "
                 f"got {self.offsets}, {self.views}, {self.goal!r}"
             )
         if self.beside and self.goal != "none":
@@ -42,9 +42,13 @@ class Needs:
         return tuple(name for name in self.views if name not in INSTEAD)
 
     @property
-    def next(self) -> bool:
-        """Whether batches hold the next observation."""
-        return 1 in self.offsets
+    def ahead(self) -> int:
+        """Steps to the later observation that batches hold, 0 for none."""
+        return self.offsets[-1]
+
+
+def _now_or_later(offsets: tuple[int, ...]) -> bool:
+    return offsets[:1] == (0,) and (len(offsets) == 1 or (len(offsets) == 2 and offsets[1] >= 1))
 
 
 NOW: Final = Needs()

@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.frames import Ints, Table, assemble
@@ -62,8 +61,8 @@ class RunsOfFrames:
 class RowSupply:
     """A stream over a view."""
 
-    def __init__(self, table: Table, numbers: Numbers, view: View, with_next: bool) -> None:
-        self.table, self.numbers, self.view, self.with_next = table, numbers, view, with_next
+    def __init__(self, table: Table, numbers: Numbers, view: View, ahead: int) -> None:
+        self.table, self.numbers, self.view, self.ahead = table, numbers, view, ahead
         self._fetching = RunsOfFrames(table, (view,))
 
     def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
@@ -76,15 +75,15 @@ class RowSupply:
         self._fetching.wait(plan)
         segment, step, frames = _places(self.table, plan)
 
-        def observe(follow: NDArray[np.bool_], language: torch.Tensor) -> ObservationBatch:
-            at = frames + follow
+        def observe(later: Ints, language: torch.Tensor) -> ObservationBatch:
+            at = frames + later
             state = torch.from_numpy(self.numbers.robot_state(at))
             return ObservationBatch(
                 robot_state=state, language=language, **{"images": (), **self.view.observe(at, False, pool)}
             )
 
         chunk, is_pad = self.numbers.actions(frames, self.table.last_rows(segment), self.table.chunk)
-        batch = assemble(self.table, segment, step, chunk, is_pad, observe, self.with_next)
+        batch = assemble(self.table, segment, step, chunk, is_pad, observe, self.ahead)
         return batch.pin() if pin else batch
 
     def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
@@ -117,7 +116,7 @@ class BesideSupply:
         obs = attach(batch.obs, frames)
         if batch.next_obs is batch.obs:
             return dataclasses.replace(batch, obs=obs, next_obs=obs)
-        return dataclasses.replace(batch, obs=obs, next_obs=attach(batch.next_obs, frames + batch.has_next.numpy()))
+        return dataclasses.replace(batch, obs=obs, next_obs=attach(batch.next_obs, frames + batch.ahead.numpy()))
 
     def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
         self.inner.release(plan, coming)

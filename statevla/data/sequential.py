@@ -22,7 +22,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from statevla.config import DataConfig
 from statevla.data.batch import Batch, ObservationBatch
@@ -166,7 +165,7 @@ class SequentialLoader:
             cut,
             webdataset.detshuffle(buffer, buffer, seed=seed),
         ).repeat()
-        return _Batches(stages, self.table, self.order.share, self.needs.next, self.store.root)
+        return _Batches(stages, self.table, self.order.share, self.needs.ahead, self.store.root)
 
 
 class _Shard:
@@ -264,16 +263,16 @@ class _Cut:
 class _Batches(torch.utils.data.IterableDataset[Batch | StateVLAError]):
     """Transitions to batches, decoded; an error comes as the last item, because processes hand on no exceptions."""
 
-    def __init__(self, rows: Iterable[Row], table: Table, size: int, with_next: bool, root: str) -> None:
+    def __init__(self, rows: Iterable[Row], table: Table, size: int, ahead: int, root: str) -> None:
         super().__init__()
-        self.rows, self.table, self.size, self.with_next, self.root = rows, table, size, with_next, root
+        self.rows, self.table, self.size, self.ahead, self.root = rows, table, size, ahead, root
 
     def __iter__(self) -> Iterator[Batch | StateVLAError]:
         torch.set_num_threads(1)
         rows = iter(self.rows)
         try:
             while chosen := list(itertools.islice(rows, self.size)):
-                yield batch_of(chosen, self.table, self.with_next)
+                yield batch_of(chosen, self.table, self.ahead)
         except Exception as error:  # webdataset appends stream and name to the arguments of whatever passes through it
             text = str(error.args[0] if error.args else error).removesuffix(f" @ {_SHARD}")
             if isinstance(error, StateVLAError):
@@ -285,15 +284,15 @@ class _Batches(torch.utils.data.IterableDataset[Batch | StateVLAError]):
                 )
 
 
-def batch_of(rows: list[Row], table: Table, with_next: bool) -> Batch:
+def batch_of(rows: list[Row], table: Table, ahead: int) -> Batch:
     """One batch of transitions, their pictures decoded."""
     segment = np.array([row.number for row in rows], np.int64)
     step = np.array([row.step for row in rows], np.int64)
     chunk = np.stack([row.segment.action[row.step : row.step + table.chunk] for row in rows])
     is_pad = np.stack([row.segment.is_pad[row.step : row.step + table.chunk] for row in rows])
 
-    def observe(follow: NDArray[np.bool_], language: torch.Tensor) -> ObservationBatch:
-        at = (step + follow).tolist()
+    def observe(later: Ints, language: torch.Tensor) -> ObservationBatch:
+        at = (step + later).tolist()
         images = []
         for camera, size in zip(table.spec.camera_names, table.spec.image_sizes, strict=True):
             out = torch.empty((len(rows), *size, 3), dtype=torch.uint8)
@@ -304,4 +303,4 @@ def batch_of(rows: list[Row], table: Table, with_next: bool) -> Batch:
         state = np.stack([row.segment.robot_state[t] for row, t in zip(rows, at, strict=True)])
         return ObservationBatch(tuple(images), torch.from_numpy(state), language)
 
-    return assemble(table, segment, step, chunk, is_pad, observe, with_next)
+    return assemble(table, segment, step, chunk, is_pad, observe, ahead)

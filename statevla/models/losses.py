@@ -69,6 +69,34 @@ def variance_covariance(
         return torch.where(enough, variance_term, 0.0), torch.where(enough, covariance_term, 0.0)
 
 
+SIGREG_POINTS = 17
+SIGREG_END = 5.0
+
+
+def sigreg(z: Float[Tensor, "B D"], keep: Bool[Tensor, " B"], directions: Float[Tensor, "M D"]) -> Float[Tensor, ""]:
+    """How far the kept rows are from a standard normal distribution, over random directions (SIGReg of LeJEPA,
+    Balestriero and LeCun 2025): the mean over directions of Epps and Pulley's statistic
+
+        n ∫ |φ_n(t) - exp(-t²/2)|² exp(-t²/2) dt,   φ_n(t) = mean_b exp(i t ⟨z_b, a⟩),
+
+    by the trapezoid rule with 17 points in [-5, 5]. directions: of any length but 0, drawn anew at every step. 0 where
+    no row is kept.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        t = torch.linspace(-SIGREG_END, SIGREG_END, SIGREG_POINTS, device=z.device)
+        normal = torch.exp(-t.square() / 2)
+        weights = torch.full_like(t, 2 * SIGREG_END / (SIGREG_POINTS - 1))
+        weights[0] = weights[-1] = weights[0] / 2
+        axes = F.normalize(directions.float(), dim=1)
+        angles = (z.float() @ axes.T).unsqueeze(-1) * t
+        rows = keep.float()
+        count = rows.sum()
+        real = torch.einsum("b,bmt->mt", rows, angles.cos()) / count.clamp(min=1)
+        imaginary = torch.einsum("b,bmt->mt", rows, angles.sin()) / count.clamp(min=1)
+        distance = (real - normal).square() + imaginary.square()
+        return count * (distance * normal * weights).sum(dim=1).mean()
+
+
 @torch.no_grad()
 def mean_std(z: Float[Tensor, "B D"], keep: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
     """Monitor of collapse: standard deviation over the kept rows (B - 1), averaged over dimensions."""

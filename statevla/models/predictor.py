@@ -1,12 +1,12 @@
 """Temporal predictor z_t, a_t → z'_{t+1}, and the slowly moving target that it is trained against.
 
-Legend: B batch, D width, A numbers of an action, T optimizer steps of a run.
+Legend: B batch, D width, K actions, A numbers of an action, T optimizer steps of a run.
 """
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from statevla.config import ModelConfig
@@ -37,6 +37,14 @@ class TemporalPredictor(nn.Module):
         joined = torch.cat([self.state(z), self.action(action)], dim=-1)
         out: Tensor = z + self.delta(self.hidden(joined))
         return out
+
+    def roll(
+        self, z: Float[Tensor, "B D"], actions: Float[Tensor, "B K A"], ahead: Int64[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """The state after the first `ahead` of the actions, each step made of the prediction before it."""
+        for step in range(actions.shape[1]):
+            z = torch.where((ahead > step)[:, None], self(z, actions[:, step]), z)
+        return z
 
 
 class InverseDynamics(nn.Module):

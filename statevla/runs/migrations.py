@@ -12,6 +12,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     7  accumulation, averages of policies, augmentation, oversampling, trackers
     8  decoded pictures
     9  the weight of the prediction's error
+    10 how shards are read
 """
 
 import copy
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 10
+FORMAT: Final = 11
 Tree = dict[str, Any]
 
 
@@ -138,6 +139,13 @@ def _reading_from_afar(old: Tree) -> Tree:
     return tree
 
 
+def _further_objectives(old: Tree) -> Tree:
+    """10 to 11: VICReg alone, and the next observation."""
+    tree = copy.deepcopy(old)
+    tree["config"]["training"]["phase1"] |= {"sigreg_weight": 0.0, "gap": 1}
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -171,5 +179,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     7: _decoded_pictures,
     8: _weight_of_prediction,
     9: _reading_from_afar,
+    10: _further_objectives,
 }
 """From the format of the key to the next one."""

@@ -1,6 +1,8 @@
 """Temporal JEPA: predict the next state, made by a slow copy of the encoder, from this one and the action.
 
-Legend: B batch, R rows of a step, D width, H horizon of the inverse dynamics.
+With a gap of G, the state up to G observations later, by G steps of the same predictor.
+
+Legend: B batch, R rows of a step, D width, G gap, A numbers of an action, H horizon of the inverse dynamics.
 """
 
 import torch
@@ -9,9 +11,9 @@ from torch import Tensor
 
 from statevla.config import Config
 from statevla.data.batch import Batch
-from statevla.data.needs import PAIRS
+from statevla.data.needs import Needs
 from statevla.models.encoder import StateEncoder
-from statevla.models.losses import LossParts, masked_mse, mean_std, variance_covariance
+from statevla.models.losses import LossParts, masked_mse, mean_std, sigreg, variance_covariance
 from statevla.models.monitors import correlation_excess, rank_me, within_episodes
 from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_momentum, ema_update
 from statevla.models.standardize import Standardize
@@ -27,8 +29,6 @@ TINY = 1e-12
 class JepaModel(Objective):
     """encoder (trained), target (its moving average, never trained by gradient), predictor, inverse (an option)."""
 
-    needs = PAIRS
-
     def __init__(
         self,
         config: Config,
@@ -38,6 +38,8 @@ class JepaModel(Objective):
     ) -> None:
         super().__init__()
         self.options = config.training.phase1
+        self.needs = Needs(offsets=(0, self.options.gap), require=True, rows=2)
+        self.width = config.model.embed_dim
         self.momentum = config.training.ema_momentum
         self.encoder = StateEncoder(config.model, statistics, backbone, spec)
         self.target = StateEncoder(config.model, statistics, backbone, spec)
@@ -52,16 +54,23 @@ class JepaModel(Objective):
             else None
         )
 
+    def draw(self, rows: int, generator: torch.Generator) -> Noise:
+        """``directions`` [R D] of SIGReg, where it is on."""
+        if not self.options.sigreg_weight:
+            return {}
+        return {"directions": torch.randn(rows, self.width, generator=generator)}
+
     def terms(self, batch: Batch, noise: Noise) -> Terms:
         """``z``, ``predicted`` and ``wanted`` [B D], ``keep`` [B] (has a successor); with the inverse dynamics also
-        ``told``, ``actions`` [B H 7] and ``told_keep`` [B H]; in validation, for the monitors, ``action`` and
-        ``episode`` [B]."""
-        action = self.standardize_action(batch.action)
+        ``told``, ``actions`` [B H A] and ``told_keep`` [B H]; in validation, for the monitors, ``between`` [B G A],
+        ``ahead`` and ``episode`` [B]."""
+        between = self.standardize_action(batch.chunk[:, : self.options.gap])
         z = self.encoder.state(batch.obs)
         wanted = self.target_state(batch)
-        terms = {"z": z, "predicted": self.predictor(z, action), "wanted": wanted, "keep": batch.has_next}
+        predicted = self.predictor.roll(z, between, batch.ahead)
+        terms = {"z": z, "predicted": predicted, "wanted": wanted, "keep": batch.has_next, **noise}
         if not self.training:
-            terms |= {"action": action, "episode": batch.episode}
+            terms |= {"between": between, "ahead": batch.ahead, "episode": batch.episode}
         if self.inverse is not None:
             horizon = self.inverse.horizon
             terms["told"] = self.inverse(z, wanted)
@@ -72,6 +81,8 @@ class JepaModel(Objective):
     def loss(self, terms: Terms) -> LossParts:
         """Over the rows with a successor: MSE to the target's next state, variance and covariance of the states that
         ``training.phase1.regularize`` names: predictions (the documents'), the encoder's, or the sum of both.
+
+        With ``training.phase1.sigreg_weight`` also SIGReg of the same states (part ``jepa_sigreg``).
 
         Parts, named as the StateVLA documents log them: ``jepa_mse``, ``jepa_variance``, ``jepa_covariance``
         (unweighted); ``inverse`` where it is on; monitors ``z_std`` (1 is healthy, 0 is collapse) and ``copy_mse``, the
@@ -89,6 +100,9 @@ class JepaModel(Objective):
             + self.options.covariance_weight * covariance
         )
         parts = {"jepa_mse": mse, "jepa_variance": variance, "jepa_covariance": covariance}
+        if self.options.sigreg_weight:
+            parts["jepa_sigreg"] = torch.stack([sigreg(states, keep, terms["directions"]) for states in spread]).sum()
+            total = total + self.options.sigreg_weight * parts["jepa_sigreg"]
         if self.inverse is not None:
             parts["inverse"] = masked_mse(terms["told"], terms["actions"], terms["told_keep"])
             total = total + self.options.inverse_dynamics_weight * parts["inverse"]
@@ -117,7 +131,7 @@ class JepaModel(Objective):
         error with another row's action over that with their own: 1 is blind to actions.
         """
         z, wanted, keep = terms["z"].float(), terms["wanted"], terms["keep"]
-        others = terms["action"].roll(len(z) // 2, dims=0)
+        others = self.predictor.roll(z, terms["between"].roll(len(z) // 2, dims=0), terms["ahead"]).detach()
         error = masked_mse(terms["predicted"], wanted, keep).clamp(min=TINY)
         return {
             "z_rank": rank_me(z),
@@ -125,7 +139,7 @@ class JepaModel(Objective):
             "z_correlation": correlation_excess(z),
             "z_within": within_episodes(z, terms["episode"]),
             "copy_ratio": float(error / masked_mse(z, wanted, keep).clamp(min=TINY)),
-            "action_ratio": float(masked_mse(self.predictor(z, others).detach(), wanted, keep) / error),
+            "action_ratio": float(masked_mse(others, wanted, keep) / error),
         }
 
 

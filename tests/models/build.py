@@ -41,8 +41,8 @@ def observations(rows: int, size: int = 24, seed: int = 0) -> ObservationBatch:
 def batch(rows: int = 6, chunk: int = 10, seed: int = 0) -> Batch:
     """Row 0 has no successor and 3 real steps; all other rows are complete."""
     g = torch.Generator().manual_seed(seed + 100)
-    has_next = torch.ones(rows, dtype=torch.bool)
-    has_next[0] = False
+    ahead = torch.ones(rows, dtype=torch.int64)
+    ahead[0] = 0
     is_pad = torch.zeros(rows, chunk, dtype=torch.bool)
     is_pad[0, 3:] = True
     actions = torch.rand(rows, chunk, 7, generator=g) * 2 - 1
@@ -51,7 +51,7 @@ def batch(rows: int = 6, chunk: int = 10, seed: int = 0) -> Batch:
     return Batch(
         observations(rows, seed=seed),
         observations(rows, seed=seed + 1),
-        has_next,
+        ahead,
         actions[:, 0],
         actions,
         is_pad,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from statevla.encoders.vision import load_backbone
+from statevla.models.losses import sigreg
 from statevla.models.tokenizer import Backbone
 from statevla.systems.temporal_jepa import JepaModel
 from tests.models.build import batch, loss_of, micro, normalization, standardized
@@ -70,6 +71,35 @@ def test_total_by_numpy(horizon: int) -> None:
     assert float(result.parts["copy_mse"]) == pytest.approx(((z64 - wanted64) ** 2).mean(), rel=1e-4)
     assert float(result.parts["z_std"]) == pytest.approx(z64.std(axis=0, ddof=1).mean(), rel=1e-4)
     assert float(result.weight) == 5
+
+
+def test_a_gap_is_as_many_steps_of_the_predictor() -> None:
+    model = nudged(JepaModel(micro("training.phase1.gap=3"), normalization()))
+    data = dataclasses.replace(batch(6), ahead=torch.tensor([0, 1, 2, 3, 3, 1]))
+    chunk = torch.from_numpy(standardized("action", data.chunk.numpy()))
+    with torch.no_grad():
+        terms = model.terms(data, {})
+        for row, ahead in enumerate(data.ahead.tolist()):
+            z = terms["z"][row : row + 1]
+            for step in range(ahead):
+                z = model.predictor(z, chunk[row : row + 1, step])
+            torch.testing.assert_close(terms["predicted"][row : row + 1], z)
+    assert model.needs.offsets == (0, 3)
+    assert terms["keep"].tolist() == [False, True, True, True, True, True]
+
+
+def test_sigreg_joins_the_loss_of_the_states_that_are_named() -> None:
+    keys = ("regularize=both", "variance_weight=0", "covariance_weight=0", "sigreg_weight=0.3")
+    config = micro(*(f"training.phase1.{key}" for key in keys))
+    model, data = nudged(JepaModel(config, normalization())), batch(6)
+    noise = model.draw(6, torch.Generator().manual_seed(4))
+    assert noise["directions"].shape == (6, model.width)
+    with torch.no_grad():
+        terms = model.terms(data, noise)
+        found = model.loss(terms)
+    wanted = sum(sigreg(terms[name], terms["keep"], noise["directions"]) for name in ("z", "predicted"))
+    assert float(found.parts["jepa_sigreg"]) == pytest.approx(float(wanted))
+    assert float(found.total) == pytest.approx(float(found.parts["jepa_mse"] + 0.3 * wanted))
 
 
 @pytest.mark.parametrize("where", ["z_next", "z", "both"])

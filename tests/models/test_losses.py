@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statevla.models.losses import VARIANCE_EPS, masked_bce, masked_mse, mean_std, variance_covariance
+from statevla.models.losses import VARIANCE_EPS, masked_bce, masked_mse, mean_std, sigreg, variance_covariance
 
 
 def vicreg(z: np.ndarray) -> tuple[float, float]:
@@ -88,3 +88,31 @@ def test_nothing_kept_gives_zero_not_nan() -> None:
     nothing = torch.zeros(3, dtype=torch.bool)
     assert float(masked_mse(values, values + 1, nothing)) == 0
     assert float(masked_bce(values[:, 0], nothing, nothing)) == 0
+
+
+def epps_pulley(z: np.ndarray, directions: np.ndarray) -> float:
+    """SIGReg by its definition: complex characteristic functions, and NumPy's own trapezoid rule."""
+    t, found = np.linspace(-5, 5, 17), []
+    for axis in directions:
+        along = z @ (axis / np.linalg.norm(axis))
+        empirical = np.array([np.exp(1j * point * along).mean() for point in t])
+        found.append(len(z) * np.trapezoid(np.abs(empirical - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2), t))
+    return float(np.mean(found))
+
+
+def test_sigreg_by_its_definition_over_kept_rows() -> None:
+    rng = np.random.default_rng(3)
+    z, directions = rng.normal(0.5, 2, (12, 5)), rng.normal(size=(7, 5))
+    keep = rng.permutation(12) < 9
+    found = sigreg(torch.from_numpy(z), torch.from_numpy(keep), torch.from_numpy(directions))
+    assert float(found) == pytest.approx(epps_pulley(z[keep], directions), rel=1e-4)
+    assert float(sigreg(torch.from_numpy(z), torch.zeros(12, dtype=torch.bool), torch.from_numpy(directions))) == 0
+
+
+def test_sigreg_is_least_for_normal_states() -> None:
+    torch.manual_seed(0)
+    keep, directions = torch.ones(256, dtype=torch.bool), torch.randn(64, 8)
+    normal = torch.randn(256, 8)
+    others = (normal * 0.1, normal + 2, torch.zeros(256, 8), (normal > 0).float() * 4 - 2, normal[:, :1].expand(256, 8))
+    least = float(sigreg(normal, keep, directions))
+    assert all(float(sigreg(z, keep, directions)) > 3 * least for z in others)

@@ -18,7 +18,7 @@ from tests.trainers.micro import config_of_all, micro_store
 
 CONFIG = config_of_all(
     "training.phase1.inverse_dynamics_weight=1", "training.phase1.inverse_dynamics_horizon=10",
-    "training.phase1.regularize=both", "act.dropout=0.2",
+    "training.phase1.regularize=both", "training.phase1.gap=3", "training.phase1.sigreg_weight=0.1", "act.dropout=0.2",
 )  # fmt: skip
 
 
@@ -75,10 +75,11 @@ def test_the_mean_over_micro_batches_by_themselves_is_another_gradient(store: St
     batches = loader.batches()
     batch = next(batches)[1]
     batches.close()
-    whole = gradients(model, batch, loader, 1)["gradients"]
+    whole, noise = gradients(model, batch, loader, 1)["gradients"], model.draw(8, step_generator(0, 0))
     model.zero_grad(set_to_none=True)
     for part in micro_batches(8, 4):
-        (model.loss(model.terms(batch.each(lambda rows, part=part: rows[part]), {})).total / 4).backward()
+        some = {name: value[part] for name, value in noise.items()}
+        (model.loss(model.terms(batch.each(lambda rows, part=part: rows[part]), some)).total / 4).backward()
     apart = max(float((p.grad.double() - whole[n]).norm()) for n, p in model.named_parameters() if n in whole)
     assert apart > 0.01 * max(float(g.norm()) for g in whole.values())
 

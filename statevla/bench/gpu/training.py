@@ -121,7 +121,7 @@ def random_batch(rows: int, size: int, config: Config) -> Batch:
     return Batch(
         obs=observe(),
         next_obs=observe(),
-        has_next=torch.ones(rows, dtype=torch.bool),
+        ahead=torch.ones(rows, dtype=torch.int64),
         action=chunk[:, 0].contiguous(),
         chunk=chunk,
         is_pad=torch.zeros(rows, steps, dtype=torch.bool),
