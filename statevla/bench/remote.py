@@ -93,8 +93,8 @@ def bench_remote(
 
 
 def _rate(loader: SegmentLoader, batch_size: int, epoch: int) -> float:
-    samples, seconds = drain(loader, batch_size, epoch)
-    return samples / seconds
+    pace = drain(loader, batch_size, epoch)
+    return pace.samples / pace.seconds
 
 
 @contextlib.contextmanager

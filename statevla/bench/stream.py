@@ -4,12 +4,14 @@ The limit is decoding the same images on the same cores with nothing around it: 
 fetching, no shuffling, no batches. The peer is a stock WebDataset pipeline that makes the same transitions.
 """
 
+import contextlib
 import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,10 +34,17 @@ SHUFFLE_BUFFER: Final = 2048
 """Transitions in the peer's shuffle buffer; ours holds about lanes x block_segments x W = 2048."""
 
 
+LEAST: Final = 12_000
+"""Transitions of a turn, or a little more: seconds, so that it is the stream that is measured and not its beginning."""
+WARM: Final = 2
+"""Epochs before a turn: threads run, and all memory that is used again has been touched once."""
+
+
 def bench_stream(
     store: Store | Path | str, *, batch_size: int = 64, repeats: int = 3, threads: int | None = None, peer: bool = True
 ) -> dict[str, Any]:
-    """Medians of `repeats` interleaved passes over the train split; one pass is one epoch of pairs of frames.
+    """Medians of `repeats` interleaved turns; one turn is as many epochs of pairs of frames as make `LEAST` of them,
+    after `WARM` epochs that do not count. The peer makes one pass.
 
     threads: decoding threads of ours and of the limit, processes of the peer; default the usable cores.
     Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details. `details.cached` is an epoch from
@@ -49,9 +58,10 @@ def bench_stream(
     )
     segments = [store.read_segment(int(i)) for i in loader.segments]
     transitions = int(loader.order.counts.sum())
-    contenders: dict[str, Callable[[], tuple[int, float]]] = {
-        "ours": lambda: drain(loader, batch_size),
-        "limit": lambda: (transitions, _decode_all(segments, threads)),
+    epochs = -(-LEAST // transitions)
+    contenders: dict[str, Callable[[], Pace]] = {
+        "ours": lambda: drain(loader, batch_size, epochs=epochs, warm=WARM),
+        "limit": lambda: _decode_all(segments, threads, transitions, epochs),
     }
     peer_name = f"webdataset + PIL, {_peer_workers(store, threads)} processes"
     if peer:
@@ -59,15 +69,13 @@ def bench_stream(
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     processor: dict[str, list[float]] = {name: [] for name in contenders}
     for name in itertools.chain.from_iterable([list(contenders)] * repeats):
-        worked = time.process_time()
-        samples, seconds = contenders[name]()
-        rates[name].append(samples / seconds)
-        processor[name].append(samples / (time.process_time() - worked))
+        pace = contenders[name]()
+        rates[name].append(pace.samples / pace.seconds)
+        processor[name].append(pace.samples / pace.processor)
     cached = SegmentLoader(
         store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=1e6), chunk, PAIRS
     )
-    drain(cached, batch_size)
-    again = [drain(cached, batch_size, epoch) for epoch in range(1, repeats + 1)]
+    again = [drain(cached, batch_size, epochs=epochs, warm=WARM) for _ in range(repeats)]
     mapped, gathered = _decoded(store, batch_size, threads, repeats)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
@@ -87,9 +95,10 @@ def bench_stream(
             "batch_size": batch_size,
             "threads": threads,
             "repeats": repeats,
+            "epochs_a_turn": epochs,
             # By processor time, all threads: what a crowd on the machine leaves alone.
             "processor_ratio": statistics.median(processor["ours"]) / statistics.median(processor["limit"]),
-            "cached": statistics.median(samples / seconds for samples, seconds in again),
+            "cached": statistics.median(pace.samples / pace.seconds for pace in again),
             "decoded": {"ours": mapped, "gather limit": gathered, "ratio": mapped / gathered},
             "all": rates,
         },
@@ -103,7 +112,7 @@ def _decoded(store: Store, batch_size: int, threads: int, repeats: int) -> tuple
         view = open_decoded(decode_store(store, Path(root), threads), 0.0)
         loader = SegmentLoader(store, "train", batch_size, 0, DataConfig(loader_threads=threads), chunk, PAIRS)
         loader.source.view = view
-        ours = [drain(loader, batch_size, epoch) for epoch in range(repeats + 1)][1:]
+        ours = [drain(loader, batch_size, epochs=WARM, warm=WARM) for _ in range(repeats)]
         pictures = [np.array(camera.values) for camera in view.cameras]
     rng = np.random.default_rng(0)
     out = [np.empty((2 * batch_size, *camera.shape[1:]), np.uint8) for camera in pictures]
@@ -114,33 +123,45 @@ def _decoded(store: Store, batch_size: int, threads: int, repeats: int) -> tuple
             for camera, target in zip(pictures, out, strict=True):
                 np.take(camera, chosen, axis=0, out=target, mode="clip")
         rows.append(loader.batches_per_epoch * batch_size / (time.perf_counter() - began))
-    return statistics.median(samples / seconds for samples, seconds in ours), statistics.median(rows[1:])
+    return statistics.median(pace.samples / pace.seconds for pace in ours), statistics.median(rows[1:])
 
 
-def drain(loader: SegmentLoader, batch_size: int, epoch: int = 0) -> tuple[int, float]:
-    """Samples and seconds of one epoch, thread start and first decode included."""
-    start = time.perf_counter()
-    batches = loader.batches(Position(epoch, 0))
-    for _ in itertools.islice(batches, loader.batches_per_epoch):
-        pass
-    seconds = time.perf_counter() - start
-    batches.close()
-    return loader.batches_per_epoch * batch_size, seconds
+@dataclass(frozen=True)
+class Pace:
+    """samples: that were taken, in seconds by the clock and of the processor (of this process, all threads)."""
+
+    samples: int
+    seconds: float
+    processor: float
 
 
-def _decode_all(segments: list[Segment], threads: int) -> float:
-    """Seconds to decode every image into one reused buffer a thread."""
+def drain(loader: SegmentLoader, batch_size: int, epoch: int = 0, *, epochs: int = 1, warm: int = 0) -> Pace:
+    """Of `epochs` epochs in one stream. Without `warm` epochs before them, the start of threads and the first decoding
+    count, and so do the first visits to memory, which on a virtual machine cost as much as decoding into it.
+    """
+    with contextlib.closing(loader.batches(Position(epoch, 0))) as batches:
+        for _ in itertools.islice(batches, warm * loader.batches_per_epoch):
+            pass
+        start, worked = time.perf_counter(), time.process_time()
+        for _ in itertools.islice(batches, epochs * loader.batches_per_epoch):
+            pass
+        seconds, processor = time.perf_counter() - start, time.process_time() - worked
+    return Pace(epochs * loader.batches_per_epoch * batch_size, seconds, processor)
+
+
+def _decode_all(segments: list[Segment], threads: int, transitions: int, epochs: int) -> Pace:
+    """Every image `epochs` times, into one reused buffer a thread."""
     largest = max(len(segment.robot_state) for segment in segments)
 
     def decode(part: list[Segment]) -> None:
         buffers = [np.empty((largest, *size, 3), np.uint8) for size in segments[0].spec.image_sizes]
-        for segment in part:
+        for segment in part * epochs:
             segment.decode(out=[buffer[: len(segment.robot_state)] for buffer in buffers])
 
     with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         list(pool.map(decode, [segments[i::threads] for i in range(threads)]))
-        return time.perf_counter() - start
+        return Pace(epochs * transitions, time.perf_counter() - start, time.process_time() - worked)
 
 
 def _peer_workers(store: Store, threads: int) -> int:
@@ -154,7 +175,7 @@ def _shards(store: Store) -> list[str]:
     return [str(Path(store.root, name)) for name in sorted({str(s) for s in store.segment_columns["shard"]})]
 
 
-def _drain_peer(store: Store, batch_size: int, threads: int) -> tuple[int, float]:
+def _drain_peer(store: Store, batch_size: int, threads: int) -> Pace:
     """One pass of the stock pipeline: decode with PIL, cut transitions, shuffle buffer, collate, worker processes."""
     import webdataset
 
@@ -169,10 +190,10 @@ def _drain_peer(store: Store, batch_size: int, threads: int) -> tuple[int, float
         .compose(_Transitions(vectors, chunk, suffix))
         .shuffle(SHUFFLE_BUFFER)
     )
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     batches = DataLoader(dataset, batch_size=batch_size, num_workers=_peer_workers(store, threads))
     samples = sum(len(batch["action"]) for batch in batches)
-    return samples, time.perf_counter() - start
+    return Pace(samples, time.perf_counter() - start, time.process_time() - worked)
 
 
 class _InSplit:

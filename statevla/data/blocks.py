@@ -1,101 +1,166 @@
-"""Pictures: segments of a block are fetched and decoded when a batch first needs them, and gathered from there."""
+"""Pictures: segments are fetched and decoded when a batch first needs them, gathered from there, and let go of after
+their last row.
+"""
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
-from statevla.data.batch import Batch
-from statevla.data.frames import Buffers, Frames, Ints, Part, Table, decoded_bytes, gather
+import numpy as np
+import torch
+
+from statevla.data.batch import Batch, ObservationBatch
+from statevla.data.frames import Ints, Table, assemble
 from statevla.data.numbers import Numbers
 from statevla.data.prefetch import BatchPlan
-from stores.reader import Store
+from statevla.data.slots import Slots, decoded_bytes
+from stores.reader import Segment, Store
 
-
-@dataclass(frozen=True)
-class OpenBlock:
-    """Frames of a block, and the decoding of each of its segments that was asked for. fetching: of what is far."""
-
-    frames: Frames
-    decoding: dict[int, Future[None]]
-    fetching: dict[int, Future[None]]
+Key = tuple[int, int, int]
 
 
 class Blocks:
-    """Opens blocks and has their segments decoded by `pool`, each when a coming batch first needs it.
+    """What the streams of a split share: when the whole of `segments` fits in `cache_bytes`, it is decoded once, and
+    kept.
 
-    When the whole of `segments` fits in `cache_bytes`, all blocks share one `Frames` that is decoded once; otherwise
-    every block has its own, released after use.
+    counts: int64 [segments], rows of each in a block. held: segments that a stream's blocks hold at once, at most.
+    numbers: where the actions are to come from when the segments' own chunks are too short.
     """
 
-    def __init__(self, store: Store, table: Table, segments: Ints, cache_bytes: float, numbers: Numbers | None) -> None:
-        self.store, self.table, self.numbers = store, table, numbers
+    def __init__(
+        self,
+        store: Store,
+        table: Table,
+        segments: Ints,
+        counts: Ints,
+        held: int,
+        cache_bytes: float,
+        numbers: Numbers | None,
+    ) -> None:
+        self.store, self.table, self.segments, self.held, self.numbers = store, table, segments, held, numbers
+        self.counts = np.zeros(len(table.steps), np.int64)
+        self.counts[segments] = counts
         self.cached = decoded_bytes(table, segments) <= cache_bytes
-        self._all = Frames(table, segments) if self.cached else None
-        self._done: set[int] = set()
-
-    def open(self, block: Ints, buffers: Buffers, fetching: dict[int, Future[None]]) -> OpenBlock:
-        """Room for the segments of `block`, none asked for yet but what is `fetching`."""
-        frames = self._all if self._all is not None else Frames(self.table, block, buffers)
-        return OpenBlock(frames, {}, fetching)
-
-    def fetch(self, fetching: dict[int, Future[None]], segments: Ints, pool: ThreadPoolExecutor) -> None:
-        """Have `segments` brought near, if they are not asked for."""
-        for segment in segments.tolist():
-            if segment not in fetching and not (self.cached and segment in self._done):
-                fetching[segment] = pool.submit(self.store.fetch_segment, segment)
-
-    def ask(self, block: OpenBlock, segments: Ints, pool: ThreadPoolExecutor) -> None:
-        """Have `segments` of an open block decoded, if they are not."""
-        for segment in segments.tolist():
-            if segment not in block.decoding and not (self.cached and segment in self._done):
-                block.decoding[segment] = pool.submit(self._load, block, segment)
-
-    def wait(self, block: OpenBlock, segments: Ints) -> None:
-        """Until `segments` are decoded. Raises what their decoding raised."""
-        for segment in segments.tolist():
-            if segment in block.decoding:
-                block.decoding[segment].result()
-
-    def _load(self, block: OpenBlock, segment: int) -> None:
-        if (fetch := block.fetching.get(segment)) is not None:
-            fetch.result()
-        block.frames.load(self.store, segment)
+        self.whole: Slots | None = None
+        self.done: set[int] = set()
         if self.cached:
-            self._done.add(segment)
+            self.whole = Slots(table, len(segments))
+            for segment in segments.tolist():
+                self.whole.take(segment)
+
+    def slots(self, rows: int) -> Slots:
+        """For one stream of batches of `rows`: what its blocks hold, and half as much or a batch of what comes next."""
+        if self.whole is not None:
+            return self.whole
+        return Slots(self.table, min(len(self.segments), self.held + max(self.held // 2, rows)))
 
 
 class BlockSupply:
-    """A stream's open blocks."""
+    """One stream. A segment is held from when it is asked for until the last of its rows in the block was used, or the
+    block was; one that is in the next epoch's block too by then stays.
+    """
 
     def __init__(self, blocks: Blocks, ahead: int) -> None:
         self.blocks, self.ahead = blocks, ahead
-        self._buffers = Buffers()
-        self._opened: dict[tuple[int, int, int], OpenBlock] = {}
-        self._fetching: dict[tuple[int, int, int], dict[int, Future[None]]] = {}
+        self._slots: Slots | None = None
+        self._left: dict[Key, dict[int, int]] = {}
+        """Of every open block, the segments it holds, with the rows that are still to come."""
+        self._holders: dict[int, int] = {}
+        self._fetching: dict[int, Future[Segment | None]] = {}
+        self._decoding: dict[int, Future[None]] = {}
 
     def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         for rows in plan.rows:
-            self.blocks.fetch(self._fetching.setdefault(rows.key, {}), rows.segment, pool)
+            for segment in np.unique(rows.segment).tolist():
+                if segment not in self._fetching and not self._asked(segment):
+                    self._fetching[segment] = pool.submit(self._fetch, segment)
+
+    def room(self, plan: BatchPlan) -> bool:
+        if self.blocks.cached:
+            return True
+        wanted = np.concatenate([rows.segment for rows in plan.rows])
+        slots = self._held(len(wanted))
+        return len(slots.absent(wanted)) <= slots.free
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
+        slots = self._held(sum(rows.segment.size for rows in plan.rows))
         for rows in plan.rows:
-            if rows.key not in self._opened:
-                fetching = self._fetching.setdefault(rows.key, {})
-                self._opened[rows.key] = self.blocks.open(rows.block, self._buffers, fetching)
-            self.blocks.ask(self._opened[rows.key], rows.segment, pool)
+            left = self._left.setdefault(rows.key, {})
+            for segment in np.unique(rows.segment).tolist():
+                if not self.blocks.cached and segment not in left:
+                    left[segment] = int(self.blocks.counts[segment])
+                    self._holders[segment] = self._holders.get(segment, 0) + 1
+                    if self._holders[segment] == 1:
+                        slots.take(segment)
+                if not self._asked(segment):
+                    fetched = self._fetching.pop(segment, None)
+                    self._decoding[segment] = pool.submit(self._load, slots, segment, fetched)
 
     def batch(self, plan: BatchPlan, pool: ThreadPoolExecutor, pin: bool) -> Batch:
-        for rows in plan.rows:
-            self.blocks.wait(self._opened[rows.key], rows.segment)
-        parts = [Part(self._opened[rows.key].frames, rows.segment, rows.step) for rows in plan.rows]
-        return gather(self.blocks.table, parts, ahead=self.ahead, pin=pin, numbers=self.blocks.numbers)
+        segment = np.concatenate([rows.segment for rows in plan.rows])
+        step = np.concatenate([rows.step for rows in plan.rows])
+        for asked in np.unique(segment).tolist():
+            if (decoding := self._decoding.get(asked)) is not None:
+                decoding.result()
+        slots = self._held(len(segment))
+        batch = gather(self.blocks.table, slots, segment, step, ahead=self.ahead, pin=pin, numbers=self.blocks.numbers)
+        return batch.pin() if pin else batch
 
     def release(self, plan: BatchPlan, coming: Iterable[BatchPlan]) -> None:
+        if self.blocks.cached:
+            return
         still = {rows.key for later in coming for rows in later.rows}
         for rows in plan.rows:
-            if rows.key not in still:
-                # All that was asked for was of batches that are used up by now: nothing is being decoded into it.
-                closed = self._opened.pop(rows.key)
-                self._fetching.pop(rows.key, None)
-                if not self.blocks.cached:
-                    self._buffers.give(closed.frames)
+            left = self._left[rows.key]
+            for segment, used in zip(*np.unique(rows.segment, return_counts=True), strict=True):
+                left[int(segment)] -= int(used)
+                if left[int(segment)] <= 0:
+                    self._let_go(int(segment))
+        for key in {rows.key for rows in plan.rows} - still:
+            for segment, count in self._left.pop(key).items():
+                if count > 0:  # rows that the epoch leaves out, or that were used before this stream began
+                    self._let_go(segment)
+
+    def _asked(self, segment: int) -> bool:
+        return segment in self._decoding or segment in self.blocks.done
+
+    def _let_go(self, segment: int) -> None:
+        self._holders[segment] -= 1
+        if not self._holders[segment]:
+            del self._holders[segment], self._decoding[segment]
+            self._held(0).give(segment)
+
+    def _held(self, rows: int) -> Slots:
+        if self._slots is None:
+            self._slots = self.blocks.slots(rows)
+        return self._slots
+
+    def _fetch(self, segment: int) -> Segment | None:
+        store = self.blocks.store
+        if store.is_far:
+            store.fetch_segment(segment)
+            return None
+        return store.read_segment(segment)
+
+    def _load(self, slots: Slots, segment: int, fetched: Future[Segment | None] | None) -> None:
+        read = None if fetched is None else fetched.result()
+        slots.load(segment, self.blocks.store.read_segment(segment) if read is None else read)
+        if self.blocks.cached:
+            self.blocks.done.add(segment)
+
+
+def gather(
+    table: Table, slots: Slots, segment: Ints, step: Ints, *, ahead: int, pin: bool, numbers: Numbers | None = None
+) -> Batch:
+    """One batch of steps in segments that are in `slots`. ahead: as `assemble`. pin: pictures in page-locked memory."""
+    obs_row, action_row = slots.rows(segment, step)
+
+    def observe(later: Ints, language: torch.Tensor) -> ObservationBatch:
+        at = obs_row + later
+        return ObservationBatch(slots.pictures(at, pin), torch.from_numpy(slots.robot_state[at]), language)
+
+    if numbers is not None:
+        chunk, is_pad = numbers.actions(table.rows(segment, step), table.last_rows(segment), table.chunk)
+    else:
+        at = action_row[:, None] + np.arange(table.chunk, dtype=np.int64)
+        chunk, is_pad = slots.action[at], slots.is_pad[at]
+    return assemble(table, segment, step, chunk, is_pad, observe, ahead)

@@ -57,8 +57,9 @@ class Source:
     beside: further views, which come with every observation.
     """
 
-    def __init__(self, store: Store, table: Table, segments: Ints, data: DataConfig, ahead: int) -> None:
-        self.store, self.table, self.segments, self.data, self.ahead = store, table, segments, data, ahead
+    def __init__(self, store: Store, table: Table, segments: Ints, counts: Ints, data: DataConfig, ahead: int) -> None:
+        self.store, self.table, self.data, self.ahead = store, table, data, ahead
+        self.segments, self.counts = segments, counts
         self.view: View | None = None
         self.beside: tuple[View, ...] = ()
 
@@ -69,7 +70,8 @@ class Source:
     @functools.cached_property
     def _blocks(self) -> Blocks:
         numbers = self._numbers if self.table.chunk > self.table.store_chunk else None
-        return Blocks(self.store, self.table, self.segments, cache_bytes(self.data), numbers)
+        held = self.data.lanes * self.data.block_segments
+        return Blocks(self.store, self.table, self.segments, self.counts, held, cache_bytes(self.data), numbers)
 
     def supply(self) -> Supply:
         """Of one stream."""
@@ -116,7 +118,7 @@ class SegmentLoader:
             counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments
         )
         self.lanes = rank_lanes(self.order, rank, world)
-        self.source = Source(store, self.table, self.segments, data, needs.ahead)
+        self.source = Source(store, self.table, self.segments, counts, data, needs.ahead)
         self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
 
     @property
@@ -220,7 +222,7 @@ class SplitReader:
         self.batch_size, self.data, self.needs, self.mixed = batch_size, data, needs, mixed
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
-        self.source = Source(store, self.table, self.segments, data, needs.ahead)
+        self.source = Source(store, self.table, self.segments, self.counts, data, needs.ahead)
         self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:

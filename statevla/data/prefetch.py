@@ -19,9 +19,12 @@ from statevla.data.batch import Batch
 from statevla.data.frames import Ints
 
 AHEAD_BATCHES: Final = 16
-"""Segments of this many coming batches are fetched early. RAM holds L blocks and the few that begin within them."""
+"""Segments of this many coming batches are decoded early, as far as there is room for them."""
 
-FETCH_BATCHES: Final = 96
+FETCH_BATCHES: Final = 4
+"""Of this many more the bytes are read, so that no decoding waits for the disk."""
+
+FAR_BATCHES: Final = 96
 """Where the store is far: what this many coming batches need is brought near, into the cache on this disk."""
 
 READY_BATCHES: Final = 2
@@ -59,7 +62,10 @@ class Supply(Protocol):
     """One stream's way to its batches; asked by one thread only."""
 
     def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
-        """`plan` comes later, and the store is far: have `pool` bring near what it needs. Before `ask`."""
+        """`plan` comes later: have `pool` read what it needs, or where the store is far bring it near. Before `ask`."""
+
+    def room(self, plan: BatchPlan) -> bool:
+        """Whether `plan` can be asked for beside what is held. Always, where nothing that was asked for is held."""
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         """`plan` is coming: have `pool` get what takes long."""
@@ -83,8 +89,9 @@ def stream(
 ) -> Generator[tuple[Position, Batch], None, None]:
     """Assemble `plans` in order, decoding ahead with `threads` threads; the batches do not depend on their number.
 
-    requests: of a store that is far, how many may be on their way at once; 0: it is near. One more thread asks,
-    gathers, and hands over at most `READY_BATCHES`. Errors of all threads are raised here.
+    requests: of a store that is far, how many may be on their way at once; 0: it is near. As many threads as decode
+    read the bytes; one more asks, gathers, and hands over at most `READY_BATCHES`. Errors of all threads are raised
+    here.
     """
     ready: queue.Queue[tuple[Position, Batch] | _Failed | None] = queue.Queue(READY_BATCHES)
     stop = threading.Event()
@@ -99,9 +106,10 @@ def stream(
 
     def work() -> None:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="statevla-decode")
-        fetchers = ThreadPoolExecutor(requests, thread_name_prefix="statevla-fetch") if requests else None
+        fetchers = ThreadPoolExecutor(requests or threads, thread_name_prefix="statevla-fetch")
+        ahead = FAR_BATCHES if requests else FETCH_BATCHES
         try:
-            for item in _assemble(plans if fetchers is None else _fetched(plans, supply, fetchers), supply, pool):
+            for item in _assemble(_fetched(plans, supply, fetchers, ahead), supply, pool):
                 hand_over(item)
                 if stop.is_set():
                     return
@@ -109,11 +117,9 @@ def stream(
         except BaseException as error:  # handed to the consumer, which raises it
             hand_over(_Failed(error))
         finally:
-            if fetchers is not None:
-                fetchers.shutdown(wait=False, cancel_futures=True)
+            fetchers.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
-            if fetchers is not None:
-                fetchers.shutdown(wait=True)
+            fetchers.shutdown(wait=True)
 
     worker = threading.Thread(target=work, name="statevla-assemble", daemon=True)
     worker.start()
@@ -127,11 +133,13 @@ def stream(
         worker.join()
 
 
-def _fetched(plans: Iterator[BatchPlan], supply: Supply, fetchers: ThreadPoolExecutor) -> Iterator[BatchPlan]:
-    """The same plans, each after what the next `FETCH_BATCHES` need was asked for."""
+def _fetched(
+    plans: Iterator[BatchPlan], supply: Supply, fetchers: ThreadPoolExecutor, ahead: int
+) -> Iterator[BatchPlan]:
+    """The same plans, each after what the next `ahead` need was asked for."""
     later: deque[BatchPlan] = deque()
     while True:
-        while len(later) <= FETCH_BATCHES and (plan := next(plans, None)) is not None:
+        while len(later) <= ahead and (plan := next(plans, None)) is not None:
             later.append(plan)
             supply.fetch(plan, fetchers)
         if not later:
@@ -142,13 +150,18 @@ def _fetched(plans: Iterator[BatchPlan], supply: Supply, fetchers: ThreadPoolExe
 def _assemble(plans: Iterator[BatchPlan], supply: Supply, pool: ThreadPoolExecutor) -> Iterator[tuple[Position, Batch]]:
     pin = torch.cuda.is_available()
     coming: deque[BatchPlan] = deque()
+    waiting: BatchPlan | None = None
     while True:
-        while len(coming) <= AHEAD_BATCHES and (plan := next(plans, None)) is not None:
-            coming.append(plan)
-            supply.ask(plan, pool)
+        while len(coming) <= AHEAD_BATCHES:
+            waiting = next(plans, None) if waiting is None else waiting
+            if waiting is None or (coming and not supply.room(waiting)):
+                break
+            supply.ask(waiting, pool)
+            coming.append(waiting)
+            waiting = None
         if not coming:
             return
         plan = coming.popleft()
         batch = supply.batch(plan, pool, pin)
-        supply.release(plan, coming)
+        supply.release(plan, coming if waiting is None else [*coming, waiting])
         yield plan.after, batch

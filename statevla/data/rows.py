@@ -68,6 +68,10 @@ class RowSupply:
     def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         self._fetching.ask(plan, pool)
 
+    def room(self, plan: BatchPlan) -> bool:
+        """Nothing is held."""
+        return True
+
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         """Nothing: a batch is read at once, and `stream` has some ready."""
 
@@ -100,6 +104,9 @@ class BesideSupply:
     def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         self.inner.fetch(plan, pool)
         self._fetching.ask(plan, pool)
+
+    def room(self, plan: BatchPlan) -> bool:
+        return self.inner.room(plan)
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         self.inner.ask(plan, pool)

@@ -31,9 +31,9 @@ def test_the_peer_meets_every_transition_of_the_train_split(store: Path) -> None
     episodes = opened.episode_columns
     train = episodes["split"].astype(str) == "train"
     wanted = sum(min(s, f - 1) for s, f in zip(episodes["steps"][train], episodes["frames"][train], strict=True))
-    samples, seconds = _drain_peer(opened, 8, 1)
-    assert samples == wanted
-    assert seconds > 0
+    pace = _drain_peer(opened, 8, 1)
+    assert pace.samples == wanted
+    assert pace.seconds > 0
 
 
 def test_the_machine_is_named() -> None:
