@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from statevla.config import DataConfig
+from statevla.data.slots import slots_of
 from statevla.trainers.latents import ROWS_A_CHUNK, ROWS_A_SHARD
 from stores.manifest import Manifest
 from stores.numbers import frame_objects, frame_specs
@@ -104,7 +105,7 @@ def predict(plan: Plan) -> dict[str, float]:
         "request_bytes": members / segments,
         "ram_open": segments * OPEN_ROW,
         "ram_ready": segments * READY_ROW,
-        "ram_blocks": (data.lanes + 3) * data.block_segments * (plan.window + 1) * pixels,
+        "ram_blocks": slots_of(data.lanes * data.block_segments, 64) * (plan.window + 1) * pixels,
     }
 
 

@@ -168,15 +168,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy-steps", type=int, default=2500)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--rows", default="", help="only rows whose name contains one of these, by semicolon")
+    parser.add_argument("--context", default="all", choices=("all", "z", "z+tokens"), help="what the policies see")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for every training")
     parser.add_argument("--dry-run", action="store_true")
     told = parser.parse_args(arguments)
     seeds = tuple(int(seed) for seed in told.seeds.split(","))
     plan = Plan(told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings)
     rows = [row for row in ROWS if any(part in row.name for part in told.rows.split(";"))]
+    rows = [row for row in rows if told.context in ("all", row.policy.get("model.policy_context", "z"))]
     failed = 0
-    for row in rows:
-        for seed in seeds:
+    for seed in seeds:
+        for row in rows:
             for done, command in plan.commands(row, seed):
                 if told.dry_run:
                     print("statevla", *command)

@@ -12,7 +12,7 @@ from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.frames import Ints, Table, assemble
 from statevla.data.numbers import Numbers
 from statevla.data.prefetch import BatchPlan
-from statevla.data.slots import Slots, decoded_bytes
+from statevla.data.slots import Slots, decoded_bytes, slots_of
 from stores.reader import Segment, Store
 
 Key = tuple[int, int, int]
@@ -48,10 +48,10 @@ class Blocks:
                 self.whole.take(segment)
 
     def slots(self, rows: int) -> Slots:
-        """For one stream of batches of `rows`: what its blocks hold, and half as much or a batch of what comes next."""
+        """For one stream of batches of `rows`."""
         if self.whole is not None:
             return self.whole
-        return Slots(self.table, min(len(self.segments), self.held + max(self.held // 2, rows)))
+        return Slots(self.table, min(len(self.segments), slots_of(self.held, rows)))
 
 
 class BlockSupply:

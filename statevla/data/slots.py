@@ -16,6 +16,13 @@ from stores.reader import Segment
 NOWHERE: Final = -1
 
 
+def slots_of(held: int, rows: int) -> int:
+    """How many segments a stream has room for, whose blocks have `held` together and whose batches `rows` rows: what
+    the blocks hold, and half as much, or a batch, of what comes next.
+    """
+    return held + max(held // 2, rows)
+
+
 class Slots:
     """Room for `count` decoded segments, which is used again: fresh memory costs a page fault every 4 KB, and on a
     virtual machine as much as decoding into it. The slot that was free for the shortest time is taken first, so that
