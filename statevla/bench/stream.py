@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from statevla.data.decoded import decode_store
 from statevla.data.loaders import SegmentLoader
 from statevla.data.needs import PAIRS
 from statevla.data.prefetch import Position
+from statevla.data.slots import slots_of
 from statevla.data.views import open_decoded
 from stores.errors import UsageError
 from stores.reader import Segment, Store
@@ -41,21 +42,33 @@ WARM: Final = 2
 
 
 def bench_stream(
-    store: Store | Path | str, *, batch_size: int = 64, repeats: int = 3, threads: int | None = None, peer: bool = True
+    store: Store | Path | str,
+    *,
+    batch_size: int = 64,
+    repeats: int = 3,
+    threads: int | None = None,
+    peer: bool = True,
+    data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Medians of `repeats` interleaved turns; one turn is as many epochs of pairs of frames as make `LEAST` of them,
     after `WARM` epochs that do not count. The peer makes one pass.
 
-    threads: decoding threads of ours and of the limit, processes of the peer; default the usable cores.
-    Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details. `details.cached` is an epoch from
-    frames kept in memory (``data.cache_gib``), `details.decoded` from a mapped file (``data.cache=decoded``).
+    data: lanes and blocks; default: the defaults. threads: decoding threads of ours and of the limit, processes of the
+    peer; default the usable cores. Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details.
+    `details.cached` is a turn from frames kept in memory (``data.cache_gib``), `details.decoded` one from a mapped file
+    (``data.cache=decoded``). Raises UsageError for a store of which a stream holds the half at once.
     """
     store = store if isinstance(store, Store) else Store.open(store)
     threads = usable_cores() if threads is None else threads
     chunk = int(store.manifest.config["chunk"])
-    loader = SegmentLoader(
-        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=0.0), chunk, PAIRS
-    )
+    data = replace(data or DataConfig(), loader_threads=threads, cache_gib=0.0)
+    loader = SegmentLoader(store, "train", batch_size, 0, data, chunk, PAIRS)
+    held = slots_of(data.lanes * data.block_segments, batch_size)
+    if len(loader.segments) < 2 * held:
+        raise UsageError(
+            f"{store.root}: {len(loader.segments)} segments to train on, of which a stream holds {held}: it would "
+            f"decode few of them again; measure a store of {2 * held} or more"
+        )
     segments = [store.read_segment(int(i)) for i in loader.segments]
     transitions = int(loader.order.counts.sum())
     epochs = -(-LEAST // transitions)
@@ -72,9 +85,7 @@ def bench_stream(
         pace = contenders[name]()
         rates[name].append(pace.samples / pace.seconds)
         processor[name].append(pace.samples / pace.processor)
-    cached = SegmentLoader(
-        store, "train", batch_size, 0, DataConfig(loader_threads=threads, cache_gib=1e6), chunk, PAIRS
-    )
+    cached = SegmentLoader(store, "train", batch_size, 0, replace(data, cache_gib=1e6), chunk, PAIRS)
     again = [drain(cached, batch_size, epochs=epochs, warm=WARM) for _ in range(repeats)]
     mapped, gathered = _decoded(store, batch_size, threads, repeats)
     middle = {name: statistics.median(values) for name, values in rates.items()}
@@ -88,6 +99,8 @@ def bench_stream(
         "machine": describe_machine(),
         "details": {
             "transitions": transitions,
+            "segments": len(segments),
+            "segments_held": held,
             "dropped_an_epoch": loader.order.dropped,
             "images": sum(len(names) for segment in segments for names in segment.images.values()),
             "image_sizes": store.spec.image_sizes,

@@ -7,6 +7,8 @@ import pytest
 
 from statevla.bench.machine import describe_machine
 from statevla.bench.stream import _drain_peer, bench_stream
+from statevla.config import DataConfig
+from stores.errors import UsageError
 from stores.reader import Store
 from tests.stores.make_store import make_tiny_store
 
@@ -19,11 +21,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_report_has_the_fixed_keys(store: Path) -> None:
-    result = bench_stream(store, batch_size=8, repeats=1, threads=1, peer=False)
+    data = DataConfig(lanes=2, block_segments=1)
+    result = bench_stream(store, batch_size=2, repeats=1, threads=1, peer=False, data=data)
     assert set(result) == {"name", "unit", "ours", "limit", "ratio", "peers", "machine", "details"}
     assert result["ratio"] == result["ours"] / result["limit"]
     assert result["ours"] > 0
     json.dumps(result, allow_nan=False)
+
+
+def test_a_store_that_is_held_as_a_whole_tells_nothing_of_a_stream(store: Path) -> None:
+    with pytest.raises(UsageError, match=r"12 segments to train on, of which a stream holds 192: .*of 384 or more"):
+        bench_stream(store, peer=False)
 
 
 def test_the_peer_meets_every_transition_of_the_train_split(store: Path) -> None:
