@@ -168,3 +168,17 @@ def test_an_unknown_suite_is_a_wrong_use(capsys: pytest.CaptureFixture[str]) -> 
         assets.main(["libero_goals"])
     assert ended.value.code == 2
     assert "no suite libero_goals" in capsys.readouterr().err
+
+
+def test_files_are_copied_for_a_machine_without_a_network(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBERO_ASSETS", str(put(tmp_path / "mine", *CONTENT)))
+    target = tmp_path / "packed"
+    both = {*assets.needed("libero_object"), *assets.needed("libero_goal")}
+    assert assets.copy(["libero_object", "libero_goal"], target) == len(both)
+    assert assets.faults(target, "libero_goal", hashes=True) == []
+    cut = target / assets.needed("libero_goal")[0].path
+    cut.write_bytes(b"")
+    assets.copy(["libero_goal"], target)
+    assert assets.faults(target, "libero_goal", hashes=True) == []

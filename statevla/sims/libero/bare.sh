@@ -7,6 +7,7 @@
 #
 # Both go on where an interrupted call stopped. The two Pythons must be of the same version and platform.
 #
+# SUITES      pack: whose assets (default all five)
 # PYTHON      pack: the environment (default .venv/bin/python); run: a Python that has PyTorch (default python3)
 # EPISODES    demonstrations a task (default 50)      TASKS     numbers, such as 0,1,2 (default all)
 # INIT_STATES that demonstrations start from, the first ones (default: all; evaluations want some for themselves)
@@ -27,11 +28,10 @@ shift
 here=$(cd "$(dirname "$0")" && pwd)
 
 if [ "$mode" = pack ]; then
-    folder=$1
+    mkdir -p "$1"
+    folder=$(cd "$1" && pwd)
     root=$(cd "$here/../../.." && pwd)
     python=$(command -v "${PYTHON:-$root/.venv/bin/python}") || die "no Python at '${PYTHON:-.venv/bin/python}'; run make libero"
-    assets=$("$python" -c 'from libero.libero import get_libero_path; print(get_libero_path("assets"))' | tail -n 1) ||
-        die "no simulator in $python; run make libero"
     mkdir -p "$folder/wheels"
     # Exactly what works here, without what the other Python brings (PyTorch and what is made for it) or only tests need.
     "$python" -m pip --disable-pip-version-check freeze --exclude-editable |
@@ -44,8 +44,8 @@ if [ "$mode" = pack ]; then
     done
     rm -f "$folder"/wheels/statevla-*.whl
     "$python" -m pip --disable-pip-version-check wheel -q --no-deps -w "$folder/wheels" "$root"
-    rm -rf "$folder/assets.part"
-    [ -d "$folder/assets" ] || { cp -rL "$assets" "$folder/assets.part" && mv "$folder/assets.part" "$folder/assets"; }
+    # shellcheck disable=SC2086  # a list of suites or nothing
+    (cd "$root" && "$python" -m statevla.sims.libero.assets ${SUITES:-} --copy "$folder/assets")
     cp "$here/bare.sh" "$folder/bare.sh"
     du -sh "$folder"
     exit 0
