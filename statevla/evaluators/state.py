@@ -4,7 +4,7 @@ Legend: N frames, C cameras, S side, F numbers of a state, A continuous action d
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,8 +17,9 @@ from statevla.config import DataConfig
 from statevla.data.batch import ObservationBatch
 from statevla.data.loaders import iterate_once
 from statevla.encoders.vision import load_backbone
+from statevla.evaluators.state_between import Way, ends, mean_order, sheet, way
 from statevla.evaluators.state_measures import FOLDS, bend, principal, probe
-from statevla.evaluators.state_pictures import compare_pictures
+from statevla.evaluators.state_pictures import compare_pictures, read_frames
 from statevla.policies.prepare import choose_device
 from statevla.reports.tables import markdown_table
 from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
@@ -29,6 +30,7 @@ from statevla.systems.table import SYSTEMS, config_of, require_kind
 from statevla.systems.temporal_jepa import JepaModel
 from stores.disk import durable
 from stores.errors import UsageError
+from stores.images import encode_image
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
@@ -43,6 +45,9 @@ PAINTED: Final = 64
 """Frames of the validation split that are painted."""
 JSON: Final = "state.json"
 MARKDOWN: Final = "state.md"
+BETWEEN: Final = "between_{camera}.png"
+WAYS: Final = 16
+"""Validation episodes in each of which a straight way between two states is painted."""
 
 
 class Coded(NamedTuple):
@@ -66,7 +71,9 @@ class Pictures:
 
 @dataclass(frozen=True)
 class StateResults:
-    """probes: R² by feature and horizon. bends: by what pairs. pictures: None of an encoder that paints none."""
+    """probes: R² by feature and horizon. bends: by what pairs. pictures: None of an encoder that paints none; between,
+    sheets: likewise empty, the straight way between two states (`state_between`), uint8 [H W 3] a camera.
+    """
 
     system: str
     checkpoint: str
@@ -75,11 +82,15 @@ class StateResults:
     probes: dict[str, dict[str, float | None]]
     bends: dict[str, float]
     pictures: Pictures | None
+    between: dict[str, dict[str, float]] = field(default_factory=dict)
+    sheets: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {**asdict(self), "notes": list(self.notes)}
+        told = {**asdict(replace(self, sheets=())), "notes": list(self.notes)}
+        del told["sheets"]
+        return told
 
     def to_markdown(self) -> str:
         """One table for each question."""
@@ -96,13 +107,25 @@ class StateResults:
             rows = [[name, *(_told(each[name], 2) for each in (painted.whole, painted.moving, painted.ssim))]
                     for name in painted.whole]  # fmt: skip
             parts.append(markdown_table(["painted by", "PSNR, dB", "PSNR where it moves, dB", "SSIM"], rows))
+        if self.between:
+            rows = [[name, f"{found['tau']:.2f}", f"{found['passed']:.1f}"] for name, found in self.between.items()]
+            heads = [
+                "nine pictures between two frames, by",
+                "Kendall's τ of the nearest true frame",
+                "true frames passed",
+            ]
+            parts.append(markdown_table(heads, rows))
         return "\n\n".join([*parts, *(f"- {note}." for note in self.notes)])
 
     def save(self, out: Path) -> None:
-        """Write ``state.json`` and ``state.md``."""
+        """Write ``state.json`` and ``state.md``, and where it paints ``between_N.png`` of camera N: true frames, the
+        straight way between the outer two's states, and their blend.
+        """
         durable.make_dir(out)
         durable.write_json(out / JSON, self.to_dict())
         durable.write_text(out / MARKDOWN, self.to_markdown() + "\n")
+        for camera, picture in enumerate(self.sheets):
+            durable.write_bytes(out / BETWEEN.format(camera=camera), encode_image(picture, "png"))
 
 
 def evaluate_states(
@@ -129,7 +152,10 @@ def evaluate_states(
     for name, column in features.items():
         probes[name] = _probes(coded, column, None)
         probes[f"{name}, {REDUCED} components"] = _probes(coded, column, REDUCED)
-    pictures = _pictures(model, store, where, seed) if isinstance(model, StamoModel) else None
+    pictures, ways = None, []
+    if isinstance(model, StamoModel):
+        pictures = _pictures(model, store, where, seed)
+        ways = _ways(model, store, where, seed)
     return StateResults(
         system=row.name,
         checkpoint=str(folder),
@@ -138,6 +164,8 @@ def evaluate_states(
         probes=probes,
         bends=_bends(coded["val"], seed),
         pictures=pictures,
+        between=mean_order(ways),
+        sheets=tuple(sheet(ways[0], camera) for camera in range(len(store.spec.cameras))) if ways else (),
     )
 
 
@@ -235,6 +263,20 @@ def _pictures(model: StamoModel, store: Store, device: torch.device, seed: int) 
         return model.decode(state, torch.Generator().manual_seed(seed))
 
     return Pictures(*compare_pictures(code, decode, store, model.options.image_size, PAINTED, MOTION, MOVED))
+
+
+def _ways(model: StamoModel, store: Store, device: torch.device, seed: int) -> list[Way]:
+    """Straight ways between states of validation episodes."""
+    seen = read_frames(store, "val", model.options.image_size, None)
+
+    def code(rows: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model.state(seen.obs.each(lambda tensor: tensor[rows]).to(device))
+
+    def decode(state: Tensor) -> Tensor:
+        return model.decode(state, torch.Generator().manual_seed(seed))
+
+    return [way(seen, rows, code, decode) for rows in ends(seen.episode, WAYS)]
 
 
 def _parts(obs: ObservationBatch, rows: int = 64) -> Iterator[ObservationBatch]:
