@@ -31,7 +31,8 @@ for torch in ${TORCHES:-2.7.1 2.15.0}; do
             triton=$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("triton"))' 2>/dev/null || echo none)
             (cd "$root" && "$venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}") >>"$log" 2>&1
             status=$?
-            result=$(tail -n 1 "$log")
+            result="all pass"
+            [ $status -eq 0 ] || result="exit $status: $(grep -cE '^(FAILED|ERROR) ' "$log") fail, see $log"
         else
             triton=- status=1 result="not installed: $(grep -m 1 -iE 'error' "$log")"
         fi

@@ -3,9 +3,8 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
-
-import torch
 
 from statevla.runs import layout
 from statevla.runs.starts import revision
@@ -32,7 +31,7 @@ def test_every_start_leaves_a_line(tmp_path: Path, monkeypatch) -> None:
     assert lines[1]["command"] == ["statevla", "train", "--resume", "run"]
     for line in lines:
         assert (line["statevla"], line["device"], line["ranks"]) == (__version__, "cpu", 1)
-        assert line["packages"]["torch"] == torch.__version__
+        assert line["packages"]["torch"] == metadata.version("torch")
         assert line["revision"] == revision()
 
 
