@@ -81,7 +81,6 @@ class Writer:
     def __init__(self, path: Path, handle: BinaryIO) -> None:
         self.path = path
         self.bytes = 0
-        self._started = 0
         self._handle = handle
 
     def write(self, data: bytes | memoryview) -> int:
@@ -95,15 +94,7 @@ class Writer:
             error.filename = error.filename or str(self.path)  # of a handle's errors, the system names no path
             raise
         self.bytes += len(data)
-        if self.bytes - self._started >= sync.EARLY:
-            sync.start_writing_out(self._handle.fileno(), self._started, self.bytes - self._started)
-            self._started = self.bytes
         return len(data)
-
-    def hurry(self) -> None:
-        """Ask the disk to start on the end of a large file too: its fsync comes later, with others'."""
-        if self._started:
-            sync.start_writing_out(self._handle.fileno(), self._started, self.bytes - self._started)
 
     def tell(self) -> int:
         """Bytes written so far."""
@@ -132,8 +123,6 @@ def atomic(path: Path | str, durable_name: bool = True) -> Iterator[Writer]:
             if group is None:
                 announce("fsync", temp)
                 sync.sync_handle(handle.fileno())
-            else:
-                writer.hurry()
         announce("rename", temp, path)
         temp.replace(path)
     except BaseException:

@@ -6,10 +6,8 @@ writes them inside `Together` and syncs once.
 """
 
 import contextlib
-import ctypes
 import os
 import platform
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -20,10 +18,6 @@ from stores.disk.seam import announce
 
 NO_FSYNC: Final = "STATEVLA_UNSAFE_NO_FSYNC"
 THREADS: Final = 16
-EARLY: Final = 4 * 2**20
-"""Bytes of a growing file after which the disk is asked to start on them."""
-_SYNC_FILE_RANGE_WRITE: Final = 2  # sync_file_range(2)
-_LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @contextlib.contextmanager
@@ -81,13 +75,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def start_writing_out(descriptor: int, offset: int, size: int) -> None:
-    """Ask the disk to start on these bytes, and do not wait: a hint, so that the fsync at the end has little to do."""
-    if _LIBC is not None and hasattr(_LIBC, "sync_file_range") and not switched_off():
-        numbers = ctypes.c_int64(offset), ctypes.c_int64(size)
-        _LIBC.sync_file_range(descriptor, *numbers, _SYNC_FILE_RANGE_WRITE)
 
 
 class Together:
