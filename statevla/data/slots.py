@@ -77,7 +77,7 @@ class Slots:
             if value.shape != target.shape or value.dtype != target.dtype:
                 raise StoreCorrupt(
                     f"{read.where}, {name}: expected {target.dtype} {target.shape}, "
-                    f"got {value.dtype} {value.shape}; run `statevla verify`"
+                    f"got {value.dtype} {value.shape}; run `statevla verify STORE`"
                 )
             target[...] = value
         read.decode(out=[pictures[obs] for pictures in self.images])

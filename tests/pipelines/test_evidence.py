@@ -13,7 +13,6 @@ import pytest
 from pipelines.collect.tabletop import collect_tabletop
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
-from pipelines.sources.cameras import CameraWatch
 from pipelines.sources.evidence import Evidence, Told, gathered, grips_of, looks_of, weigh
 from pipelines.sources.gripper import Grip, Reading, convert, decide, pool, require_agreement, see
 from pipelines.sources.masks import split_of
@@ -297,49 +296,6 @@ def test_an_instruction_missing_beside_others_is_damage(tmp_path: Path) -> None:
     summary = run(source, tmp_path / "out")
     assert [(row["file"], row["demo"]) for row in summary.quarantine] == [("move_b_demo.hdf5", "")]
     assert "no attribute problem_info" in summary.quarantine[0]["reason"]
-
-
-# Cameras
-
-
-def watch(frames: np.ndarray, joints: np.ndarray) -> tuple[str, ...]:
-    seen = CameraWatch("wrist", joints)
-    for start in range(0, len(frames), 7):
-        block = frames[start : start + 7].copy()
-        seen.add(block, [frame.tobytes() for frame in block])
-        block[:] = 0  # the caller uses its memory again
-    return seen.findings()
-
-
-def test_cameras_that_show_nothing_are_named() -> None:
-    rng = np.random.default_rng(0)
-    sound = rng.integers(0, 255, (40, 16, 16, 3), np.uint8)
-    joints = np.cumsum(rng.normal(0, 0.02, (40, 7)), 0)
-    still = np.zeros((40, 7))
-    assert watch(sound, joints) == ()
-    assert watch(sound * 0, joints) == ("camera wrist is black in all 40 frames",)
-    white = sound.copy()
-    white[12:20] = 255
-    assert watch(white, joints) == ("camera wrist is blank in 8 of 40 frames, from 12 on",)
-    frozen = sound.copy()
-    frozen[15:] = frozen[15]
-    assert watch(frozen, joints) == ("camera wrist is frozen in 25 of 40 frames, from 15 on",)
-    assert watch(frozen, still) == ()  # nothing moves: a still picture is right
-    assert watch(sound[:1].repeat(40, 0), still) == ("camera wrist is frozen in all 40 frames",)
-    halved = sound[::2].repeat(2, 0)
-    assert "repeats pictures" in watch(halved, joints)[0]
-
-
-def test_strict_refuses_cameras_that_show_nothing(tmp_path: Path) -> None:
-    black = replace(grasping(1), eye_in_hand=np.zeros_like(grasping(1).eye_in_hand))
-    source = write_tasks(tmp_path / "in", [[grasping(0), black]])
-    with pytest.raises(SourceError, match=r"demo_1: camera eye_in_hand is black in all 36 frames"):
-        run(source, tmp_path / "out", strict=True)
-    summary = run(source, tmp_path / "out")
-    told = "move_a_demo.hdf5/demo_1: camera eye_in_hand is black in all 36 frames"
-    assert besides_orientation(summary.notes) == [told]
-    assert run(source, tmp_path / "out").notes == summary.notes  # of reused units too
-    assert Manifest.load(tmp_path / "out").sources[0]["notes"] == list(summary.notes)
 
 
 # Copies, initial states
