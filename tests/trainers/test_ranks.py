@@ -26,7 +26,10 @@ from tests.trainers.micro import at_step, config_of_all, micro_store
 from tests.trainers.together import checkpoint, largest_difference, lines, run_ranks, weights
 
 JEPA, FLOW = "temporal_jepa", "flow_matching"
-INVERSE = ("training.phase1.inverse_dynamics_weight=1", "training.phase1.inverse_dynamics_horizon=10")
+INVERSE = (
+    "training.phase1.inverse_dynamics_weight=1", "training.phase1.inverse_dynamics_horizon=10",
+    "training.phase1.gap=3", "training.phase1.sigreg_weight=0.05",
+)  # fmt: skip
 """Its chunks are padded at the ends of episodes: ranks have other numbers of real steps."""
 TOLERANCE = 2e-5
 UNFELT = 1e-3
