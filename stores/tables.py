@@ -23,6 +23,38 @@ PIECE: Final = 1 << 20
 """Bytes of a table that are written at once."""
 
 
+class ParquetWriter(pq.ParquetWriter):  # type: ignore[misc]  # pyarrow has no types
+    """Errors of the system name the file; when Python forgets a writer that could not write, nothing is said again."""
+
+    def __init__(self, where: Path | pa.NativeFile, schema: pa.Schema, **options: Any) -> None:
+        self._place = where
+        with self._named():
+            super().__init__(where, schema, **options)
+
+    def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
+        """Append `table`."""
+        with self._named():
+            super().write_table(table, row_group_size)
+
+    def close(self) -> None:
+        """Write what is left and the footer."""
+        with self._named():
+            super().close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().__del__()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(self._place, Path):
+                error.filename = error.filename or str(self._place)
+            raise
+
+
 class TableWriter:
     """Rows that come in pieces -> a Parquet file in row groups of `ROW_GROUP`, however the pieces are cut.
 
@@ -33,7 +65,7 @@ class TableWriter:
         self._sink, self._schema = _Pieces(sink), schema
         self._held: list[pa.Table] = []
         self._rows = 0
-        self._writer = pq.ParquetWriter(
+        self._writer = ParquetWriter(
             pa.PythonFile(self._sink, mode="w"),
             schema.remove_metadata(),
             version="2.6",

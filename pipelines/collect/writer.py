@@ -6,8 +6,11 @@ Legend: T steps of a demonstration, S length of the simulator's flat state, H/W 
 before it, as in regenerated ones: ``align`` says which, and nothing in the file does, as in the originals.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -87,7 +90,7 @@ def write_demos(
     """
     count = total = 0
     # HDF5 insists on writing its file itself, so that only the commit is ours.
-    with durable.staging_file(path) as part, h5py.File(part, "w", track_order=False) as file:
+    with durable.staging_file(path) as part, _writing(path), h5py.File(part, "w", track_order=False) as file:
         data = file.create_group("data")
         number = 0
         if append:
@@ -102,6 +105,25 @@ def write_demos(
             count, number = count + 1, number + 1
         _write_header(data, header, count, total)
     return count, total
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses HDF5 is an OSError that names `path`. HDF5 has errors of many types for it, the number
+    only in their text, and none at all when closing fails after an earlier error: the first one counts.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if getattr(error, "filename", None) is not None:  # of another file, not of HDF5's
+            raise
+        told: BaseException | None = error
+        while told is not None:
+            if said := re.search(r"errno = (\d+)", str(told)):
+                number = int(said[1])
+                raise OSError(number, os.strerror(number), str(path)) from error
+            told = told.__context__
+        raise
 
 
 def demo_number(name: str) -> int:

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.export import summaries
@@ -26,6 +25,7 @@ from stores.disk import durable
 from stores.errors import UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
+from stores.tables import ParquetWriter
 
 VERSION: Final = "v3.0"
 CHUNK_FILES: Final = 1000
@@ -116,7 +116,7 @@ class _Writer:
             ]
         )
         self.data = _DataFiles(root, self.schema, data_bytes)
-        self.table: pq.ParquetWriter | None = None
+        self.table: ParquetWriter | None = None
         self.rows: list[dict[str, Any]] = []
         self.all = {key: summaries.Together() for key in (*self.schema.names, *self.cameras.values())}
 
@@ -224,7 +224,7 @@ class _Writer:
             self.rows, schema=self.table.schema
         )  # fmt: skip
         if self.table is None:
-            self.table = pq.ParquetWriter(self.root / EPISODES_PATH, table.schema)
+            self.table = ParquetWriter(self.root / EPISODES_PATH, table.schema)
         self.table.write_table(table)
         self.rows.clear()
 
@@ -267,7 +267,7 @@ class _DataFiles:
     def __init__(self, root: Path, schema: pa.Schema, limit: int) -> None:
         self._root, self._schema, self._limit = root, schema, limit
         self._number, self._bytes = -1, 0
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: ParquetWriter | None = None
 
     def add(self, values: dict[str, NDArray[Any]]) -> tuple[int, int]:
         """(chunk, file) in which the rows are now."""
@@ -277,7 +277,7 @@ class _DataFiles:
             place = {"chunk_index": self._number // CHUNK_FILES, "file_index": self._number % CHUNK_FILES}
             path = self._root / DATA_PATH.format(**place)
             durable.make_dir(path.parent)
-            self._writer = pq.ParquetWriter(path, self._schema, compression="snappy")
+            self._writer = ParquetWriter(path, self._schema, compression="snappy")
         columns = [_column(values[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._bytes += sum(rows.nbytes for rows in values.values())
@@ -316,5 +316,5 @@ def write_tasks(path: Path, texts: list[str]) -> None:
         "pandas_version": "2.0.0",
     }  # fmt: skip
     table = table.replace_schema_metadata({b"pandas": json.dumps(told).encode()})
-    with pq.ParquetWriter(path, table.schema) as writer:
+    with ParquetWriter(path, table.schema) as writer:
         writer.write_table(table)

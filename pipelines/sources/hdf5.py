@@ -69,8 +69,11 @@ def outside(error: BaseException) -> str | None:
     number = int(said[1]) if said else error.errno
     if number not in OUTSIDE:
         return None
-    why = " (another program has it open for writing)" if number == errno.EAGAIN else ""  # HDF5's lock of the file
-    return os.strerror(number) + why
+    why = {
+        errno.EAGAIN: " (another program has it open for writing)",  # HDF5's lock of the file
+        errno.EACCES: f" for user number {os.getuid()}; change its rights",
+    }
+    return os.strerror(number) + why.get(number, "")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from stores.cloud.again import again
+from stores.disk import trouble
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing
 
 IOV_MAX: Final = 1024
@@ -275,6 +276,8 @@ def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
             f"{root}: {name} is missing; run `statevla verify {root}` to see what else is, then ingest again"
         ) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno and "://" not in root:
+            raise StoreError(f"{name} cannot be {done}: {trouble.describe(error)}") from error
         hint = HINTS.get(type(error).__name__)
         reason = f"{hint} ({error})" if hint else f"{type(error).__name__}: {error}"
         raise StoreError(f"{root}: {name} cannot be {done}: {reason}") from error
