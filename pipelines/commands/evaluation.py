@@ -1,6 +1,7 @@
 """`statevla eval`: a policy measured, offline and in worlds."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,13 +105,21 @@ def eval_probes(
     device: Device = "auto",
     frames: Annotated[int, typer.Option(min=64, help="Most frames of each split.")] = 4096,
     random: Annotated[bool, typer.Option("--random", help="An untrained encoder of the same sizes instead.")] = False,
+    source: Annotated[
+        Path | None, typer.Option(help="The store's HDF5 folder: probe where the things of the instruction are, too.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Read robot, action, progress and instruction off the state; roll the predictor out. Held-out episodes."""
     from statevla.evaluators.probes import probes_of_run, table
 
-    found, where = probes_of_run(checkpoint, store, device=device, most=frames, random=random, out=out)
+    places = None
+    if source is not None:
+        from pipelines.sources.places import places_of
+
+        places = partial(places_of, source=source)
+    found, where = probes_of_run(checkpoint, store, device=device, most=frames, random=random, out=out, places=places)
     report(f"Probes of {found['checkpoint']}", {**table(found), "out": str(where)}, as_json)
 
 

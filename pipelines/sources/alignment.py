@@ -42,11 +42,12 @@ XML_LIMIT: Final = 16 * 2**20
 
 @dataclass(frozen=True)
 class JointLayout:
-    """Where joints are in qpos, and how long qpos and qvel are."""
+    """Where joints are in qpos, and how long qpos and qvel are. free: joints of things that nothing holds."""
 
     address: dict[str, int]
     nq: int
     nv: int
+    free: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=16)
@@ -64,6 +65,7 @@ def joint_layout(model_xml: str) -> JointLayout:
     if world is None:
         raise SourceError("model_file: expected an element worldbody, got none")
     address: dict[str, int] = {}
+    free: list[str] = []
     nq = nv = 0
     waiting = [world]
     while waiting:
@@ -74,10 +76,12 @@ def joint_layout(model_xml: str) -> JointLayout:
             kind = "free" if joint.tag == "freejoint" else joint.get("type", "hinge")
             if kind not in QPOS_SIZE:
                 raise SourceError(f"model_file: joint type {kind!r}, expected one of {', '.join(QPOS_SIZE)}")
-            address[joint.get("name", f"unnamed at {nq}")] = nq
+            name = joint.get("name", f"unnamed at {nq}")
+            address[name] = nq
+            free += [name] if kind == "free" else []
             nq, nv = nq + QPOS_SIZE[kind], nv + QVEL_SIZE[kind]
         waiting.extend(reversed(body.findall("body")))
-    return JointLayout(address, nq, nv)
+    return JointLayout(address, nq, nv, tuple(free))
 
 
 def arm_positions(states: NDArray[np.float64], layout: JointLayout) -> NDArray[np.float64]:

@@ -63,13 +63,17 @@ ROWS: Final = (
 )
 COLUMNS: Final = (
     "row", "seed", "z_std", "z_rank", "copy ratio", "action ratio", "R² robot", "R² action", "R² progress",
-    "instruction", "success",
+    "R² object", "R² goal", "instruction", "success",
 )  # fmt: skip
+READ: Final = ("robot_state", "action", "progress", "object", "goal")
+"""Probes of `COLUMNS`."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """store, out: folders. steps, policy_steps, trials: of every row; 0 policy steps: encoders and probes alone."""
+    """store, out: folders; source: of the store's recordings, for the probes of things' places. steps, policy_steps,
+    trials: of every row; 0 policy steps: encoders and probes alone.
+    """
 
     store: Path
     out: Path
@@ -79,6 +83,7 @@ class Plan:
     policy_steps: int
     trials: int
     settings: Sequence[str]
+    source: Path | None = None
 
     def encoder_run(self, row: Row, seed: int) -> Path:
         """Rows with the same encoder share it."""
@@ -99,9 +104,10 @@ class Plan:
         extra = ["training.phase1.learning_rate=1e-12", "training.warmup_steps=0"] if row.random else []
         train = self._train(JEPA, encoder, [*common, *keys, *extra, f"training.max_steps={steps}"])
         probes = ["eval", "probes", "--checkpoint", str(trained), "--store", str(self.store), "--device", "cpu"]
+        probes += ["--out", str(encoder / "probes")] + ([] if self.source is None else ["--source", str(self.source)])
         commands = [
             (trained / layout.STATE, train),
-            (encoder / "probes/probes.json", [*probes, "--out", str(encoder / "probes")]),
+            (encoder / "probes/probes.json", probes),
         ]
         if self.policy_steps:
             chosen = [f"{key}={value}" for key, value in row.policy.items()]
@@ -121,7 +127,7 @@ class Plan:
         probes = _read(self.encoder_run(row, seed) / "probes/probes.json")
         success = _read(self.policy_run(row, seed) / "tabletop/results.json").get("success")
         first = next(iter(probes.get("rollouts", ())), None)
-        found = [None if not probes else probes["probes"][name]["r2"] for name in ("robot_state", "action", "progress")]
+        found = [probes.get("probes", {}).get(name, {}).get("r2") for name in READ]
         ratios = (None, None) if first is None else (
             first["predicted"] / max(first["copied"], 1e-12), first["shuffled"] / max(first["predicted"], 1e-12)
         )  # fmt: skip
@@ -162,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m statevla.bench.ablations", description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", type=Path, help="the store's HDF5 folder, to probe where things are")
     parser.add_argument("--recipe", default="tabletop")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=4200)
@@ -173,7 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true")
     told = parser.parse_args(arguments)
     seeds = tuple(int(seed) for seed in told.seeds.split(","))
-    plan = Plan(told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings)
+    plan = Plan(
+        told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings, told.source
+    )
     rows = [row for row in ROWS if any(part in row.name for part in told.rows.split(";"))]
     rows = [row for row in rows if told.context in ("all", row.policy.get("model.policy_context", "z"))]
     failed = 0

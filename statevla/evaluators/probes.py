@@ -1,13 +1,13 @@
 """What a state holds: how well a linear map reads things off it, on episodes that the map never saw.
 
 A probe is ridge regression from the state, both sides standardized on the training episodes. R² within episodes takes
-each episode's mean out first: what tells episodes apart (scene, task) earns nothing there. Positions of objects are not
-in a store, so they are not probed.
+each episode's mean out first: what tells episodes apart (scene, task) earns nothing there. Positions of things are not
+in a store; who has its recordings can give them.
 
 Legend: N frames, D width of a state, Y numbers to read, H steps of a rollout.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from statevla.config import Config
-from statevla.data.loaders import iterate_once
+from statevla.data.loaders import SplitReader
 from statevla.data.needs import NOW
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
@@ -36,9 +36,13 @@ from stores.errors import UsageError
 from stores.reader import Store
 
 Array = NDArray[np.float64]
+Places = Callable[[int], Mapping[str, Array]]
+"""Episode number -> further values of its frames by name, each [T, Y]."""
 
 RIDGE: Final = 1e-3
 """Weight of the penalty a frame, on standardized numbers."""
+ROWS: Final = 32
+"""Frames of a batch, neighbours in the store; batches lie evenly over a split."""
 ROLLOUT: Final = (1, 2, 4, 8)
 """Steps of the rollouts, as far as a chunk reaches."""
 
@@ -189,15 +193,19 @@ def rollouts(model: JepaModel, frames: Frames, device: torch.device) -> tuple[Ro
 
 @torch.no_grad()
 def read_frames(
-    encoder: StateEncoder, model: nn.Module, store: Store, split: str, config: Config, most: int, device: torch.device
-) -> Frames:
-    """The first `most` frames of a split, by whole batches in store order."""
+    encoder: StateEncoder, model: nn.Module, store: Store, split: str, config: Config, most: int, device: torch.device,
+    places: Places | None = None,
+) -> Frames:  # fmt: skip
+    """About `most` frames of a split, whole batches evenly over it: in store order one task comes after the other.
+
+    places: what else to probe; only what every episode has.
+    """
     columns: dict[str, list[NDArray[Any]]] = {}
     instructions = sorted(store.manifest.instructions)
     tasks = np.array([instructions.index(str(text)) for text in store.episode_columns["instruction"]])
-    rows = 0
     target = model.target if isinstance(model, JepaModel) else encoder
-    for batch in iterate_once(store, split, 64, config.model.action_seq_len, config.data, needs=NOW):
+    reader = SplitReader(store, split, ROWS, config.model.action_seq_len, config.data, needs=NOW)
+    for batch in reader.batches(0, max(1, -(-int(reader.counts.sum()) // most))):
         obs = batch.obs.to(device)
         standardize = getattr(model, "standardize_action")  # noqa: B009
         given = {
@@ -207,9 +215,6 @@ def read_frames(
         }  # fmt: skip
         for name, value in given.items():
             columns.setdefault(name, []).append(value.cpu().numpy())
-        rows += len(batch)
-        if rows >= most:
-            break
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     steps = store.episode_columns["steps"][joined["episode"]]
     values = {
@@ -217,18 +222,36 @@ def read_frames(
         "action": joined["action"].astype(np.float64),
         "progress": (joined["frame"] / np.maximum(steps - 1, 1))[:, None].astype(np.float64),
     }
+    if places is not None:
+        values |= _places_beside(joined["episode"], joined["frame"], places)
     return Frames(
         joined["z"].astype(np.float64), joined["target"].astype(np.float64), values, joined["episode"],
         joined["frame"], tasks[joined["episode"]], joined["actions"].astype(np.float32), joined["is_pad"],
     )  # fmt: skip
 
 
+def _places_beside(episode: NDArray[np.int64], frame: NDArray[np.int64], places: Places) -> dict[str, Array]:
+    found = {int(number): places(int(number)) for number in np.unique(episode)}
+    names = set.intersection(*(set(each) for each in found.values()))
+    return {
+        name: np.stack([found[int(e)][name][int(f)] for e, f in zip(episode, frame, strict=True)])
+        for name in sorted(names)
+    }
+
+
 def probe_checkpoint(
-    checkpoint: Path, store: Store, *, device: str = "cpu", most: int = 4096, random: bool = False
+    checkpoint: Path,
+    store: Store,
+    *,
+    device: str = "cpu",
+    most: int = 4096,
+    random: bool = False,
+    places: Places | None = None,
 ) -> Probes:
     """Probe the state encoder of a checkpoint: fit on train episodes, measured on validation ones.
 
     most: frames of each split. random: an untrained encoder of the same configuration instead, what training must beat.
+    places: further values to read off the state.
     Raises UsageError for a system without a state encoder, StaleKey for a checkpoint of another store.
     """
     state = read_state(checkpoint)
@@ -238,7 +261,7 @@ def probe_checkpoint(
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, StateEncoder):
         raise UsageError(f"{checkpoint}: {state.system} has no state encoder to probe; name one of temporal_jepa's")
-    train, test = (read_frames(encoder, model, store, split, config, most, where) for split in ("train", "val"))
+    train, test = (read_frames(encoder, model, store, split, config, most, where, places) for split in ("train", "val"))
     told, chance = tell_instruction(train, test)
     z = torch.from_numpy(test.z)
     axes, shares = main_components(test.z)
@@ -248,7 +271,8 @@ def probe_checkpoint(
         frames={"train": len(train.z), "val": len(test.z)},
         z_std=float(z.std(dim=0).mean()), z_rank=rank_me(z), z_correlation=correlation_excess(z),
         z_within=within_episodes(z, torch.from_numpy(test.episode)),
-        probes={name: probe(train, test, name) for name in test.values}, instruction=told, chance=chance,
+        probes={name: probe(train, test, name) for name in test.values if name in train.values},
+        instruction=told, chance=chance,
         rollouts=rollouts(model, test, where) if isinstance(model, JepaModel) else (), shares=shares,
         dots=tuple(
             (float(a), float(b), int(t), float(g))
@@ -265,10 +289,12 @@ def probes_of_run(
     most: int = 4096,
     random: bool = False,
     out: Path | None = None,
+    places: Callable[[Store], Places] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """`probe_checkpoint` of what `path` means, written as ``probes.json``; the result and its folder.
 
-    path: None for the only state encoder of the store. store: None for the one that `path` was trained on.
+    path: None for the only state encoder of the store. store: None for the one that `path` was trained on. places: of
+    the store that is probed.
     """
     if path is None:
         told: Path | str | None = find_store(store)
@@ -277,7 +303,10 @@ def probes_of_run(
         checkpoint = find_encoder(path, "")
         told = store if store is not None else read_state(checkpoint).config["data"]["store"]
     where = str(choose_device(device))
-    found = probe_checkpoint(checkpoint, Store.open(find_store(told)), device=where, most=most, random=random).to_dict()
+    opened = Store.open(find_store(told))
+    beside = None if places is None else places(opened)
+    probes = probe_checkpoint(checkpoint, opened, device=where, most=most, random=random, places=beside)
+    found = probes.to_dict()
     name = f"probes-{checkpoint.parent.name}-{checkpoint.name}{'-random' if random else ''}"
     folder = evaluation(checkpoint, name) if out is None else out
     make_dir(folder)

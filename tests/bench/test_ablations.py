@@ -43,7 +43,8 @@ def test_a_dry_run_prints_every_command(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_what_was_not_run_says_so(tmp_path: Path) -> None:
-    plan = Plan(Path("s"), tmp_path, "tabletop", (0,), 10, 0, 4, ())
+    plan = Plan(Path("s"), tmp_path, "tabletop", (0,), 10, 0, 4, (), Path("raw"))
+    assert plan.commands(ROWS[0], 0)[1][1][-2:] == ["--source", "raw"]
     assert [len(plan.commands(row, 0)) for row in ROWS[:1]] == [2]
     row = ROWS[0]
     assert set(plan.cells(row, 0)[2:]) == {None}
@@ -56,7 +57,7 @@ def test_what_was_not_run_says_so(tmp_path: Path) -> None:
         json.dumps({"z_std": 0.9, "z_rank": 12.0, "probes": probes, "instruction": 0.8, "rollouts": rollouts})
     )
     cells = plan.cells(row, 0)
-    assert cells[2:] == (0.9, 12.0, 0.5, pytest.approx(3.0), 0.5, 0.5, 0.5, 0.8, None)
+    assert cells[2:] == (0.9, 12.0, 0.5, pytest.approx(3.0), 0.5, 0.5, 0.5, None, None, 0.8, None)
     assert markdown([cells]).splitlines()[2].endswith("| 0.8 | not run |")
 
 
