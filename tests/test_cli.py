@@ -1,6 +1,7 @@
 """The command line as a script sees it: one JSON object, fixed keys, exit status. Every command runs as a process."""
 
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -10,6 +11,7 @@ import pytest
 import typer
 
 from cli import app
+from tests.pipelines.make_hdf5 import write_suite
 
 ROOT = Path(__file__).parents[1]
 MICRO = (
@@ -244,6 +246,25 @@ def test_importing_stores_loads_no_torch():
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_ingest_of_hashed_instructions_loads_no_torch(tmp_path):
+    """Importing it takes longer than the ingest of a few demonstrations, and every unit's process is a copy of this."""
+    write_suite(tmp_path / "source", tasks=1, demos=2)
+    code = (
+        "import sys, cli\n"
+        "from typer.testing import CliRunner\n"
+        "done = CliRunner().invoke(cli.app, ['ingest', 'toy', '--source', 'source', '--out', 'store', '--language', "
+        "'hashed'])\n"
+        "assert done.exit_code == 0, done.output\n"
+        "heavy = {'torch', 'transformers', 'dask', 'distributed', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -20,8 +20,8 @@ from pipelines.run import run_units
 from statevla.data.frames import make_table
 from statevla.data.walk import walk_pictures
 from statevla.encoders.features import DTYPES, MAKE, made_from, quantize
-from statevla.encoders.table import VISION
 from statevla.encoders.tower import FrozenTower
+from statevla.encoders.vision import VISION
 from statevla.models.tokenizer import pool_patches
 from stores.derived import begin, open_derived
 from stores.disk.lock import lock

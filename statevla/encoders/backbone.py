@@ -1,4 +1,4 @@
-"""What a frozen vision backbone is. Those that there are: `statevla.encoders.table.VISION`.
+"""What a frozen vision backbone is. Those that there are: `statevla.encoders.vision.VISION`.
 
 Legend: B images, H, W rows and columns, P patches, V feature width.
 """

@@ -1,12 +1,11 @@
-"""The frozen encoders by name: a new one is one file beside this one and one row here.
+"""The frozen text encoders by name: a new one is one file beside this one and one row here. Vision: `vision.py`.
 
-Loading one imports what it needs, and not before.
+Loading one imports what it needs, and not before: an ingest needs no torch for hashed instructions.
 """
 
 from collections.abc import Callable
 from typing import Final
 
-from statevla.encoders.backbone import FrozenVision
 from statevla.encoders.text import TextEncoder
 from stores.errors import UsageError
 
@@ -36,33 +35,12 @@ def load_hashed_encoder(model: str | None) -> TextEncoder:
     return load_hashed()
 
 
-def load_siglip_backbone(model: str | None) -> FrozenVision:
-    """SigLIP's vision tower (see `statevla/encoders/siglip.py`)."""
-    from statevla.encoders.siglip import DEFAULT_MODEL, load_siglip
-
-    return load_siglip(model or DEFAULT_MODEL)
-
-
-def load_dinov2_backbone(model: str | None) -> FrozenVision:
-    """DINOv2's vision tower (see `statevla/encoders/dinov2.py`)."""
-    from statevla.encoders.dinov2 import DEFAULT_MODEL, load_dinov2
-
-    return load_dinov2(model or DEFAULT_MODEL)
-
-
 TEXT: Final[dict[str, Callable[[str | None], TextEncoder]]] = {
     "clip": load_clip_encoder,
     "minilm": load_minilm_encoder,
     "hashed": load_hashed_encoder,
 }
 """By the name that ``--language`` takes; of the weights' name or folder, None for the default."""
-
-VISION: Final[dict[str, Callable[[str | None], FrozenVision]]] = {
-    "siglip": load_siglip_backbone,
-    "dinov2": load_dinov2_backbone,
-}
-"""By the name that ``model.vision`` and ``--encoder`` take, beside ``conv``; of the weights' name or folder. A model's
-``model_type`` begins with the name of its row."""
 
 
 def load_text_encoder(name: str, model: str | None = None) -> TextEncoder:

@@ -1,16 +1,41 @@
-"""The frozen vision backbone that a configuration asks for, and what of it a checkpoint records."""
+"""The frozen vision backbones by name, the one that a configuration asks for, and what of it a checkpoint records.
 
-from typing import Any
+A new backbone is one file beside this one and one row here. Loading one imports what it needs, and not before.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 
 from statevla.config import ModelConfig
 from statevla.encoders.backbone import FrozenVision
-from statevla.encoders.table import VISION
 from stores.errors import StaleKey, UsageError
 
 CONV = "conv"
 """``model.vision`` of patch convolutions, which are trained and need no backbone."""
+
+
+def load_siglip_backbone(model: str | None) -> FrozenVision:
+    """SigLIP's vision tower (see `statevla/encoders/siglip.py`)."""
+    from statevla.encoders.siglip import DEFAULT_MODEL, load_siglip
+
+    return load_siglip(model or DEFAULT_MODEL)
+
+
+def load_dinov2_backbone(model: str | None) -> FrozenVision:
+    """DINOv2's vision tower (see `statevla/encoders/dinov2.py`)."""
+    from statevla.encoders.dinov2 import DEFAULT_MODEL, load_dinov2
+
+    return load_dinov2(model or DEFAULT_MODEL)
+
+
+VISION: Final[dict[str, Callable[[str | None], FrozenVision]]] = {
+    "siglip": load_siglip_backbone,
+    "dinov2": load_dinov2_backbone,
+}
+"""By the name that ``model.vision`` and ``--encoder`` take, beside ``conv``; of the weights' name or folder. A model's
+``model_type`` begins with the name of its row."""
 
 
 def load_backbone(config: ModelConfig, device: torch.device | str = "cpu") -> FrozenVision | None:

@@ -10,7 +10,7 @@ import torch
 from pipelines.derive.stats import compute_statistics
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
-from statevla.encoders import table
+from statevla.encoders import table, vision
 from statevla.encoders.backbone import FrozenVision
 from statevla.encoders.text import TextEncoder
 from statevla.encoders.vision import load_backbone
@@ -62,7 +62,7 @@ def test_a_text_encoder_of_another_width_is_a_row(tmp_path: Path, monkeypatch: p
 
 
 def test_a_vision_backbone_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table.VISION, "blocks", lambda model: Blocks(model))
+    monkeypatch.setitem(vision.VISION, "blocks", lambda model: Blocks(model))
     store = micro_store(tmp_path / "store")
     told = ("model.vision=blocks", "model.vision_model=first", "model.vision_width=3", "model.patch_size=16")
     settings = micro_config("training.max_steps=2", *told)
@@ -72,7 +72,7 @@ def test_a_vision_backbone_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     train("flow_matching", settings, store, tmp_path / "run", encoder_checkpoint=encoder)
     trained = layout.checkpoints(tmp_path / "run", "phase2_flow_matching") / layout.LATEST
     assert Policy.load(trained).chunk == settings.model.action_seq_len
-    monkeypatch.setitem(table.VISION, "blocks", lambda model: Blocks("2"))
+    monkeypatch.setitem(vision.VISION, "blocks", lambda model: Blocks("2"))
     with pytest.raises(StaleKey, match="trained with the vision backbone"):
         Policy.load(trained)
 
