@@ -21,7 +21,6 @@ from stores.errors import UsageError
 
 _INNER: dict[BackendName, Callable[..., Tensor]] = {
     "cpu": inner_op.inner,
-    "cuda": cuda.inner,
     "triton": inner_op.inner,
     "loop": loop.inner,
     "reference": reference.inner,
@@ -122,8 +121,10 @@ class Mamba(nn.Module):
         if x.is_cuda and backend_name(self.backend, "cuda", layer_op.computing_dtype(x)) == "triton":
             return layer_op.layer(x, self.in_proj.weight, *parameters, self.out_proj.weight)
         xz = self.in_proj(x)
-        y = _INNER[backend_name(self.backend, xz.device.type, xz.dtype)](xz, *parameters)
-        return self.out_proj(y)  # type: ignore[no-any-return]
+        name = backend_name(self.backend, xz.device.type, xz.dtype)
+        if name == "cuda":
+            return cuda.layer(xz, *parameters, self.out_proj.weight)
+        return self.out_proj(_INNER[name](xz, *parameters))  # type: ignore[no-any-return]
 
     def empty_state(self, batch: int) -> MambaState:
         """State before the first step of `batch` sequences: zeros, on the parameters' device."""

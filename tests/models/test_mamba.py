@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from statevla.models.kernels import backends, cuda, native, reference
+from statevla.models.kernels import backends, native, reference
 from statevla.models.mamba import Mamba
 from stores.errors import UsageError
 
@@ -260,48 +260,51 @@ def test_exports_with_a_free_batch_and_length() -> None:
     assert run.stdout == "the same\n", run.stderr
 
 
-def test_calls_to_mamba_ssm_fit_its_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins with the signatures of mamba-ssm 2.2 and causal-conv1d 1.5 (channels before time), by our reference."""
+def test_the_call_of_mamba_ssm_fits_its_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the signature of mamba-ssm 2.2 and 2.3 (channels before time, the output projection inside), made
+    of our reference: the layer with it, output and all gradients, is the layer without.
+    """
 
-    def causal_conv1d_fn(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
-        assert activation == "silu"
-        return reference.conv_silu(x.mT, weight, bias).mT.contiguous()
+    def mamba_inner_fn(
+        xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor, x_proj_weight: Tensor, delta_proj_weight: Tensor,
+        out_proj_weight: Tensor, out_proj_bias: Tensor | None, A: Tensor, B: None = None, C: None = None,
+        D: Tensor | None = None, delta_bias: Tensor | None = None, B_proj_bias: None = None, C_proj_bias: None = None,
+        delta_softplus: bool = True, checkpoint_lvl: int = 1,
+    ) -> Tensor:  # fmt: skip
+        assert xz.stride(-1) == 1
+        assert out_proj_bias is None
+        assert delta_bias is not None
+        assert D is not None
+        assert {A.dtype, D.dtype, delta_bias.dtype} == {torch.float32}
+        assert (A < 0).all()
+        parameters = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, delta_bias, (-A).log(), D)
+        return reference.inner(xz.mT, *parameters) @ out_proj_weight.T
 
-    def selective_scan_fn(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor,
-        delta_bias: Tensor,
-        delta_softplus: bool,
-    ) -> Tensor:
-        assert delta_softplus
-        assert all(t.stride(-1) == 1 for t in (delta, B, C))
-        return reference.selective_scan(u.mT, delta.mT, delta_bias, A, B.mT, C.mT, D, z.mT)[0].mT
-
-    conv, scan = types.ModuleType("causal_conv1d"), types.ModuleType("mamba_ssm.ops.selective_scan_interface")
-    monkeypatch.setattr(conv, "causal_conv1d_fn", causal_conv1d_fn, raising=False)
-    monkeypatch.setattr(scan, "selective_scan_fn", selective_scan_fn, raising=False)
-    for name, module in {"causal_conv1d": conv, scan.__name__: scan}.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    scan = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    monkeypatch.setattr(scan, "mamba_inner_fn", mamba_inner_fn, raising=False)
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, scan.__name__, scan)
     torch.manual_seed(0)
-    layer = Mamba(12, d_state=5)
-    xz = torch.randn(2, 9, 48)
-    arguments = (
-        layer.conv1d.weight,
-        layer._conv_bias(),
-        layer.x_proj.weight,
-        layer.dt_proj.weight,
-        layer.dt_proj.bias,
-        layer.A_log,
-        layer.D,
-    )
-    torch.testing.assert_close(cuda.inner(xz, *arguments), reference.inner(xz, *arguments), rtol=1e-5, atol=1e-6)
+    layer = Mamba(12, d_state=5, backend="reference")
+    x = torch.randn(2, 9, 12, requires_grad=True)
+    weight = torch.randn(2, 9, 12)
+
+    def results() -> list[Tensor]:
+        y = layer(x)
+        return [y, *torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()])]
+
+    wanted = results()
+    calls: list[str] = []
+
+    def chosen(asked: str, device: str, dtype: torch.dtype) -> str:
+        calls.append(asked)
+        return "cuda"
+
+    monkeypatch.setattr("statevla.models.mamba.backend_name", chosen)
+    for got, want in zip(results(), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert calls == ["reference"]
 
 
 def test_a_backend_asked_for_that_cannot_run_is_refused() -> None:

@@ -132,7 +132,7 @@ def _launch(name: str, dtype: torch.dtype) -> str | None:
 
 
 def tiny(name: str, dtype: torch.dtype) -> None:
-    """One layer's inner part at the smallest sizes on the GPU, to its end."""
+    """A layer without its first projection, at the smallest sizes on the GPU, to its end."""
     from statevla.models.kernels import cuda, inner_op, triton_kernels
 
     def draw(*size: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
@@ -153,5 +153,5 @@ def tiny(name: str, dtype: torch.dtype) -> None:
         if name == "triton":
             inner_op.forward(triton_kernels, xz, *parameters, keep=False)
         else:
-            cuda.inner(xz, *parameters)
+            cuda.layer(xz, *parameters, draw(inner // 2, inner))
     torch.cuda.synchronize()

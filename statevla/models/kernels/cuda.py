@@ -1,17 +1,17 @@
-"""The kernels of mamba-ssm and causal-conv1d behind the same call as ours; both packages must be installed.
+"""The fused operator of mamba-ssm behind the same call as ours; it and causal-conv1d must be installed.
 
-Letters: B batch, L time steps, E inner channels, N states a channel, R rank of dt, K taps.
+Letters: B batch, L time steps, D width, E inner channels, N states a channel, R rank of dt, K taps.
 
-Their functions take channels before time, so activations are turned around once on the way in and once on the way out.
+Their function takes channels before time and goes on to the layer's output. It keeps neither the convolution's output
+nor dt for the backward pass: both are computed again there.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 
-def inner(
+def layer(
     xz: Float[Tensor, "B L EE"],
     conv_weight: Float[Tensor, "E 1 K"],
     conv_bias: Float[Tensor, " E"],
@@ -20,25 +20,22 @@ def inner(
     dt_bias: Float[Tensor, " E"],
     a_log: Float[Tensor, "E N"],
     d: Float[Tensor, " E"],
-) -> Float[Tensor, "B L E"]:
-    """Everything between in_proj and out_proj. EE is 2 E, P is R + 2 N."""
-    from causal_conv1d import causal_conv1d_fn
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    out_weight: Float[Tensor, "D E"],
+) -> Float[Tensor, "B L D"]:
+    """Everything after in_proj, out_proj included. EE is 2 E, P is R + 2 N."""
+    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
 
-    x, z = xz.mT.contiguous().chunk(2, dim=1)
-    u = causal_conv1d_fn(x, conv_weight[:, 0].to(x.dtype), conv_bias.to(x.dtype), activation="silu")
-    rank, states = dt_weight.shape[1], a_log.shape[1]
-    dt, b, c = torch.split(F.linear(u.mT, x_weight.to(u.dtype)), [rank, states, states], dim=-1)
-    dt = F.linear(dt, dt_weight.to(u.dtype)).mT.contiguous()
-    y: Tensor = selective_scan_fn(
-        u,
-        dt,
+    out: Tensor = mamba_inner_fn(
+        xz.mT.contiguous(),
+        conv_weight.to(xz.dtype),
+        conv_bias.to(xz.dtype),
+        x_weight.to(xz.dtype),
+        dt_weight.to(xz.dtype),
+        out_weight.to(xz.dtype),
+        None,
         -torch.exp(a_log.float()),
-        b.mT.contiguous(),
-        c.mT.contiguous(),
-        d.float(),
-        z=z,
+        D=d.float(),
         delta_bias=dt_bias.float(),
         delta_softplus=True,
     )
-    return y.mT
+    return out
