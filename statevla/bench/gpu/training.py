@@ -47,8 +47,10 @@ def training(device: str, preset: str, phase: int, backend: str, batch: int, ste
     return {"ms": 1e3 * seconds, "samples_per_s": batch / seconds, "peak_gb": peak_gb(device)}
 
 
-def make_step(device: str, preset: str, phase: int, backend: str, batch: int) -> Callable[[], None]:
-    """One optimizer step of a fresh model, as the trainer takes it."""
+def make_step(
+    device: str, preset: str, phase: int, backend: str, batch: int, *, mixed: bool = True
+) -> Callable[[], None]:
+    """One optimizer step of a fresh model, as the trainer takes it. mixed: in bfloat16 autocast."""
     config = load_config(preset)
     torch.manual_seed(0)
     model: Objective = JepaModel(config) if phase == 1 else flow_matching.build(config, Given())
@@ -61,7 +63,7 @@ def make_step(device: str, preset: str, phase: int, backend: str, batch: int) ->
 
     def step() -> None:
         noise = {name: value.to(device) for name, value in model.draw(batch, generator).items()}
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
             total = model.loss(model(data.to(torch.device(device)), noise)).total
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
