@@ -208,6 +208,11 @@ class ShardedArray:
             at = end
         return out
 
+    @property
+    def is_far(self) -> bool:
+        """Whether `fetch` may have something to do: it lies over a network, behind a cache."""
+        return isinstance(self.storage, CachedStorage)
+
     def fetch(self, start: int, stop: int) -> None:
         """Have rows start … stop - 1 near by, where the array is far and a cache is in between; one request a shard.
 

@@ -28,11 +28,13 @@ class RunsOfFrames:
 
     def __init__(self, table: Table, views: Sequence[View]) -> None:
         self.table = table
-        self.far = [view for view in views if isinstance(view, Far)]
+        self.far = [view for view in views if isinstance(view, Far) and view.is_far]
         self._asked: dict[tuple[int, int, int], dict[int, list[Future[None]]]] = {}
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         """Have `pool` bring near the segments of `plan`, if they are not asked for."""
+        if not self.far:
+            return
         for rows in plan.rows:
             asked = self._asked.setdefault(rows.key, {})
             for segment in np.unique(rows.segment).tolist():
@@ -44,6 +46,8 @@ class RunsOfFrames:
 
     def wait(self, plan: BatchPlan) -> None:
         """Until the segments of `plan` are near. Raises what bringing them raised."""
+        if not self.far:
+            return
         for rows in plan.rows:
             asked = self._asked.get(rows.key, {})
             for segment in np.unique(rows.segment).tolist():

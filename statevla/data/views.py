@@ -9,7 +9,8 @@ Legend: B rows of a batch, C cameras, N frames of the store, P patches, V featur
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ class View(Protocol):
 class Far(Protocol):
     """A view that may lie over a network."""
 
+    @property
+    def is_far(self) -> bool:
+        """Whether it does: of one that is near, nothing is to be fetched."""
+
     def fetch(self, start: int, stop: int) -> None:
         """Have frames start … stop - 1 near by, where there is a cache (`stores.cloud.cache`)."""
 
@@ -55,6 +60,10 @@ class Rows(Protocol):
     def dtype(self) -> str:
         """Its name."""
 
+    @property
+    def is_far(self) -> bool:
+        """Whether they lie over a network."""
+
     def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
         """Rows into `out` [B, …]."""
 
@@ -67,12 +76,13 @@ class Held:
     """In memory, or mapped: one gather."""
 
     values: NDArray[Any]
+    is_far: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape[1:]
 
-    @property
+    @cached_property
     def dtype(self) -> str:
         return self.values.dtype.name
 
@@ -89,6 +99,10 @@ class Stored:
     """On disk: each row is read straight into its place."""
 
     array: ShardedArray
+
+    @property
+    def is_far(self) -> bool:
+        return self.array.is_far
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,6 +137,10 @@ class Latents:
 
     z: Rows
 
+    @property
+    def is_far(self) -> bool:
+        return self.z.is_far
+
     def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
         return {"latent": take(self.z, rows, pin, pool)}
 
@@ -151,6 +169,10 @@ class Features:
 
     cameras: tuple[Rows, ...]
     scales: tuple[Rows, ...]
+
+    @property
+    def is_far(self) -> bool:
+        return any(rows.is_far for rows in (*self.cameras, *self.scales))
 
     def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
         return {
