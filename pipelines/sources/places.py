@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.sources import hdf5
-from pipelines.sources.alignment import AFTER, ARM_JOINTS, JointLayout, arm_positions, joint_layout
+from pipelines.sources.alignment import AFTER, arm_positions, joint_layout
 from pipelines.sources.libero_demo import number_dataset
 from stores.errors import UsageError
 from stores.reader import Store
 
-Places = Mapping[str, NDArray[np.float64]]
+Coordinates = Mapping[str, NDArray[np.float64]]
 """``object``: the first thing that the instruction names, ``goal``: the last, if it is another; each [T, 3] in metres
 of the simulator's world. A frame without a recorded state is NaN.
 """
@@ -39,14 +39,14 @@ def named_things(instruction: str, free: tuple[str, ...]) -> list[str]:
     return sorted((joint for joint, place in at.items() if place >= 0), key=at.__getitem__)
 
 
-def places_of(store: Store, source: Path) -> Callable[[int], Places]:
+def places_of(store: Store, source: Path) -> Callable[[int], Coordinates]:
     """Episode number -> where its things are, read from the recordings in folder `source` that the store was made of.
 
     Raises UsageError where a recording is not there, names nothing that moves freely, or is not what the store has.
     """
     columns = store.episode_columns
 
-    def read(episode: int) -> Places:
+    def read(episode: int) -> Coordinates:
         file, demo = source / str(columns["source"][episode]), str(columns["demo"][episode])
         if not file.is_file():
             raise UsageError(f"{file}: expected the recording of episode {columns['id'][episode]}; name its folder")
@@ -55,12 +55,13 @@ def places_of(store: Store, source: Path) -> Callable[[int], Places]:
             group = hdf5.group(hdf5.group(opened, "data"), demo)
             states = np.asarray(hdf5.read_rows(number_dataset(group, "states", (frames, None)), 0, None), np.float64)
             model = hdf5.text(group, "model_file")
-        if model is None:
-            raise UsageError(f"{file}, {demo}: has no model_file, so that nothing says where things are in its states")
-        layout = joint_layout(model)
-        if str(columns["alignment"][episode]) == AFTER:  # states[t] is before the action, the observation after it
-            states = np.concatenate([states[1:], np.full((1, states.shape[1]), np.nan)])
-        _require_same(states, layout, store.numbers["robot_state"].read(first, first + frames), f"{file}, {demo}")
+            if model is None:
+                raise UsageError(f"{file}, {demo}: no model_file, so that nothing says where things are in its states")
+            layout = joint_layout(model)
+            if str(columns["alignment"][episode]) == AFTER:  # states[t] is before the action, the observation after it
+                states = np.concatenate([states[1:], np.full((1, states.shape[1]), np.nan)])
+            arm = arm_positions(states, layout)
+        _require_same(arm, store.numbers["robot_state"].read(first, first + frames), f"{file}, {demo}")
         things = named_things(str(columns["instruction"][episode]), layout.free)
         if not things:
             raise UsageError(
@@ -73,9 +74,8 @@ def places_of(store: Store, source: Path) -> Callable[[int], Places]:
     return read
 
 
-def _require_same(states: NDArray[np.float64], layout: JointLayout, robot: NDArray[Any], where: str) -> None:
-    arm = arm_positions(states, layout)
-    off = float(np.nanmax(np.abs(arm - robot[:, : len(ARM_JOINTS)])))
+def _require_same(arm: NDArray[np.float64], robot: NDArray[Any], where: str) -> None:
+    off = float(np.nanmax(np.abs(arm - robot[:, : arm.shape[1]])))
     if off > FAR:
         raise UsageError(
             f"{where}: another recording than the store was made of: expected the arm within {FAR} rad of the store's, "

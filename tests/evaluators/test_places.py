@@ -17,7 +17,7 @@ from pipelines.sources.places import named_things, places_of
 from statevla.evaluators import probes
 from statevla.sims.tabletop.environment import TASKS
 from statevla.trainers.trainer import train
-from stores.errors import UsageError
+from stores.errors import SourceError, UsageError
 from stores.reader import Store
 from tests.trainers.micro import config_of_all
 
@@ -81,8 +81,12 @@ def test_another_folder_of_recordings_is_refused(made: tuple[Path, Store], tmp_p
     with pytest.raises(UsageError, match=r"another recording than the store was made of: .*got 0\.2"):
         places_of(store, tmp_path / "raw")(0)
     with h5py.File(tmp_path / "raw" / file, "r+") as opened:
+        opened["data"][demo].attrs["model_file"] = "<mujoco/>"
+    with pytest.raises(SourceError, match=f"{file}/{demo}: model_file: expected an element worldbody"):
+        places_of(store, tmp_path / "raw")(0)
+    with h5py.File(tmp_path / "raw" / file, "r+") as opened:
         del opened["data"][demo].attrs["model_file"]
-    with pytest.raises(UsageError, match="has no model_file"):
+    with pytest.raises(UsageError, match=f"{demo}: no model_file"):
         places_of(store, tmp_path / "raw")(0)
 
 
