@@ -13,6 +13,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     8  decoded pictures
     9  the weight of the prediction's error
     10 how shards are read
+    11 SIGReg, and predictions further ahead
 """
 
 import copy
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 11
+FORMAT: Final = 12
 Tree = dict[str, Any]
 
 
@@ -146,6 +147,17 @@ def _further_objectives(old: Tree) -> Tree:
     return tree
 
 
+def _frozen_encoders_of_policies(old: Tree) -> Tree:
+    """11 to 12: policies that regress a chunk took no encoder, and foretold no state."""
+    tree = copy.deepcopy(old)
+    for name in ("film", "act", "vla", "goal"):
+        if name in tree["config"]:
+            tree["config"][name] |= {
+                "encoder": "temporal_jepa", "world_target": "none", "world_weight": 0.1, "world_horizon": None,
+            }  # fmt: skip
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -180,5 +192,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     8: _weight_of_prediction,
     9: _reading_from_afar,
     10: _further_objectives,
+    11: _frozen_encoders_of_policies,
 }
 """From the format of the key to the next one."""

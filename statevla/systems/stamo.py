@@ -23,9 +23,8 @@ from statevla.models.attention import Backbone
 from statevla.models.dit import SMALLEST, Dit
 from statevla.models.losses import LossParts
 from statevla.models.monitors import rank_me
-from statevla.models.stems import ConvStem
+from statevla.models.stems import ConvStem, stages_of
 from statevla.models.tokenizer import embedding, prepare_pixels
-from statevla.systems.chunk_policy import stages_of
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
@@ -86,6 +85,8 @@ class StamoModel(Objective):
     """Compressor and decoder with their loss. A `StateCoder`: `state` and `decode`."""
 
     needs = Needs(rows=2)
+    for_training: ClassVar[tuple[str, ...]] = ("decoder",)
+    """What states do not need."""
 
     def __init__(self, options: StamoOptions, spec: ObsSpec) -> None:
         super().__init__()

@@ -5,12 +5,14 @@ With a gap of G, the state up to G observations later, by G steps of the same pr
 Legend: B batch, R rows of a step, D width, G gap, A numbers of an action, H horizon of the inverse dynamics.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from statevla.config import Config
-from statevla.data.batch import Batch
+from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
 from statevla.models.encoder import StateEncoder
 from statevla.models.losses import LossParts, masked_mse, mean_std, sigreg, variance_covariance
@@ -28,6 +30,9 @@ TINY = 1e-12
 
 class JepaModel(Objective):
     """encoder (trained), target (its moving average, never trained by gradient), predictor, inverse (an option)."""
+
+    for_training: ClassVar[tuple[str, ...]] = ("target", "predictor", "inverse", "standardize_action")
+    """What states do not need."""
 
     def __init__(
         self,
@@ -53,6 +58,15 @@ class JepaModel(Objective):
             if self.options.inverse_dynamics_weight > 0
             else None
         )
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """One token of so many numbers."""
+        return 1, self.width
+
+    def state(self, obs: ObservationBatch) -> Float[Tensor, "B 1 D"]:
+        """The encoder's."""
+        return self.encoder.state(obs).unsqueeze(1)
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """``directions`` [R D] of SIGReg, where it is on."""

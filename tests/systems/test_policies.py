@@ -67,7 +67,7 @@ pytestmark = pytest.mark.parametrize("row", POLICIES, ids=[row.name for row in P
 
 
 def test_the_loss_falls_by_half_on_fixed_samples(row: System) -> None:
-    if row.parent:
+    if row.parents_of(config_of(row)):
         pytest.skip("what it can learn is up to its parent; tests/trainers")
     model = make(row)
     losses = train(model, batch(8), 60)
@@ -104,7 +104,7 @@ def test_padding_changes_neither_loss_nor_gradient(row: System) -> None:
 
 
 def test_what_the_policy_sees_changes_what_it_does(row: System) -> None:
-    if row.parent:
+    if row.parents_of(config_of(row)):
         pytest.skip("its frozen encoder learns nothing here; tests/models/test_policy.py")
     model = make(row)
     data = batch(8)
