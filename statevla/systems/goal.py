@@ -73,7 +73,7 @@ class States(nn.Module):
 
 
 class GoalNet(nn.Module):
-    """The spec's cameras and widths; chunk: steps. encoder: of fusion ``state``, which must outlive the net."""
+    """The spec's cameras and widths; chunk: steps. encoder: of fusion ``state``; no part of the net."""
 
     def __init__(
         self, *, size: int, patch: int, width: int, heads: int, blocks: int, chunk: int, spec: ObsSpec,

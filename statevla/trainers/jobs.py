@@ -120,7 +120,7 @@ def plan_training(
         model = {key: value for key, value in theirs.items() if key.startswith("model.")}
         config = replace(with_sections(PRESETS["base"], sections()), {**model, **request.changes})
     found = read_state(encoder).system
-    if found in system.parent and found not in wanted:
+    if found in system.parent and found not in wanted and kind not in request.changes:
         config = replace(config, {kind: found})
     if system.section in config.sections:
         config = inherit(config, encoder, frozenset(request.changes))
