@@ -60,6 +60,13 @@ class DataConfig:
     oversample_gripper: int = option(
         1, "times that a step is drawn an epoch whose chunk opens or closes a gripper", least=1, most=100
     )
+    labelled_share: float = option(
+        1.0, "share of the train split's episodes, of every instruction, whose actions may be seen", above=0, most=1
+    )
+    unlabelled: str = option(
+        "leave_out", "episodes beyond data.labelled_share: left out, or kept with their actions hidden, for what "
+        "learns without", choices=("leave_out", "keep"),
+    )  # fmt: skip
     data_directory: str | None = option(
         None, "the documents': folder of HDF5 files named like the suite (statevla ingest)", resume=True, compare=False
     )

@@ -148,12 +148,14 @@ def _further_objectives(old: Tree) -> Tree:
 
 
 def _frozen_encoders_of_policies(old: Tree) -> Tree:
-    """11 to 12: policies that regress a chunk took no encoder, and foretold no state."""
+    """11 to 12: policies that regress a chunk took no encoder, and foretold no state; all actions were seen."""
     tree = copy.deepcopy(old)
+    tree["config"]["data"] |= {"labelled_share": 1.0, "unlabelled": "leave_out"}
     for name in ("film", "act", "vla", "goal"):
         if name in tree["config"]:
             tree["config"][name] |= {
                 "encoder": "temporal_jepa", "world_target": "none", "world_weight": 0.1, "world_horizon": None,
+                "world_shuffled": False,
             }  # fmt: skip
     return tree
 

@@ -218,8 +218,7 @@ class ActPolicy(ChunkPolicy):
         obs = batch.obs
         robot, condition = self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
         wanted = self.wanted(batch)
-        shown = self.standardize_action(batch.chunk)
-        q, p = self.net.chunk_encoder(robot, shown, batch.is_pad), self.net.prior(robot, condition)
+        q, p = self.net.chunk_encoder(robot, self.shown(batch), batch.is_pad), self.net.prior(robot, condition)
         read = self.net.read(obs.images, robot, condition, q.sample(noise["latent"]))
         pose, logits = self.net.told(read)
         found = {"pose": pose, "logits": logits, "divergence": divergence(q, p), **wanted, **self.foretell(read, batch)}

@@ -44,6 +44,7 @@ class ChunkOptions(SystemOptions):
     )  # fmt: skip
     world_weight: float = option(0.1, "weight of that head's error", least=0)
     world_horizon: int | None = option(None, "steps that it looks ahead; nothing: model.action_seq_len", least=1)
+    world_shuffled: bool = option(False, "a control: in training each row has the target of another episode's")
 
     PARENT_FOR: ClassVar[str] = "world_target=state or motion"
 
@@ -87,8 +88,13 @@ class ChunkPolicy(Objective):
             return
         tokens, numbers = self.encoder.state_shape
         horizon = self.options.world_horizon or config.model.action_seq_len
-        self.world = WorldHead(width, tokens * numbers, self.options.world_target, horizon)
+        self.world = WorldHead(width, tokens * numbers, self.options.world_target, horizon, self.options.world_shuffled)
         self.needs = Needs(offsets=(0, horizon))
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """With a world head."""
+        return self.world is not None
 
     @property
     def fit_rows(self) -> int:
@@ -114,10 +120,16 @@ class ChunkPolicy(Objective):
     def wanted(self, batch: Batch) -> dict[str, Tensor]:
         """``wanted`` [B K P] standardized, ``closing`` [B K G], ``keep`` [B K] (no padding)."""
         return {
-            "wanted": self.standardize_action(batch.chunk).index_select(-1, self.continuous),
+            "wanted": self.shown(batch).index_select(-1, self.continuous),
             "closing": is_closing(batch.chunk.index_select(-1, self.binary)),
             "keep": ~batch.is_pad,
         }
+
+    def shown(self, batch: Batch) -> Float[Tensor, "B K A"]:
+        """Standardized actions, 0 where there is padding: what is hidden there is NaN, and so would its gradient be
+        where a mask comes later.
+        """
+        return torch.where(batch.is_pad.unsqueeze(-1), 0.0, self.standardize_action(batch.chunk))
 
     def pose_loss(self, terms: Terms) -> Float[Tensor, ""]:
         """Error of the pose over the steps that are not padding."""

@@ -35,6 +35,11 @@ class Objective(nn.Module):
 
     needs: Needs = NOW
 
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether rows teach it something whose actions are hidden (NaN, and all of them padding); the default: no."""
+        return False
+
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """Noise of a global batch, from `generator` alone; the default draws nothing."""
         return {}

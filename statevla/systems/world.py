@@ -27,15 +27,16 @@ TINY: Final = 1e-12
 
 class WorldHead(nn.Module):
     """MLP D → 512 → 512 → F. target: ``state``, the one H steps later, or ``motion``, its difference from now's; both
-    standardized by number, as `fit` found them.
+    standardized by number, as `fit` found them. shuffled: a control, in training each row has the target of another
+    episode's.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int, numbers: int, target: str, horizon: int) -> None:
+    def __init__(self, width: int, numbers: int, target: str, horizon: int, shuffled: bool = False) -> None:
         super().__init__()
-        self.target, self.horizon = target, horizon
+        self.target, self.horizon, self.shuffled = target, horizon, shuffled
         self.layers = nn.Sequential(
             nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, numbers)
         )
@@ -62,6 +63,9 @@ class WorldHead(nn.Module):
     ) -> dict[str, Tensor]:
         """``world``, ``world_wanted``, ``world_copied`` [B F] standardized, ``world_keep`` [B]."""
         wanted, copied, keep = self.targets(encoder, batch)
+        if self.shuffled and self.training:
+            away = len(wanted) // 2
+            wanted, keep = wanted.roll(away, 0), keep.roll(away, 0) & (batch.episode != batch.episode.roll(away, 0))
         return {
             "world": self(readout),
             "world_wanted": (wanted - self.mean) / self.scale,

@@ -9,6 +9,7 @@ from statevla.config import Config
 from statevla.config.load import flatten
 from statevla.config.options import Key, keys
 from statevla.config.schema import SystemOptions
+from statevla.data.needs import Needs
 from statevla.systems.system import System
 from statevla.systems.table import own_sections
 from stores.errors import UsageError
@@ -23,6 +24,21 @@ def rows_of_rank(batch_size: int, world: int) -> int:
             f"use --set training.batch_size={2 * world} or more, or at most {max(batch_size // 2, 1)} ranks"
         )
     return rows
+
+
+def require_learnable(system: System, needs: Needs, config: Config, learns_unlabelled: bool) -> None:
+    """Raise UsageError where a batch would have too few rows, or rows that teach the system nothing."""
+    training, data = config.training, config.data
+    if training.batch_size < needs.rows:
+        raise UsageError(
+            f"training.batch_size: {system.name} takes statistics of a batch and needs {needs.rows} rows or more, "
+            f"got {training.batch_size}"
+        )
+    if data.labelled_share < 1 and data.unlabelled == "keep" and not learns_unlabelled:
+        raise UsageError(
+            f"data.unlabelled=keep: {system.name} learns nothing from rows without actions as it is configured; "
+            "use a world head (world_target), or leave_out"
+        )
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -39,7 +39,7 @@ from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, 
 from statevla.trainers.parents import load_parent, origin, sources
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.setup import require_learnable, require_same_config, rows_of_rank, use_bf16
 from statevla.trainers.snapshot import snapshot
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
@@ -142,11 +142,7 @@ class Run:
             require_identity(self.backbone, found.state.backbone, str(found.folder))
         self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
-        if training.batch_size < needs.rows:
-            raise UsageError(
-                f"training.batch_size: {system.name} takes statistics of a batch and needs {needs.rows} rows or more, "
-                f"got {training.batch_size}"
-            )
+        require_learnable(system, needs, config, self.model.learns_unlabelled)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay, self.model.undecayed),
             lr=self.options.learning_rate,

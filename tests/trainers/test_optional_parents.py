@@ -215,6 +215,8 @@ def test_policies_of_format_11_took_none() -> None:
     tree = MIGRATIONS[11]({"config": config})
     assert tree["config"]["film"] == {
         "hidden": 8, "encoder": "temporal_jepa", "world_target": "none", "world_weight": 0.1, "world_horizon": None,
+        "world_shuffled": False,
     }  # fmt: skip
+    assert tree["config"]["data"] == {"labelled_share": 1.0, "unlabelled": "leave_out"}
     assert "act" not in tree["config"]
     assert config["film"] == {"hidden": 8}
