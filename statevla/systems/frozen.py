@@ -22,6 +22,11 @@ ENCODERS: Final[dict[str, Callable[[Config, Given], temporal_jepa.JepaModel | st
     "temporal_jepa": temporal_jepa.build,
     "stamo": stamo.build,
 }
+FOR_TRAINING: Final = {
+    "temporal_jepa": ("target", "predictor", "inverse", "standardize_action"),
+    "stamo": ("decoder",),
+}
+"""Parts of an encoder's model that its states do not need."""
 
 
 class FrozenEncoder(nn.Module):
@@ -34,7 +39,7 @@ class FrozenEncoder(nn.Module):
     def __init__(self, name: str, config: Config, given: Given) -> None:
         super().__init__()
         model = ENCODERS[name](config, dataclasses.replace(given, parent=None))
-        for part in model.for_training:
+        for part in FOR_TRAINING[name]:
             delattr(model, part)
         if given.parent is not None:
             kept = {key: value for key, value in given.parent.tensors.items() if key in model.state_dict()}

@@ -85,8 +85,6 @@ class StamoModel(Objective):
     """Compressor and decoder with their loss. A `StateCoder`: `state` and `decode`."""
 
     needs = Needs(rows=2)
-    for_training: ClassVar[tuple[str, ...]] = ("decoder",)
-    """What states do not need."""
 
     def __init__(self, options: StamoOptions, spec: ObsSpec) -> None:
         super().__init__()

@@ -5,8 +5,6 @@ With a gap of G, the state up to G observations later, by G steps of the same pr
 Legend: B batch, R rows of a step, D width, G gap, A numbers of an action, H horizon of the inverse dynamics.
 """
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,9 +28,6 @@ TINY = 1e-12
 
 class JepaModel(Objective):
     """encoder (trained), target (its moving average, never trained by gradient), predictor, inverse (an option)."""
-
-    for_training: ClassVar[tuple[str, ...]] = ("target", "predictor", "inverse", "standardize_action")
-    """What states do not need."""
 
     def __init__(
         self,
