@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from statevla.config import DataConfig
 from statevla.data.batch import ObservationBatch
 from statevla.data.loaders import iterate_once
-from statevla.encoders.vision import load_backbone
+from statevla.encoders.vision import CONV, load_backbone, require_identity
 from statevla.evaluators.state_between import Way, ends, mean_order, sheet, way
 from statevla.evaluators.state_measures import FOLDS, bend, principal, probe
 from statevla.evaluators.state_pictures import compare_pictures, read_frames
@@ -143,7 +143,9 @@ def evaluate_states(
     if store.manifest.splits["val"] == 0:
         raise UsageError(f"{store.root}: no validation episodes; ingest with --train-split below 1")
     config, where = config_of(state, folder), choose_device(device)
-    model = row.build(config, Given(store.spec, store.stats(), load_backbone(config.model, where)))
+    backbone = load_backbone(config.model, where)
+    require_identity(backbone, state.backbone, str(folder))
+    model = row.build(config, Given(store.spec, store.stats(), backbone))
     load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
     model.to(where).eval().requires_grad_(False)
     coded = {split: _code(model, store, split, where, progress) for split in ("train", "val")}
@@ -166,7 +168,18 @@ def evaluate_states(
         pictures=pictures,
         between=mean_order(ways),
         sheets=tuple(sheet(ways[0], camera) for camera in range(len(store.spec.cameras))) if ways else (),
+        notes=tuple(_frozen(model, state.backbone)),
     )
+
+
+def _frozen(model: Objective, tower: dict[str, Any] | None) -> Iterator[str]:
+    """What of a StaMo is not trained."""
+    if not isinstance(model, StamoModel):
+        return
+    if model.options.features == CONV or tower is None:
+        yield "nothing of this encoder is frozen: its features are those of convolutions trained with the rest"
+    else:
+        yield f"its features are of the frozen {model.options.features} {tower['model']}, revision {tower['revision']}"
 
 
 def state_of(model: Objective, obs: ObservationBatch) -> Tensor:

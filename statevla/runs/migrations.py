@@ -13,6 +13,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     8  decoded pictures
     9  the weight of the prediction's error
     10 how shards are read
+    11 further objectives of Temporal JEPA
 """
 
 import copy
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 11
+FORMAT: Final = 12
 Tree = dict[str, Any]
 
 
@@ -146,6 +147,19 @@ def _further_objectives(old: Tree) -> Tree:
     return tree
 
 
+STAMO_ADDED: Final[Tree] = {"features": "conv"}
+"""Keys of ``stamo`` since 12, as it was before."""
+
+
+def _what_stamo_sees(old: Tree) -> Tree:
+    """11 to 12: its features were a stem's, whose width was called so."""
+    tree = copy.deepcopy(old)
+    if "stamo" in tree["config"]:
+        _rename(tree["config"]["stamo"], features="stem_width")
+        tree["config"]["stamo"] |= STAMO_ADDED
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -180,5 +194,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     8: _weight_of_prediction,
     9: _reading_from_afar,
     10: _further_objectives,
+    11: _what_stamo_sees,
 }
 """From the format of the key to the next one."""

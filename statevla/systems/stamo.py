@@ -1,12 +1,13 @@
 """StaMo: a picture compressed to two tokens a camera, from which a diffusion transformer paints it again.
 
 State differences are then motion, without any action in the training (2510.05057; sizes and objective where that paper
-says none are ours). Nothing is frozen here: the features are a convolutional stem's, trained with the rest.
+says none are ours). The compressor sees frozen features of a tower (``model.vision*``), kept with the store or made on
+the spot; or those of a convolutional stem that is trained with the rest, and then nothing is frozen.
 
 Legend: B batch, C cameras, T tokens of a camera, E numbers of a token, S side of the painted picture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,12 +20,13 @@ from statevla.config.options import option
 from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
+from statevla.encoders.vision import CONV
 from statevla.models.attention import Backbone
 from statevla.models.dit import SMALLEST, Dit
 from statevla.models.losses import LossParts
 from statevla.models.monitors import rank_me
 from statevla.models.stems import ConvStem
-from statevla.models.tokenizer import embedding, prepare_pixels
+from statevla.models.tokenizer import FrozenFeatures, dtype_of, embedding, prepare_pixels
 from statevla.systems.chunk_policy import stages_of
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
@@ -61,7 +63,7 @@ class StamoOptions(SystemOptions):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {
-            "image_size": 64, "state_width": 64, "width": 128, "depth": 2, "features": 192, "stages": "32-64-128",
+            "image_size": 64, "state_width": 64, "width": 128, "depth": 2, "stem_width": 192, "stages": "32-64-128",
             "decoder_width": 128, "decoder_depth": 4,
         },
     }  # fmt: skip
@@ -71,7 +73,11 @@ class StamoOptions(SystemOptions):
     patch_size: int = option(8, "pixels a side of a painted patch", least=1)
     tokens: int = option(2, "of a camera's state", least=1)
     state_width: int = option(256, "numbers of a token", least=1)
-    features: int = option(384, "width of the stem's features", least=8)
+    features: str = option(
+        CONV, "what the compressor sees: a stem of convolutions trained with it, or the frozen tower of model.vision, "
+        "which must be the same", choices=(CONV, "dinov2", "siglip"),
+    )  # fmt: skip
+    stem_width: int = option(384, "width of the stem's features", least=8)
     stages: str = option("64-128-256", "channels of the stem's stages, each half as large as the one before")
     width: int = option(256, "of the compressor", least=8)
     depth: int = option(4, "blocks of the compressor", least=1)
@@ -85,18 +91,23 @@ class StamoOptions(SystemOptions):
 class StamoModel(Objective):
     """Compressor and decoder with their loss. A `StateCoder`: `state` and `decode`."""
 
-    needs = Needs(rows=2)
-
-    def __init__(self, options: StamoOptions, spec: ObsSpec) -> None:
+    def __init__(self, options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | None = None) -> None:
+        """tower: where the features are a frozen one's."""
         super().__init__()
         if options.image_size % options.patch_size:
             raise UsageError(
                 f"stamo.image_size: {options.image_size} is not a multiple of stamo.patch_size {options.patch_size}"
             )
         self.options, cameras = options, len(spec.cameras)
-        self.stem = ConvStem(options.image_size, stages_of("stamo.stages", options.stages), options.features)
+        self.stem: ConvStem | FrozenFeatures
+        if tower is None:
+            self.stem = ConvStem(options.image_size, stages_of("stamo.stages", options.stages), options.stem_width)
+            patches, width = self.stem.side**2, options.stem_width
+        else:
+            self.stem, (patches, width) = tower, tower.expected
+        self.needs = Needs(rows=2, views=("pixels",) if tower is None else ("pixels", "features"))
         self.compressor = Compressor(
-            self.stem.side**2, options.features, options.width, options.heads, options.depth, options.tokens,
+            patches, width, options.width, options.heads, options.depth, options.tokens,
             options.state_width, cameras,
         )  # fmt: skip
         self.decoder = Dit(
@@ -112,8 +123,14 @@ class StamoModel(Objective):
 
     def state(self, obs: ObservationBatch) -> Float[Tensor, "B N E"]:
         """Cameras one after the other; N = C T."""
-        seen = [self.compressor(self.stem(frames), number) for number, frames in enumerate(obs.images)]
+        seen = [self.compressor(features, number) for number, features in enumerate(self.features(obs))]
         return torch.cat(seen, dim=1)
+
+    def features(self, obs: ObservationBatch) -> Sequence[Float[Tensor, "B P V"]]:
+        """Of each camera."""
+        if isinstance(self.stem, FrozenFeatures):
+            return self.stem.of(obs).to(dtype_of(self.compressor)).unbind(dim=1)
+        return [self.stem(frames) for frames in obs.images]
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """``sigma`` [B C] uniform, ``epsilon`` [B C 3 S S] normal, ``drop`` [B C] uniform."""
@@ -207,5 +224,18 @@ class StamoModel(Objective):
 
 
 def build(config: Config, given: Given) -> StamoModel:
-    """Fresh weights."""
-    return StamoModel(config.section("stamo"), given.spec)
+    """Fresh weights. Raises UsageError where features and tower are not of one kind."""
+    options: StamoOptions = config.section("stamo")
+    if options.features == CONV:
+        if config.data.features is not None:
+            raise UsageError(
+                f"data.features: {config.data.features} are of a frozen tower, which stamo.features=conv does not see; "
+                f"leave them out, or set stamo.features={config.model.vision}"
+            )
+        return StamoModel(options, given.spec)
+    if config.model.vision != options.features:
+        raise UsageError(
+            f"stamo.features: {options.features}, but model.vision is {config.model.vision}; set "
+            f"model.vision={options.features}, and model.vision_model and model.vision_width of that tower"
+        )
+    return StamoModel(options, given.spec, FrozenFeatures(config.model, given.backbone))
