@@ -147,7 +147,11 @@ def _further_objectives(old: Tree) -> Tree:
     return tree
 
 
-STAMO_ADDED: Final[Tree] = {"features": "conv"}
+STAMO_ADDED: Final[Tree] = {
+    "features": "conv", "decoder": "pixel", "vae_steps": 2000,
+    "sd3_model": "stabilityai/stable-diffusion-3-medium-diffusers", "sd3_revision": None,
+    "motion_weight": 0.0, "motion_steps": 5, "motion_threshold": 0.08,
+}  # fmt: skip
 """Keys of ``stamo`` since 12, as it was before."""
 
 

@@ -34,6 +34,7 @@ COUNTS = [
     ("goal", "small", ("goal.fusion=late",), 3_178_630),
     ("stamo", "tiny", (), 438_464 + 1_352_512 + 256 + 118_464),
     ("stamo", "small", (), 3_390_464 + 10_092_992 + 512 + 470_400),
+    ("stamo", "tiny", ("stamo.motion_weight=1",), 438_464 + 1_352_512 + 256 + 118_464),
 ]
 PAPER = (
     "stamo.features=dinov2", "model.vision=dinov2", "model.vision_model=facebook/dinov2-base", "model.patch_size=14",
