@@ -24,7 +24,7 @@ from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kep
 from statevla.policies.prepare import choose_device
 from statevla.reports.tables import markdown_table
 from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
-from statevla.runs.layout import run_of
+from statevla.runs.layout import LATEST, run_of
 from statevla.systems.find import resolve
 from statevla.systems.stamo import StamoModel
 from statevla.systems.system import Given, Objective
@@ -178,7 +178,7 @@ class Loaded(NamedTuple):
 
 def load_encoder(checkpoint: Path, store: Store, device: torch.device) -> Loaded:
     """Of a checkpoint or run, to be measured on the store that it was trained on. Raises as `evaluate_states`."""
-    folder = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"])
+    folder = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
     state = read_state(folder)
     row = require_kind(state, "encoder", folder)
     require_store(state, store.content_hash, folder, str(store.root))

@@ -9,6 +9,7 @@ import torch
 
 from pipelines.derive.features import FeatureConfig, make_features
 from statevla.config.load import load_config
+from statevla.evaluators import state_probes
 from statevla.evaluators.state import _code, evaluate_states
 from statevla.evaluators.state_measures import LAMBDAS, bend, bootstrap, principal, probe, psnr, ridge, ssim
 from statevla.evaluators.state_pictures import _components
@@ -146,7 +147,9 @@ def test_a_jepa_is_probed_and_a_policy_is_refused(tmp_path: Path) -> None:
         evaluate_states(Path(film.checkpoint), Store.open(store), "cpu")
 
 
-def test_kept_features_and_other_encoders_are_probed_on_the_same_frames(tmp_path: Path) -> None:
+def test_kept_features_and_other_encoders_are_probed_on_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = micro_store(tmp_path / "store")
     make_features(FeatureConfig(store, str(save_small_dinov2(tmp_path / "tower")), name="dino", device="cpu"))
     config = load_config("tiny", None, (*SETTINGS, *MICRO, "training.max_steps=1"), sections())
@@ -163,6 +166,11 @@ def test_kept_features_and_other_encoders_are_probed_on_the_same_frames(tmp_path
     assert f"| features/dino, class | {found.probes['features/dino, class']['1'].r2:.3f} (" in found.to_markdown()
     with pytest.raises(UsageError, match=r"--beside .*: temporal_jepa of temporal_jepa is there already"):
         evaluate_states(tmp_path / "stamo", opened, "cpu", beside=[tmp_path / "temporal_jepa"] * 2)
+    frames = opened.manifest.counts["frames"]
+    monkeypatch.setattr(state_probes, "vectors", lambda found, count: {"mean": np.zeros((count, 4))})
+    kept, absent = state_probes.kept_vectors(opened)  # as before class tokens were kept
+    assert {name: len(values) for name, values in kept.items()} == {"features/dino, mean": frames}
+    assert "features/dino has no <camera>_class, so its class token is absent" in absent[0]
 
 
 def test_a_frames_features_are_those_of_its_row(tmp_path: Path) -> None:

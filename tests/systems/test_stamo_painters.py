@@ -50,6 +50,8 @@ def latest(run: Path) -> Path:
 
 def test_the_sizes_of_the_specification() -> None:
     assert count(KlVae()) == 737_227
+    told = describe_system(find_system("stamo"), load_config("tiny", None, (*MICRO, *VAE), sections()))
+    assert (told["parts"]["canvas"], told["frozen"]) == (737_227, 0)
     with torch.device("meta"):
         assert count(Dit(16, 2, 1024, 16, 16, 1024, 2, channels=16)) == 308_995_136
 
