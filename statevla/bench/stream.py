@@ -1,7 +1,7 @@
 """Loading speed: training batches a second from a store's shards, against the decoding that nobody can avoid.
 
 The limit is decoding the same images on the same cores with nothing around it: the encoded bytes already in memory, no
-fetching, no shuffling, no batches. The peer is a stock WebDataset pipeline that makes the same transitions.
+fetching, no shuffling, no batches. The peers (`statevla.bench.stream_peers`) make the same transitions in other ways.
 """
 
 import contextlib
@@ -9,17 +9,17 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from statevla.bench.machine import describe_machine, usable_cores
+from statevla.bench.pace import Pace, timed
+from statevla.bench.stream_peers import stream_peers
 from statevla.config import DataConfig
 from statevla.data.decoded import decode_store
 from statevla.data.loaders import SegmentLoader
@@ -29,11 +29,6 @@ from statevla.data.slots import slots_of
 from statevla.data.views import open_decoded
 from stores.errors import UsageError
 from stores.reader import Segment, Store
-from stores.spec import LIBERO
-
-SHUFFLE_BUFFER: Final = 2048
-"""Transitions in the peer's shuffle buffer; ours holds about lanes x block_segments x W = 2048."""
-
 
 LEAST: Final = 12_000
 """Transitions of a turn, or a little more: seconds, so that it is the stream that is measured and not its beginning."""
@@ -51,10 +46,10 @@ def bench_stream(
     data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Medians of `repeats` interleaved turns; one turn is as many epochs of pairs of frames as make `LEAST` of them,
-    after `WARM` epochs that do not count. The peer makes one pass.
+    after `WARM` epochs that do not count. Each peer makes one pass.
 
     data: lanes and blocks; default: the defaults. threads: decoding threads of ours and of the limit, processes of the
-    peer; default the usable cores. Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details.
+    peers; default the usable cores. Returns name, unit, ours, limit, ratio (ours / limit), peers, machine, details.
     `details.cached` is a turn from frames kept in memory (``data.cache_gib``), `details.decoded` one from a mapped file
     (``data.cache=decoded``). Raises UsageError for a store of which a stream holds the half at once.
     """
@@ -76,15 +71,14 @@ def bench_stream(
         "ours": lambda: drain(loader, batch_size, epochs=epochs, warm=WARM),
         "limit": lambda: _decode_all(segments, threads, transitions, epochs),
     }
-    peer_name = f"webdataset + PIL, {_peer_workers(store, threads)} processes"
-    if peer:
-        contenders[peer_name] = lambda: _drain_peer(store, batch_size, threads)
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    processor: dict[str, list[float]] = {name: [] for name in contenders}
-    for name in itertools.chain.from_iterable([list(contenders)] * repeats):
-        pace = contenders[name]()
-        rates[name].append(pace.samples / pace.seconds)
-        processor[name].append(pace.samples / pace.processor)
+    with contextlib.ExitStack() as stack:
+        if peer:
+            contenders |= stack.enter_context(stream_peers(store, batch_size, threads))
+        paces: dict[str, list[Pace]] = {name: [] for name in contenders}
+        for name in itertools.chain.from_iterable([list(contenders)] * repeats):
+            paces[name].append(contenders[name]())
+    rates = {name: [pace.samples / pace.seconds for pace in turns] for name, turns in paces.items()}
+    processor = {name: [pace.samples / pace.processor for pace in turns] for name, turns in paces.items()}
     cached = SegmentLoader(store, "train", batch_size, 0, replace(data, cache_gib=1e6), chunk, PAIRS)
     again = [drain(cached, batch_size, epochs=epochs, warm=WARM) for _ in range(repeats)]
     mapped, gathered = _decoded(store, batch_size, threads, repeats)
@@ -139,15 +133,6 @@ def _decoded(store: Store, batch_size: int, threads: int, repeats: int) -> tuple
     return statistics.median(pace.samples / pace.seconds for pace in ours), statistics.median(rows[1:])
 
 
-@dataclass(frozen=True)
-class Pace:
-    """samples: that were taken, in seconds by the clock and of the processor (of this process, all threads)."""
-
-    samples: int
-    seconds: float
-    processor: float
-
-
 def drain(loader: SegmentLoader, batch_size: int, epoch: int = 0, *, epochs: int = 1, warm: int = 0) -> Pace:
     """Of `epochs` epochs in one stream. Without `warm` epochs before them, the start of threads and the first decoding
     count, and so do the first visits to memory, which on a virtual machine cost as much as decoding into it.
@@ -172,74 +157,9 @@ def _decode_all(segments: list[Segment], threads: int, transitions: int, epochs:
             segment.decode(out=[buffer[: len(segment.robot_state)] for buffer in buffers])
 
     with ThreadPoolExecutor(threads) as pool:
-        start, worked = time.perf_counter(), time.process_time()
-        list(pool.map(decode, [segments[i::threads] for i in range(threads)]))
-        return Pace(epochs * transitions, time.perf_counter() - start, time.process_time() - worked)
 
+        def run() -> int:
+            list(pool.map(decode, [segments[i::threads] for i in range(threads)]))
+            return epochs * transitions
 
-def _peer_workers(store: Store, threads: int) -> int:
-    return min(threads, len(_shards(store)))
-
-
-def _shards(store: Store) -> list[str]:
-    """Paths of the shards; the peer reads local files."""
-    if "://" in store.root:
-        raise UsageError(f"{store.root}: the WebDataset peer reads a local store; copy it, or leave the peer out")
-    return [str(Path(store.root, name)) for name in sorted({str(s) for s in store.segment_columns["shard"]})]
-
-
-def _drain_peer(store: Store, batch_size: int, threads: int) -> Pace:
-    """One pass of the stock pipeline: decode with PIL, cut transitions, shuffle buffer, collate, worker processes."""
-    import webdataset
-
-    train = store.episode_columns["split"].astype(str) == "train"
-    keys = {str(key) for key in store.segment_columns["key"][train[store.segment_columns["episode"]]]}
-    chunk, suffix = int(store.manifest.config["chunk"]), {"jpeg": "jpg", "png": "png"}[store.manifest.config["codec"]]
-    vectors = {text: torch.from_numpy(store.language.vector(text).copy()) for text in store.manifest.instructions}
-    dataset = (
-        webdataset.WebDataset(_shards(store), shardshuffle=False, workersplitter=webdataset.split_by_worker)
-        .select(_InSplit(keys))
-        .decode("rgb8")
-        .compose(_Transitions(vectors, chunk, suffix))
-        .shuffle(SHUFFLE_BUFFER)
-    )
-    start, worked = time.perf_counter(), time.process_time()
-    batches = DataLoader(dataset, batch_size=batch_size, num_workers=_peer_workers(store, threads))
-    samples = sum(len(batch["action"]) for batch in batches)
-    return Pace(samples, time.perf_counter() - start, time.process_time() - worked)
-
-
-class _InSplit:
-    """Keep segments with these keys, before anything is decoded."""
-
-    def __init__(self, keys: set[str]) -> None:
-        self.keys = keys
-
-    def __call__(self, sample: dict[str, Any]) -> bool:
-        return sample["__key__"] in self.keys
-
-
-class _Transitions:
-    """Decoded segments -> one dict a transition, with the fields of a batch row with a successor."""
-
-    def __init__(self, vectors: dict[str, torch.Tensor], chunk: int, suffix: str) -> None:
-        self.vectors, self.chunk, self.suffix = vectors, chunk, suffix
-
-    def __call__(self, segments: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for sample in segments:
-            count = len(sample["robot_state.npy"])
-            images = [
-                np.stack([sample[f"{c}.{t:02d}.{self.suffix}"] for c in LIBERO.camera_names]) for t in range(count)
-            ]
-            language = self.vectors[sample["json"]["instruction"]]
-            for t in range(min(count - 1, sample["json"]["steps"])):
-                yield {
-                    "images": images[t],
-                    "next_images": images[t + 1],
-                    "robot_state": sample["robot_state.npy"][t],
-                    "next_robot_state": sample["robot_state.npy"][t + 1],
-                    "language": language,
-                    "action": sample["action.npy"][t],
-                    "chunk": sample["action.npy"][t : t + self.chunk],
-                    "is_pad": sample["is_pad.npy"][t : t + self.chunk],
-                }
+        return timed(run)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from statevla.bench.machine import describe_machine
-from statevla.bench.stream import _drain_peer, bench_stream
+from statevla.bench.stream import bench_stream
+from statevla.bench.stream_peers import stream_peers
 from statevla.config import DataConfig
 from stores.errors import UsageError
 from stores.reader import Store
@@ -34,14 +35,17 @@ def test_a_store_that_is_held_as_a_whole_tells_nothing_of_a_stream(store: Path) 
         bench_stream(store, peer=False)
 
 
-def test_the_peer_meets_every_transition_of_the_train_split(store: Path) -> None:
+def test_the_peers_meet_every_transition_of_the_train_split(store: Path) -> None:
     opened = Store.open(store)
     episodes = opened.episode_columns
     train = episodes["split"].astype(str) == "train"
     wanted = sum(min(s, f - 1) for s, f in zip(episodes["steps"][train], episodes["frames"][train], strict=True))
-    pace = _drain_peer(opened, 8, 1)
-    assert pace.samples == wanted
-    assert pace.seconds > 0
+    with stream_peers(opened, 8, 1) as peers:
+        found = {name: turn().samples for name, turn in peers.items()}
+    assert list(found.values()) == [wanted] * 4
+    assert [name.partition(",")[0] for name in found] == [
+        "webdataset + PIL", "webdataset + simplejpeg", "webdataset + simplejpeg", "decoded in memory",
+    ]  # fmt: skip
 
 
 def test_the_machine_is_named() -> None:
