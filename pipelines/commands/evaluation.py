@@ -77,6 +77,10 @@ def eval_state(
     store: Store = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the painter's noise.")] = 0,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another encoder of this store, probed on the same frames; may be given again."),
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -91,7 +95,7 @@ def eval_state(
     path = find_encoder(checkpoint, opened.content_hash)
     folder = out if out is not None else evaluation(path, "state")
     with show_progress() as progress:
-        results = evaluate_states(path, opened, device, seed, progress)
+        results = evaluate_states(path, opened, device, seed, progress, beside or ())
     results.save(folder)
     report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipelines.run import run_units
 from statevla.data.frames import make_table
 from statevla.data.walk import walk_pictures
-from statevla.encoders.features import DTYPES, MAKE, made_from, quantize
+from statevla.encoders.features import CLASS_TOKEN, DTYPES, MAKE, made_from, quantize
 from statevla.encoders.tower import FrozenTower
 from statevla.encoders.vision import VISION
 from statevla.models.tokenizer import pool_patches
@@ -84,7 +84,9 @@ def make_features(
     kind, tower = _load(config.encoder, _device(config.device))
     specs, shape = _specs(store, config, tower)
     precision = "bfloat16" if _device(config.device) == "cuda" else "float32"
-    made = made_from(store, kind, tower.revision, tower.preprocessing, config.dtype, config.pool, precision)
+    made = made_from(
+        store, kind, tower.revision, tower.preprocessing, config.dtype, config.pool, precision, tower.prefix > 0
+    )
     name = config.name or _name(kind, config)
     size = sum(sum(spec.files().values()) for spec in specs.values())
     summary = {
@@ -126,8 +128,12 @@ def _make_shard(unit: _Unit) -> int:
     table = make_table(store, 1)
     for _, pictures in walk_pictures(store, table, start, start + rows, config.batch, config.threads):
         for camera, frames in zip(store.spec.camera_names, pictures, strict=True):
-            features = pool_patches(tower.patch_features(torch.from_numpy(frames)), config.pool)
-            for name, values in _stored(camera, features, config.dtype).items():
+            tokens = tower.tokens(torch.from_numpy(frames))
+            features = pool_patches(tokens[:, tower.prefix :], config.pool)
+            kept = _stored(camera, features, config.dtype)
+            if tower.prefix:
+                kept[CLASS_TOKEN.format(camera=camera)] = tokens[:, 0].half().cpu().numpy()
+            for name, values in kept.items():
                 found[name].append(values)
     for name, pieces in found.items():
         write_shard(unit.folder, name, unit.specs[name], unit.m, pieces)
@@ -157,6 +163,9 @@ def _specs(store: Store, config: FeatureConfig, tower: FrozenTower) -> tuple[dic
     specs = {name: ShardedSpec((frames, patches, size), config.dtype, chunk, shard) for name in store.spec.camera_names}
     if config.dtype == "int8":
         specs |= {f"{name}_scale": ShardedSpec((frames, patches), "float16", shard, shard) for name in specs}
+    if tower.prefix:
+        named = {CLASS_TOKEN.format(camera=name) for name in store.spec.camera_names}
+        specs |= {name: ShardedSpec((frames, size), "float16", shard, shard) for name in sorted(named)}
     return specs, (patches, size)
 
 

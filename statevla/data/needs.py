@@ -16,7 +16,8 @@ class Needs:
     offsets: observation frames relative to t: (0,), or (0, k) with a later one, k steps on or as many as the segment
     holds (`Batch.ahead`). require: leave out steps that have none, instead of masking.
     views: what of an observation is loaded: pixels, or what the run takes instead of them, and further rows of `VIEWS`
-    beside. goal: which later observation comes with each row (`data.goals.Goals`).
+    beside; with ``features`` among them, kept features come beside the pixels, not in their place. goal: which later
+    observation comes with each row (`data.goals.Goals`).
     rows: fewest rows of a batch for which the loss means something. Raises UsageError for what no loader delivers.
     """
 
@@ -40,6 +41,11 @@ class Needs:
     def beside(self) -> tuple[str, ...]:
         """The further views."""
         return tuple(name for name in self.views if name not in INSTEAD)
+
+    @property
+    def features_beside(self) -> bool:
+        """Whether kept features of a frozen tower come beside the pixels."""
+        return "features" in self.views
 
     @property
     def ahead(self) -> int:

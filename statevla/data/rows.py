@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from statevla.data.frames import Ints, Table, assemble
 from statevla.data.numbers import Numbers
 from statevla.data.prefetch import BatchPlan, Supply
 from statevla.data.views import Far, View
+
+FEATURE_FIELDS: Final = ("features", "scales")
+"""Of an `ObservationBatch`; what `statevla.data.views.Features` gives."""
 
 
 def _places(table: Table, plan: BatchPlan) -> tuple[Ints, Ints, Ints]:
@@ -99,7 +103,9 @@ class RowSupply:
 
 
 class BesideSupply:
-    """Another supply's batches, with further views of the same frames beside (`ObservationBatch.extras`)."""
+    """Another supply's batches, with further views of the same frames beside: kept features in their own fields of
+    `ObservationBatch`, every other view in its extras.
+    """
 
     def __init__(self, inner: Supply, table: Table, views: Sequence[View]) -> None:
         self.inner, self.table, self.views = inner, table, views
@@ -121,8 +127,11 @@ class BesideSupply:
         frames = _places(self.table, plan)[2]
 
         def attach(obs: ObservationBatch, rows: Ints) -> ObservationBatch:
-            found = {key: value for view in self.views for key, value in view.observe(rows, pin, pool).items()}
-            return dataclasses.replace(obs, extras=found)
+            found: dict[str, Any] = {}
+            for view in self.views:
+                found.update(view.observe(rows, pin, pool))
+            fields = {key: found.pop(key) for key in FEATURE_FIELDS if key in found}
+            return dataclasses.replace(obs, extras=found, **fields)
 
         obs = attach(batch.obs, frames)
         if batch.next_obs is batch.obs:

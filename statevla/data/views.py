@@ -217,7 +217,8 @@ VIEWS: Final[dict[str, Callable[[Derived, float], View] | None]] = {
 }
 """By name: how a derived folder is opened, given the bytes of memory it may take. Pixels have none.
 
-The first four stand for one another, whichever a run chooses. A further row is opened from ``features/<its name>`` and
+The first four stand for one another, whichever a run chooses; a system may want features beside its pixels
+(`Needs.features_beside`). A further row is opened from ``features/<its name>`` and
 comes beside them, as `ObservationBatch.extras`.
 """
 

@@ -1,6 +1,6 @@
 """Patch features of a frozen tower as a derived folder: what they are a function of, and how a model takes them.
 
-Legend: N frames, P patches, V feature width.
+Legend: N frames, C cameras, P patches, V feature width.
 """
 
 import hashlib
@@ -8,32 +8,40 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 
 from statevla.config import ModelConfig
 from statevla.encoders.preprocessing import Preprocessing
 from stores.derived import Derived, open_derived, parse_seal
 from stores.errors import StaleKey, StoreMissing, UsageError
-from stores.layout import FEATURES, seal_path
+from stores.layout import FEATURES, is_seal, seal_path
 from stores.reader import Store
 
 FORMAT: Final = 1
 MAKE: Final = "statevla features STORE --encoder NAME"
 DTYPES: Final = ("float16", "int8")
 LEVELS: Final = 127
+CLASS_TOKEN: Final = "{camera}_class"
+"""Array of the class tokens of a camera, float16 [N, V], of towers that have one."""
+ROWS_AT_ONCE: Final = 256
 
 
 def made_from(
-    store: Store, kind: str, revision: str, how: Preprocessing, dtype: str, pool: int, precision: str
-) -> dict[str, Any]:
-    """Everything that the features are a function of. kind: row of `VISION`; precision: of the tower."""
+    store: Store, kind: str, revision: str, how: Preprocessing, dtype: str, pool: int, precision: str,
+    class_token: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that the features are a function of. kind: row of `VISION`; precision: of the tower. class_token:
+    whether that is kept too, of towers that have one.
+    """
     transform = hashlib.sha256(json.dumps(asdict(how), sort_keys=True).encode()).hexdigest()
-    return {
+    made = {
         "format": FORMAT, "content_hash": store.content_hash, "encoder": kind, "revision": revision,
         "transform": transform, "dtype": dtype, "pool": pool, "precision": precision,
     }  # fmt: skip
+    return {**made, "class_token": True} if class_token else made
 
 
 def quantize(features: Float[Tensor, "B P V"]) -> tuple[Int8[Tensor, "B P V"], Float[Tensor, "B P"]]:
@@ -95,6 +103,42 @@ def open_kept(store: Store, name: str, model: ModelConfig) -> Derived:
     if found.about["cameras"] != list(store.spec.camera_names):
         raise StaleKey(f"{where}: of cameras {found.about['cameras']}, the store has {store.spec.camera_names}")
     return found
+
+
+def kept_towers(store: Store) -> list[Derived]:
+    """All features of frozen towers that are kept with this content of the store; none where it cannot be listed."""
+    there = store.storage.sizes() if store.storage.lists else {}
+    names = [path.split("/")[1] for path in sorted(there) if is_seal(path) and path.startswith(f"{FEATURES}/")]
+    found = []
+    for name in names:
+        try:
+            each = open_named(store, name)
+        except (StaleKey, StoreMissing):
+            continue
+        if each.made_from.get("format") == FORMAT and "encoder" in each.made_from:
+            found.append(each)
+    return found
+
+
+def vectors(found: Derived, frames: int) -> dict[str, Float32[np.ndarray, "N F"]]:
+    """Of each frame: ``mean`` of its patches, and where they are kept, its ``class`` tokens; F = C V, all cameras."""
+    names = list(found.about["cameras"])
+    means, tokens = [], []
+    for name in names:
+        array = found.sharded(name)
+        scale = found.sharded(f"{name}_scale") if found.made_from["dtype"] == "int8" else None
+        pieces = []
+        for start in range(0, frames, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, frames)
+            values = array.read(start, stop).astype(np.float32)
+            if scale is not None:
+                values *= scale.read(start, stop).astype(np.float32)[..., None]
+            pieces.append(values.mean(axis=1))
+        means.append(np.concatenate(pieces))
+        if CLASS_TOKEN.format(camera=name) in found.arrays:
+            tokens.append(found.sharded(CLASS_TOKEN.format(camera=name)).read(0, frames).astype(np.float32))
+    vectors = {"mean": np.concatenate(means, axis=1)}
+    return {**vectors, "class": np.concatenate(tokens, axis=1)} if tokens else vectors
 
 
 def tower_of(found: Derived) -> KeptVision:

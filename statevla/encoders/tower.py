@@ -1,6 +1,7 @@
 """A frozen vision tower of `transformers`: camera frames to patch features, with its own input size, mean and std.
 
-Legend: B images, H, W rows and columns, P patches, V feature width (ViT-B/16: 196 and 768).
+Legend: B images, H, W rows and columns, P patches, N tokens, V feature width (ViT-B/16: 196, 196
+and 768).
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from stores.errors import UsageError
 class FrozenTower:
     """Outside any module tree: no parameters to train, never in a checkpoint (name and revision are).
 
-    prefix: tokens before the patches (CLS, registers), left out.
+    prefix: tokens before the patches: the class token, then registers.
     """
 
     def __init__(
@@ -30,13 +31,17 @@ class FrozenTower:
         self.preprocessing, self.name, self.revision, self.prefix = preprocessing, name, revision, prefix
         self._mean, self._std = affine(preprocessing)
 
-    @torch.no_grad()
     def patch_features(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P V"]:
         """Upright RGB frames in [0, 255] -> the last hidden state of every patch, in the tower's dtype and device."""
+        return self.tokens(images)[:, self.prefix :]
+
+    @torch.no_grad()
+    def tokens(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B N V"]:
+        """`patch_features` with the `prefix` tokens before them, the class token first."""
         weight = next(self.tower.parameters())
         pixels = (resize(images.to(weight.device), self.preprocessing) - self._mean) / self._std
-        features: Tensor = self.tower(pixel_values=pixels.to(weight.dtype)).last_hidden_state
-        return features[:, self.prefix :]
+        found: Tensor = self.tower(pixel_values=pixels.to(weight.dtype)).last_hidden_state
+        return found
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "FrozenTower":
         """Move the tower; returns itself."""

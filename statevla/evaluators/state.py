@@ -3,7 +3,7 @@
 Legend: N frames, C cameras, S side, F numbers of a state, A continuous action dimensions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from statevla.config import DataConfig
 from statevla.data.batch import ObservationBatch
 from statevla.data.loaders import iterate_once
-from statevla.encoders.vision import load_backbone
+from statevla.encoders.vision import CONV, load_backbone, require_identity
 from statevla.evaluators.state_between import Way, ends, mean_order, sheet, way
-from statevla.evaluators.state_measures import FOLDS, bend, principal, probe
+from statevla.evaluators.state_measures import Probe, bend
 from statevla.evaluators.state_pictures import compare_pictures, read_frames
+from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all
 from statevla.policies.prepare import choose_device
 from statevla.reports.tables import markdown_table
 from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
+from statevla.runs.layout import LATEST, run_of
 from statevla.systems.find import resolve
 from statevla.systems.stamo import StamoModel
 from statevla.systems.system import Given, Objective
@@ -34,10 +36,9 @@ from stores.images import encode_image
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
-HORIZONS: Final = (1, 2, 5, 10)
 POOLED: Final = 8
-REDUCED: Final = 64
-"""Principal components to which every feature is also reduced, so that width is no excuse."""
+STATE, PIXELS, ACTION, EPISODE, ROW = "state", "pooled pixels", "action", "episode", "row"
+"""Names of what is read off a split; the first two are rows of the probes' table."""
 MOVED: Final = 0.08
 """A pixel moves where some colour changes by more within `MOTION` frames, of [0, 1]."""
 MOTION: Final = 5
@@ -46,17 +47,9 @@ PAINTED: Final = 64
 JSON: Final = "state.json"
 MARKDOWN: Final = "state.md"
 BETWEEN: Final = "between_{camera}.png"
+JEPA: Final = "temporal_jepa"
 WAYS: Final = 16
 """Validation episodes in each of which a straight way between two states is painted."""
-
-
-class Coded(NamedTuple):
-    """Frames of whole episodes in order. state [N F], pooled [N 192 C], action [N A] standardized, episode [N]."""
-
-    state: NDArray[np.float64]
-    pooled: NDArray[np.float64]
-    action: NDArray[np.float64]
-    episode: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class StateResults:
-    """probes: R² by feature and horizon. bends: by what pairs. pictures: None of an encoder that paints none; between,
+    """probes: by feature and horizon. bends: by what pairs. pictures: None of an encoder that paints none; between,
     sheets: likewise empty, the straight way between two states (`state_between`), uint8 [H W 3] a camera.
     """
 
@@ -79,7 +72,7 @@ class StateResults:
     checkpoint: str
     state_numbers: int
     episodes: dict[str, int]
-    probes: dict[str, dict[str, float | None]]
+    probes: dict[str, Found]
     bends: dict[str, float]
     pictures: Pictures | None
     between: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -95,10 +88,11 @@ class StateResults:
     def to_markdown(self) -> str:
         """One table for each question."""
         horizons = [str(k) for k in HORIZONS]
-        rows = [[name, *(_told(found[k], 3) for k in horizons)] for name, found in self.probes.items()]
+        rows = [[name, *(_told_probe(found[k]) for k in horizons)] for name, found in self.probes.items()]
         parts = [
             f"# States of {self.checkpoint}",
-            "R² of a linear probe: the actions summed over k steps, from the difference of k frames",
+            "R² of a linear probe: the actions summed over k steps, from the difference of k frames; in brackets 95 % "
+            "of a bootstrap over the validation episodes",
             markdown_table(["feature", *(f"k = {k}" for k in horizons)], rows),
             markdown_table(["pairs", "bend"], [[name, f"{value:.3f}"] for name, value in self.bends.items()]),
         ]
@@ -129,44 +123,81 @@ class StateResults:
 
 
 def evaluate_states(
-    checkpoint: Path, store: Store, device: str = "auto", seed: int = 0, progress: Progress | None = None
-) -> StateResults:
+    checkpoint: Path, store: Store, device: str = "auto", seed: int = 0, progress: Progress | None = None,
+    beside: Sequence[Path] = (),
+) -> StateResults:  # fmt: skip
     """Fit on the train split, measure on the validation split, whole episodes apart.
 
-    checkpoint: of an encoder, or its run. Raises UsageError for a policy's and for a store without validation episodes,
-    StaleKey for another store's, StoreMissing, StoreCorrupt.
+    checkpoint: of an encoder, or its run. beside: further ones, whose states are probed on the same frames. Raises
+    UsageError for a policy's and for a store without validation episodes, StaleKey for another store's, StoreMissing,
+    StoreCorrupt.
     """
-    folder = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"])
-    state = read_state(folder)
-    row = require_kind(state, "encoder", folder)
-    require_store(state, store.content_hash, folder, str(store.root))
     if store.manifest.splits["val"] == 0:
         raise UsageError(f"{store.root}: no validation episodes; ingest with --train-split below 1")
-    config, where = config_of(state, folder), choose_device(device)
-    model = row.build(config, Given(store.spec, store.stats(), load_backbone(config.model, where)))
-    load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
-    model.to(where).eval().requires_grad_(False)
-    coded = {split: _code(model, store, split, where, progress) for split in ("train", "val")}
-    features = {"state": 0, "pooled pixels": 1}
-    probes = {}
-    for name, column in features.items():
-        probes[name] = _probes(coded, column, None)
-        probes[f"{name}, {REDUCED} components"] = _probes(coded, column, REDUCED)
+    where = choose_device(device)
+    own = load_encoder(checkpoint, store, where)
+    model = own.model
+    models, systems = {STATE: model}, {own.system}
+    for path in beside:
+        other = load_encoder(path, store, where)
+        name = f"{other.system} of {run_of(other.folder).name}"
+        if name in models:
+            raise UsageError(f"--beside {path}: {name} is there already; name each encoder once")
+        models[name] = other.model
+        systems.add(other.system)
+    kept, notes = kept_vectors(store)
+    if JEPA not in systems:
+        notes.append(f"states of {JEPA} are absent; name one of this store with --beside")
+    coded = {split: _code(models, kept, store, split, where, progress) for split in ("train", "val")}
     pictures, ways = None, []
     if isinstance(model, StamoModel):
         pictures = _pictures(model, store, where, seed)
         ways = _ways(model, store, where, seed)
     return StateResults(
-        system=row.name,
-        checkpoint=str(folder),
-        state_numbers=coded["val"].state.shape[1],
+        system=own.system,
+        checkpoint=str(own.folder),
+        state_numbers=coded["val"].features[STATE].shape[1],
         episodes={split: len(np.unique(each.episode)) for split, each in coded.items()},
-        probes=probes,
+        probes=probe_all(coded["train"], coded["val"], seed),
         bends=_bends(coded["val"], seed),
         pictures=pictures,
         between=mean_order(ways),
         sheets=tuple(sheet(ways[0], camera) for camera in range(len(store.spec.cameras))) if ways else (),
+        notes=(*_frozen(model, own.tower), *notes),
     )
+
+
+class Loaded(NamedTuple):
+    """An encoder. tower: identity of its frozen vision backbone."""
+
+    model: Objective
+    system: str
+    folder: Path
+    tower: dict[str, Any] | None
+
+
+def load_encoder(checkpoint: Path, store: Store, device: torch.device) -> Loaded:
+    """Of a checkpoint or run, to be measured on the store that it was trained on. Raises as `evaluate_states`."""
+    folder = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
+    state = read_state(folder)
+    row = require_kind(state, "encoder", folder)
+    require_store(state, store.content_hash, folder, str(store.root))
+    config = config_of(state, folder)
+    backbone = load_backbone(config.model, device)
+    require_identity(backbone, state.backbone, str(folder))
+    model = row.build(config, Given(store.spec, store.stats(), backbone))
+    load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
+    return Loaded(model.to(device).eval().requires_grad_(False), row.name, folder, state.backbone)
+
+
+def _frozen(model: Objective, tower: dict[str, Any] | None) -> Iterator[str]:
+    """What of a StaMo is not trained."""
+    if not isinstance(model, StamoModel):
+        return
+    if model.options.features == CONV or tower is None:
+        yield "nothing of this encoder is frozen: its features are those of convolutions trained with the rest"
+    else:
+        yield f"its features are of the frozen {model.options.features} {tower['model']}, revision {tower['revision']}"
 
 
 def state_of(model: Objective, obs: ObservationBatch) -> Tensor:
@@ -178,58 +209,44 @@ def state_of(model: Objective, obs: ObservationBatch) -> Tensor:
     raise UsageError(f"{type(model).__name__} has no states to measure")
 
 
-def _code(model: Objective, store: Store, split: str, device: torch.device, progress: Progress | None) -> Coded:
-    parts: list[tuple[NDArray[Any], ...]] = []
+def _code(
+    models: Mapping[str, Objective], kept: Mapping[str, Floats], store: Store, split: str, device: torch.device,
+    progress: Progress | None,
+) -> Coded:  # fmt: skip
+    """One pass over the split's pictures. kept: of every frame of the store."""
+    parts: list[dict[str, NDArray[Any]]] = []
     continuous, statistics = list(store.spec.continuous), store.stats().action
     shift, scale = np.asarray(statistics.mean)[continuous], np.asarray(statistics.std)[continuous]
+    first = np.asarray(store.episode_columns["first_frame"], dtype=np.int64)
     with torch.inference_mode():
         for number, batch in enumerate(iterate_once(store, split, 64, 1, DataConfig(cache_gib=0.0))):
             obs = batch.obs.to(device)
+            part = {name: state_of(model, obs).float().cpu().numpy() for name, model in models.items()}
             pooled = [nn.functional.adaptive_avg_pool2d(f.permute(0, 3, 1, 2).float() / 255, POOLED).flatten(1)
                       for f in batch.obs.images]  # fmt: skip
-            action = (batch.action.numpy()[:, continuous] - shift) / np.maximum(scale, 1e-8)
-            parts.append(
-                (state_of(model, obs).cpu().numpy(), torch.cat(pooled, 1).numpy(), action, batch.episode.numpy(),
-                 batch.frame.numpy())
-            )  # fmt: skip
+            part[PIXELS] = torch.cat(pooled, 1).numpy()
+            part[ACTION] = (batch.action.numpy()[:, continuous] - shift) / np.maximum(scale, 1e-8)
+            part[EPISODE] = batch.episode.numpy()
+            part[ROW] = first[part[EPISODE]] + batch.frame.numpy()
+            parts.append(part)
             if progress is not None:
                 progress(ProgressEvent(f"states of {split}", number + 1, None, "batches", ""))
-    state, pooled_all, action_all, episode, frame = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.lexsort((frame, episode))
-    wide = [values[order].astype(np.float64) for values in (state, pooled_all, action_all)]
-    return Coded(wide[0], wide[1], wide[2], episode[order].astype(np.int64))
-
-
-def _probes(coded: dict[str, Coded], column: int, reduced: int | None) -> dict[str, float | None]:
-    train, val = coded["train"], coded["val"]
-    mean, directions = principal(_column(train, column), reduced) if reduced is not None else (0.0, None)
-    found: dict[str, float | None] = {}
-    for k in HORIZONS:
-        sides = []
-        for each in (train, val):
-            feature = _column(each, column)
-            feature = feature if directions is None else (feature - mean) @ directions
-            sides.append(_differences(feature, each, k))
-        (x, y, episode), (x_val, y_val, _) = sides
-        enough = len(x_val) > 0 and len(np.unique(episode % FOLDS)) > 1
-        found[str(k)] = probe((x, y, episode), (x_val, y_val)) if enough else None
-    return found
-
-
-def _column(coded: Coded, number: int) -> NDArray[np.float64]:
-    return coded.pooled if number else coded.state
-
-
-def _differences(feature: NDArray[np.float64], coded: Coded, k: int) -> tuple[NDArray[Any], ...]:
-    """Differences over k frames of one episode, and the actions between, summed."""
-    same = coded.episode[k:] == coded.episode[:-k]
-    sums = np.cumsum(np.concatenate([np.zeros((1, coded.action.shape[1])), coded.action]), axis=0)
-    between = sums[k:-1] - sums[: -k - 1]
-    return (feature[k:] - feature[:-k])[same], between[same], coded.episode[k:][same]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((joined[ROW], joined[EPISODE]))
+    action, episode, row = (joined.pop(name)[order] for name in (ACTION, EPISODE, ROW))
+    features = {name: values[order] for name, values in joined.items()}
+    features |= {name: values[row] for name, values in kept.items()}
+    return Coded(features, action.astype(np.float64), episode.astype(np.int64), row)
 
 
 def _told(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _told_probe(found: Probe | None) -> str:
+    if found is None or found.low is None:
+        return _told(None if found is None else found.r2, 3)
+    return f"{found.r2:.3f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def _bends(coded: Coded, seed: int) -> dict[str, float]:
@@ -237,7 +254,7 @@ def _bends(coded: Coded, seed: int) -> dict[str, float]:
     rng, own, mixed = np.random.default_rng(seed), [], []
     horizon = max(HORIZONS)
     for episode in _episodes(coded):
-        states = coded.state[episode]
+        states = coded.features[STATE][episode].astype(np.float64)
         if len(states) > horizon:
             own.append(bend(states, horizon))
             mixed.append(bend(states[rng.permutation(len(states))], horizon))

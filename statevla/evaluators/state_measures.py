@@ -3,7 +3,8 @@
 Legend: N rows, F features, O outputs, H height, W width.
 """
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,39 +12,83 @@ from numpy.typing import NDArray
 
 LAMBDAS: Final = (1e-2, 1e0, 1e2, 1e4)
 FOLDS: Final = 5
+DRAWS: Final = 1000
+"""Of the bootstrap."""
 Floats = NDArray[np.float64]
 
 
 def ridge(x: Float[np.ndarray, "N F"], y: Float[np.ndarray, "N O"], penalty: float) -> tuple[Floats, Floats]:
     """Weights [F, O] and offset [O] of least squares + penalty · ‖weights‖², the offset without a penalty."""
-    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-    left = x - mean_x
-    weights = np.linalg.solve(left.T @ left + penalty * np.eye(x.shape[1]), left.T @ (y - mean_y))
-    return weights, mean_y - mean_x @ weights
+    mean = x.mean(axis=0)
+    weights, offset = _solve(_sums(x - mean, y), penalty)
+    return weights, offset - mean @ weights
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Of a linear probe on held-out rows: R², bounds of its 95 % interval (None of a single episode), and MSE."""
+
+    r2: float
+    low: float | None
+    high: float | None
+    mse: float
 
 
 def probe(
     train: tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N O"], Int[np.ndarray, " N"]],
-    test: tuple[Float[np.ndarray, "M F"], Float[np.ndarray, "M O"]],
-) -> float:
-    """R² on `test` of a ridge fitted to `train` (features, targets, episode of each row).
+    test: tuple[Float[np.ndarray, "M F"], Float[np.ndarray, "M O"], Int[np.ndarray, " M"]],
+    seed: int = 0,
+) -> Probe:
+    """A ridge fitted to `train` (features, targets, episode of each row), measured on `test`.
 
     Features are standardized; the penalty is chosen by 5-fold cross-validation over whole episodes. R² is
-    1 - Σ(y - ŷ)² / Σ(y - mean of the training targets)², over all outputs.
+    1 - Σ(y - ŷ)² / Σ(y - mean of the training targets)², over all outputs; its interval is a bootstrap's over the
+    episodes of `test`.
     """
     x, y, episode = train
     shift, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-8)
     x, fold = (x - shift) / scale, episode % FOLDS
-    errors = []
-    for penalty in LAMBDAS:
-        total = 0.0
-        for number in np.unique(fold):
-            weights, offset = ridge(x[fold != number], y[fold != number], penalty)
-            total += float(((x[fold == number] @ weights + offset - y[fold == number]) ** 2).sum())
-        errors.append(total)
-    weights, offset = ridge(x, y, LAMBDAS[int(np.argmin(errors))])
+    folds = {number: _sums(x[fold == number], y[fold == number]) for number in np.unique(fold)}
+    total = tuple(sum(each[part] for each in folds.values()) for part in range(5))
+    errors = np.zeros(len(LAMBDAS))
+    for number, own in folds.items():
+        rest = tuple(whole - part for whole, part in zip(total, own, strict=True))
+        for place, penalty in enumerate(LAMBDAS):
+            weights, offset = _solve(rest, penalty)
+            errors[place] += float(((x[fold == number] @ weights + offset - y[fold == number]) ** 2).sum())
+    weights, offset = _solve(total, LAMBDAS[int(np.argmin(errors))])
     told = (test[0] - shift) / scale @ weights + offset
-    return float(1 - ((test[1] - told) ** 2).sum() / ((test[1] - y.mean(axis=0)) ** 2).sum())
+    wrong, plain = ((test[1] - told) ** 2).sum(axis=1), ((test[1] - y.mean(axis=0)) ** 2).sum(axis=1)
+    low, high = bootstrap(wrong, plain, test[2], seed)
+    return Probe(float(1 - wrong.sum() / plain.sum()), low, high, float(wrong.mean() / y.shape[1]))
+
+
+def bootstrap(
+    wrong: Float[np.ndarray, " M"], plain: Float[np.ndarray, " M"], episode: Int[np.ndarray, " M"], seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Bounds that hold 95 % of 1 - Σ wrong / Σ plain when as many episodes are drawn with replacement."""
+    _, number = np.unique(episode, return_inverse=True)
+    count = int(number.max()) + 1
+    if count < 2:
+        return None, None
+    drawn = np.random.default_rng(seed).integers(0, count, (DRAWS, count))
+    top, bottom = (np.bincount(number, weights=values)[drawn].sum(axis=1) for values in (wrong, plain))
+    low, high = np.percentile(1 - top / np.maximum(bottom, 1e-12), [2.5, 97.5])
+    return float(low), float(high)
+
+
+Sums = tuple[Any, ...]
+"""Rows, Σx, Σy, Σxxᵀ, Σxyᵀ: of several folds together they are added."""
+
+
+def _sums(x: Floats, y: Floats) -> Sums:
+    return len(x), x.sum(axis=0), y.sum(axis=0), x.T @ x, x.T @ y
+
+
+def _solve(sums: Sums, penalty: float) -> tuple[Floats, Floats]:
+    rows, x, y, xx, xy = sums
+    weights = np.linalg.solve(xx - np.outer(x, x) / rows + penalty * np.eye(len(x)), xy - np.outer(x, y) / rows)
+    return weights, y / rows - x / rows @ weights
 
 
 def principal(x: Float[np.ndarray, "N F"], count: int) -> tuple[Floats, Floats]:

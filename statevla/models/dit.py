@@ -2,7 +2,7 @@
 
 A picture x₀ and noise ε meet on the straight path z_σ = (1 − σ) x₀ + σ ε, whose velocity is ε − x₀: σ = 1 is noise.
 
-Legend: B batch, P patches, V numbers of a patch, D width, T state tokens, S side, p side of a patch.
+Legend: B batch, C channels, P patches, V numbers of a patch, D width, T state tokens, S side, p side of a patch.
 """
 
 import math
@@ -18,12 +18,12 @@ SMALLEST = 0.05
 """Levels below it are taken as it where a loss makes a velocity of a predicted picture: the quotient would explode."""
 
 
-def patches_of(pixels: Float[Tensor, "B 3 S S"], side: int) -> Float[Tensor, "B P V"]:
+def patches_of(pixels: Float[Tensor, "B C S S"], side: int) -> Float[Tensor, "B P V"]:
     """Squares of `side` pixels, row by row."""
     return nn.functional.unfold(pixels, side, stride=side).transpose(1, 2)
 
 
-def pixels_of(patches: Float[Tensor, "B P V"], side: int, size: int) -> Float[Tensor, "B 3 S S"]:
+def pixels_of(patches: Float[Tensor, "B P V"], side: int, size: int) -> Float[Tensor, "B C S S"]:
     """Inverse of `patches_of`."""
     return nn.functional.fold(patches.transpose(1, 2), size, side, stride=side)
 
@@ -63,10 +63,12 @@ class DitBlock(nn.Module):
 class Dit(nn.Module):
     """Noisy picture, level, state tokens of one camera → velocity or clean picture; 0 before any training."""
 
-    def __init__(self, size: int, patch: int, width: int, heads: int, depth: int, state: int, tokens: int) -> None:
+    def __init__(
+        self, size: int, patch: int, width: int, heads: int, depth: int, state: int, tokens: int, channels: int = 3
+    ) -> None:
         super().__init__()
         self.size, self.patch = size, patch
-        values = 3 * patch**2
+        values = channels * patch**2
         self.enter, self.position = nn.Linear(values, width), embedding((size // patch) ** 2, width)
         self.level = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.state_token, self.state_position = nn.Linear(state, width), embedding(tokens, width)
@@ -76,9 +78,9 @@ class Dit(nn.Module):
         self.modulation, self.out = zeroed(nn.Linear(width, 2 * width)), zeroed(nn.Linear(width, values))
 
     def forward(
-        self, noisy: Float[Tensor, "B 3 S S"], sigma: Float[Tensor, " B"], state: Float[Tensor, "B T E"],
+        self, noisy: Float[Tensor, "B C S S"], sigma: Float[Tensor, " B"], state: Float[Tensor, "B T E"],
         camera: Float[Tensor, "B D"],
-    ) -> Float[Tensor, "B 3 S S"]:  # fmt: skip
+    ) -> Float[Tensor, "B C S S"]:  # fmt: skip
         """camera: its embedding, a part of the condition."""
         tokens = self.state_token(state) + self.state_position
         x = torch.cat([tokens, self.enter(patches_of(noisy, self.patch)) + self.position], dim=1)

@@ -95,19 +95,18 @@ def pool_patches(features: Float[Tensor, "*B P V"], pool: int) -> Float[Tensor, 
     return pooled.flatten(2).transpose(1, 2).reshape(*batch, -1, width)
 
 
-class SiglipVision(nn.Module):
-    """A linear projection for each camera of a frozen backbone's patch features.
+class FrozenFeatures(nn.Module):
+    """Patch features of a frozen backbone: those kept with an observation, else made of its pictures on the spot.
 
-    The backbone hangs outside the module tree: it is no parameter, moves nowhere by itself and is shared by the
-    online and the target encoder. Cached features enter through `project`.
+    The backbone hangs outside the module tree: it is no parameter, moves nowhere by itself and is shared by all that
+    see through it.
     """
 
-    def __init__(self, config: ModelConfig, backbone: Backbone | None, spec: ObsSpec = LIBERO) -> None:
+    def __init__(self, config: ModelConfig, backbone: Backbone | None) -> None:
         super().__init__()
         self.expected, self.pool = (config.patches, config.vision_width), config.vision_pool
         self.model = config.vision_model
         self._outside = (backbone,)
-        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.embed_dim) for _ in spec.cameras)
 
     def features(self, images: Images) -> Float[Tensor, "B C P V"]:
         """Frozen features of every camera image. Raises UsageError where the backbone is absent or another one."""
@@ -137,6 +136,18 @@ class SiglipVision(nn.Module):
                 f"{self.expected}; set model.vision_pool, model.image_size, model.patch_size, model.vision_width"
             )
         return values.float() * torch.stack(obs.scales, dim=1).float().unsqueeze(-1) if obs.scales else values
+
+    def of(self, obs: ObservationBatch) -> Float[Tensor, "B C P V"]:
+        """`kept` where there are some, else `features`."""
+        return self.kept(obs) if obs.features else self.features(obs.images)
+
+
+class SiglipVision(FrozenFeatures):
+    """A linear projection for each camera of a frozen backbone's patch features; kept ones enter through `project`."""
+
+    def __init__(self, config: ModelConfig, backbone: Backbone | None, spec: ObsSpec = LIBERO) -> None:
+        super().__init__(config, backbone)
+        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.embed_dim) for _ in spec.cameras)
 
     def project(self, features: Float[Tensor, "B C P V"]) -> Float[Tensor, "B C P D"]:
         """Features (float16 caches too) -> patch tokens."""

@@ -13,7 +13,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     8  decoded pictures
     9  the weight of the prediction's error
     10 how shards are read
-    11 SIGReg, and predictions further ahead
+    11 further objectives of Temporal JEPA
 """
 
 import copy
@@ -147,8 +147,18 @@ def _further_objectives(old: Tree) -> Tree:
     return tree
 
 
-def _frozen_encoders_of_policies(old: Tree) -> Tree:
-    """11 to 12: policies that regress a chunk took no encoder, and foretold no state; all actions were seen."""
+STAMO_ADDED: Final[Tree] = {
+    "features": "conv", "decoder": "pixel", "vae_steps": 2000,
+    "sd3_model": "stabilityai/stable-diffusion-3-medium-diffusers", "sd3_revision": None,
+    "motion_weight": 0.0, "motion_steps": 5, "motion_threshold": 0.08,
+}  # fmt: skip
+"""Keys of ``stamo`` since 12, as it was before."""
+
+
+def _further_options_of_systems(old: Tree) -> Tree:
+    """11 to 12: policies that regress a chunk took no encoder, and foretold no state; all actions were seen; StaMo's
+    features were a stem's, whose width was called so.
+    """
     tree = copy.deepcopy(old)
     tree["config"]["data"] |= {"labelled_share": 1.0, "unlabelled": "leave_out"}
     for name in ("film", "act", "vla", "goal"):
@@ -157,6 +167,9 @@ def _frozen_encoders_of_policies(old: Tree) -> Tree:
                 "encoder": "temporal_jepa", "world_target": "none", "world_weight": 0.1, "world_horizon": None,
                 "world_shuffled": False,
             }  # fmt: skip
+    if "stamo" in tree["config"]:
+        _rename(tree["config"]["stamo"], features="stem_width")
+        tree["config"]["stamo"] |= STAMO_ADDED
     return tree
 
 
@@ -194,6 +207,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     8: _weight_of_prediction,
     9: _reading_from_afar,
     10: _further_objectives,
-    11: _frozen_encoders_of_policies,
+    11: _further_options_of_systems,
 }
 """From the format of the key to the next one."""

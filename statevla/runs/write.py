@@ -1,5 +1,6 @@
 """Writing a checkpoint and putting one back; the files are described in `statevla/runs/files.py`."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,8 +48,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{names[index]}/{slot}": value for index, slots in state["state"].items() for slot, value in slots.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
-    """Inverse of `optimizer_tensors`. Raises StoreCorrupt when a parameter has no state or is unknown."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str, idle: Collection[str] = ()
+) -> None:
+    """Inverse of `optimizer_tensors`. Raises StoreCorrupt when a parameter that is not `idle` has no state, or one is
+    unknown.
+    """
     state = optimizer.state_dict()
     names = [name for group in state["param_groups"] for name in group["param_names"]]
     slots: dict[str, dict[str, Tensor]] = {}
@@ -57,11 +62,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         if slot == TRAINED:
             continue
         slots.setdefault(name, {})[slot] = value
-    if set(slots) != set(names):
-        missing, extra = sorted(set(names) - set(slots)), sorted(set(slots) - set(names))
+    missing, extra = sorted(set(names) - set(slots) - set(idle)), sorted(set(slots) - set(names))
+    if missing or extra:
         raise StoreCorrupt(f"{where}: optimizer state: {len(missing)} missing {missing[:3]}, unknown {extra[:3]}")
     optimizer.load_state_dict(
-        {"param_groups": state["param_groups"], "state": {i: slots[name] for i, name in enumerate(names)}}
+        {
+            "param_groups": state["param_groups"],
+            "state": {i: slots[name] for i, name in enumerate(names) if name in slots},
+        }
     )
 
 
@@ -98,11 +106,15 @@ def save(folder: Path, snapshot: Snapshot) -> None:
 
 
 def restore(
-    folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """Put weights, optimizer and generators back as they were when `folder` was saved; the optimizer file's tensors."""
+    folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer,
+    idle: Callable[[], Collection[str]] = frozenset,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Put weights, optimizer and generators back as they were when `folder` was saved; the optimizer file's tensors.
+
+    idle: asked when the weights are back, which parameters no step was made of.
+    """
     load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
     tensors = read_tensors(folder, state, OPTIMIZER)
-    restore_optimizer(optimizer, tensors, str(folder / OPTIMIZER))
+    restore_optimizer(optimizer, tensors, str(folder / OPTIMIZER), idle())
     restore_rng(state.rng)
     return tensors

@@ -20,11 +20,11 @@ from statevla.systems.system import Given
 
 ENCODERS: Final[dict[str, Callable[[Config, Given], temporal_jepa.JepaModel | stamo.StamoModel]]] = {
     "temporal_jepa": temporal_jepa.build,
-    "stamo": stamo.build,
+    "stamo": stamo.build_states,
 }
 FOR_TRAINING: Final = {
     "temporal_jepa": ("target", "predictor", "inverse", "standardize_action"),
-    "stamo": ("decoder",),
+    "stamo": ("decoder", "canvas", "camera"),
 }
 """Parts of an encoder's model that its states do not need."""
 

@@ -1,14 +1,19 @@
 """StaMo: a picture compressed to two tokens a camera, from which a diffusion transformer paints it again.
 
 State differences are then motion, without any action in the training (2510.05057; sizes and objective where that paper
-says none are ours). Nothing is frozen here: the features are a convolutional stem's, trained with the rest.
+says none are ours). The compressor sees frozen features of a tower (``model.vision*``), kept with the store or made on
+the spot; or those of a convolutional stem that is trained with the rest, and then nothing is frozen.
 
-Legend: B batch, C cameras, T tokens of a camera, E numbers of a token, S side of the painted picture.
+The diffusion transformer paints a picture's pixels, or the latents of an autoencoder (`statevla.models.canvas`).
+
+Legend: B batch, C cameras, T tokens of a camera, E numbers of a token, S side of the picture, L side and V channels of
+what is painted.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -19,17 +24,23 @@ from statevla.config.options import option
 from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
+from statevla.encoders.sd3 import DEFAULT_MODEL, load_sd3
+from statevla.encoders.vision import CONV
 from statevla.models.attention import Backbone
+from statevla.models.canvas import Canvas, OwnLatents
 from statevla.models.dit import SMALLEST, Dit
+from statevla.models.kl_vae import KL_WEIGHT
 from statevla.models.losses import LossParts
 from statevla.models.monitors import rank_me
+from statevla.models.sd3 import PretrainedLatents, Sd3Painter
 from statevla.models.stems import ConvStem, stages_of
-from statevla.models.tokenizer import embedding, prepare_pixels
+from statevla.models.tokenizer import FrozenFeatures, dtype_of, embedding, prepare_pixels
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
 
-LEVELS = (0.25, 0.5, 0.75)
+PIXEL: Final = "pixel"
+LEVELS: Final = (0.25, 0.5, 0.75)
 """At which validation asks whether the decoder uses the state."""
 
 
@@ -60,7 +71,7 @@ class StamoOptions(SystemOptions):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {
-            "image_size": 64, "state_width": 64, "width": 128, "depth": 2, "features": 192, "stages": "32-64-128",
+            "image_size": 64, "state_width": 64, "width": 128, "depth": 2, "stem_width": 192, "stages": "32-64-128",
             "decoder_width": 128, "decoder_depth": 4,
         },
     }  # fmt: skip
@@ -70,102 +81,175 @@ class StamoOptions(SystemOptions):
     patch_size: int = option(8, "pixels a side of a painted patch", least=1)
     tokens: int = option(2, "of a camera's state", least=1)
     state_width: int = option(256, "numbers of a token", least=1)
-    features: int = option(384, "width of the stem's features", least=8)
+    features: str = option(
+        CONV, "what the compressor sees: a stem of convolutions trained with it, or the frozen tower of model.vision, "
+        "which must be the same", choices=(CONV, "dinov2", "siglip"),
+    )  # fmt: skip
+    stem_width: int = option(384, "width of the stem's features", least=8)
     stages: str = option("64-128-256", "channels of the stem's stages, each half as large as the one before")
     width: int = option(256, "of the compressor", least=8)
     depth: int = option(4, "blocks of the compressor", least=1)
     decoder_width: int = option(256, "of the decoder", least=8)
     decoder_depth: int = option(8, "blocks of the decoder", least=1)
     heads: int = option(4, "of every attention", least=1)
+    decoder: str = option(
+        PIXEL, "what is painted, and by what: pixels; latents of an autoencoder that is trained first (vae); Stable "
+        "Diffusion 3's latents by its transformer, trained further (sd3)", choices=(PIXEL, "vae", "sd3"),
+    )  # fmt: skip
+    vae_steps: int = option(
+        2000, "steps of the run in which decoder vae's autoencoder is trained, before all else", least=1
+    )
+    sd3_model: str = option(DEFAULT_MODEL, "hub name, or folder with vae/ and transformer/, of decoder sd3")
+    sd3_revision: str | None = option(None, "branch, tag or commit of sd3_model at the hub; nothing: its main one")
     predict: str = option("x", "what the decoder gives: the velocity, or the clean picture", choices=("x", "v"))
     state_dropout: float = option(0.1, "share of the pictures that are painted without their state", least=0, most=1)
+    motion_weight: float = option(
+        0.0, "more weight of the error in patches where something moves, all patches' mean staying 1; 0: none", least=0
+    )
+    motion_steps: int = option(5, "frames within which it moves", least=1)
+    motion_threshold: float = option(0.08, "change of some colour that counts, of [0, 1]", above=0, most=1)
 
 
 class StamoModel(Objective):
     """Compressor and decoder with their loss. A `StateCoder`: `state` and `decode`."""
 
-    needs = Needs(rows=2)
-
-    def __init__(self, options: StamoOptions, spec: ObsSpec) -> None:
+    def __init__(
+        self, options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | None = None,
+        canvas: Canvas | None = None, painter: Sd3Painter | None = None,
+    ) -> None:  # fmt: skip
+        """tower: where the features are a frozen one's. canvas: of latents. painter: a pretrained one."""
         super().__init__()
-        if options.image_size % options.patch_size:
-            raise UsageError(
-                f"stamo.image_size: {options.image_size} is not a multiple of stamo.patch_size {options.patch_size}"
-            )
         self.options, cameras = options, len(spec.cameras)
-        self.stem = ConvStem(options.image_size, stages_of("stamo.stages", options.stages), options.features)
+        side, patch = options.image_size if canvas is None else canvas.side, options.patch_size
+        if painter is None and side % patch:
+            what = "" if canvas is None else f", of which latents have {side} a side,"
+            raise UsageError(
+                f"stamo.image_size: {options.image_size}{what} is not a multiple of stamo.patch_size {patch}"
+            )
+        self.stem: ConvStem | FrozenFeatures
+        if tower is None:
+            self.stem = ConvStem(options.image_size, stages_of("stamo.stages", options.stages), options.stem_width)
+            patches, width = self.stem.side**2, options.stem_width
+        else:
+            self.stem, (patches, width) = tower, tower.expected
+        offsets = (0, options.motion_steps) if options.motion_weight > 0 else (0,)
+        views = ("pixels",) if tower is None else ("pixels", "features")
+        self.needs = Needs(offsets=offsets, rows=2, views=views)
         self.compressor = Compressor(
-            self.stem.side**2, options.features, options.width, options.heads, options.depth, options.tokens,
+            patches, width, options.width, options.heads, options.depth, options.tokens,
             options.state_width, cameras,
         )  # fmt: skip
-        self.decoder = Dit(
-            options.image_size, options.patch_size, options.decoder_width, options.heads, options.decoder_depth,
-            options.state_width, options.tokens,
+        self.canvas = Canvas(side) if canvas is None else canvas
+        self.decoder: Dit | Sd3Painter = painter or Dit(
+            side, patch, options.decoder_width, options.heads, options.decoder_depth, options.state_width,
+            options.tokens, self.canvas.channels,
         )  # fmt: skip
-        self.camera = embedding(cameras, options.decoder_width)
+        self.cameras = cameras
+        self.camera = None if painter is not None else embedding(cameras, options.decoder_width)
 
     @property
     def state_shape(self) -> tuple[int, int]:
         """Tokens of all cameras, numbers of a token."""
-        return len(self.camera) * self.options.tokens, self.options.state_width
+        return self.cameras * self.options.tokens, self.options.state_width
 
     def state(self, obs: ObservationBatch) -> Float[Tensor, "B N E"]:
         """Cameras one after the other; N = C T."""
-        seen = [self.compressor(self.stem(frames), number) for number, frames in enumerate(obs.images)]
+        seen = [self.compressor(features, number) for number, features in enumerate(self.features(obs))]
         return torch.cat(seen, dim=1)
 
+    def features(self, obs: ObservationBatch) -> Sequence[Float[Tensor, "B P V"]]:
+        """Of each camera."""
+        if isinstance(self.stem, FrozenFeatures):
+            return self.stem.of(obs).to(dtype_of(self.compressor)).unbind(dim=1)
+        return [self.stem(frames) for frames in obs.images]
+
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
-        """``sigma`` [B C] uniform, ``epsilon`` [B C 3 S S] normal, ``drop`` [B C] uniform."""
-        cameras, side = len(self.camera), self.options.image_size
+        """``sigma`` [B C] uniform, ``epsilon`` [B C V L L] normal, ``drop`` [B C] uniform."""
+        cameras, side = self.cameras, self.canvas.side
         return {
             "sigma": torch.rand(rows, cameras, generator=generator),
-            "epsilon": torch.randn(rows, cameras, 3, side, side, generator=generator),
+            "epsilon": torch.randn(rows, cameras, self.canvas.channels, side, side, generator=generator),
             "drop": torch.rand(rows, cameras, generator=generator),
         }
 
     def velocity(
-        self, noisy: Float[Tensor, "B 3 S S"], sigma: Float[Tensor, " B"], state: Float[Tensor, "B T E"], camera: int,
+        self, noisy: Float[Tensor, "B V L L"], sigma: Float[Tensor, " B"], state: Float[Tensor, "B T E"], camera: int,
         smallest: float = 0.0,
-    ) -> Float[Tensor, "B 3 S S"]:  # fmt: skip
+    ) -> Float[Tensor, "B V L L"]:  # fmt: skip
         """Of one camera's pictures. smallest: level that smaller ones are taken as in the quotient."""
+        if self.camera is None:
+            pretrained: Tensor = self.decoder(noisy, sigma, state)
+            return pretrained
         out: Tensor = self.decoder(noisy, sigma, state, self.camera[camera].expand(len(noisy), -1))
         if self.options.predict == "v":
             return out
         return (noisy - out) / sigma.clamp(min=smallest)[:, None, None, None]
 
     def error(
-        self, pixels: Float[Tensor, "B 3 S S"], sigma: Float[Tensor, " B"], epsilon: Float[Tensor, "B 3 S S"],
-        state: Float[Tensor, "B T E"], camera: int,
+        self, painted: Float[Tensor, "B V L L"], sigma: Float[Tensor, " B"], epsilon: Float[Tensor, "B V L L"],
+        state: Float[Tensor, "B T E"], camera: int, weight: Float[Tensor, "B 1 L L"] | None = None,
     ) -> Float[Tensor, " B"]:  # fmt: skip
         """Mean squared error of the velocity, by row."""
         level = sigma[:, None, None, None]
-        told = self.velocity((1 - level) * pixels + level * epsilon, sigma, state, camera, SMALLEST)
-        return (told - (epsilon - pixels)).square().mean(dim=(1, 2, 3))
+        told = self.velocity((1 - level) * painted + level * epsilon, sigma, state, camera, SMALLEST)
+        square = (told - (epsilon - painted)).square()
+        return (square if weight is None else weight * square).mean(dim=(1, 2, 3))
+
+    def motion(self, now: Float[Tensor, "B 3 S S"], then: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 1 L L"]:
+        """Weights of mean 1: patches in which some colour changes by more than the threshold have 1 + motion_weight
+        times that of the others. Pictures in [-1, 1].
+        """
+        options, patch = self.options, self.decoder.patch
+        change = (then - now).abs().amax(dim=1, keepdim=True) / 2
+        moved = nn.functional.max_pool2d(change, options.image_size // (self.canvas.side // patch))
+        weight = 1 + options.motion_weight * (moved > options.motion_threshold).float()
+        weight = weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+        return weight.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """``error`` [B]; in validation ``own``, ``shuffled``, ``null`` [B] at fixed levels, and ``state`` [B F]."""
+        """``error`` [B]; in validation ``own``, ``shuffled``, ``null`` [B] at fixed levels, and ``state`` [B F].
+
+        While its own autoencoder is trained, ``absolute`` and ``divergence`` [B] (`KlVae.errors`), and ``mean`` and
+        ``square`` [B V] of its latents; in validation ``absolute`` beside the others.
+        """
+        pixels = [prepare_pixels(frames, self.options.image_size) for frames in batch.obs.images]
+        found: dict[str, Tensor] = {}
+        if isinstance(self.canvas, OwnLatents) and (self.canvas.learning or not self.training):
+            found = self._autoencode(self.canvas, pixels, noise["epsilon"])
+            if self.training:
+                return found
+            found = {"absolute": found["absolute"]}
         state = self.state(batch.obs)
-        states = state.chunk(len(self.camera), dim=1)
-        found: dict[str, Tensor] = {"error": state.new_zeros(len(state))}
+        states = state.chunk(self.cameras, dim=1)
+        found["error"] = state.new_zeros(len(state))
         if not self.training:
             found.update({name: state.new_zeros(len(state)) for name in ("own", "shuffled", "null")})
             found["state"] = state.flatten(1)
-        for camera, frames in enumerate(batch.obs.images):
-            pixels, mine, epsilon = (
-                prepare_pixels(frames, self.options.image_size),
-                states[camera],
-                noise["epsilon"][:, camera],
-            )
+        for camera, mine in enumerate(states):
+            painted, epsilon = self.canvas.encode(pixels[camera]), noise["epsilon"][:, camera]
+            weight = None
+            if self.options.motion_weight > 0:
+                then = prepare_pixels(batch.next_obs.images[camera], self.options.image_size)
+                weight = self.motion(pixels[camera], then)
             kept = self.without(mine, noise["drop"][:, camera] < self.options.state_dropout)
-            found["error"] = found["error"] + self.error(pixels, noise["sigma"][:, camera], epsilon, kept, camera)
+            error = self.error(painted, noise["sigma"][:, camera], epsilon, kept, camera, weight)
+            found["error"] = found["error"] + error
             if self.training:
                 continue
             others = {"own": mine, "shuffled": mine.roll(1, 0), "null": torch.zeros_like(mine)}
             for name, other in others.items():
                 for sigma in LEVELS:
                     level = torch.full_like(noise["sigma"][:, camera], sigma)
-                    found[name] = found[name] + self.error(pixels, level, epsilon, other, camera)
+                    found[name] = found[name] + self.error(painted, level, epsilon, other, camera)
         return found
+
+    @staticmethod
+    def _autoencode(canvas: OwnLatents, pixels: list[Tensor], epsilon: Tensor) -> dict[str, Tensor]:
+        parts = [canvas.vae.errors(picture, epsilon[:, camera]) for camera, picture in enumerate(pixels)]
+        absolute, divergence, mean = (torch.stack(column).float() for column in zip(*parts, strict=True))
+        latents = mean.detach().mean(dim=(-2, -1)), mean.detach().square().mean(dim=(-2, -1))
+        return {"absolute": absolute.mean(dim=0), "divergence": divergence.mean(dim=0),
+                "mean": latents[0].mean(dim=0), "square": latents[1].mean(dim=0)}  # fmt: skip
 
     @staticmethod
     def without(state: Float[Tensor, "B T E"], drop: Bool[Tensor, " B"]) -> Float[Tensor, "B T E"]:
@@ -173,13 +257,42 @@ class StamoModel(Objective):
         return torch.where(drop[:, None, None], 0.0, state)
 
     def loss(self, terms: Terms) -> LossParts:
-        """Mean over rows and cameras. Part: ``velocity_mse``."""
-        total = terms["error"].mean() / len(self.camera)
+        """Mean over rows and cameras. Part: ``velocity_mse``.
+
+        While its own autoencoder is trained, the mean absolute error of its pictures + 1e-6 · the divergence of its
+        latents. Parts: ``absolute``, ``divergence``.
+        """
+        if "error" not in terms:
+            absolute, divergence = terms["absolute"].mean(), terms["divergence"].mean()
+            if isinstance(self.canvas, OwnLatents):
+                self.canvas.follow(terms["mean"].detach(), terms["square"].detach())
+            parts = {"absolute": absolute.detach(), "divergence": divergence.detach()}
+            return LossParts(absolute + KL_WEIGHT * divergence, parts, torch.tensor(float(len(terms["absolute"]))))
+        total = terms["error"].mean() / self.cameras
         return LossParts(total, {"velocity_mse": total.detach()}, torch.tensor(float(len(terms["error"]))))
+
+    def after_step(self, step: int, total: int) -> None:
+        """Count the steps. Raises UsageError for a run that is no longer than its own autoencoder's training."""
+        if not isinstance(self.canvas, OwnLatents):
+            return
+        if total <= self.canvas.steps:
+            raise UsageError(
+                f"stamo.vae_steps: {self.canvas.steps} of a run of {total} steps, which leaves none to what paints the "
+                "latents; use a longer run, or fewer of them"
+            )
+        self.canvas.trained += 1
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """While its own autoencoder is trained: all else."""
+        if not isinstance(self.canvas, OwnLatents) or not self.canvas.alone:
+            return frozenset()
+        return frozenset(name for name, _ in self.named_parameters() if not name.startswith("canvas."))
 
     def monitors(self, terms: Terms) -> dict[str, float]:
         """``shuffled_ratio``: error with another picture's state over that with one's own; near 1 the decoder ignores
-        the state. ``null_ratio``: the same without a state. ``z_rank``: effective rank, ``z_std`` of the states.
+        the state. ``null_ratio``: the same without a state. ``z_rank``: effective rank, ``z_std`` of the states. With
+        its own autoencoder also ``absolute``, that one's error.
         """
         own, state = terms["own"].mean(), terms["state"].float()
         return {
@@ -187,6 +300,7 @@ class StamoModel(Objective):
             "null_ratio": (terms["null"].mean() / own).item(),
             "z_rank": rank_me(state),
             "z_std": state.std(dim=0).mean().item(),
+            **({"absolute": terms["absolute"].mean().item()} if "absolute" in terms else {}),
         }
 
     @torch.no_grad()
@@ -194,17 +308,57 @@ class StamoModel(Objective):
         self, state: Float[Tensor, "B N E"], generator: torch.Generator, steps: int = 25
     ) -> UInt8[Tensor, "B C S S 3"]:
         """Pictures of states, by Euler's method from noise that is the same for every row."""
-        side, painted = self.options.image_size, []
-        for camera, mine in enumerate(state.chunk(len(self.camera), dim=1)):
-            noise = torch.randn(1, 3, side, side, generator=generator).to(state.device)
+        canvas, painted = self.canvas, []
+        for camera, mine in enumerate(state.chunk(self.cameras, dim=1)):
+            noise = torch.randn(1, canvas.channels, canvas.side, canvas.side, generator=generator).to(state.device)
             picture = noise.expand(len(state), -1, -1, -1)
             for number in range(steps, 0, -1):
                 sigma = torch.full((len(state),), number / steps, device=state.device)
                 picture = picture - self.velocity(picture, sigma, mine, camera) / steps
-            painted.append(((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
+            pixels = canvas.decode(picture).clamp(-1, 1)
+            painted.append(((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
         return torch.stack(painted, dim=1)
 
 
 def build(config: Config, given: Given) -> StamoModel:
-    """Fresh weights."""
-    return StamoModel(config.section("stamo"), given.spec)
+    """Fresh weights. Raises UsageError where features and tower are not of one kind."""
+    return _painted(config.section("stamo"), given.spec, _tower(config, given))
+
+
+def build_states(config: Config, given: Given) -> StamoModel:
+    """As `build`, for who wants states alone: whatever has painted them, nothing pretrained is loaded for that."""
+    options: StamoOptions = config.section("stamo")
+    if options.decoder != PIXEL:
+        options = dataclasses.replace(options, decoder=PIXEL, patch_size=options.image_size // 8)
+    return StamoModel(options, given.spec, _tower(config, given))
+
+
+def _tower(config: Config, given: Given) -> FrozenFeatures | None:
+    """Where the features are of a frozen tower."""
+    options: StamoOptions = config.section("stamo")
+    if options.features == CONV:
+        if config.data.features is not None:
+            raise UsageError(
+                f"data.features: {config.data.features} are of a frozen tower, which stamo.features=conv does not see; "
+                f"leave them out, or set stamo.features={config.model.vision}"
+            )
+        return None
+    if config.model.vision != options.features:
+        raise UsageError(
+            f"stamo.features: {options.features}, but model.vision is {config.model.vision}; set "
+            f"model.vision={options.features}, and model.vision_model and model.vision_width of that tower"
+        )
+    return FrozenFeatures(config.model, given.backbone)
+
+
+def _painted(options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | None) -> StamoModel:
+    """With the canvas and the painter of ``stamo.decoder``."""
+    if options.decoder == PIXEL:
+        return StamoModel(options, spec, tower)
+    if options.decoder == "vae":
+        return StamoModel(options, spec, tower, OwnLatents(options.image_size, options.vae_steps))
+    if options.predict != "v":
+        raise UsageError(f"stamo.predict: {options.predict}, but what decoder sd3 gives is the velocity; set it to v")
+    vae, transformer = load_sd3(options.sd3_model, options.sd3_revision)
+    canvas = PretrainedLatents(options.image_size, vae)
+    return StamoModel(options, spec, tower, canvas, Sd3Painter(transformer, canvas, options.state_width))

@@ -73,6 +73,11 @@ class Objective(nn.Module):
         return undecayed_names(self)
 
     @property
+    def idle(self) -> frozenset[str]:
+        """Parameters whose first step is yet to come: an optimizer has no state of them; the default has none."""
+        return frozenset()
+
+    @property
     def frozen_encoder(self) -> StateEncoder | None:
         """Of a policy that sees of a frame only what this frozen encoder makes of it: its states may be kept, and come
         as ``obs.latent``. The default has none.

@@ -59,13 +59,19 @@ def use_what_is_kept(run: "Run") -> None:
         )
         return
     kept = None if data.features is None else open_kept(run.store, data.features, run.config.model)
-    view = None if kept is None else open_features(kept, 0.0)
+    features = None if kept is None else open_features(kept, 0.0)
+    both = run.model.needs.features_beside
+    view = None if both else features
     states = _states(run, view, None if kept is None else kept.key) if run.system.parents_of(run.config) else None
     if states is None and view is not None:
         run.report(run.step, f"trains from features/{data.features}, no picture is opened")
     if states is None and view is None and data.cache == "decoded":
         view = _decoded(run)
     beside = tuple(_further(run, name) for name in run.model.needs.beside)
+    if both:
+        seen = "which the tower sees at every step" if features is None else f"beside features/{data.features}"
+        run.report(run.step, f"trains from pictures, {seen}")
+        beside += () if features is None else (features,)
     for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
         source.view = states or view
         source.beside = beside

@@ -198,7 +198,7 @@ class Run:
                 f"{source}: already at step {state.step}, the run is to end at {self.total}; "
                 "raise training.max_steps or the epochs"
             )
-        tensors = checkpoint.restore(source, state, self.model, self.optimizer)
+        tensors = checkpoint.restore(source, state, self.model, self.optimizer, lambda: self.model.idle)
         if self.average is not None:
             self.average.restore(tensors, str(source))
         self.step = self.began = state.step

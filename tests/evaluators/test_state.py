@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipelines.derive.features import FeatureConfig, make_features
 from statevla.config.load import load_config
-from statevla.evaluators.state import evaluate_states
-from statevla.evaluators.state_measures import bend, principal, probe, psnr, ridge, ssim
+from statevla.evaluators import state_probes
+from statevla.evaluators.state import _code, evaluate_states
+from statevla.evaluators.state_measures import LAMBDAS, bend, bootstrap, principal, probe, psnr, ridge, ssim
 from statevla.evaluators.state_pictures import _components
 from statevla.systems.table import sections
 from statevla.trainers.trainer import train
 from stores.errors import StaleKey, UsageError
 from stores.reader import Store
+from tests.pipelines.test_features import save_small_dinov2
 from tests.systems.test_stamo import MICRO
 from tests.trainers.micro import SETTINGS, micro_store
 
@@ -33,9 +37,42 @@ def test_a_probe_finds_what_is_linear_and_nothing_in_noise() -> None:
     rng = np.random.default_rng(0)
     x, episode = rng.normal(size=(400, 6)), np.repeat(np.arange(20), 20)
     y = x @ rng.normal(size=(6, 3)) + 2
-    assert probe((x[:300], y[:300], episode[:300]), (x[300:], y[300:])) > 0.999
+    train, test = slice(0, 300), slice(300, 400)
+    found = probe((x[train], y[train], episode[train]), (x[test], y[test], episode[test]))
+    assert found.r2 > 0.999
     noise = rng.normal(size=(400, 3))
-    assert abs(probe((x[:300], noise[:300], episode[:300]), (x[300:], noise[300:]))) < 0.1
+    found = probe((x[train], noise[train], episode[train]), (x[test], noise[test], episode[test]))
+    assert abs(found.r2) < 0.1
+    assert found.low is not None
+    assert found.low < found.r2 < found.high
+    assert found.mse == pytest.approx((noise[test] ** 2).mean(), rel=0.2)
+
+
+def test_a_probe_is_the_ridge_of_the_penalty_that_is_best_on_held_out_episodes() -> None:
+    rng = np.random.default_rng(1)
+    x, episode = rng.normal(3, 2, size=(60, 20)), np.repeat(np.arange(12), 5)
+    y = x[:, :2] + rng.normal(0, 4, size=(60, 2))
+    scaled = (x - x.mean(axis=0)) / x.std(axis=0)
+    errors = []
+    for penalty in LAMBDAS:
+        total = 0.0
+        for number in range(5):
+            away = episode % 5 == number
+            weights, offset = ridge(scaled[~away], y[~away], penalty)
+            total += ((scaled[away] @ weights + offset - y[away]) ** 2).sum()
+        errors.append(total)
+    weights, offset = ridge(scaled, y, LAMBDAS[int(np.argmin(errors))])
+    wrong = ((scaled @ weights + offset - y) ** 2).sum()
+    found = probe((x, y, episode), (x, y, episode))
+    assert found.r2 == pytest.approx(1 - wrong / ((y - y.mean(axis=0)) ** 2).sum())
+
+
+def test_the_interval_is_over_episodes() -> None:
+    wrong, plain = np.repeat([1.0, 3.0], 50), np.full(100, 4.0)
+    assert bootstrap(wrong, plain, np.repeat([0, 1], 50), 0) == (0.25, 0.75)  # either episode may be drawn twice
+    low, high = bootstrap(wrong, plain, np.arange(100), 0)
+    assert 0.4 < low < 0.5 < high < 0.6
+    assert bootstrap(wrong, plain, np.zeros(100, int), 0) == (None, None)
 
 
 def test_psnr_and_ssim_closed_forms() -> None:
@@ -81,6 +118,12 @@ def test_a_stamo_is_probed_and_paints(tmp_path: Path) -> None:
     }  # fmt: skip
     assert set(found.probes["state"]) == {"1", "2", "5", "10"}
     assert found.state_numbers == 32
+    assert found.notes == (
+        "nothing of this encoder is frozen: its features are those of convolutions trained with the rest",
+        "no features of dinov2 are kept with this store, so they are absent; run `statevla features STORE --encoder "
+        "NAME` with it",
+        "states of temporal_jepa are absent; name one of this store with --beside",
+    )
     assert found.pictures is not None
     assert set(found.pictures.whole) == {
         "its state", "the task's mean picture", "the nearest training picture", "32 principal components",
@@ -102,3 +145,39 @@ def test_a_jepa_is_probed_and_a_policy_is_refused(tmp_path: Path) -> None:
     film = train("film", config, store, tmp_path / "film")
     with pytest.raises(UsageError, match=r"expected a trained encoder .*, got the policy film"):
         evaluate_states(Path(film.checkpoint), Store.open(store), "cpu")
+
+
+def test_kept_features_and_other_encoders_are_probed_on_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = micro_store(tmp_path / "store")
+    make_features(FeatureConfig(store, str(save_small_dinov2(tmp_path / "tower")), name="dino", device="cpu"))
+    config = load_config("tiny", None, (*SETTINGS, *MICRO, "training.max_steps=1"), sections())
+    for system in ("stamo", "temporal_jepa"):
+        train(system, config, store, tmp_path / system)
+    opened = Store.open(store)
+    found = evaluate_states(tmp_path / "stamo", opened, "cpu", beside=[tmp_path / "temporal_jepa"])
+    names = ["state", "temporal_jepa of temporal_jepa", "pooled pixels", "features/dino, mean", "features/dino, class"]
+    assert list(found.probes) == [row for name in names for row in (name, f"{name}, 64 components")]
+    assert len(found.notes) == 1
+    alone = evaluate_states(tmp_path / "temporal_jepa", opened, "cpu")
+    assert found.probes["temporal_jepa of temporal_jepa"] == alone.probes["state"]
+    assert found.probes["features/dino, class"] == alone.probes["features/dino, class"]
+    assert f"| features/dino, class | {found.probes['features/dino, class']['1'].r2:.3f} (" in found.to_markdown()
+    with pytest.raises(UsageError, match=r"--beside .*: temporal_jepa of temporal_jepa is there already"):
+        evaluate_states(tmp_path / "stamo", opened, "cpu", beside=[tmp_path / "temporal_jepa"] * 2)
+    frames = opened.manifest.counts["frames"]
+    monkeypatch.setattr(state_probes, "vectors", lambda found, count: {"mean": np.zeros((count, 4))})
+    kept, absent = state_probes.kept_vectors(opened)  # as before class tokens were kept
+    assert {name: len(values) for name, values in kept.items()} == {"features/dino, mean": frames}
+    assert "features/dino has no <camera>_class, so its class token is absent" in absent[0]
+
+
+def test_a_frames_features_are_those_of_its_row(tmp_path: Path) -> None:
+    store = Store.open(micro_store(tmp_path / "store"))
+    numbers = {"number": np.arange(store.manifest.counts["frames"])[:, None].astype(float)}
+    coded = _code({}, numbers, store, "val", torch.device("cpu"), None)
+    first = store.episode_columns["first_frame"]
+    for episode in np.unique(coded.episode):
+        own = coded.features["number"][coded.episode == episode, 0]
+        np.testing.assert_array_equal(own, first[episode] + np.arange(len(own)))

@@ -15,7 +15,7 @@ from pipelines.derive import features
 from pipelines.derive.features import FeatureConfig, make_features
 from statevla.config import ModelConfig
 from statevla.encoders import features as kept
-from statevla.encoders.features import open_kept, quantize
+from statevla.encoders.features import kept_towers, open_kept, quantize, vectors
 from statevla.encoders.siglip import load_siglip
 from statevla.models.tokenizer import pool_patches
 from stores.disk import room
@@ -42,6 +42,18 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(features, "CHUNK_BYTES", 16 * 4 * 24 * 2)
     make_tiny_store(tmp_path / "store", episodes=4, frames=30, image=24, window=8)
     return tmp_path / "store"
+
+
+def save_small_dinov2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder)
+    settings = {
+        "size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}, "do_center_crop": True, "resample": 3,
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 def make(store: Path, tower: Path, **options: Any) -> dict[str, Any]:
@@ -161,15 +173,8 @@ def test_a_damaged_row_is_named(store: Path, tower: Path) -> None:
     assert [problem.object for problem in verify_store(store)] == ["features/kept/agentview/c/1/0/0"]
 
 
-def test_dinov2_leaves_out_the_class_token(store: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
-    Dinov2Model(Dinov2Config(**shape)).save_pretrained(tmp_path / "dino")
-    settings = {
-        "size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}, "do_center_crop": True, "resample": 3,
-        "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-    }  # fmt: skip
-    (tmp_path / "dino/preprocessor_config.json").write_text(json.dumps(settings))
+def test_dinov2s_class_token_is_kept_beside_its_patches(store: Path, tmp_path: Path) -> None:
+    save_small_dinov2(tmp_path / "dino")
     summary = make(store, tmp_path / "dino")
     assert (summary["encoder"], summary["patches"]) == ("dinov2", 4)
     frames = torch.from_numpy(Store.open(store).decode_segment(0)[0][:2])
@@ -179,9 +184,18 @@ def test_dinov2_leaves_out_the_class_token(store: Path, tmp_path: Path) -> None:
     backbone = load_dinov2(str(tmp_path / "dino"))
     pixels = resize(frames, backbone.preprocessing) / 127.5 - 1
     with torch.no_grad():
-        wanted = AutoModel.from_pretrained(tmp_path / "dino").eval()(pixel_values=pixels).last_hidden_state[:, 1:]
-    stored = zarr.open_group(store / summary["folder"], mode="r")["agentview"][:2].astype(np.float32)
-    torch.testing.assert_close(torch.from_numpy(stored), wanted, rtol=2e-3, atol=2e-3)
+        wanted = AutoModel.from_pretrained(tmp_path / "dino").eval()(pixel_values=pixels).last_hidden_state
+    for name, tokens in (("agentview", wanted[:, 1:]), ("agentview_class", wanted[:, 0])):
+        stored = zarr.open_group(store / summary["folder"], mode="r")[name][:2].astype(np.float32)
+        torch.testing.assert_close(torch.from_numpy(stored), tokens, rtol=2e-3, atol=2e-3)
+    assert verify_store(store) == []
+    (found,) = kept_towers(Store.open(store))
+    each = vectors(found, summary["frames"])
+    assert {name: values.shape for name, values in each.items()} == {
+        "mean": (summary["frames"], 48), "class": (summary["frames"], 48)
+    }  # fmt: skip
+    torch.testing.assert_close(torch.from_numpy(each["mean"][:2, :24]), wanted[:, 1:].mean(1), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(torch.from_numpy(each["class"][:2, :24]), wanted[:, 0], rtol=2e-3, atol=2e-3)
 
 
 def test_encoders_that_are_none(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

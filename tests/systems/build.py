@@ -13,7 +13,7 @@ from tests.models.build import normalization
 SMALL = (
     "model.image_size=32", "model.embed_dim=32", "model.encoder_depth=1", "model.d_state=4", "model.policy_layers=1",
     "model.policy_d_state=4", "model.gripper_width=32",
-    "stamo.image_size=16", "stamo.patch_size=4", "stamo.stages=8-16", "stamo.features=16", "stamo.width=32",
+    "stamo.image_size=16", "stamo.patch_size=4", "stamo.stages=8-16", "stamo.stem_width=16", "stamo.width=32",
     "stamo.depth=1", "stamo.state_width=8", "stamo.decoder_width=32", "stamo.decoder_depth=1",
 )  # fmt: skip
 
@@ -45,5 +45,7 @@ def with_world(name: str, encoder: str, target: str) -> Case:
 POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
 CASES = [Case(row) for row in POLICIES]
 CASES += [Case(find_system("goal"), ("goal.fusion=state", f"goal.encoder={encoder}")) for encoder in ENCODERS]
+LATENTS = ("stamo.decoder=vae", "stamo.patch_size=2")
+CASES.append(Case(find_system("goal"), ("goal.fusion=state", "goal.encoder=stamo", *LATENTS)))
 CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if "world_target=" in row.options.PARENT_FOR]
 CASES.append(with_world("film", "temporal_jepa", "state"))

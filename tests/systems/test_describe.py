@@ -34,7 +34,13 @@ COUNTS = [
     ("goal", "small", ("goal.fusion=late",), 3_178_630),
     ("stamo", "tiny", (), 438_464 + 1_352_512 + 256 + 118_464),
     ("stamo", "small", (), 3_390_464 + 10_092_992 + 512 + 470_400),
+    ("stamo", "tiny", ("stamo.motion_weight=1",), 438_464 + 1_352_512 + 256 + 118_464),
 ]
+PAPER = (
+    "stamo.features=dinov2", "model.vision=dinov2", "model.vision_model=facebook/dinov2-base", "model.patch_size=14",
+    "stamo.width=1024", "stamo.depth=4", "stamo.state_width=1024", "stamo.heads=16",
+)  # fmt: skip
+"""StaMo's compressor over the features of a ViT-B."""
 
 
 @pytest.mark.parametrize(("name", "preset", "changes", "wanted"), COUNTS)
@@ -42,6 +48,12 @@ def test_counts(name: str, preset: str, changes: tuple[str, ...], wanted: int) -
     found = describe_system(find_system(name), load_config(preset, None, changes, sections()))
     assert found["trainable"] == sum(found["parts"].values()) == wanted
     assert found["frozen"] == 0
+
+
+def test_stamo_over_frozen_features_at_the_papers_size() -> None:
+    found = describe_system(find_system("stamo"), load_config("base", None, PAPER, sections()))
+    assert found["parts"]["compressor"] == 52_490_240
+    assert "stem" not in found["parts"]
 
 
 @pytest.mark.parametrize("row", SYSTEMS, ids=[row.name for row in SYSTEMS])

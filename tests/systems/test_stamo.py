@@ -18,7 +18,7 @@ from tests.models.build import batch, observations
 from tests.trainers.micro import SETTINGS, micro_store
 
 MICRO = (
-    "stamo.image_size=16", "stamo.patch_size=4", "stamo.stages=8-16", "stamo.features=16", "stamo.width=32",
+    "stamo.image_size=16", "stamo.patch_size=4", "stamo.stages=8-16", "stamo.stem_width=16", "stamo.width=32",
     "stamo.depth=1", "stamo.state_width=8", "stamo.decoder_width=32", "stamo.decoder_depth=1",
 )  # fmt: skip
 

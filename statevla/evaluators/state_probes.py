@@ -1,0 +1,82 @@
+"""Linear probes of actions: how well the difference of a feature between two frames tells the actions between them.
+
+Legend: N frames of a split, F numbers of a feature, A continuous action dimensions, V frames of the store.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from statevla.encoders.features import CLASS_TOKEN, MAKE, kept_towers, vectors
+from statevla.evaluators.state_measures import FOLDS, Probe, principal, probe
+from stores.reader import Store
+
+HORIZONS: Final = (1, 2, 5, 10)
+REDUCED: Final = 64
+"""Principal components to which every feature is also reduced, so that width is no excuse."""
+Floats = NDArray[np.floating]
+Found = dict[str, Probe | None]
+"""By horizon; None where there are too few frames or episodes."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Frames of whole episodes in order. features: [N F] by name. action: [N A], standardized. row: of the store."""
+
+    features: Mapping[str, Float[np.ndarray, "N _"]]
+    action: Float[np.ndarray, "N A"]
+    episode: Int[np.ndarray, " N"]
+    row: Int[np.ndarray, " N"]
+
+
+def kept_vectors(store: Store) -> tuple[dict[str, Floats], list[str]]:
+    """Of every frame of the store [V F]: the mean over a tower's patches, and its class token, of all features that are
+    kept with it; and what of DINOv2's is absent.
+    """
+    found: dict[str, Floats] = {}
+    absent = []
+    towers = kept_towers(store)
+    for each in towers:
+        told = vectors(each, store.manifest.counts["frames"])
+        found |= {f"features/{each.name}, {name}": values for name, values in told.items()}
+        if each.made_from["encoder"] == "dinov2" and "class" not in told:
+            name = CLASS_TOKEN.format(camera="<camera>")
+            absent.append(f"features/{each.name} has no {name}, so its class token is absent; run `{MAKE}` again")
+    if not any(each.made_from["encoder"] == "dinov2" for each in towers):
+        absent.append(f"no features of dinov2 are kept with this store, so they are absent; run `{MAKE}` with it")
+    return found, absent
+
+
+def probe_all(train: Coded, val: Coded, seed: int) -> dict[str, Found]:
+    """Of every feature, and of its principal components, fitted to `train` and measured on `val`."""
+    found = {}
+    for name in train.features:
+        sides = (train.features[name], val.features[name])
+        found[name] = _probes(sides, train, val, seed)
+        mean, directions = principal(sides[0].astype(np.float64), REDUCED)
+        reduced = [(feature - mean) @ directions for feature in sides]
+        found[f"{name}, {REDUCED} components"] = _probes((reduced[0], reduced[1]), train, val, seed)
+    return found
+
+
+def _probes(sides: tuple[Floats, Floats], train: Coded, val: Coded, seed: int) -> Found:
+    found: Found = {}
+    for k in HORIZONS:
+        fitted, measured = _differences(sides[0], train, k), _differences(sides[1], val, k)
+        enough = len(measured[0]) > 0 and len(np.unique(fitted[2] % FOLDS)) > 1
+        found[str(k)] = probe(fitted, measured, seed) if enough else None
+    return found
+
+
+def _differences(
+    feature: Floats, coded: Coded, k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Differences over k frames of one episode, the actions between, summed, and the episode."""
+    same = coded.episode[k:] == coded.episode[:-k]
+    sums = np.cumsum(np.concatenate([np.zeros((1, coded.action.shape[1])), coded.action]), axis=0)
+    between = sums[k:-1] - sums[: -k - 1]
+    return (feature[k:] - feature[:-k])[same].astype(np.float64), between[same], coded.episode[k:][same]
