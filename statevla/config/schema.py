@@ -60,6 +60,13 @@ class DataConfig:
     oversample_gripper: int = option(
         1, "times that a step is drawn an epoch whose chunk opens or closes a gripper", least=1, most=100
     )
+    labelled_share: float = option(
+        1.0, "share of the train split's episodes, of every instruction, whose actions may be seen", above=0, most=1
+    )
+    unlabelled: str = option(
+        "leave_out", "episodes beyond data.labelled_share: left out, or kept with their actions hidden, for what "
+        "learns without", choices=("leave_out", "keep"),
+    )  # fmt: skip
     data_directory: str | None = option(
         None, "the documents': folder of HDF5 files named like the suite (statevla ingest)", resume=True, compare=False
     )
@@ -117,12 +124,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """What every system's section has. PRESETS: what a preset of that name changes of the defaults."""
+    """What every system's section has. PRESETS: what a preset of that name changes of the defaults. PARENT_FOR: for
+    people, the options with which a frozen encoder is taken, where that is up to the options.
+    """
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    PARENT_FOR: ClassVar[str] = ""
 
     num_epochs: int = option(1000, "epochs; training.max_steps may end a run before", least=1, resume=True)
     learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)
+
+    def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
+        """Of the systems whose frozen encoder the system `may` take, those that will do with these options."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,10 @@ class Phase2Config(SystemOptions):
 
     learning_rate: float = option(5e-5, "of this system; not given: training.learning_rate if that is", above=0)
     gripper_weight: float = option(1.0, "weight of the gripper's cross entropy", least=0)
+
+    def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
+        """All: there is no policy on a state without an encoder."""
+        return may
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class Table:
 
     steps, observations, first_step, episode: int64 [segments]. instruction: int64 [episodes], row of `language`.
     first_frame, episode_steps: int64 [episodes]. language: float32 [instructions, L]. spec, store_chunk: the store's.
-    chunk: K of the batches.
+    chunk: K of the batches. labelled: bool [episodes], those whose actions may be seen; None: all. keeps_unlabelled:
+    whether batches have the others too, without their actions.
     """
 
     steps: Ints
@@ -38,6 +39,8 @@ class Table:
     spec: ObsSpec
     store_chunk: int
     chunk: int
+    labelled: NDArray[np.bool_] | None = None
+    keeps_unlabelled: bool = False
 
     def rows(self, segment: Ints, step: Ints) -> Ints:
         """Frame numbers of steps in segments."""
@@ -103,9 +106,14 @@ def assemble(
     ahead: int,
 ) -> Batch:
     """One batch of steps in segments. observe: the observations so many steps after each. ahead: steps to
-    `next_obs`, where the segment holds one so far on, else to the last one that it does.
+    `next_obs`, where the segment holds one so far on, else to the last one that it does. Actions of episodes without
+    labels are NaN, all of them padding.
     """
     episode = table.episode[segment]
+    if table.labelled is not None:
+        hidden = ~table.labelled[episode]
+        chunk = np.where(hidden[:, None, None], np.float32(np.nan), chunk)
+        is_pad = is_pad | hidden[:, None]
     language = torch.from_numpy(table.language[table.instruction[episode]])
     later = np.minimum(ahead, table.observations[segment] - 1 - step)
     obs = observe(np.zeros_like(later), language)

@@ -18,6 +18,7 @@ from statevla.data.batch import Batch
 from statevla.data.blocks import Blocks, BlockSupply
 from statevla.data.frames import Ints, Table, make_table
 from statevla.data.goals import Goals
+from statevla.data.labelled import choose_labelled
 from statevla.data.machine import cache_bytes, loader_threads
 from statevla.data.needs import NOW, Needs
 from statevla.data.numbers import Numbers
@@ -36,12 +37,15 @@ PASS: Final = 4
 
 
 def split_segments(store: Store, table: Table, split: str, *, with_next_only: bool) -> tuple[Ints, Ints]:
-    """Segments of a split and the transitions to take from each: int64 [segments] twice, none empty.
+    """Segments of a split and the transitions to take from each: int64 [segments] twice, none empty, and without those
+    of episodes that the table leaves out.
 
     With `with_next_only` the last step of an episode without a successor observation is left out (`Needs.require`).
     Raises UsageError when the split is empty.
     """
     counts = np.minimum(table.steps, table.observations - 1) if with_next_only else table.steps
+    if table.labelled is not None and not table.keeps_unlabelled:
+        counts = np.where(table.labelled[table.episode], counts, 0)
     codes, names = store.episode_columns.codes("split")
     in_split = np.array([name == split for name in names], dtype=np.bool_)[codes]
     chosen = np.flatnonzero(in_split[table.episode] & (counts > 0)).astype(np.int64)
@@ -107,7 +111,8 @@ class SegmentLoader:
         world: int = 1,
     ) -> None:
         self.store, self.data, self.needs = store, data, needs
-        self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
+        table = make_table(store, chunk, seed if data.shuffle_instructions else None)
+        self.table = choose_labelled(store, table, data, seed)
         self.segments, counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.repeated = None
         if data.oversample_gripper > 1:

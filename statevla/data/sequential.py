@@ -26,6 +26,7 @@ import torch
 from statevla.config import DataConfig
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.frames import Ints, Table, assemble, make_table
+from statevla.data.labelled import choose_labelled
 from statevla.data.loaders import split_segments
 from statevla.data.machine import loader_threads
 from statevla.data.needs import Needs
@@ -99,7 +100,8 @@ class SequentialLoader:
     ) -> None:
         require_sequential(store, data, needs, chunk, batch_size, world)
         self.store, self.seed, self.data, self.needs, self.rank, self.world = store, seed, data, needs, rank, world
-        self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
+        table = make_table(store, chunk, seed if data.shuffle_instructions else None)
+        self.table = choose_labelled(store, table, data, seed)
         chosen, counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.counts = np.zeros(len(self.table.steps), np.int64)
         self.counts[chosen] = counts

@@ -41,7 +41,7 @@ def training_minutes(run: Path, row: System, state: CheckpointState) -> float | 
     own = _minutes(metrics(run, row.folder), state.step, int(state.config["training"]["batch_size"]))
     if own is None:
         return None
-    parents = (find_system(name) for name in row.parent)
+    parents = [] if state.parent is None else [find_system(state.parent["system"])]
     encoders = (_minutes(metrics(run, parent.folder), None, _batch_size(state)) for parent in parents)
     return own + sum(minutes for minutes in encoders if minutes is not None)
 

@@ -12,6 +12,14 @@ from stores.errors import UsageError
 GROUPS = 8
 
 
+def stages_of(key: str, text: str) -> tuple[int, ...]:
+    """``16-32-64`` -> (16, 32, 64). Raises UsageError naming `key` when it is not widths of 8, 16, … channels."""
+    parts = text.split("-")
+    if not all(part.isdigit() and int(part) > 0 and int(part) % GROUPS == 0 for part in parts):
+        raise UsageError(f"{key}: expected widths that are multiples of {GROUPS}, such as 16-32-64, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
 class Stage(nn.Module):
     """Conv 3 × 3 with stride 2, GroupNorm."""
 

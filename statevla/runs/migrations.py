@@ -13,7 +13,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     8  decoded pictures
     9  the weight of the prediction's error
     10 how shards are read
-    11 further objectives of Temporal JEPA
+    11 SIGReg, and predictions further ahead
 """
 
 import copy
@@ -155,9 +155,18 @@ STAMO_ADDED: Final[Tree] = {
 """Keys of ``stamo`` since 12, as it was before."""
 
 
-def _what_stamo_sees(old: Tree) -> Tree:
-    """11 to 12: its features were a stem's, whose width was called so."""
+def _frozen_encoders_and_features(old: Tree) -> Tree:
+    """11 to 12: policies that regress a chunk took no encoder, and foretold no state; all actions were seen; StaMo's
+    features were a stem's, whose width was called so.
+    """
     tree = copy.deepcopy(old)
+    tree["config"]["data"] |= {"labelled_share": 1.0, "unlabelled": "leave_out"}
+    for name in ("film", "act", "vla", "goal"):
+        if name in tree["config"]:
+            tree["config"][name] |= {
+                "encoder": "temporal_jepa", "world_target": "none", "world_weight": 0.1, "world_horizon": None,
+                "world_shuffled": False,
+            }  # fmt: skip
     if "stamo" in tree["config"]:
         _rename(tree["config"]["stamo"], features="stem_width")
         tree["config"]["stamo"] |= STAMO_ADDED
@@ -198,6 +207,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     8: _weight_of_prediction,
     9: _reading_from_afar,
     10: _further_objectives,
-    11: _what_stamo_sees,
+    11: _frozen_encoders_and_features,
 }
 """From the format of the key to the next one."""

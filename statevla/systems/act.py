@@ -20,10 +20,10 @@ from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, DecoderLayer, Queries, grid_sinusoids, sinusoids
 from statevla.models.heads import ChunkOutput
 from statevla.models.losses import LossParts
-from statevla.models.stems import ConvStem
+from statevla.models.stems import ConvStem, stages_of
 from statevla.models.tokenizer import dtype_of, embedding
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, stages_of
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms
 from stores.spec import ObsSpec
 
@@ -136,14 +136,25 @@ class ActNet(nn.Module):
         condition: Float[Tensor, "B L"], latent: Float[Tensor, "B Z"],
     ) -> ChunkOutput:  # fmt: skip
         """robot: standardized. latent: q's sample in training, the prior's mean when acting."""
+        return self.told(self.read(images, robot, condition, latent))
+
+    def read(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"],
+        condition: Float[Tensor, "B L"], latent: Float[Tensor, "B Z"],
+    ) -> Float[Tensor, "B K D"]:  # fmt: skip
+        """What each step is read from by one linear layer."""
         small = torch.stack([self.latent(latent), self.robot(robot), self.language(condition)], dim=1) + self.kinds
         seen = [self.stem(frames).float() + self.position + self.camera[number] for number, frames in enumerate(images)]
         memory = self.encoder(torch.cat([small, *seen], dim=1))
         steps = self.queries(len(robot)).to(dtype_of(self.decoder))
         for layer in self.decoder:
             steps = layer(steps, memory.to(steps.dtype))
-        out = self.norm(steps.float())
-        return ChunkOutput(self.pose(out).float(), self.gripper(out).float())
+        out: Tensor = self.norm(steps.float())
+        return out
+
+    def told(self, read: Float[Tensor, "B K D"]) -> ChunkOutput:
+        """The chunk."""
+        return ChunkOutput(self.pose(read).float(), self.gripper(read).float())
 
 
 @dataclass(frozen=True)
@@ -181,13 +192,14 @@ class ActPolicy(ChunkPolicy):
     options: ActOptions
 
     def __init__(self, config: Config, options: ActOptions, given: Given) -> None:
-        super().__init__(options, given)
+        super().__init__(config, options, given)
         self.net = ActNet(
             size=options.image_size, width=options.width, heads=options.heads, hidden=options.hidden,
             chunk_blocks=options.chunk_blocks, blocks=options.blocks, decoder_blocks=options.decoder_blocks,
             latent=options.latent, stages=stages_of("act.stages", options.stages),
             chunk=config.model.action_seq_len, spec=given.spec, prior=options.prior, dropout=options.dropout,
         )  # fmt: skip
+        self.add_world(config, options.width)
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:
@@ -202,14 +214,14 @@ class ActPolicy(ChunkPolicy):
         return scale_language(language)
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """``pose``, ``logits``, ``divergence`` [B Z]; in validation ``pose_of_prior`` [B K P] too."""
+        """``pose``, ``logits``, ``divergence`` [B Z], `ChunkPolicy.foretell`; in validation ``pose_of_prior`` too."""
         obs = batch.obs
         robot, condition = self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
         wanted = self.wanted(batch)
-        shown = self.standardize_action(batch.chunk)
-        q, p = self.net.chunk_encoder(robot, shown, batch.is_pad), self.net.prior(robot, condition)
-        pose, logits = self.net(obs.images, robot, condition, q.sample(noise["latent"]))
-        found = {"pose": pose, "logits": logits, "divergence": divergence(q, p), **wanted}
+        q, p = self.net.chunk_encoder(robot, self.shown(batch), batch.is_pad), self.net.prior(robot, condition)
+        read = self.net.read(obs.images, robot, condition, q.sample(noise["latent"]))
+        pose, logits = self.net.told(read)
+        found = {"pose": pose, "logits": logits, "divergence": divergence(q, p), **wanted, **self.foretell(read, batch)}
         if not self.training:
             found["pose_of_prior"] = self.net(obs.images, robot, condition, p.mean).pose
         return found

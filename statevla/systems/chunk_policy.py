@@ -3,25 +3,28 @@
 Legend: B batch, C cameras, K chunk, P continuous dimensions, G binary ones, R rows of a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from statevla.config import Config
 from statevla.config.options import option
 from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch
+from statevla.data.needs import Needs
 from statevla.models.gripper import command, is_closing
 from statevla.models.heads import gripper_terms, pose_error
 from statevla.models.losses import LossParts
 from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
-from statevla.models.stems import GROUPS
 from statevla.systems.acting import Acted, Scene
+from statevla.systems.frozen import ENCODERS, FrozenEncoder
 from statevla.systems.system import Given, Noise, Objective, Terms
-from stores.errors import UsageError
+from statevla.systems.world import FITTED_ROWS, TARGETS, WorldHead
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,35 @@ class ChunkOptions(SystemOptions):
     learning_rate: float = option(1e-3, "of this system; not given: training.learning_rate if that is", above=0)
     loss: str = option("l1", "of the pose", choices=("l1", "mse"))
     gripper_weight: float = option(1.0, "weight of the gripper's cross entropy", least=0)
+    encoder: str = option(
+        "temporal_jepa", "system of the frozen state encoder, where one is taken; not given: that of the checkpoint",
+        choices=tuple(ENCODERS),
+    )  # fmt: skip
+    world_target: str = option(
+        "none", "what a further head foretells in training: a frozen encoder's later state, or how far it moves",
+        choices=TARGETS,
+    )  # fmt: skip
+    world_weight: float = option(0.1, "weight of that head's error", least=0)
+    world_horizon: int | None = option(None, "steps that it looks ahead; nothing: model.action_seq_len", least=1)
+    world_shuffled: bool = option(False, "a control: in training each row has the target of another episode's")
+
+    PARENT_FOR: ClassVar[str] = "world_target=state or motion"
+
+    @property
+    def takes_encoder(self) -> bool:
+        """Whether some option needs a frozen encoder."""
+        return self.world_target != "none"
+
+    def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
+        """The one that ``encoder`` names, where one is needed."""
+        return (self.encoder,) if self.takes_encoder else ()
 
 
 class ChunkPolicy(Objective):
-    """`predict` gives a chunk in training and in acting alike; subclasses add what their training has beside it."""
+    """Gives a chunk in training and in acting alike; subclasses add what their training has beside it.
+
+    encoder: the frozen one, where the options take one. world: the head that foretells its states, likewise.
+    """
 
     options: ChunkOptions
 
@@ -42,15 +70,47 @@ class ChunkPolicy(Objective):
     binary: Tensor
     places: Tensor
 
-    def __init__(self, options: ChunkOptions, given: Given) -> None:
+    def __init__(self, config: Config, options: ChunkOptions, given: Given) -> None:
         super().__init__()
         self.options, spec = options, given.spec
+        self.encoder = FrozenEncoder(options.encoder, config, given) if options.takes_encoder else None
+        self.world: WorldHead | None = None
         self.standardize_action = Standardize("action", given.statistics, spec)
         self.standardize_robot_state = Standardize("robot_state", given.statistics, spec)
         order = [*spec.continuous, *spec.binary]
         for name, dims in (("continuous", spec.continuous), ("binary", spec.binary)):
             self.register_buffer(name, torch.tensor(dims, dtype=torch.long), persistent=False)
         self.register_buffer("places", torch.tensor(order, dtype=torch.long).argsort(), persistent=False)
+
+    def add_world(self, config: Config, width: int) -> None:
+        """Where the options say so, a head on readouts of `width`; called last, so that it changes no other weight."""
+        if self.encoder is None or self.options.world_target == "none":
+            return
+        tokens, numbers = self.encoder.state_shape
+        horizon = self.options.world_horizon or config.model.action_seq_len
+        self.world = WorldHead(width, tokens * numbers, self.options.world_target, horizon, self.options.world_shuffled)
+        self.needs = Needs(offsets=(0, horizon))
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """With a world head."""
+        return self.world is not None
+
+    @property
+    def fit_rows(self) -> int:
+        """For the world head's targets."""
+        return 0 if self.world is None else FITTED_ROWS
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """The world head's targets."""
+        if self.world is not None and self.encoder is not None:
+            self.world.fit(self.encoder, batches)
+
+    def foretell(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], batch: Batch) -> dict[str, Tensor]:
+        """`WorldHead.terms`; none without one."""
+        if self.world is None or self.encoder is None:
+            return {}
+        return self.world.terms(readout, self.encoder, batch)
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:
@@ -60,30 +120,45 @@ class ChunkPolicy(Objective):
     def wanted(self, batch: Batch) -> dict[str, Tensor]:
         """``wanted`` [B K P] standardized, ``closing`` [B K G], ``keep`` [B K] (no padding)."""
         return {
-            "wanted": self.standardize_action(batch.chunk).index_select(-1, self.continuous),
+            "wanted": self.shown(batch).index_select(-1, self.continuous),
             "closing": is_closing(batch.chunk.index_select(-1, self.binary)),
             "keep": ~batch.is_pad,
         }
+
+    def shown(self, batch: Batch) -> Float[Tensor, "B K A"]:
+        """Standardized actions, 0 where there is padding: what is hidden there is NaN, and so would its gradient be
+        where a mask comes later.
+        """
+        return torch.where(batch.is_pad.unsqueeze(-1), 0.0, self.standardize_action(batch.chunk))
 
     def pose_loss(self, terms: Terms) -> Float[Tensor, ""]:
         """Error of the pose over the steps that are not padding."""
         return pose_error(self.options.loss, terms["pose"], terms["wanted"], terms["keep"])
 
     def loss(self, terms: Terms) -> LossParts:
-        """Pose error + weighted gripper cross entropy over the steps that are not padding.
+        """Pose error + weighted gripper cross entropy over the steps that are not padding; with a world head + its
+        weighted error.
 
-        Parts: ``pos_rot_loss``, ``gripper_loss`` (unweighted), ``action_loss``; monitor ``gripper_accuracy``.
+        Parts: ``pos_rot_loss``, ``gripper_loss`` (unweighted), ``action_loss`` (both); monitor ``gripper_accuracy``;
+        those of `WorldHead.loss`.
         """
         pose = self.pose_loss(terms)
         gripper, right = gripper_terms(terms["logits"], terms["closing"], terms["keep"])
         total = pose + self.options.gripper_weight * gripper
         parts = {"pos_rot_loss": pose, "gripper_loss": gripper, "action_loss": total, "gripper_accuracy": right}
+        if self.world is not None:
+            foretold, more = self.world.loss(terms)
+            total, parts = total + self.options.world_weight * foretold, parts | more
         steps = terms["keep"].sum().float()
         return LossParts(total, {name: part.detach() for name, part in parts.items()}, steps)
 
     def monitors(self, terms: Terms) -> dict[str, float]:
-        """``gripper_change_f1``, where the gripper changes at all."""
-        return change_monitor(terms)
+        """``gripper_change_f1``, where the gripper changes at all; those of the world head."""
+        return {**change_monitor(terms), **self.world_monitors(terms)}
+
+    def world_monitors(self, terms: Terms) -> dict[str, float]:
+        """`WorldHead.monitors`; none without one."""
+        return {} if self.world is None else self.world.monitors(terms)
 
     def acted(self, pose: Float[Tensor, "B K P"], logits: Float[Tensor, "B K G"]) -> Acted:
         """A decision in action units, its dimensions in the spec's order."""
@@ -117,11 +192,3 @@ def scale_language(language: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     """Entries of about 1, whatever encoder made the vector."""
     scaled: Tensor = nn.functional.normalize(language, dim=-1) * language.shape[-1] ** 0.5
     return scaled
-
-
-def stages_of(key: str, text: str) -> tuple[int, ...]:
-    """``16-32-64`` -> (16, 32, 64). Raises UsageError naming `key` when it is not widths of 8, 16, … channels."""
-    parts = text.split("-")
-    if not all(part.isdigit() and int(part) > 0 and int(part) % GROUPS == 0 for part in parts):
-        raise UsageError(f"{key}: expected widths that are multiples of {GROUPS}, such as 16-32-64, got {text!r}")
-    return tuple(int(part) for part in parts)

@@ -19,10 +19,10 @@ from statevla.config import Config
 from statevla.config.options import option
 from statevla.data.batch import Batch
 from statevla.models.heads import ChunkOutput, split_output
-from statevla.models.stems import Stage
+from statevla.models.stems import Stage, stages_of
 from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, stages_of
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms
 from stores.spec import ObsSpec
 
@@ -74,9 +74,22 @@ class FilmNet(nn.Module):
         self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
     ) -> ChunkOutput:
         """robot: standardized."""
+        return self.told(self.read(images, robot, condition))
+
+    def read(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
+    ) -> Float[Tensor, "B F"]:
+        """What the chunk is read from by one linear layer."""
         seen = [self.see(frames, condition) + self.camera_embedding[c] for c, frames in enumerate(images)]
-        joined = torch.cat([*seen, condition, self.robot(robot)], dim=-1)
-        return split_output(self.policy(joined.to(dtype_of(self.policy))).float(), self.chunk, self.pose)
+        x = torch.cat([*seen, condition, self.robot(robot)], dim=-1).to(dtype_of(self.policy))
+        *layers, _ = self.policy
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    def told(self, read: Float[Tensor, "B F"]) -> ChunkOutput:
+        """The chunk."""
+        return split_output(self.policy[-1](read).float(), self.chunk, self.pose)
 
 
 @dataclass(frozen=True)
@@ -97,9 +110,10 @@ class FilmPolicy(ChunkPolicy):
     """The net with its loss and its decision."""
 
     def __init__(self, config: Config, options: FilmOptions, given: Given) -> None:
-        super().__init__(options, given)
+        super().__init__(config, options, given)
         stages = stages_of("film.stages", options.stages)
         self.net = FilmNet(options.image_size, options.hidden, stages, config.model.action_seq_len, given.spec)
+        self.add_world(config, options.hidden)
 
     @property
     def undecayed(self) -> frozenset[str]:
@@ -111,10 +125,12 @@ class FilmPolicy(ChunkPolicy):
         return self.net.condition(scale_language(language))
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """``pose`` [B K P] and ``logits`` [B K] beside `ChunkPolicy.wanted`."""
+        """``pose`` [B K P] and ``logits`` [B K] beside `ChunkPolicy.wanted` and `ChunkPolicy.foretell`."""
         obs = batch.obs
-        pose, logits = self.net(obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language))
-        return {"pose": pose, "logits": logits, **self.wanted(batch)}
+        robot = self.standardize_robot_state(obs.robot_state)
+        read = self.net.read(obs.images, robot, self.condition(obs.language))
+        pose, logits = self.net.told(read)
+        return {"pose": pose, "logits": logits, **self.wanted(batch), **self.foretell(read, batch)}
 
     def decide(self, scene: Scene) -> Acted:
         return self.acted(*self.net(scene.images, self.standardize_robot_state(scene.robot_state), scene.condition))

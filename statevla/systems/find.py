@@ -68,12 +68,12 @@ def find_encoder(checkpoint: Path | None, store_hash: str, root: Path = RUNS) ->
     return found[0]
 
 
-def find_parent(system: System, store_hash: str, run: Path | None = None, root: Path = RUNS) -> Path:
-    """checkpoint_latest of a parent of `system` in `run`, else of the only run that was trained on that store.
+def find_parent(parents: Iterable[str], store_hash: str, run: Path | None = None, root: Path = RUNS) -> Path:
+    """checkpoint_latest of one of the systems `parents` in `run`, else of the only run that was trained on that store.
 
     Raises UsageError when there is none or several runs fit.
     """
-    rows = [find_system(name) for name in system.parent]
+    rows = [find_system(name) for name in parents]
     found = _in_run(run, rows, (LATEST,)) if run is not None else _find(rows, root, (LATEST,), store_hash)
     fitting = [path for path in found if read_state(path).content_hash == store_hash]
     where = f"in {run}" if run is not None else f"below {root}/"

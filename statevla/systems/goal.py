@@ -1,13 +1,16 @@
 """A policy that is told what to reach by language or by a picture, row by row.
 
 Fusion ``early`` puts the goal's picture beside the current one, channel by channel, so that the first layer can compare
-pixels (black where the row is told by language: octo #74); ``late`` adds the goal's patches as tokens. A learned
-embedding says which kind a row is. Rows that are told by language do not see the goal's pixels at all, and rows that
-are told by a picture do not see the instruction.
+pixels (black where the row is told by language: octo #74); ``late`` adds the goal's patches as tokens; ``state`` adds
+what a frozen state encoder makes of the goal's pictures, and beside it what it makes of the current ones, so that the
+two can be compared. A learned embedding says which kind a row is. Rows that are told by language do not see the goal's
+pixels at all, and rows that are told by a picture do not see the instruction.
 
-Legend: B batch, C cameras, D width, N tokens, P patches, K chunk, S side of a resized picture, I instructions.
+Legend: B batch, C cameras, D width, N tokens, P patches, K chunk, S side of a resized picture, I instructions, M tokens
+of a state, E numbers of one.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,18 +22,18 @@ from torch import Tensor, nn
 from statevla.config import Config
 from statevla.config.options import option
 from statevla.data.batch import Batch
-from statevla.data.needs import NOW, Needs
 from statevla.models.attention import Backbone
 from statevla.models.heads import ChunkOutput, split_output
 from statevla.models.stems import PatchStem
 from statevla.models.tokenizer import embedding, prepare_pixels
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.frozen import FrozenEncoder
 from statevla.systems.system import Given, Noise, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
 
-FUSIONS = ("early", "late")
+FUSIONS = ("early", "late", "state")
 RELABEL = ("mixed", "final", "future", "near")
 LANGUAGE, IMAGE = "language", "image"
 
@@ -38,20 +41,54 @@ Pictures = tuple[UInt8[Tensor, "B _ _ 3"], ...]
 """A camera each."""
 
 
+class States(nn.Module):
+    """A frozen encoder's states of pictures as tokens, those of the goal after the current ones."""
+
+    def __init__(self, encoder: FrozenEncoder, width: int) -> None:
+        super().__init__()
+        self._outside = (encoder,)
+        """The policy holds it."""
+        tokens, numbers = encoder.state_shape
+        self.enter, self.position, self.time = nn.Linear(numbers, width), embedding(tokens, width), embedding(2, width)
+
+    def forward(
+        self, images: Pictures, goal: Pictures, by_image: Bool[Tensor, " B"], kind: Float[Tensor, "2 D"]
+    ) -> Float[Tensor, "B N D"]:
+        """In rows that are told by language the goal's tokens are kind[0], whatever the goal; in others kind[1] is
+        added to them.
+        """
+        now, there = (self._outside[0].state_of_pictures(seen) for seen in (images, goal))
+        return torch.cat([self.tokens(now, 0), self.told(there, by_image, kind)], dim=1)
+
+    def tokens(self, state: Float[Tensor, "B M E"], time: int) -> Float[Tensor, "B M D"]:
+        """time: 0 for now, 1 for the goal."""
+        out: Tensor = self.enter(state).float() + self.position + self.time[time]
+        return out
+
+    def told(
+        self, state: Float[Tensor, "B M E"], by_image: Bool[Tensor, " B"], kind: Float[Tensor, "2 D"]
+    ) -> Float[Tensor, "B M D"]:
+        """The goal's tokens."""
+        return torch.where(by_image[:, None, None], self.tokens(state, 1) + kind[1], kind[0])
+
+
 class GoalNet(nn.Module):
-    """The spec's cameras and widths; chunk: steps."""
+    """The spec's cameras and widths; chunk: steps. encoder: of fusion ``state``; no part of the net."""
 
     def __init__(
         self, *, size: int, patch: int, width: int, heads: int, blocks: int, chunk: int, spec: ObsSpec,
-        fusion: str = "early", dropout: float = 0.0,
+        fusion: str = "early", dropout: float = 0.0, encoder: FrozenEncoder | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        if (fusion == "state") != (encoder is not None):
+            raise UsageError(f"goal.fusion={fusion}: expected a frozen state encoder with state, and with no other")
         cameras = len(spec.cameras)
         self.size, self.chunk, self.pose, self.fusion = size, chunk, len(spec.continuous), fusion
         channels = 6 if fusion == "early" else 3
         self.stems = nn.ModuleList(PatchStem(size, patch, width, channels) for _ in range(cameras))
         self.position = embedding(cameras, (size // patch) ** 2, width)
         self.camera = embedding(cameras, width)
+        self.states = None if encoder is None else States(encoder, width)
         self.kind = embedding(2, width)
         """Told by language, told by a picture."""
         self.language = nn.Linear(spec.language_width, width)
@@ -74,20 +111,34 @@ class GoalNet(nn.Module):
         by_image: Bool[Tensor, " B"],
     ) -> ChunkOutput:  # fmt: skip
         """robot: standardized. by_image: rows that `goal` is for; of the others its pixels are not used."""
+        return self.told(self.read(images, robot, condition, goal, by_image))
+
+    def told(self, read: Float[Tensor, "B D"]) -> ChunkOutput:
+        """The chunk."""
+        out: Tensor = self.head(read)
+        return split_output(out, self.chunk, self.pose)
+
+    def read(
+        self, images: Pictures, robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"], goal: Pictures,
+        by_image: Bool[Tensor, " B"],
+    ) -> Float[Tensor, "B D"]:  # fmt: skip
+        """The readout after the backbone."""
         told = torch.where(by_image.unsqueeze(1), self.kind[1], condition)
         tokens = [self.readout.expand(len(robot), 1, -1), (self.robot(robot) + self.robot_embedding[0]).unsqueeze(1)]
         for number, stem in enumerate(self.stems):
-            now, there = prepare_pixels(images[number], self.size), self.goal_pixels(goal[number], by_image)
-            place = self.position[number] + self.camera[number]
+            now, place = prepare_pixels(images[number], self.size), self.position[number] + self.camera[number]
             if self.fusion == "early":
-                tokens.append(stem(torch.cat([now, there], dim=1)).float() + place)
+                tokens.append(stem(torch.cat([now, self.goal_pixels(goal[number], by_image)], dim=1)).float() + place)
                 continue
             tokens.append(stem(now).float() + place)
-            seen = stem(there).float() + place + self.kind[1]
-            tokens.append(torch.where(by_image[:, None, None], seen, self.kind[0]))
+            if self.fusion == "late":
+                seen = stem(self.goal_pixels(goal[number], by_image)).float() + place + self.kind[1]
+                tokens.append(torch.where(by_image[:, None, None], seen, self.kind[0]))
+        if self.states is not None:
+            tokens.append(self.states(images, goal, by_image, self.kind))
         tokens.append(told.unsqueeze(1))
-        out: Tensor = self.head(self.backbone(torch.cat(tokens, dim=1))[:, 0].float())
-        return split_output(out, self.chunk, self.pose)
+        out: Tensor = self.backbone(torch.cat(tokens, dim=1))[:, 0].float()
+        return out
 
 
 @dataclass(frozen=True)
@@ -104,10 +155,19 @@ class GoalOptions(ChunkOptions):
     width: int = option(192, "of the tokens", least=8)
     heads: int = option(6, "of every attention", least=1)
     blocks: int = option(6, "over all tokens", least=1)
-    fusion: str = option("early", "the goal's picture as channels, or as tokens", choices=FUSIONS)
+    fusion: str = option(
+        "early", "the goal's picture as channels, as tokens, or as a frozen encoder's state", choices=FUSIONS
+    )
     relabel: str = option("mixed", "which later observation is a row's goal", choices=RELABEL)
     image_share: float = option(0.5, "share of the rows that are told by a picture; 0: language alone", least=0, most=1)
     dropout: float = option(0.0, "of every block", least=0, most=1)
+
+    PARENT_FOR: ClassVar[str] = "fusion=state or goal.world_target=state or motion"
+
+    @property
+    def takes_encoder(self) -> bool:
+        """For the goal's state too."""
+        return self.fusion == "state" or super().takes_encoder
 
 
 class GoalPolicy(ChunkPolicy):
@@ -116,13 +176,15 @@ class GoalPolicy(ChunkPolicy):
     options: GoalOptions
 
     def __init__(self, config: Config, options: GoalOptions, given: Given) -> None:
-        super().__init__(options, given)
+        super().__init__(config, options, given)
         self.net = GoalNet(
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
             blocks=options.blocks, chunk=config.model.action_seq_len, spec=given.spec, fusion=options.fusion,
-            dropout=options.dropout,
+            dropout=options.dropout, encoder=self.encoder if options.fusion == "state" else None,
         )  # fmt: skip
-        self.needs = Needs(goal=options.relabel) if IMAGE in self.told_by else NOW
+        self.add_world(config, options.width)
+        if IMAGE in self.told_by:
+            self.needs = dataclasses.replace(self.needs, goal=options.relabel)
 
     @property
     def told_by(self) -> tuple[str, ...]:
@@ -145,8 +207,9 @@ class GoalPolicy(ChunkPolicy):
         goal = obs.images if batch.goal is None else batch.goal.images
         inputs = obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language), goal
         by_image = noise["kind"] < (self.options.image_share if batch.goal is not None else 0.0)
-        pose, logits = self.net(*inputs, by_image)
-        found = {"pose": pose, "logits": logits, **self.wanted(batch)}
+        read = self.net.read(*inputs, by_image)
+        pose, logits = self.net.told(read)
+        found = {"pose": pose, "logits": logits, **self.wanted(batch), **self.foretell(read, batch)}
         if not self.training and batch.goal is not None and len(self.told_by) == 2:
             found["by_language"] = self.net(*inputs, torch.zeros_like(by_image)).pose
             found["by_image"] = self.net(*inputs, torch.ones_like(by_image)).pose
@@ -155,11 +218,15 @@ class GoalPolicy(ChunkPolicy):
     def monitors(self, terms: Terms) -> dict[str, float]:
         """Pose loss of all rows told by language, and by pictures; ``disagreement``: mean distance of the two."""
         if "by_image" not in terms:
-            return {}
+            return self.world_monitors(terms)
         losses = {name: self.pose_loss({**terms, "pose": terms[name]}).item() for name in ("by_language", "by_image")}
         apart = (terms["by_language"] - terms["by_image"]).abs().mean(dim=-1)
         keep = terms["keep"]
-        return {**losses, "disagreement": (torch.where(keep, apart, 0.0).sum() / keep.sum().clamp(min=1)).item()}
+        return {
+            **losses,
+            **self.world_monitors(terms),
+            "disagreement": (torch.where(keep, apart, 0.0).sum() / keep.sum().clamp(min=1)).item(),
+        }
 
     def decide(self, scene: Scene) -> Acted:
         """Raises UsageError without a goal where it was trained on pictures alone, and with one where on none."""

@@ -32,9 +32,8 @@ from statevla.models.kl_vae import KL_WEIGHT
 from statevla.models.losses import LossParts
 from statevla.models.monitors import rank_me
 from statevla.models.sd3 import PretrainedLatents, Sd3Painter
-from statevla.models.stems import ConvStem
+from statevla.models.stems import ConvStem, stages_of
 from statevla.models.tokenizer import FrozenFeatures, dtype_of, embedding, prepare_pixels
-from statevla.systems.chunk_policy import stages_of
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec

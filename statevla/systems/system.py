@@ -3,7 +3,7 @@
 Legend: B batch, R rows of all batches that one optimizer step sees.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,11 @@ class Objective(nn.Module):
 
     needs: Needs = NOW
 
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether rows teach it something whose actions are hidden (NaN, and all of them padding); the default: no."""
+        return False
+
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """Noise of a global batch, from `generator` alone; the default draws nothing."""
         return {}
@@ -53,6 +58,14 @@ class Objective(nn.Module):
     def monitors(self, terms: Terms) -> dict[str, float]:
         """Numbers to watch in validation, from the terms of many rows; the default has none."""
         return {}
+
+    @property
+    def fit_rows(self) -> int:
+        """Rows of the train split that `fit` is to see; the default needs none."""
+        return 0
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Take what stays fixed in training, and goes with the checkpoint, from `batches`, before the first step."""
 
     @property
     def undecayed(self) -> frozenset[str]:
@@ -105,7 +118,8 @@ class System:
 
     folder: of its checkpoints in a run, and in the names of its metrics. build: fresh weights from torch's generator.
     options, section: its options and where they stand in the configuration, its own name for all but the documents' two
-    phases. parent: systems whose checkpoint it takes as its frozen encoder.
+    phases. parent: systems whose checkpoint it may take as its frozen encoder; `parents_of`, those that will do with
+    the options of a configuration.
     """
 
     name: str
@@ -121,3 +135,7 @@ class System:
         """This system's options in `config`."""
         options: SystemOptions = config.section(self.section)
         return options
+
+    def parents_of(self, config: Config) -> tuple[str, ...]:
+        """Systems of which `config` wants a checkpoint's frozen encoder; none where it wants no encoder."""
+        return self.options_of(config).parents(self.parent)

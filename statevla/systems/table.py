@@ -5,9 +5,11 @@ from typing import Final
 from statevla.config.load import Sections, from_dict
 from statevla.config.schema import Config, Phase1Config, Phase2Config
 from statevla.runs.files import CheckpointState
-from statevla.systems import act, film, flow_matching, goal, stamo, temporal_jepa, vla
+from statevla.systems import act, film, flow_matching, frozen, goal, stamo, temporal_jepa, vla
 from statevla.systems.system import System
 from stores.errors import UsageError
+
+ANY_ENCODER: Final = tuple(frozen.ENCODERS)
 
 SYSTEMS: Final[list[System]] = [
     System(
@@ -18,10 +20,18 @@ SYSTEMS: Final[list[System]] = [
         "flow_matching", "phase2_flow_matching", "policy", "flow-matching policy", flow_matching.build, Phase2Config,
         "training.phase2", parent=("temporal_jepa",),
     ),
-    System("film", "film", "policy", "FiLM policy", film.build, film.FilmOptions, "film"),
-    System("act", "act", "policy", "action chunking transformer", act.build, act.ActOptions, "act"),
-    System("vla", "vla", "policy", "vision-language-action transformer", vla.build, vla.VlaOptions, "vla"),
-    System("goal", "goal", "policy", "policy told by language or a picture", goal.build, goal.GoalOptions, "goal"),
+    System("film", "film", "policy", "FiLM policy", film.build, film.FilmOptions, "film", parent=ANY_ENCODER),
+    System(
+        "act", "act", "policy", "action chunking transformer", act.build, act.ActOptions, "act", parent=ANY_ENCODER,
+    ),
+    System(
+        "vla", "vla", "policy", "vision-language-action transformer", vla.build, vla.VlaOptions, "vla",
+        parent=ANY_ENCODER,
+    ),
+    System(
+        "goal", "goal", "policy", "policy told by language or a picture", goal.build, goal.GoalOptions, "goal",
+        parent=ANY_ENCODER,
+    ),
     System("stamo", "stamo", "encoder", "StaMo states", stamo.build, stamo.StamoOptions, "stamo"),
 ]  # fmt: skip
 
@@ -48,16 +58,27 @@ def sections() -> Sections:
     return {row.section: row.options for row in SYSTEMS if "." not in row.section}
 
 
-def own_sections(system: System) -> tuple[str, ...]:
-    """Sections that the checkpoints of `system` record: its own and its parents'."""
-    rows = (system, *(find_system(name) for name in system.parent))
-    return tuple(row.section for row in rows if "." not in row.section)
+def own_sections(system: System, config: Config) -> tuple[str, ...]:
+    """Sections that the checkpoints of `system` record: its own, and those of the encoder that `config` wants."""
+    own = (system.section,) if "." not in system.section else ()
+    return own + tuple(
+        section for name in system.parents_of(config) for section in own_sections(find_system(name), config)
+    )
+
+
+def _may_record(system: System) -> set[str]:
+    return {system.section}.union(*(_may_record(find_system(name)) for name in system.parent))
 
 
 def config_of(state: CheckpointState, where: object) -> Config:
     """The configuration in a checkpoint. Raises StoreCorrupt when a key is missing or unknown."""
-    names = own_sections(system_of(state, where))
-    known = {name: options for name, options in sections().items() if name in names}
+    system = system_of(state, where)
+    may = _may_record(system)
+    known = {
+        name: options
+        for name, options in sections().items()
+        if name == system.section or (name in may and name in state.config)
+    }
     return from_dict(state.config, known, f"{where} (format {state.format}, statevla {state.code_version})")
 
 

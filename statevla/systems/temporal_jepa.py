@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from statevla.config import Config
-from statevla.data.batch import Batch
+from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
 from statevla.models.encoder import StateEncoder
 from statevla.models.losses import LossParts, masked_mse, mean_std, sigreg, variance_covariance
@@ -53,6 +53,15 @@ class JepaModel(Objective):
             if self.options.inverse_dynamics_weight > 0
             else None
         )
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """One token of so many numbers."""
+        return 1, self.width
+
+    def state(self, obs: ObservationBatch) -> Float[Tensor, "B 1 D"]:
+        """The encoder's."""
+        return self.encoder.state(obs).unsqueeze(1)
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """``directions`` [R D] of SIGReg, where it is on."""

@@ -125,14 +125,15 @@ class VlaNet(nn.Module):
         self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
     ) -> ChunkOutput:
         """Pose and gripper logits of a head that regresses."""
-        out = self.out(self.read(images, robot, condition)).float()
-        return split_output(out.flatten(1), self.chunk, self.pose)
+        return self.told(self.read(images, robot, condition))
 
-    def bin_logits(
-        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
-    ) -> tuple[Float[Tensor, "B K A N"], Float[Tensor, "B K G"]]:
+    def told(self, read: Float[Tensor, "B Q D"]) -> ChunkOutput:
+        """`forward` of the readouts."""
+        return split_output(self.out(read).float().flatten(1), self.chunk, self.pose)
+
+    def bin_logits(self, read: Float[Tensor, "B 1 D"]) -> tuple[Float[Tensor, "B K A N"], Float[Tensor, "B K G"]]:
         """Head ``discrete``: logits of the bins, and of the gripper."""
-        read = self.read(images, robot, condition)[:, 0]
+        read = read[:, 0]
         logits = self.gripper(read).float().view(len(read), self.chunk, -1)
         return self.out(read).float().view(len(read), self.chunk, self.pose, self.bins), logits
 
@@ -173,7 +174,7 @@ class VlaPolicy(ChunkPolicy):
     options: VlaOptions
 
     def __init__(self, config: Config, options: VlaOptions, given: Given) -> None:
-        super().__init__(options, given)
+        super().__init__(config, options, given)
         self.net = VlaNet(
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
             vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len,
@@ -181,6 +182,7 @@ class VlaPolicy(ChunkPolicy):
             dropout=options.dropout,
         )  # fmt: skip
         self.bins = self._make_bins(given) if options.head == "discrete" else None
+        self.add_world(config, options.width)
 
     def _make_bins(self, given: Given) -> Bins:
         """Between the train split's 1% and 99% quantiles, standardized; without statistics, still to be loaded."""
@@ -197,14 +199,18 @@ class VlaPolicy(ChunkPolicy):
         return self.net.condition(scale_language(language))
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """``pose`` [B K P] (head discrete: ``bins`` [B K P N]) and ``logits`` [B K] beside `ChunkPolicy.wanted`."""
+        """``pose`` [B K P] (head discrete: ``bins`` [B K P N]) and ``logits`` [B K] beside `ChunkPolicy.wanted` and
+        `ChunkPolicy.foretell`.
+        """
         obs = batch.obs
         inputs = obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
+        read = self.net.read(*inputs)
+        beside = {**self.wanted(batch), **self.foretell(read, batch)}
         if self.bins is None:
-            pose, logits = self.net(*inputs)
-            return {"pose": pose, "logits": logits, **self.wanted(batch)}
-        bins, logits = self.net.bin_logits(*inputs)
-        return {"bins": bins, "logits": logits, **self.wanted(batch)}
+            pose, logits = self.net.told(read)
+            return {"pose": pose, "logits": logits, **beside}
+        bins, logits = self.net.bin_logits(read)
+        return {"bins": bins, "logits": logits, **beside}
 
     def pose_loss(self, terms: Terms) -> Float[Tensor, ""]:
         """Head discrete: cross entropy of the bins; others: `ChunkPolicy.pose_loss`."""
@@ -216,7 +222,7 @@ class VlaPolicy(ChunkPolicy):
         inputs = scene.images, self.standardize_robot_state(scene.robot_state), scene.condition
         if self.bins is None:
             return self.acted(*self.net(*inputs))
-        bins, logits = self.net.bin_logits(*inputs)
+        bins, logits = self.net.bin_logits(self.net.read(*inputs))
         if self.options.expectation:
             values = self.bins.value(torch.arange(self.options.bins, device=bins.device).unsqueeze(-1))  # [N P]
             return self.acted((bins.softmax(dim=-1) * values.T).sum(dim=-1), logits)

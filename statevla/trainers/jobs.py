@@ -19,6 +19,7 @@ from statevla.systems.find import find_parent, resolve, to_resume
 from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, config_of, find_system, sections
 from statevla.trainers.outcome import TrainSummary
+from statevla.trainers.parents import inherit, takes_none
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.manifest import content_hash
@@ -89,17 +90,21 @@ def plan_training(
 ) -> TrainingJob:
     """A new run, with what was left out: store (flag, ``data.store``, the encoder's, the only one), run, encoder.
 
-    The default run is ``runs/<store name>``; that of a policy is the run which its encoder comes from. Without a preset
-    the policy's model is that of the encoder's run, but for the keys that were set.
+    The default run is ``runs/<store name>``; that of a policy on an encoder is the run which its encoder comes from.
+    Without a preset its model is that of the encoder's run, but for the keys that were set; where the model is the
+    encoder's alone, because the policy has a section of its own, its sizes are those of the encoder in any case.
     """
     config = request.config(sections())
-    if not system.parent:
+    wanted = system.parents_of(config)
+    if not wanted:
         if encoder is not None:
-            raise UsageError(f"--encoder is for systems that take one; {system.name} trains one")
+            raise UsageError(takes_none(system))
         chosen = find_store(store if store is not None else config.data.store, stores)
         folder = run if run is not None else runs / Path(chosen).name
         return TrainingJob(system, replace(config, {"data.store": str(chosen)}), chosen, folder)
-    rows = [find_system(name) for name in system.parent]
+    kind = f"{system.section}.encoder"
+    names = wanted if kind in request.changes else system.parent
+    rows = [find_system(name) for name in names]
     if encoder is not None:
         encoder = resolve(encoder, rows, (LATEST,))
     own = run if run is not None and any(is_checkpoint(checkpoints(run, row.folder) / LATEST) for row in rows) else None
@@ -109,11 +114,16 @@ def plan_training(
         told = read_state(source).config["data"]["store"]
     chosen = find_store(told, stores)
     if encoder is None:
-        encoder = find_parent(system, content_hash(chosen), own, runs)
+        encoder = find_parent(names, content_hash(chosen), own, runs)
     if request.preset is None:
         theirs = flatten(config_of(read_state(encoder), encoder).to_dict())
         model = {key: value for key, value in theirs.items() if key.startswith("model.")}
         config = replace(with_sections(PRESETS["base"], sections()), {**model, **request.changes})
+    found = read_state(encoder).system
+    if found in system.parent and found not in wanted and kind not in request.changes:
+        config = replace(config, {kind: found})
+    if system.section in config.sections:
+        config = inherit(config, encoder, frozenset(request.changes))
     folder = run if run is not None else run_of(encoder)
     return TrainingJob(system, replace(config, {"data.store": str(chosen)}), chosen, folder, encoder)
 

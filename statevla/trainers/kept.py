@@ -62,7 +62,7 @@ def use_what_is_kept(run: "Run") -> None:
     features = None if kept is None else open_features(kept, 0.0)
     both = run.model.needs.features_beside
     view = None if both else features
-    states = _states(run, view, None if kept is None else kept.key) if run.system.parent else None
+    states = _states(run, view, None if kept is None else kept.key) if run.system.parents_of(run.config) else None
     if states is None and view is not None:
         run.report(run.step, f"trains from features/{data.features}, no picture is opened")
     if states is None and view is None and data.cache == "decoded":

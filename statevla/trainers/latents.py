@@ -177,7 +177,7 @@ def latents_of_checkpoint(
     if not is_writable(store):
         raise UsageError(f"{store.root}: cannot be written; run this on a local copy of the store, then publish it")
     if checkpoint is None:
-        path = find_parent(find_system("flow_matching"), store.content_hash)
+        path = find_parent(find_system("flow_matching").parent, store.content_hash)
     else:
         path = resolve(checkpoint, [row for row in SYSTEMS if row.kind == "encoder"], (LATEST,))
     state = read_state(path)

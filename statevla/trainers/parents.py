@@ -19,13 +19,16 @@ def load_parent(system: System, config: Config, folder: Path, store: Store, unfi
     Raises UsageError when it is of a system that is no parent, when its model is configured otherwise (all keys at
     once), or when its training is not finished and `unfinished` does not allow that; StaleKey for another store's.
     """
+    wanted = system.parents_of(config)
+    if not wanted:
+        raise UsageError(f"{folder}: {takes_none(system)}")
     state = read_state(folder)
     row = system_of(state, folder)
-    if row.name not in system.parent:
-        wanted = " or ".join(system.parent)
+    if row.name not in wanted:
+        other = f", or set {system.section}.encoder={row.name}" if row.name in system.parent else ""
         raise UsageError(
-            f"{folder}: {system.name} needs a state encoder of {wanted}, got a checkpoint of {row.name}; "
-            f"run `statevla train --system {system.parent[0]}` or name another checkpoint"
+            f"{folder}: {system.name} needs a state encoder of {' or '.join(wanted)}, got a checkpoint of {row.name}; "
+            f"run `statevla train --system {wanted[0]}` or name another checkpoint{other}"
         )
     require_store(state, store.content_hash, folder, str(store.root))
     found = differences(config, config_of(state, folder), "parent")
@@ -37,6 +40,16 @@ def load_parent(system: System, config: Config, folder: Path, store: Store, unfi
     if not unfinished:
         require_finished(folder)
     return Parent(folder, state, read_tensors(folder, state, MODEL))
+
+
+def takes_none(system: System) -> str:
+    """Why an encoder is refused where the options want none."""
+    if not system.parent:
+        return f"--encoder is for systems that take one; {system.name} trains one"
+    return (
+        f"{system.name} takes a state encoder with {system.section}.{system.options.PARENT_FOR} alone, and is "
+        "configured otherwise; set one of these, or leave --encoder out"
+    )
 
 
 def require_finished(folder: Path) -> None:
@@ -69,7 +82,7 @@ def origin(parent: Parent) -> dict[str, Any]:
 
 
 def sources(
-    row: System, folder: Path, run_dir: Path, resume: Path | bool, encoder: Path | None
+    row: System, config: Config, folder: Path, run_dir: Path, resume: Path | bool, encoder: Path | None
 ) -> tuple[Path | None, Path | None]:
     """The checkpoint to go on from, and that of the frozen encoder, which a resumed policy has in its own."""
     latest = folder / LATEST
@@ -78,9 +91,17 @@ def sources(
     source = latest if resume is True else resume or None
     if source is not None and not is_checkpoint(source):
         raise UsageError(f"{source}: nothing to resume; train without --resume first")
-    if row.parent and encoder is None and source is None:
+    wanted = row.parents_of(config)
+    if wanted and encoder is None and source is None:
         raise UsageError(
-            f"{row.name} needs the state encoder of a checkpoint of {' or '.join(row.parent)}; "
-            f"run `statevla train --system {row.parent[0]}` first"
+            f"{row.name} needs the state encoder of a checkpoint of {' or '.join(wanted)}{_asked_by(row)}; "
+            f"run `statevla train --system {wanted[0]}` first"
         )
+    if not wanted and encoder is not None:
+        raise UsageError(takes_none(row))
     return source, encoder if source is None else None
+
+
+def _asked_by(row: System) -> str:
+    text = row.options.PARENT_FOR
+    return f", which {row.section}.{text} takes" if text else ""

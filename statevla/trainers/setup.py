@@ -1,14 +1,17 @@
 """What a run checks and chooses before its first step: device, precision, which keys a resumed run may change."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 import torch
 
 from statevla.config import Config
 from statevla.config.load import flatten
-from statevla.config.options import keys
+from statevla.config.options import Key, keys
+from statevla.config.schema import SystemOptions
+from statevla.data.needs import Needs
 from statevla.systems.system import System
+from statevla.systems.table import own_sections
 from stores.errors import UsageError
 
 
@@ -23,9 +26,28 @@ def rows_of_rank(batch_size: int, world: int) -> int:
     return rows
 
 
+def require_learnable(system: System, needs: Needs, config: Config, learns_unlabelled: bool) -> None:
+    """Raise UsageError where a batch would have too few rows, or rows that teach the system nothing."""
+    training, data = config.training, config.data
+    if training.batch_size < needs.rows:
+        raise UsageError(
+            f"training.batch_size: {system.name} takes statistics of a batch and needs {needs.rows} rows or more, "
+            f"got {training.batch_size}"
+        )
+    if data.labelled_share < 1 and data.unlabelled == "keep" and not learns_unlabelled:
+        raise UsageError(
+            f"data.unlabelled=keep: {system.name} learns nothing from rows without actions as it is configured; "
+            "use a world head (world_target), or leave_out"
+        )
+
+
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether to autocast to bfloat16."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+HOW_TRAINED: Final = frozenset(item.name for item in fields(SystemOptions))
+"""Options of every system: they say how it was trained, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +62,27 @@ class Difference:
 def differences(mine: Config, theirs: Config, which: str) -> list[Difference]:
     """Keys on which two configurations differ.
 
-    which: ``resume``, those that a resumed run must keep, or ``parent``, those that fix a frozen encoder.
+    which: ``resume``, those that a resumed run must keep, or ``parent``, those that fix the frozen encoder of `theirs`:
+    marked ones, and the whole section of its system but for how it was trained.
     """
     left, right = flatten(mine.to_dict()), flatten(theirs.to_dict())
-    checked = [
-        key.name
-        for name, part in mine.parts().items()
-        for key in keys(part, f"{name}.")
-        if (key.option.parent if which == "parent" else not key.option.resume)
-    ]
+
+    def checks(section: str, key: Key) -> bool:
+        if which == "resume":
+            return not key.option.resume
+        return key.option.parent or (section in theirs.sections and key.name.rpartition(".")[2] not in HOW_TRAINED)
+
+    checked = [key.name for name, part in mine.parts().items() for key in keys(part, f"{name}.") if checks(name, key)]
     return [Difference(key, left[key], right[key]) for key in checked if key in right and left[key] != right[key]]
 
 
 def require_same_config(config: Config, saved: Config, system: System, where: object) -> None:
     """Raise UsageError naming every key on which a resumed run may not differ from its checkpoint, but does.
 
-    Options of other systems do not count.
+    Options of other systems do not count, but those of its own frozen encoder.
     """
-    others = tuple(f"{path}." for path in ("training.phase1", "training.phase2", *config.sections)
-                   if path != system.section)  # fmt: skip
+    mine = {system.section, *own_sections(system, config)}
+    others = tuple(f"{path}." for path in ("training.phase1", "training.phase2", *config.sections) if path not in mine)
     found = [each for each in differences(config, saved, "resume") if not each.key.startswith(others)]
     if found:
         listed = "; ".join(f"{each.key}: {each.mine!r} here, {each.theirs!r} there" for each in found)

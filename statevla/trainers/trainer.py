@@ -33,12 +33,13 @@ from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
 from statevla.trainers import pictures
 from statevla.trainers.average import average_of
+from statevla.trainers.fit import fit_to_data
 from statevla.trainers.kept import choose_backbone, use_what_is_kept
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
 from statevla.trainers.parents import load_parent, origin, sources
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.setup import require_learnable, require_same_config, rows_of_rank, use_bf16
 from statevla.trainers.snapshot import snapshot
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
@@ -84,7 +85,7 @@ def train(
     with join(config.training.device != "cpu" and torch.cuda.is_available()) as ranks, contextlib.ExitStack() as stack:
 
         def begin() -> tuple[Run, Position]:
-            source, parent = sources(row, folder, run_dir, resume, encoder_checkpoint)
+            source, parent = sources(row, config, folder, run_dir, resume, encoder_checkpoint)
             if ranks.first:
                 stack.enter_context(lock(folder, f"train {row.name}"))
             store = open_to_train(store_path, config.data, partial(_say, row, ranks, progress))
@@ -123,7 +124,7 @@ class Run:
         training = config.training
         self.ranks = ranks
         self.system, self.options, self.store = system, system.options_of(config), store
-        self.config = only_sections(config, own_sections(system))
+        self.config = only_sections(config, own_sections(system, config))
         self.run_dir, self.folder, self.progress = run_dir, layout.checkpoints(run_dir, system.folder), progress
         self.metrics = layout.metrics(run_dir, system.folder)
         spec = store.spec
@@ -141,11 +142,7 @@ class Run:
             require_identity(self.backbone, found.state.backbone, str(found.folder))
         self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
-        if training.batch_size < needs.rows:
-            raise UsageError(
-                f"training.batch_size: {system.name} takes statistics of a batch and needs {needs.rows} rows or more, "
-                f"got {training.batch_size}"
-            )
+        require_learnable(system, needs, config, self.model.learns_unlabelled)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay, self.model.undecayed),
             lr=self.options.learning_rate,
@@ -187,6 +184,7 @@ class Run:
         if self.ranks.first:
             write_bytes(self.metrics, b"")
             write_json(layout.configuration(self.run_dir, self.system.folder), self.config.to_dict())
+        fit_to_data(self)
         return Position(0, 0)
 
     def resume(self, source: Path) -> Position:

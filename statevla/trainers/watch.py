@@ -44,6 +44,8 @@ THRESHOLDS: Final = (
     Threshold("z_rank", lambda value: value < 4, "the states lie in very few directions"),
     Threshold("z_within", lambda value: value < 0.02, "states tell episodes apart and hardly anything within them"),
     Threshold("copy_ratio", lambda value: value > 1, "the prediction is worse than saying that nothing changes"),
+    Threshold("world_copy_ratio", lambda value: value > 1, "the world head foretells worse than saying that nothing "
+              "changes"),
     Threshold("action_ratio", lambda value: value < 1.02, "the prediction is as good with another row's action: "
               "it does not look at actions"),
     Threshold("gripper_change_f1", lambda value: value < 0.05, "changes of the gripper are hardly ever foretold; "

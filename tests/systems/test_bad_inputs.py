@@ -18,7 +18,7 @@ from tests.trainers.micro import SETTINGS, micro_store
 POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
 
 
-@pytest.mark.parametrize("row", [row for row in POLICIES if not row.parent], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in POLICIES if "." not in row.section], ids=lambda row: row.name)
 def test_another_systems_option(row) -> None:  # type: ignore[no-untyped-def]
     key, owner = ("kl_weight", "act") if row.name != "act" else ("patch_size", "model")
     with pytest.raises(

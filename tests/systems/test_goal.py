@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from statevla.config.load import load_config
 from statevla.data.batch import Batch
+from statevla.systems import goal as goal_module
 from statevla.systems.acting import Scene
+from statevla.systems.frozen import ENCODERS, FrozenEncoder
 from statevla.systems.goal import FUSIONS, GoalNet, GoalPolicy, build
 from statevla.systems.system import Given
 from statevla.systems.table import sections
@@ -18,12 +20,21 @@ from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.spec import LIBERO
 from tests.models.build import batch, normalization, observations
+from tests.systems.build import SMALL as MICRO
 from tests.trainers.micro import SETTINGS, micro_store
 
+WAYS = [
+    pytest.param(fusion, encoder, id="-".join(filter(None, (fusion, encoder))))
+    for fusion in FUSIONS
+    for encoder in (ENCODERS if fusion == "state" else (None,))
+]
 
-def net(fusion: str, **changes: Any) -> GoalNet:
+
+def net(fusion: str, encoder: str | None = None, **changes: Any) -> GoalNet:
     sizes = {"size": 64, "patch": 8, "width": 64, "heads": 4, "blocks": 2, **changes}
-    return GoalNet(fusion=fusion, chunk=10, spec=LIBERO, **sizes)
+    given = Given(statistics=normalization())
+    frozen = None if encoder is None else FrozenEncoder(encoder, load_config("tiny", None, MICRO, sections()), given)
+    return GoalNet(fusion=fusion, chunk=10, spec=LIBERO, encoder=frozen, **sizes)
 
 
 def pictures(rows: int, seed: int) -> tuple[Tensor, ...]:
@@ -49,10 +60,10 @@ def test_counts() -> None:
     assert sum(p.numel() for p in early.parameters()) == 179_718 + 2 * 3 * 64 * 64  # three more channels a camera
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_each_row_listens_to_its_own_kind_only(fusion: str) -> None:
+@pytest.mark.parametrize(("fusion", "encoder"), WAYS)
+def test_each_row_listens_to_its_own_kind_only(fusion: str, encoder: str | None) -> None:
     torch.manual_seed(0)
-    model = net(fusion)
+    model = net(fusion, encoder)
     images, there = pictures(4, 0), pictures(4, 1)
     robot, language = torch.randn(4, 9), torch.randn(4, 512)
     by_image = torch.tensor([True, False, True, False])
@@ -65,10 +76,77 @@ def test_each_row_listens_to_its_own_kind_only(fusion: str) -> None:
     assert not torch.isclose(one[~by_image], other[~by_image]).all()
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_swapping_two_rows_goals_swaps_what_they_do(fusion: str) -> None:
+@pytest.mark.parametrize(("fusion", "encoder"), WAYS)
+def test_what_a_row_told_by_language_does_has_no_gradient_to_the_goals_picture(
+    fusion: str, encoder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the goal's pixels, or of the state that a frozen encoder made of them."""
     torch.manual_seed(0)
-    model = net(fusion)
+    model = net(fusion, encoder)
+    images, there = pictures(4, 0), pictures(4, 1)
+    goals: list[Tensor] = []
+    if encoder is None:
+        prepared = goal_module.prepare_pixels
+
+        def seen(frames: Tensor, size: int) -> Tensor:
+            pixels = prepared(frames, size)
+            if not any(frames is picture for picture in there):
+                return pixels
+            goals.append(pixels.requires_grad_())
+            return goals[-1]
+
+        monkeypatch.setattr(goal_module, "prepare_pixels", seen)
+    else:
+        made = FrozenEncoder.state_of_pictures
+
+        def told(self: FrozenEncoder, frames: tuple[Tensor, ...]) -> Tensor:
+            state = made(self, frames)
+            if frames is not there:
+                return state
+            goals.append(state.requires_grad_())
+            return goals[-1]
+
+        monkeypatch.setattr(FrozenEncoder, "state_of_pictures", told)
+    by_image = torch.tensor([True, False, True, False])
+    pose = model(images, torch.randn(4, 9), model.condition(torch.randn(4, 512)), there, by_image).pose
+    for gradient in torch.autograd.grad(pose.square().sum(), goals):
+        assert not gradient[~by_image].any()
+        assert gradient[by_image].flatten(1).any(dim=1).all()
+    assert len(goals) == (2 if encoder is None else 1)
+
+
+def test_a_state_that_both_pictures_have_is_told_alike() -> None:
+    """Current and goal tokens differ by learned embeddings alone, so that equal pictures can be seen to be equal."""
+    torch.manual_seed(0)
+    model = net("state", "temporal_jepa")
+    images = pictures(3, 0)
+    assert model.states is not None
+    told = model.states(images, images, torch.ones(3, dtype=torch.bool), model.kind)
+    now, there = told.chunk(2, dim=1)
+    apart = model.states.time[1] + model.kind[1] - model.states.time[0]
+    torch.testing.assert_close(there - now, apart.expand_as(now), rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_encoder_stays_as_it_is() -> None:
+    model = policy("goal.fusion=state", "goal.image_share=1", *MICRO)
+    assert model.encoder is not None
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    data = with_goal(batch(4))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    assert not any(module.training for module in model.encoder.modules())
+    model.loss(model.terms(data, {"kind": torch.zeros(4)})).total.backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert model.net.states is not None
+    assert all(p.grad is not None for p in model.net.states.parameters())
+
+
+@pytest.mark.parametrize(("fusion", "encoder"), WAYS)
+def test_swapping_two_rows_goals_swaps_what_they_do(fusion: str, encoder: str | None) -> None:
+    torch.manual_seed(0)
+    model = net(fusion, encoder)
     images = tuple(frames[:1].expand(2, -1, -1, -1) for frames in pictures(1, 0))
     there, robot = pictures(2, 1), torch.randn(1, 9).expand(2, -1)
     told = torch.ones(2, dtype=torch.bool)
@@ -82,7 +160,8 @@ def test_swapping_two_rows_goals_swaps_what_they_do(fusion: str) -> None:
 def test_the_share_of_pictures_is_that_of_the_noise() -> None:
     model, data = policy("goal.image_share=0.25"), with_goal(batch(6))
     kinds: list[Tensor] = []
-    model.net.register_forward_pre_hook(lambda _, given: kinds.append(given[4]))
+    read = model.net.read
+    model.net.read = lambda *given: (kinds.append(given[4]), read(*given))[1]  # type: ignore[method-assign]
     noise = {"kind": torch.tensor([0.0, 0.2, 0.3, 0.9, 0.24, 0.26])}
     model.terms(data, noise)
     assert kinds[0].tolist() == [True, True, False, False, True, False]

@@ -6,28 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from statevla.config import Config, load_config
+from statevla.config import load_config
 from statevla.data.batch import Batch
 from statevla.policies.prepare import convert
 from statevla.systems.acting import Scene
-from statevla.systems.system import Given, Objective, System
-from statevla.systems.table import SYSTEMS, sections
-from tests.models.build import batch, normalization
-
-POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
-SMALL = (
-    "model.image_size=32", "model.embed_dim=32", "model.encoder_depth=1", "model.d_state=4", "model.policy_layers=1",
-    "model.policy_d_state=4", "model.gripper_width=32",
-)  # fmt: skip
-
-
-def config_of(row: System) -> Config:
-    return load_config("tiny", None, SMALL, sections())
-
-
-def make(row: System, seed: int = 0) -> Objective:
-    torch.manual_seed(seed)
-    return row.build(config_of(row), Given(statistics=normalization()))
+from statevla.systems.system import Objective
+from statevla.systems.table import sections
+from tests.models.build import batch
+from tests.systems.build import CASES, Case
 
 
 def noise_of(model: Objective, rows: int, seed: int = 0) -> dict[str, Tensor]:
@@ -63,19 +49,21 @@ def train(model: Objective, data: Batch, steps: int, rate: float = 2e-3) -> list
     return losses
 
 
-pytestmark = pytest.mark.parametrize("row", POLICIES, ids=[row.name for row in POLICIES])
+pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def test_the_loss_falls_by_half_on_fixed_samples(row: System) -> None:
-    if row.parent:
+def test_the_loss_falls_by_half_on_fixed_samples(case: Case) -> None:
+    if case.options:
+        pytest.skip("the plain rows are enough of these long ones")
+    model = case.make()
+    if model.frozen_encoder is not None:
         pytest.skip("what it can learn is up to its parent; tests/trainers")
-    model = make(row)
     losses = train(model, batch(8), 60)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:3]) / 3 * 10
 
 
-def test_rows_do_not_see_each_other(row: System) -> None:
-    model = make(row).eval()
+def test_rows_do_not_see_each_other(case: Case) -> None:
+    model = case.make().eval()
     data = batch(6)
     with torch.inference_mode():
         scene = scene_of(model, data)
@@ -85,8 +73,8 @@ def test_rows_do_not_see_each_other(row: System) -> None:
             torch.testing.assert_close(alone.chunk[0], together.chunk[number], rtol=1e-4, atol=1e-5)
 
 
-def test_padding_changes_neither_loss_nor_gradient(row: System) -> None:
-    model = make(row)
+def test_padding_changes_neither_loss_nor_gradient(case: Case) -> None:
+    model = case.make()
     data = batch(6)
     is_pad = torch.zeros_like(data.is_pad)
     is_pad[:, 7:] = True
@@ -103,10 +91,12 @@ def test_padding_changes_neither_loss_nor_gradient(row: System) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_what_the_policy_sees_changes_what_it_does(row: System) -> None:
-    if row.parent:
+def test_what_the_policy_sees_changes_what_it_does(case: Case) -> None:
+    if any("world_" in option for option in case.options):
+        pytest.skip("acting never asks that head; tests/systems/test_world.py")
+    model = case.make()
+    if model.frozen_encoder is not None:
         pytest.skip("its frozen encoder learns nothing here; tests/models/test_policy.py")
-    model = make(row)
     data = batch(8)
     train(model, data, 25)
     model.eval()
@@ -122,8 +112,8 @@ def test_what_the_policy_sees_changes_what_it_does(row: System) -> None:
             assert (model.decide(other).chunk - before).abs().max() > 1e-4, name
 
 
-def test_bfloat16_is_near(row: System) -> None:
-    model = make(row).eval()
+def test_bfloat16_is_near(case: Case) -> None:
+    model = case.make().eval()
     data = batch(4)
     with torch.inference_mode():
         exact = model.decide(scene_of(model, data)).chunk
@@ -133,8 +123,8 @@ def test_bfloat16_is_near(row: System) -> None:
     assert (exact - near)[..., :6].abs().max() < 2e-2 * exact[..., :6].abs().max() + 2e-2
 
 
-def test_chunks_are_in_action_units_with_a_binary_gripper(row: System) -> None:
-    model = make(row).eval()
+def test_chunks_are_in_action_units_with_a_binary_gripper(case: Case) -> None:
+    model = case.make().eval()
     with torch.inference_mode():
         chunk, closing, _ = model.decide(scene_of(model, batch(3)))
     assert chunk.shape == (3, 10, 7)
@@ -144,7 +134,7 @@ def test_chunks_are_in_action_units_with_a_binary_gripper(row: System) -> None:
     assert torch.equal(closing > 0.5, chunk[..., 6:] > 0)
 
 
-def test_an_unknown_option_names_its_nearest(row: System) -> None:
-    key = f"{row.section}.learning_rat"
-    with pytest.raises(Exception, match=f"did you mean '{row.section}.learning_rate'"):
+def test_an_unknown_option_names_its_nearest(case: Case) -> None:
+    key = f"{case.row.section}.learning_rat"
+    with pytest.raises(Exception, match=f"did you mean '{case.row.section}.learning_rate'"):
         load_config("tiny", None, (f"{key}=1",), sections())

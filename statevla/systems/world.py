@@ -1,0 +1,114 @@
+"""An option of every policy that regresses a chunk: its readout foretells a frozen encoder's later state (StaMo,
+2510.05057, and the world-model terms of its relatives). Training only: acting never asks the head.
+
+Legend: B batch, D width of the readout, Q readouts, F numbers of a state, H horizon.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from statevla.data.batch import Batch
+from statevla.models.heads import masked_l1
+from statevla.models.losses import masked_mse
+from statevla.systems.frozen import FrozenEncoder
+from statevla.systems.system import Terms
+from stores.errors import UsageError
+
+TARGETS: Final = ("none", "state", "motion")
+HIDDEN: Final = 512
+FITTED_ROWS: Final = 8192
+"""Of the train split, from which the targets' mean and deviation are taken."""
+TINY: Final = 1e-12
+
+
+class WorldHead(nn.Module):
+    """MLP D → 512 → 512 → F. target: ``state``, the one H steps later, or ``motion``, its difference from now's; both
+    standardized by number, as `fit` found them. shuffled: a control, in training each row has the target of another
+    episode's.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, numbers: int, target: str, horizon: int, shuffled: bool = False) -> None:
+        super().__init__()
+        self.target, self.horizon, self.shuffled = target, horizon, shuffled
+        self.layers = nn.Sequential(
+            nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, numbers)
+        )
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("scale", torch.ones(numbers))
+
+    def forward(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"]) -> Float[Tensor, "B F"]:
+        """Of several readouts, from their mean."""
+        out: Tensor = self.layers(readout if readout.dim() == 2 else readout.mean(dim=1))
+        return out.float()
+
+    def targets(
+        self, encoder: FrozenEncoder, batch: Batch
+    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B F"], Bool[Tensor, " B"]]:
+        """What is to be foretold, what "nothing changes" would say, and where there is an observation so far on."""
+        now, later = encoder.state(batch.obs).flatten(1), encoder.state(batch.next_obs).flatten(1)
+        keep = batch.ahead == self.horizon
+        if self.target == "motion":
+            return later - now, torch.zeros_like(now), keep
+        return later, now, keep
+
+    def terms(
+        self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], encoder: FrozenEncoder, batch: Batch
+    ) -> dict[str, Tensor]:
+        """``world``, ``world_wanted``, ``world_copied`` [B F] standardized, ``world_keep`` [B]."""
+        wanted, copied, keep = self.targets(encoder, batch)
+        if self.shuffled and self.training:
+            away = len(wanted) // 2
+            wanted, keep = wanted.roll(away, 0), keep.roll(away, 0) & (batch.episode != batch.episode.roll(away, 0))
+        return {
+            "world": self(readout),
+            "world_wanted": (wanted - self.mean) / self.scale,
+            "world_copied": (copied - self.mean) / self.scale,
+            "world_keep": keep,
+        }
+
+    @staticmethod
+    def loss(terms: Terms) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """MSE + L1 over the rows with a later observation. Parts: ``world_mse``, ``world_l1`` and ``world_copy_mse``,
+        the MSE of "nothing changes".
+        """
+        told, wanted, keep = terms["world"], terms["world_wanted"], terms["world_keep"]
+        parts = {
+            "world_mse": masked_mse(told, wanted, keep),
+            "world_l1": masked_l1(told, wanted, keep),
+            "world_copy_mse": masked_mse(terms["world_copied"], wanted, keep),
+        }
+        return parts["world_mse"] + parts["world_l1"], parts
+
+    @classmethod
+    def monitors(cls, terms: Terms) -> dict[str, float]:
+        """``world_copy_ratio``: error over that of "nothing changes"; ``world_rows``: share of rows with a target."""
+        parts = cls.loss(terms)[1]
+        ratio = parts["world_mse"] / parts["world_copy_mse"].clamp(min=TINY)
+        return {"world_copy_ratio": ratio.item(), "world_rows": terms["world_keep"].float().mean().item()}
+
+    @torch.no_grad()
+    def fit(self, encoder: FrozenEncoder, batches: Iterable[Batch]) -> None:
+        """Mean and deviation of the targets; a number that never changes is only centred. Raises UsageError where no
+        row has a target.
+        """
+        found = torch.cat(list(self._kept(encoder, batches)))
+        if not len(found):
+            raise UsageError(
+                f"world_horizon: no segment of the train split holds an observation {self.horizon} steps after "
+                "another; set a smaller one, or ingest longer segments"
+            )
+        deviation, mean = torch.std_mean(found.double(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > TINY, deviation, 1.0))
+
+    def _kept(self, encoder: FrozenEncoder, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        for batch in batches:
+            wanted, _, keep = self.targets(encoder, batch)
+            yield wanted[keep]

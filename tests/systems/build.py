@@ -1,0 +1,49 @@
+"""Every policy of the table in the ways that its options can make another model of it, small."""
+
+from dataclasses import dataclass
+
+import torch
+
+from statevla.config import Config, load_config
+from statevla.systems.frozen import ENCODERS
+from statevla.systems.system import Given, Objective, System
+from statevla.systems.table import SYSTEMS, find_system, sections
+from tests.models.build import normalization
+
+SMALL = (
+    "model.image_size=32", "model.embed_dim=32", "model.encoder_depth=1", "model.d_state=4", "model.policy_layers=1",
+    "model.policy_d_state=4", "model.gripper_width=32",
+    "stamo.image_size=16", "stamo.patch_size=4", "stamo.stages=8-16", "stamo.stem_width=16", "stamo.width=32",
+    "stamo.depth=1", "stamo.state_width=8", "stamo.decoder_width=32", "stamo.decoder_depth=1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy and options of it, as ``--set`` takes them."""
+
+    row: System
+    options: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> Config:
+        return load_config("tiny", None, (*SMALL, *self.options), sections())
+
+    def make(self, seed: int = 0) -> Objective:
+        torch.manual_seed(seed)
+        return self.row.build(self.config, Given(statistics=normalization()))
+
+    def __str__(self) -> str:
+        return " ".join((self.row.name, *(text.partition(".")[2] for text in self.options)))
+
+
+def with_world(name: str, encoder: str, target: str) -> Case:
+    options = (f"{name}.encoder={encoder}", f"{name}.world_target={target}", f"{name}.world_horizon=1")
+    return Case(find_system(name), options)
+
+
+POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
+CASES = [Case(row) for row in POLICIES]
+CASES += [Case(find_system("goal"), ("goal.fusion=state", f"goal.encoder={encoder}")) for encoder in ENCODERS]
+CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if "world_target=" in row.options.PARENT_FOR]
+CASES.append(with_world("film", "temporal_jepa", "state"))

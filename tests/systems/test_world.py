@@ -1,0 +1,160 @@
+"""The head that foretells a frozen encoder's later state: what it is told, what it changes, and when it is asked."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from statevla.config import load_config
+from statevla.data.batch import Batch
+from statevla.data.needs import NOW
+from statevla.systems.acting import Scene
+from statevla.systems.chunk_policy import ChunkPolicy
+from statevla.systems.describe import describe_system
+from statevla.systems.frozen import ENCODERS
+from statevla.systems.system import Given
+from statevla.systems.table import find_system, sections
+from statevla.systems.world import WorldHead
+from stores.errors import UsageError
+from tests.models.build import batch, observations
+from tests.systems.build import Case, with_world
+
+FORETELLING = ("film", "act", "vla", "goal")
+
+
+def made(case: Case) -> ChunkPolicy:
+    model = case.make()
+    assert isinstance(model, ChunkPolicy)
+    return model
+
+
+def loss_of(model: ChunkPolicy, data: Batch) -> Tensor:
+    return model.loss(model.terms(data, model.draw(len(data), torch.Generator().manual_seed(0)))).total
+
+
+def later(data: Batch, seed: int = 7) -> Batch:
+    return dataclasses.replace(data, next_obs=observations(len(data), seed=seed))
+
+
+def test_count() -> None:
+    """The specification's small variant: readout 512 and a chunk of 70 numbers to a state of 2 × 256."""
+    assert sum(p.numel() for p in WorldHead(512 + 70, 512, "state", 10).parameters()) == 823_808
+
+
+@pytest.mark.parametrize("name", FORETELLING)
+def test_it_changes_no_other_weight_and_nothing_of_what_is_done(name: str) -> None:
+    off, on = made(Case(find_system(name))).eval(), made(with_world(name, "stamo", "state")).eval()
+    assert (off.needs.offsets, off.fit_rows, off.world, off.encoder) == (NOW.offsets, 0, None, None)
+    assert on.needs.offsets == (0, 1)
+    on.load_state_dict(off.state_dict(), strict=False)
+    data = batch(4)
+    noise = off.draw(4, torch.Generator().manual_seed(0))
+    one, two = off.terms(data, noise), on.terms(data, noise)
+    assert {term for term in two if term not in one} == {"world", "world_wanted", "world_copied", "world_keep"}
+    assert all(torch.equal(value, two[term]) for term, value in one.items())
+    parts = on.loss(two).parts
+    assert all(torch.equal(value, parts[part]) for part, value in off.loss(one).parts.items())
+    scene = Scene(data.obs.images, data.obs.robot_state, off.condition(data.obs.language), None)
+    with torch.inference_mode():
+        assert torch.equal(off.decide(scene).chunk, on.decide(scene).chunk)
+
+
+def test_only_the_head_and_what_is_frozen_are_more_parameters() -> None:
+    for name in FORETELLING:
+        parts = describe_system(find_system(name), with_world(name, "stamo", "state").config)
+        plain = describe_system(find_system(name), Case(find_system(name)).config)
+        assert {part: n for part, n in parts["parts"].items() if part != "world"} == plain["parts"]
+        assert parts["parts"]["world"] > 0
+        assert (plain["frozen"], parts["frozen"] > 0) == (0, True)
+
+
+def test_acting_asks_neither_head_nor_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(with_world("film", "temporal_jepa", "state")).eval()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked")
+
+    assert model.world is not None
+    assert model.encoder is not None
+    monkeypatch.setattr(model.world, "forward", refuse)
+    monkeypatch.setattr(model.encoder, "state", refuse)
+    data = batch(2)
+    with torch.inference_mode():
+        model.decide(Scene(data.obs.images, data.obs.robot_state, model.condition(data.obs.language), None))
+    with pytest.raises(AssertionError, match="asked"):
+        loss_of(model, data)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("target", ["state", "motion"])
+def test_what_it_is_to_foretell(encoder: str, target: str) -> None:
+    model, data = made(with_world("film", encoder, target)), batch(6)
+    assert model.encoder is not None
+    now, then = (model.encoder.state(obs).flatten(1) for obs in (data.obs, data.next_obs))
+    wanted = then - now if target == "motion" else then
+    terms = model.terms(data, {})
+    torch.testing.assert_close(terms["world_wanted"], wanted)
+    torch.testing.assert_close(terms["world_copied"], torch.zeros_like(now) if target == "motion" else now)
+    assert terms["world_keep"].tolist() == [False, True, True, True, True, True]
+    model.fit([data, later(data)])
+    terms = model.terms(data, {})
+    twice = torch.cat([terms["world_wanted"][1:], model.terms(later(data), {})["world_wanted"][1:]])
+    torch.testing.assert_close(twice.mean(dim=0), torch.zeros(twice.shape[1]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(twice.std(dim=0, correction=0), torch.ones(twice.shape[1]), rtol=1e-3, atol=1e-4)
+    copied, changed = terms["world_copied"][1:], terms["world_wanted"][1:]
+    ratio = (terms["world"][1:] - changed).square().mean() / (copied - changed).square().mean()
+    watched = model.monitors(terms)
+    assert watched["world_copy_ratio"] == pytest.approx(ratio.item(), rel=1e-4)
+    assert watched["world_rows"] == pytest.approx(5 / 6)
+
+
+def test_the_loss_is_its_formula_and_reaches_the_trunk_alone() -> None:
+    model, data = made(with_world("vla", "stamo", "motion")), batch(6)
+    terms = model.terms(data, {})
+    error = (terms["world"] - terms["world_wanted"])[1:]
+    found = model.loss(terms)
+    foretold = error.square().mean() + error.abs().mean()
+    torch.testing.assert_close(found.total, found.parts["action_loss"] + 0.1 * foretold)
+    assert model.world is not None
+    assert model.encoder is not None
+    model.world.loss(terms)[0].backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.net.vision.stems.parameters())
+    assert model.net.out.weight.grad is None, "the chunk's own layer is beside it"
+    assert all(p.grad is None for p in model.encoder.parameters())
+
+
+def test_rows_without_so_late_an_observation_do_not_count() -> None:
+    model = made(Case(find_system("film"), ("film.encoder=stamo", "film.world_target=state", "film.world_horizon=3")))
+    data = dataclasses.replace(batch(6), ahead=torch.tensor([0, 1, 3, 2, 3, 3]))
+    assert model.terms(data, {})["world_keep"].tolist() == [False, False, True, False, True, True]
+    found = []
+    for seed in (1, 9):
+        other = observations(6, seed=seed)
+        kept = torch.tensor([False, False, True, False, True, True])
+        mixed = data.next_obs.each(lambda tensor: tensor.clone())
+        for mine, new in zip(mixed.images, other.images, strict=True):
+            mine[~kept] = new[~kept]
+        model.zero_grad()
+        loss = loss_of(model, dataclasses.replace(data, next_obs=mixed))
+        loss.backward()
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(one, two) for one, two in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_a_number_that_never_changes_is_centred_and_no_target_at_all_is_refused() -> None:
+    model, data = made(with_world("film", "stamo", "motion")), batch(4)
+    still = dataclasses.replace(data, next_obs=data.obs)
+    model.fit([still])
+    assert model.world is not None
+    assert torch.equal(model.world.scale, torch.ones_like(model.world.scale))
+    with pytest.raises(UsageError, match=r"world_horizon: no segment of the train split holds an observation 1 steps"):
+        model.fit([dataclasses.replace(data, ahead=torch.zeros(4, dtype=torch.int64))])
+
+
+def test_it_is_a_chunk_ahead_where_nothing_else_is_said() -> None:
+    config = load_config("tiny", None, ("film.world_target=state", "model.action_seq_len=6"), sections())
+    with torch.device("meta"):
+        model = find_system("film").build(config, Given())
+    assert model.needs.offsets == (0, 6)

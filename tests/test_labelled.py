@@ -1,0 +1,173 @@
+"""Episodes whose actions are hidden: which they are, that nothing sees them, and what still learns from them."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from statevla.config import DataConfig, load_config
+from statevla.data.batch import Batch
+from statevla.data.frames import make_table
+from statevla.data.labelled import labelled_episodes
+from statevla.data.loaders import SegmentLoader
+from statevla.data.needs import NOW
+from statevla.systems.chunk_policy import ChunkPolicy
+from statevla.systems.table import sections
+from statevla.trainers import trainer
+from statevla.trainers.outcome import NonFiniteLoss
+from statevla.trainers.trainer import train
+from stores.errors import UsageError
+from stores.reader import Store
+from tests.models.build import batch
+from tests.stores.make_store import make_tiny_store
+from tests.systems.build import SMALL, with_world
+from tests.systems.test_world import FORETELLING
+from tests.trainers.micro import SETTINGS, micro_store
+
+HALF = DataConfig(lanes=2, block_segments=2, labelled_share=0.5, unlabelled="keep")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    root = tmp_path_factory.mktemp("labelled") / "store"
+    make_tiny_store(root, episodes=40, frames=6, image=16, window=8)
+    return Store.open(root)
+
+
+def chosen(store: Store, share: float, seed: int = 0) -> np.ndarray:
+    return labelled_episodes(store, make_table(store, 4), share, seed)
+
+
+def test_that_share_of_every_instruction_by_the_seed_alone(store: Store) -> None:
+    table = make_table(store, 4)
+    train_split = np.array([str(name) == "train" for name in store.episode_columns["split"]])
+    found = chosen(store, 0.4)
+    assert found[~train_split].all(), "what is validated on is labelled"
+    for instruction in np.unique(table.instruction[train_split]):
+        mine = train_split & (table.instruction == instruction)
+        assert found[mine].sum() == max(round(0.4 * mine.sum()), 1)
+    assert np.array_equal(found, chosen(store, 0.4))
+    assert not np.array_equal(found, chosen(store, 0.4, seed=1))
+    assert (chosen(store, 0.7) >= found).all(), "more labels are the same ones and further ones"
+    assert all((chosen(store, 1e-6) & train_split & (table.instruction == i)).sum() == 1
+               for i in np.unique(table.instruction[train_split]))  # fmt: skip
+
+
+def epoch(store: Store, data: DataConfig) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Episode, actions and padding of every row of an epoch."""
+    loader = SegmentLoader(store, "train", 4, 0, data, 4, NOW)
+    batches = loader.batches()
+    for _, each in itertools.islice(batches, loader.batches_per_epoch):
+        yield from zip(each.episode.tolist(), each.chunk, each.is_pad, strict=True)
+    batches.close()
+
+
+def test_hidden_actions_are_no_numbers_and_all_of_them_padding(store: Store) -> None:
+    labelled = chosen(store, 0.5)
+    seen = {True: 0, False: 0}
+    for number, chunk, is_pad in epoch(store, HALF):
+        seen[bool(labelled[number])] += 1
+        assert bool(chunk.isnan().all()) == bool(chunk.isnan().any()) == (not labelled[number])
+        assert bool(is_pad.all()) == (not labelled[number])
+    assert min(seen.values()) > 10
+
+
+def test_episodes_that_are_left_out_are_in_no_batch(store: Store) -> None:
+    labelled = chosen(store, 0.5)
+    found = {number for number, _, _ in epoch(store, dataclasses.replace(HALF, unlabelled="leave_out"))}
+    assert all(labelled[number] for number in found)
+    everything = {number for number, _, _ in epoch(store, dataclasses.replace(HALF, labelled_share=1.0))}
+    assert found < everything
+
+
+@pytest.mark.parametrize("name", FORETELLING)
+def test_rows_without_actions_teach_the_world_head_and_nothing_else(name: str) -> None:
+    data = batch(6)
+    hidden = torch.tensor([False, True, False, True, True, False])
+    chunk = torch.where(hidden[:, None, None], torch.nan, data.chunk)
+    is_pad = data.is_pad | hidden[:, None]
+    model = with_world(name, "stamo", "motion").make()
+    noise = model.draw(6, torch.Generator().manual_seed(0))
+    found = []
+    for actions in (chunk, torch.where(hidden[:, None, None], 7.0, data.chunk)):
+        model.zero_grad()
+        known = dataclasses.replace(data, chunk=actions, action=actions[:, 0], is_pad=is_pad)
+        terms = model.terms(known, noise)
+        assert terms["world_keep"].tolist() == [False, True, True, True, True, True]
+        loss = model.loss(terms)
+        loss.total.backward()
+        found.append((loss.total.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert np.isfinite(found[0][0])
+    assert found[0][0] == found[1][0], "what is hidden does not matter"
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        assert one.isfinite().all()
+        assert torch.equal(one, two)
+
+
+def test_shuffled_targets_are_another_episodes_in_training_alone() -> None:
+    case = with_world("film", "stamo", "motion")
+    model = dataclasses.replace(case, options=(*case.options, "film.world_shuffled=true")).make()
+    data = batch(6)
+    own = model.eval().terms(data, {})
+    assert torch.equal(own["world_wanted"], case.make().eval().terms(data, {})["world_wanted"])
+    others = model.train().terms(data, {})
+    assert torch.equal(others["world_wanted"], own["world_wanted"].roll(3, 0))
+    assert others["world_keep"].tolist() == [True, True, True, False, True, True]
+    same = dataclasses.replace(data, episode=torch.zeros(6, dtype=torch.int64))
+    assert not model.terms(same, {})["world_keep"].any()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A store and the checkpoint of an encoder."""
+    root = tmp_path_factory.mktemp("arms")
+    made = micro_store(root / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "plot_losses", lambda *_: None)
+        return made, Path(train("stamo", configuration(), made, root / "stamo").checkpoint)
+
+
+def configuration(*more: str):  # type: ignore[no-untyped-def]
+    small = (text for text in SMALL if text.startswith("stamo."))
+    return load_config(
+        "tiny", None, (*SETTINGS, *small, "film.image_size=32", "training.max_steps=2", *more), sections()
+    )
+
+
+FEW = ("data.labelled_share=0.3", "data.unlabelled=keep")
+PSEUDO = (*FEW, "film.encoder=stamo", "film.world_target=motion", "film.world_horizon=1", "film.world_weight=1")
+
+
+def test_a_run_on_few_labels_and_a_leak_that_stops_it(
+    parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "plot_losses", lambda *_: None)
+    made, encoder = parts
+    summary = train("film", configuration(*PSEUDO), made, tmp_path / "run", encoder_checkpoint=encoder)
+    assert summary.steps == 2
+    wanted = ChunkPolicy.wanted
+
+    def forgets_the_mask(policy: ChunkPolicy, seen: Batch) -> dict[str, torch.Tensor]:
+        return wanted(policy, dataclasses.replace(seen, is_pad=torch.zeros_like(seen.is_pad)))
+
+    monkeypatch.setattr(ChunkPolicy, "wanted", forgets_the_mask)
+    with pytest.raises(NonFiniteLoss):
+        train("film", configuration(*PSEUDO), made, tmp_path / "leak", encoder_checkpoint=encoder)
+
+
+def test_what_learns_nothing_from_them_or_looks_at_them_is_refused(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    made, encoder = parts
+    for system in ("film", "temporal_jepa"):
+        with pytest.raises(
+            UsageError, match=rf"data.unlabelled=keep: {system} learns nothing from rows without actions"
+        ):
+            train(system, configuration(*FEW), made, tmp_path / system)
+    with pytest.raises(
+        UsageError, match=r"data.oversample_gripper: 3 looks at the actions that data.unlabelled=keep hides"
+    ):
+        train("film", configuration(*PSEUDO, "data.oversample_gripper=3"), made, tmp_path / "more",
+              encoder_checkpoint=encoder)  # fmt: skip
