@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cli import app
 from pipelines.derive.features import FeatureConfig, make_features
 from statevla.config.load import load_config
 from statevla.evaluators import state_probes
@@ -166,6 +168,11 @@ def test_kept_features_and_other_encoders_are_probed_on_the_same_frames(
     assert f"| features/dino, class | {found.probes['features/dino, class']['1'].r2:.3f} (" in found.to_markdown()
     with pytest.raises(UsageError, match=r"--beside .*: temporal_jepa of temporal_jepa is there already"):
         evaluate_states(tmp_path / "stamo", opened, "cpu", beside=[tmp_path / "temporal_jepa"] * 2)
+    asked = ("--checkpoint", tmp_path / "stamo", "--beside", tmp_path / "temporal_jepa", "--store", store)
+    told = CliRunner().invoke(
+        app, ["eval", "state", *map(str, asked), "--out", str(tmp_path / "out"), "--device", "cpu", "--json"]
+    )
+    assert json.loads(told.stdout)["probes"]["state"]["1"]["r2"] == pytest.approx(found.probes["state"]["1"].r2)
     frames = opened.manifest.counts["frames"]
     monkeypatch.setattr(state_probes, "vectors", lambda found, count: {"mean": np.zeros((count, 4))})
     kept, absent = state_probes.kept_vectors(opened)  # as before class tokens were kept
