@@ -196,7 +196,9 @@ class _Resizing(Dataset[Sample]):
             segment = store.read_segment(number)
             self.frames.append(segment.decode())
             told = {"language": vectors[segment.meta["instruction"]]}
-            self.rows += [(place, t, {**numbers, **told}) for t, numbers in transitions(segment, chunk)]
+            for t, numbers in transitions(segment, chunk):
+                own = {name: np.array(value) for name, value in numbers.items()}  # a segment's are read-only
+                self.rows.append((place, t, {**own, **told}))
 
     def __len__(self) -> int:
         return len(self.rows)
