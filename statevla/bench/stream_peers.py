@@ -191,8 +191,8 @@ class _Resizing(Dataset[Sample]):
         chunk, vectors = int(store.manifest.config["chunk"]), language_of(store)
         self.frames: list[tuple[NDArray[Any], ...]] = []
         self.rows: list[tuple[int, int, Sample]] = []
-        numbers = itertools.islice(train_segments(store), 2 * RESIZED // store.manifest.config["window"] + 2)
-        for place, number in enumerate(numbers):
+        chosen = itertools.islice(train_segments(store), 2 * RESIZED // store.manifest.config["window"] + 2)
+        for place, number in enumerate(chosen):
             segment = store.read_segment(number)
             self.frames.append(segment.decode())
             told = {"language": vectors[segment.meta["instruction"]]}
