@@ -17,7 +17,6 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-import webdataset
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -80,6 +79,8 @@ def transitions(segment: Segment, chunk: int) -> Iterator[tuple[int, Sample]]:
 
 def stock(store: Store, batch_size: int, workers: int) -> int:
     """One pass over our own shards: decode whole samples with PIL, cut transitions, shuffle buffer."""
+    import webdataset
+
     keys = {str(store.segment_columns["key"][number]) for number in train_segments(store)}
     chunk, suffix = int(store.manifest.config["chunk"]), {"jpeg": "jpg", "png": "png"}[store.manifest.config["codec"]]
     dataset = (
@@ -94,6 +95,8 @@ def stock(store: Store, batch_size: int, workers: int) -> int:
 
 def write_one_a_sample(store: Store, folder: Path, shards: int) -> list[str]:
     """Shards in which a sample is a transition with its four pictures as the store has them, by webdataset's writer."""
+    import webdataset
+
     chunk, vectors = int(store.manifest.config["chunk"]), language_of(store)
     paths = [str(folder / f"{number:04d}.tar") for number in range(max(1, shards))]
     with contextlib.ExitStack() as stack:
@@ -112,6 +115,8 @@ def write_one_a_sample(store: Store, folder: Path, shards: int) -> list[str]:
 
 def one_a_sample(shards: list[str], batch_size: int, workers: int) -> int:
     """One pass over `write_one_a_sample`'s: shuffle buffer of encoded samples, then decode with simplejpeg."""
+    import webdataset
+
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=False, workersplitter=webdataset.split_by_worker)
         .shuffle(SHUFFLE_BUFFER)
