@@ -112,13 +112,25 @@ def test_shuffled_targets_are_another_episodes_in_training_alone() -> None:
     case = with_world("film", "stamo", "motion")
     model = dataclasses.replace(case, options=(*case.options, "film.world_shuffled=true")).make()
     data = batch(6)
-    own = model.eval().terms(data, {})
-    assert torch.equal(own["world_wanted"], case.make().eval().terms(data, {})["world_wanted"])
-    others = model.train().terms(data, {})
-    assert torch.equal(others["world_wanted"], own["world_wanted"].roll(3, 0))
-    assert others["world_keep"].tolist() == [True, True, True, False, True, True]
-    same = dataclasses.replace(data, episode=torch.zeros(6, dtype=torch.int64))
-    assert not model.terms(same, {})["world_keep"].any()
+    terms = model.terms(data, {})
+    plain = case.make()
+    assert torch.equal(terms["world_wanted"], plain.terms(data, {})["world_wanted"])
+
+    def error(wanted: torch.Tensor, keep: list[bool]) -> float:
+        apart = (terms["world"] - wanted)[torch.tensor(keep)]
+        return apart.square().mean().item()
+
+    def found() -> float:
+        return model.loss(terms).parts["world_mse"].item()
+
+    assert terms["world_keep"].tolist() == [False, True, True, True, True, True]
+    model.eval()
+    assert found() == pytest.approx(error(terms["world_wanted"], terms["world_keep"].tolist()))
+    model.train()
+    others = terms["world_wanted"].roll(3, 0)
+    assert found() == pytest.approx(error(others, [True, True, True, False, True, True]))
+    terms = {**terms, "world_episode": torch.tensor([0, 1, 2, 3, 1, 5])}
+    assert found() == pytest.approx(error(others, [True, False, True, False, False, True]))
 
 
 @pytest.fixture(scope="module")

@@ -140,11 +140,8 @@ def drain(loader: SegmentLoader, batch_size: int, epoch: int = 0, *, epochs: int
     with contextlib.closing(loader.batches(Position(epoch, 0))) as batches:
         for _ in itertools.islice(batches, warm * loader.batches_per_epoch):
             pass
-        start, worked = time.perf_counter(), time.process_time()
-        for _ in itertools.islice(batches, epochs * loader.batches_per_epoch):
-            pass
-        seconds, processor = time.perf_counter() - start, time.process_time() - worked
-    return Pace(epochs * loader.batches_per_epoch * batch_size, seconds, processor)
+        rest = itertools.islice(batches, epochs * loader.batches_per_epoch)
+        return timed(lambda: batch_size * sum(1 for _ in rest))
 
 
 def _decode_all(segments: list[Segment], threads: int, transitions: int, epochs: int) -> Pace:

@@ -137,8 +137,8 @@ def vectors(found: Derived, frames: int) -> dict[str, Float32[np.ndarray, "N F"]
         means.append(np.concatenate(pieces))
         if CLASS_TOKEN.format(camera=name) in found.arrays:
             tokens.append(found.sharded(CLASS_TOKEN.format(camera=name)).read(0, frames).astype(np.float32))
-    vectors = {"mean": np.concatenate(means, axis=1)}
-    return {**vectors, "class": np.concatenate(tokens, axis=1)} if tokens else vectors
+    mean = {"mean": np.concatenate(means, axis=1)}
+    return {**mean, "class": np.concatenate(tokens, axis=1)} if tokens else mean
 
 
 def tower_of(found: Derived) -> KeptVision:

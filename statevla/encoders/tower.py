@@ -1,7 +1,7 @@
 """A frozen vision tower of `transformers`: camera frames to patch features, with its own input size, mean and std.
 
-Legend: B images, H, W rows and columns, P patches, N tokens, V feature width (ViT-B/16: 196, 196
-and 768).
+Legend: B images, H, W rows and columns, P patches, N tokens, V feature width (SigLIP ViT-B/16: 196,
+196 and 768).
 """
 
 from collections.abc import Callable

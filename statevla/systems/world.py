@@ -61,24 +61,26 @@ class WorldHead(nn.Module):
     def terms(
         self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], encoder: FrozenEncoder, batch: Batch
     ) -> dict[str, Tensor]:
-        """``world``, ``world_wanted``, ``world_copied`` [B F] standardized, ``world_keep`` [B]."""
+        """``world``, ``world_wanted``, ``world_copied`` [B F] standardized, ``world_keep`` [B]; ``world_episode`` [B]
+        where targets are shuffled.
+        """
         wanted, copied, keep = self.targets(encoder, batch)
-        if self.shuffled and self.training:
-            away = len(wanted) // 2
-            wanted, keep = wanted.roll(away, 0), keep.roll(away, 0) & (batch.episode != batch.episode.roll(away, 0))
         return {
             "world": self(readout),
             "world_wanted": (wanted - self.mean) / self.scale,
             "world_copied": (copied - self.mean) / self.scale,
             "world_keep": keep,
+            **({"world_episode": batch.episode} if self.shuffled else {}),
         }
 
-    @staticmethod
-    def loss(terms: Terms) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def loss(self, terms: Terms) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """MSE + L1 over the rows with a later observation. Parts: ``world_mse``, ``world_l1`` and ``world_copy_mse``,
         the MSE of "nothing changes".
         """
         told, wanted, keep = terms["world"], terms["world_wanted"], terms["world_keep"]
+        if self.shuffled and self.training:  # here, where all rows of all ranks and micro-batches are
+            episode, away = terms["world_episode"], len(wanted) // 2
+            wanted, keep = wanted.roll(away, 0), keep.roll(away, 0) & (episode != episode.roll(away, 0))
         parts = {
             "world_mse": masked_mse(told, wanted, keep),
             "world_l1": masked_l1(told, wanted, keep),
@@ -86,10 +88,9 @@ class WorldHead(nn.Module):
         }
         return parts["world_mse"] + parts["world_l1"], parts
 
-    @classmethod
-    def monitors(cls, terms: Terms) -> dict[str, float]:
+    def monitors(self, terms: Terms) -> dict[str, float]:
         """``world_copy_ratio``: error over that of "nothing changes"; ``world_rows``: share of rows with a target."""
-        parts = cls.loss(terms)[1]
+        parts = self.loss(terms)[1]
         ratio = parts["world_mse"] / parts["world_copy_mse"].clamp(min=TINY)
         return {"world_copy_ratio": ratio.item(), "world_rows": terms["world_keep"].float().mean().item()}
 

@@ -8,7 +8,7 @@ import torch
 
 from statevla.data.loaders import SegmentLoader
 from statevla.systems.system import Given, Objective
-from statevla.systems.table import SYSTEMS
+from statevla.systems.table import SYSTEMS, find_system
 from statevla.trainers.ranks import Ranks
 from statevla.trainers.schedule import step_generator
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
@@ -39,10 +39,19 @@ def gradients(model: Objective, batch: Any, loader: SegmentLoader, parts: int, r
     return {"loss": loss.total.item(), "gradients": found, "rows": {len(value) for value in terms.values()}}
 
 
-@pytest.mark.parametrize("row", SYSTEMS, ids=lambda row: row.name)
-def test_gradients_of_micro_batches_are_those_of_the_batch(store: Store, row: Any) -> None:
+WORLD = ("film.world_target=motion", "film.world_horizon=3", "film.encoder=stamo")
+CASES = [
+    *(pytest.param(row, (), id=row.name) for row in SYSTEMS),
+    pytest.param(find_system("film"), WORLD, id="film with a world head"),
+    pytest.param(find_system("film"), (*WORLD, "film.world_shuffled=true"), id="film with a shuffled one"),
+    pytest.param(find_system("stamo"), ("stamo.decoder=vae", "stamo.patch_size=1"), id="stamo's autoencoder"),
+]
+
+
+@pytest.mark.parametrize(("row", "options"), CASES)
+def test_gradients_of_micro_batches_are_those_of_the_batch(store: Store, row: Any, options: tuple[str, ...]) -> None:
     torch.manual_seed(0)
-    model = row.build(CONFIG, Given(store.spec, store.stats()))
+    model = row.build(config_of_all(*options) if options else CONFIG, Given(store.spec, store.stats()))
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)  # past layers that start at zero
