@@ -78,6 +78,8 @@ def test_rows_are_the_towers_features_of_each_frame(store: Path, tower: Path, dt
     assert (summary["patches"], summary["width"], summary["computed"]) == (4 // pool**2, 24, 4)
     assert verify_store(store) == []
     found = zarr.open_group(store / summary["folder"], mode="r")  # Zarr's own reader agrees
+    (kept,) = kept_towers(Store.open(store))
+    means = torch.from_numpy(vectors(kept, summary["frames"])["mean"]).chunk(2, dim=1)
     for camera, name in enumerate(("agentview", "eye_in_hand")):
         values = torch.from_numpy(np.asarray(found[name]).astype(np.float32))
         wanted = expected(store, tower, camera, pool)
@@ -86,6 +88,7 @@ def test_rows_are_the_towers_features_of_each_frame(store: Path, tower: Path, dt
             assert ((values * scale - wanted).abs() <= scale * 0.51).all()
         else:
             torch.testing.assert_close(values, wanted, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(means[camera], wanted.mean(dim=1), rtol=1e-2, atol=1e-2)
     shards = [path for path in (store / summary["folder"]).glob("*/c/**/*") if path.is_file()]
     assert summary["bytes"] == sum(path.stat().st_size for path in shards)
     assert make(store, tower, dtype=dtype, pool=pool)["computed"] == 0

@@ -69,6 +69,15 @@ def test_only_the_head_and_what_is_frozen_are_more_parameters() -> None:
         assert (plain["frozen"], parts["frozen"] > 0) == (0, True)
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_encoder_stays_as_it_acts(encoder: str) -> None:
+    model = made(with_world("film", encoder, "state")).train()
+    assert model.encoder is not None
+    assert not any(part.training for part in model.encoder.modules())
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    assert model.net.training
+
+
 def test_acting_asks_neither_head_nor_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(with_world("film", "temporal_jepa", "state")).eval()
 
