@@ -127,6 +127,22 @@ def test_20_steps_of_every_system_are_one_process(store: Path, tmp_path: Path, w
 
 
 @pytest.mark.ddp
+def test_ranks_with_a_world_head_on_a_frozen_encoder_are_one_process(store: Path, tmp_path: Path) -> None:
+    """Its targets are fitted by the first rank, and shuffled among the rows of all."""
+    settings = steps(4)
+    encoder = checkpoint(alone("stamo", settings, store, tmp_path / "one"), "stamo")
+    jobs = []
+    for name, more in (("motion", ()), ("shuffled", ("film.world_shuffled=true",))):
+        told = [*settings, "film.world_target=motion", "film.world_horizon=3", "film.encoder=stamo", *more]
+        alone("film", told, store, tmp_path / name / "one", encoder)
+        jobs.append(job("film", told, store, tmp_path / name / "many", encoder=str(encoder)))
+    found = run_ranks(2, jobs, tmp_path / "jobs")
+    assert [status for status, _ in found] == [0, 0], found
+    for name in ("motion", "shuffled"):
+        assert_same_training(tmp_path / name / "many", tmp_path / name / "one", "film")
+
+
+@pytest.mark.ddp
 @pytest.mark.resume
 def test_a_run_goes_on_with_another_number_of_ranks(store: Path, tmp_path: Path) -> None:
     """4 ranks, then 1, then 2: the same samples in the same order, so the same weights."""
