@@ -2,7 +2,8 @@
 
 State differences are then motion, without any action in the training (2510.05057; sizes and objective where that paper
 says none are ours). The compressor sees frozen features of a tower (``model.vision*``), kept with the store or made on
-the spot; or those of a convolutional stem that is trained with the rest, and then nothing is frozen.
+the spot; the tokens of a frozen Temporal JEPA; or those of a convolutional stem that is trained with the rest, and
+then nothing is frozen.
 
 The diffusion transformer paints a picture's pixels, or the latents of an autoencoder (`statevla.models.canvas`).
 
@@ -29,17 +30,20 @@ from statevla.encoders.vision import CONV
 from statevla.models.attention import Backbone
 from statevla.models.canvas import Canvas, OwnLatents
 from statevla.models.dit import SMALLEST, Dit
+from statevla.models.encoder import StateEncoder
 from statevla.models.kl_vae import KL_WEIGHT
 from statevla.models.losses import LossParts
 from statevla.models.monitors import rank_me
 from statevla.models.sd3 import PretrainedLatents, Sd3Painter
-from statevla.models.stems import ConvStem, stages_of
+from statevla.models.stems import ConvStem, FrozenTokens, stages_of
 from statevla.models.tokenizer import FrozenFeatures, dtype_of, embedding, prepare_pixels
+from statevla.runs.files import MODEL, below, load_strict
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
 
 PIXEL: Final = "pixel"
+PARENT: Final = "parent"
 LEVELS: Final = (0.25, 0.5, 0.75)
 """At which validation asks whether the decoder uses the state."""
 
@@ -69,6 +73,7 @@ class Compressor(nn.Module):
 class StamoOptions(SystemOptions):
     """``stamo.*``."""
 
+    PARENT_FOR: ClassVar[str] = "features=parent"
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {
             "image_size": 64, "state_width": 64, "width": 128, "depth": 2, "stem_width": 192, "stages": "32-64-128",
@@ -82,8 +87,9 @@ class StamoOptions(SystemOptions):
     tokens: int = option(2, "of a camera's state", least=1)
     state_width: int = option(256, "numbers of a token", least=1)
     features: str = option(
-        CONV, "what the compressor sees: a stem of convolutions trained with it, or the frozen tower of model.vision, "
-        "which must be the same", choices=(CONV, "dinov2", "siglip"),
+        CONV, "what the compressor sees: a stem of convolutions trained with it, the frozen tower of model.vision, "
+        "which must be the same, or the patches' tokens of a frozen temporal_jepa",
+        choices=(CONV, "dinov2", "siglip", PARENT),
     )  # fmt: skip
     stem_width: int = option(384, "width of the stem's features", least=8)
     stages: str = option("64-128-256", "channels of the stem's stages, each half as large as the one before")
@@ -109,15 +115,19 @@ class StamoOptions(SystemOptions):
     motion_steps: int = option(5, "frames within which it moves", least=1)
     motion_threshold: float = option(0.08, "change of some colour that counts, of [0, 1]", above=0, most=1)
 
+    def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
+        """A Temporal JEPA where the features are its tokens."""
+        return may if self.features == PARENT else ()
+
 
 class StamoModel(Objective):
     """Compressor and decoder with their loss. A `StateCoder`: `state` and `decode`."""
 
     def __init__(
-        self, options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | None = None,
+        self, options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | FrozenTokens | None = None,
         canvas: Canvas | None = None, painter: Sd3Painter | None = None,
     ) -> None:  # fmt: skip
-        """tower: where the features are a frozen one's. canvas: of latents. painter: a pretrained one."""
+        """tower: where the features are something frozen's. canvas: of latents. painter: a pretrained one."""
         super().__init__()
         self.options, cameras = options, len(spec.cameras)
         side, patch = options.image_size if canvas is None else canvas.side, options.patch_size
@@ -126,14 +136,14 @@ class StamoModel(Objective):
             raise UsageError(
                 f"stamo.image_size: {options.image_size}{what} is not a multiple of stamo.patch_size {patch}"
             )
-        self.stem: ConvStem | FrozenFeatures
+        self.stem: ConvStem | FrozenFeatures | FrozenTokens
         if tower is None:
             self.stem = ConvStem(options.image_size, stages_of("stamo.stages", options.stages), options.stem_width)
             patches, width = self.stem.side**2, options.stem_width
         else:
             self.stem, (patches, width) = tower, tower.expected
         offsets = (0, options.motion_steps) if options.motion_weight > 0 else (0,)
-        views = ("pixels",) if tower is None else ("pixels", "features")
+        views = ("pixels", "features") if isinstance(tower, FrozenFeatures) else ("pixels",)
         self.needs = Needs(offsets=offsets, rows=2, views=views)
         self.compressor = Compressor(
             patches, width, options.width, options.heads, options.depth, options.tokens,
@@ -159,9 +169,9 @@ class StamoModel(Objective):
 
     def features(self, obs: ObservationBatch) -> Sequence[Float[Tensor, "B P V"]]:
         """Of each camera."""
-        if isinstance(self.stem, FrozenFeatures):
-            return self.stem.of(obs).to(dtype_of(self.compressor)).unbind(dim=1)
-        return [self.stem(frames) for frames in obs.images]
+        if isinstance(self.stem, ConvStem):
+            return [self.stem(frames) for frames in obs.images]
+        return self.stem.of(obs).to(dtype_of(self.compressor)).unbind(dim=1)
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """``sigma`` [B C] uniform, ``epsilon`` [B C V L L] normal, ``drop`` [B C] uniform."""
@@ -333,16 +343,23 @@ def build_states(config: Config, given: Given) -> StamoModel:
     return StamoModel(options, given.spec, _tower(config, given))
 
 
-def _tower(config: Config, given: Given) -> FrozenFeatures | None:
-    """Where the features are of a frozen tower."""
+def _tower(config: Config, given: Given) -> FrozenFeatures | FrozenTokens | None:
+    """Where the features are of a frozen tower, or of a frozen encoder: the checkpoint's of ``given.parent``, or one
+    that is still to be loaded with the rest.
+    """
     options: StamoOptions = config.section("stamo")
+    if options.features in (CONV, PARENT) and config.data.features is not None:
+        raise UsageError(
+            f"data.features: {config.data.features} are of a frozen tower, which stamo.features={options.features} "
+            f"does not see; leave them out, or set stamo.features={config.model.vision}"
+        )
     if options.features == CONV:
-        if config.data.features is not None:
-            raise UsageError(
-                f"data.features: {config.data.features} are of a frozen tower, which stamo.features=conv does not see; "
-                f"leave them out, or set stamo.features={config.model.vision}"
-            )
         return None
+    if options.features == PARENT:
+        encoder = StateEncoder(config.model, given.statistics, given.backbone, given.spec)
+        if given.parent is not None:
+            load_strict(encoder, below(given.parent.tensors, "encoder."), f"{given.parent.folder / MODEL} (encoder.)")
+        return FrozenTokens(encoder)
     if config.model.vision != options.features:
         raise UsageError(
             f"stamo.features: {options.features}, but model.vision is {config.model.vision}; set "
@@ -351,7 +368,7 @@ def _tower(config: Config, given: Given) -> FrozenFeatures | None:
     return FrozenFeatures(config.model, given.backbone)
 
 
-def _painted(options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | None) -> StamoModel:
+def _painted(options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | FrozenTokens | None) -> StamoModel:
     """With the canvas and the painter of ``stamo.decoder``."""
     if options.decoder == PIXEL:
         return StamoModel(options, spec, tower)

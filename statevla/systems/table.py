@@ -32,7 +32,10 @@ SYSTEMS: Final[list[System]] = [
         "goal", "goal", "policy", "policy told by language or a picture", goal.build, goal.GoalOptions, "goal",
         parent=ANY_ENCODER,
     ),
-    System("stamo", "stamo", "encoder", "StaMo states", stamo.build, stamo.StamoOptions, "stamo"),
+    System(
+        "stamo", "stamo", "encoder", "StaMo states", stamo.build, stamo.StamoOptions, "stamo",
+        parent=("temporal_jepa",),
+    ),
 ]  # fmt: skip
 
 

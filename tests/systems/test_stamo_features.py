@@ -1,5 +1,6 @@
 """StaMo over a frozen tower: kept features and the tower itself train alike, and what does not fit is one line."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from statevla.config import Config
 from statevla.config.load import load_config
 from statevla.encoders import siglip
 from statevla.evaluators.state import evaluate_states
+from statevla.models.stems import FrozenTokens
 from statevla.runs.files import read_state
 from statevla.systems.stamo import StamoModel, build
 from statevla.systems.system import Given
@@ -22,7 +24,7 @@ from statevla.trainers.trainer import train
 from stores.errors import StaleKey, UsageError
 from stores.reader import Store
 from tests.encoders.test_siglip import save_small_siglip
-from tests.models.build import observations
+from tests.models.build import normalization, observations
 from tests.systems.test_stamo import MICRO
 from tests.trainers.micro import SETTINGS, micro_store
 
@@ -112,3 +114,31 @@ def test_features_and_towers_that_do_not_go_together(made: tuple[Path, Path], tm
         train("stamo", settings(tower, "data.features=half", "model.vision_width=48"), store, tmp_path / "b")
     with pytest.raises(UsageError, match=r"its features are \(4, 24\) \(patches, width\), the configuration expects"):
         train("stamo", settings(tower, "model.vision_width=48"), store, tmp_path / "c")
+
+
+def test_tokens_of_a_frozen_encoder_are_those_of_the_patches_by_camera() -> None:
+    config = load_config("tiny", None, (*SETTINGS, *MICRO, "stamo.features=parent"), sections())
+    torch.manual_seed(0)
+    model = build(config, Given(statistics=normalization()))
+    assert isinstance(model.stem, FrozenTokens)
+    assert not any(parameter.requires_grad for parameter in model.stem.parameters())
+    assert not model.train().stem.encoder.training
+    obs, other = observations(2), observations(2, seed=1)
+    whole = model.stem.encoder(obs).tokens
+    found = model.stem.of(obs)
+    patches = config.model.patches
+    assert torch.equal(found[:, 0], whole[:, 2 : 2 + patches])
+    assert torch.equal(found[:, 1], whole[:, 2 + patches : 2 + 2 * patches])
+    second = dataclasses.replace(obs, images=(obs.images[0], other.images[1]))
+    assert torch.equal(model.stem.of(second)[:, 0], found[:, 0]), "causal: what comes later is not seen"
+    assert not torch.allclose(model.stem.of(second)[:, 1], found[:, 1])
+    assert not torch.allclose(model.stem.of(dataclasses.replace(obs, language=other.language)), found)
+    assert not torch.allclose(model.state(second), model.state(obs))
+
+
+def test_kept_features_are_refused_where_a_parents_tokens_are_seen(made: tuple[Path, Path]) -> None:
+    _, tower = made
+    with pytest.raises(
+        UsageError, match=r"frozen tower, which stamo\.features=parent does not see; leave them"
+    ):
+        build(settings(tower, "stamo.features=parent", "data.features=half"), Given())

@@ -12,6 +12,7 @@ import torch
 
 from statevla.config.load import load_config
 from statevla.data.loaders import iterate_once
+from statevla.evaluators.state import evaluate_states
 from statevla.policies.policy import Policy
 from statevla.runs import layout
 from statevla.runs.files import MODEL, read_state, read_tensors
@@ -33,6 +34,7 @@ MICRO = (
     *(text for text in SETTINGS if not text.startswith("model.")), "goal.image_size=32", "film.image_size=32",
     "training.max_steps=3",
 )  # fmt: skip
+COMPRESSED = (*(text for text in SMALL if text.startswith("stamo.")), "stamo.features=parent")
 WORLD = ("film.world_target=motion", "film.world_horizon=2")
 
 
@@ -116,6 +118,34 @@ def _acts_as_saved(root: Path, checkpoint: str, goal: bool) -> None:
     assert torch.equal(policy.actor.act(seen).chunk, wanted)
 
 
+def test_states_compressed_from_the_tokens_of_a_frozen_encoder(root: Path, tmp_path: Path) -> None:
+    """They hold that encoder, resume to the bit, are evaluated, and serve a policy's world head in turn."""
+    wanted = flags(root, "stamo", *COMPRESSED, encoder="temporal_jepa", run=tmp_path / "whole")
+    whole = run_training(wanted, [].append)
+    state = read_state(whole.checkpoint)
+    assert state.parent is not None
+    assert state.parent["system"] == "temporal_jepa"
+    mine = read_tensors(whole.checkpoint, state, MODEL)
+    jepa = latest(root / "temporal_jepa", "temporal_jepa")
+    theirs = read_tensors(jepa, read_state(jepa), MODEL)
+    frozen = {name: value for name, value in mine.items() if name.startswith("stem.encoder.")}
+    assert frozen
+    assert all(torch.equal(value, theirs[name.removeprefix("stem.")]) for name, value in frozen.items())
+    assert not any(name.startswith("stem.") for name in mine.keys() - frozen.keys())
+    interrupt = at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run_training(
+        flags(root, "stamo", *COMPRESSED, encoder="temporal_jepa", run=tmp_path / "part"), [].append, interrupt
+    )
+    again = run_training(TrainFlags(resume=tmp_path / "part"), [].append)
+    assert read_state(again.checkpoint).files[MODEL] == state.files[MODEL]
+
+    evaluate_states(Path(whole.checkpoint), Store.open(root / "store"), "cpu")
+    on_it = _with(flags(root, "film", *WORLD, run=tmp_path / "film"), encoder=Path(whole.checkpoint))
+    film = run_training(on_it, [].append)
+    assert set(read_state(film.checkpoint).config) == {"data", "model", "training", "film", "stamo"}
+    _acts_as_saved(root, film.checkpoint, goal=False)
+
+
 def test_the_worlds_targets_are_of_unit_size_and_the_metrics_tell_of_them(root: Path, tmp_path: Path) -> None:
     summary = run_training(flags(root, "film", *WORLD, run=tmp_path / "run"), [].append)
     lines = [json.loads(line) for line in layout.metrics(tmp_path / "run", "film").read_text().splitlines()]
@@ -138,8 +168,10 @@ def test_an_encoder_that_nothing_wants(root: Path, tmp_path: Path) -> None:
     assert said.startswith("film takes a state encoder with film.world_target=state or motion alone, and is configured")
     said = refused(flags(root, "goal", run=tmp_path))
     assert said.startswith("goal takes a state encoder with goal.fusion=state or goal.world_target=state or motion ")
-    said = refused(flags(root, "stamo", run=tmp_path))
-    assert said == "--encoder is for systems that take one; stamo trains one"
+    said = refused(flags(root, "stamo", encoder="temporal_jepa", run=tmp_path))
+    assert said.startswith("stamo takes a state encoder with stamo.features=parent alone, and is configured otherwise")
+    said = refused(flags(root, "temporal_jepa", run=tmp_path))
+    assert said == "--encoder is for systems that take one; temporal_jepa trains one"
     config = load_config("tiny", None, MICRO, sections())
     with pytest.raises(UsageError, match=r"film takes a state encoder with film.world_target=state or motion alone"):
         train("film", config, root / "store", tmp_path, encoder_checkpoint=latest(root / "stamo", "stamo"))

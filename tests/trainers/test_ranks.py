@@ -116,7 +116,8 @@ def test_20_steps_of_every_system_are_one_process(store: Path, tmp_path: Path, w
     settings = steps(20)
     jobs = []
     for row in SYSTEMS:
-        encoder = checkpoint(tmp_path / "one", row.parent[0]) if row.parent else None
+        wanted = row.parents_of(config_of_all(*settings))
+        encoder = checkpoint(tmp_path / "one", wanted[0]) if wanted else None
         alone(row.name, settings, store, tmp_path / "one", encoder)
         told = None if encoder is None else str(encoder)
         jobs.append(job(row.name, settings, store, tmp_path / "many", encoder=told))
