@@ -43,15 +43,27 @@ Digest = xxhash.xxh3_128
 
 
 class Seen:
-    """One demonstration as it is read: hashes of the unchunked datasets that were read from beginning to end."""
+    """One demonstration as it is read: what was opened of it, and hashes of the unchunked datasets that were read from
+    beginning to end.
+
+    rows: the datasets by key, found by `pipelines.sources.hdf5.child`, so no links.
+    """
 
     def __init__(self) -> None:
+        self.rows: dict[str, hdf5.Rows] = {}
+        self._attributes: dict[str, Any] = {}
         self._digests: dict[str, xxhash.xxh3_128] = {}
         self._bytes: dict[str, int] = {}
 
     def hook(self, key: str) -> Callable[[int, NDArray[Any]], None]:
         """What `pipelines.sources.hdf5.read_rows` is to tell of the dataset at `key`."""
         return functools.partial(self._add, key)
+
+    def attribute(self, demo: h5py.Group, name: str) -> Any:
+        """`pipelines.sources.hdf5.attribute` of the demonstration, which is asked once."""
+        if name not in self._attributes:
+            self._attributes[name] = hdf5.attribute(demo, name)
+        return self._attributes[name]
 
     def _add(self, key: str, start: int, rows: NDArray[Any]) -> None:
         if start == 0:
@@ -115,13 +127,13 @@ def fingerprint_demo(
 def _digest(group: h5py.Group, stored: Stored, seen: Seen, attributes: Sequence[str], datasets: Sequence[str]) -> str:
     digest = Digest()
     for name in attributes:
-        value = hdf5.attribute(group, name)
+        value = seen.attribute(group, name)
         value = value.tobytes().hex() if isinstance(value, np.ndarray) else value
         digest.update(f"{name}\0{type(value).__name__}\0{value}\0".encode("utf-8", "surrogateescape"))
     for path in datasets:
         digest.update(f"{path}\0".encode())
         try:
-            found = _open(group.id, path)
+            found = seen.rows.get(path) or _open(group.id, path)
         except SourceError as error:
             digest.update(str(error).encode())
         else:

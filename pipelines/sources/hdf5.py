@@ -343,9 +343,13 @@ def attribute(owner: h5py.Group, name: str) -> Any:
     return None
 
 
-def text(owner: h5py.Group, name: str) -> str | None:
+Read = Callable[[h5py.Group, str], Any]
+"""`attribute`, or what remembers its answers."""
+
+
+def text(owner: h5py.Group, name: str, read: Read = attribute) -> str | None:
     """Text attribute `name`, None when absent. Raises SourceError when it is not text or is absurdly long."""
-    value = attribute(owner, name)
+    value = read(owner, name)
     if value is None:
         return None
     if isinstance(value, bytes):
@@ -367,9 +371,9 @@ def require_unicode(value: str, what: str) -> None:
         raise SourceError(f"{what}: expected UTF-8 text, got {value!r:.80}") from error
 
 
-def integer(owner: h5py.Group, name: str) -> int | None:
+def integer(owner: h5py.Group, name: str, read: Read = attribute) -> int | None:
     """Integer attribute `name`, None when absent. Raises SourceError when it is something else."""
-    value = attribute(owner, name)
+    value = read(owner, name)
     if value is None:
         return None
     if not isinstance(value, int | np.integer):

@@ -97,10 +97,11 @@ def read_demo(
         demo = hdf5.group(hdf5.group(file, "data"), name)
         cameras = image_datasets(demo)
         parts = {image_key(camera): data for camera, data in cameras.items()}
+        seen.rows |= parts
         rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
         if rows < 2:
             raise SourceError(f"expected at least 2 frames, got {rows}")
-        declared = hdf5.integer(demo, "num_samples")
+        declared = hdf5.integer(demo, "num_samples", seen.attribute)
         if declared is not None and declared != rows:
             raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
         numbers = read_numbers_of(demo, rows, alignment, seen)
@@ -116,7 +117,7 @@ def read_demo(
             action = action.copy()
             action[:, GRIPPER] = convert(action[:, GRIPPER], reading)
             require_agreement(action[:, GRIPPER], numbers.fingers)
-        start_state = init_state(demo)
+        start_state = init_state(demo, seen)
 
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
@@ -154,6 +155,7 @@ def read_numbers_of(demo: h5py.Group, rows: int, alignment: str, seen: Seen) -> 
         "obs/gripper_states": (rows, FINGERS),
     }
     parts = {key: number_dataset(demo, key, shape) for key, shape in shapes.items()}
+    seen.rows |= parts
     actions = check_actions(read_numbers(parts["actions"], "actions", seen))
     joints = read_numbers(parts["obs/joint_states"], "obs/joint_states", seen)
     fingers = read_numbers(parts["obs/gripper_states"], "obs/gripper_states", seen)
@@ -161,12 +163,12 @@ def read_numbers_of(demo: h5py.Group, rows: int, alignment: str, seen: Seen) -> 
     return Numbers(actions[1:] if found == AFTER else actions, joints, fingers, found, parts)
 
 
-def init_state(demo: h5py.Group) -> str:
+def init_state(demo: h5py.Group, seen: Seen) -> str:
     """Where the demonstration starts: see `Episode.init_state`."""
-    number = hdf5.integer(demo, INIT_STATE_INDEX)
+    number = hdf5.integer(demo, INIT_STATE_INDEX, seen.attribute)
     if number is not None:
         return str(number)
-    state = hdf5.attribute(demo, INIT_STATE)
+    state = seen.attribute(demo, INIT_STATE)
     if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.size > MAX_STATE:
         return ""
     return init_state_hash(state)
@@ -231,8 +233,9 @@ def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, 
 
 
 def _fit(demo: h5py.Group, joints: NDArray[np.float64], seen: Seen) -> Fit:
-    states = read_numbers(number_dataset(demo, "states", (len(joints), None)), "states", seen)
-    model = hdf5.text(demo, "model_file")
+    rows = seen.rows["states"] = number_dataset(demo, "states", (len(joints), None))
+    states = read_numbers(rows, "states", seen)
+    model = hdf5.text(demo, "model_file", seen.attribute)
     layout = None if model is None else joint_layout(model)
     if layout is None or not set(ARM_JOINTS) <= set(layout.address):  # another robot's names
         return fit_columns(states, joints)

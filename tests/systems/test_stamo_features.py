@@ -138,7 +138,5 @@ def test_tokens_of_a_frozen_encoder_are_those_of_the_patches_by_camera() -> None
 
 def test_kept_features_are_refused_where_a_parents_tokens_are_seen(made: tuple[Path, Path]) -> None:
     _, tower = made
-    with pytest.raises(
-        UsageError, match=r"frozen tower, which stamo\.features=parent does not see; leave them"
-    ):
+    with pytest.raises(UsageError, match=r"frozen tower, which stamo\.features=parent does not see; leave them"):
         build(settings(tower, "stamo.features=parent", "data.features=half"), Given())
