@@ -212,10 +212,16 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> tuple[dict[str, 
         pulse.beat()
         for (camera, images), size in zip(encoded.items(), episode.sizes, strict=True):
             read = episode.images(camera, start, min(start + READ_FRAMES, total), buffers[size])
-            done = [encode_image(image, settings.codec, settings.quality) for image in read]
-            watches[camera].add(read, done)
-            images += done
-    return encoded, [finding for watch in watches.values() for finding in watch.findings()]
+            images += [encode_image(image, settings.codec, settings.quality) for image in read]
+            watches[camera].see(read)
+    found: list[str] = []
+    for camera, watch in watches.items():
+
+        def again(at: int, camera: str = camera) -> NDArray[np.uint8]:
+            return next(iter(episode.images(camera, at, at + 1, None)))
+
+        found += watch.findings(encoded[camera], again)
+    return encoded, found
 
 
 def joints(state: NDArray[np.float32], spec: ObsSpec) -> NDArray[np.float32]:

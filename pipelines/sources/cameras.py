@@ -7,7 +7,7 @@ Legend: F frames, H, W rows and columns of a picture.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -27,36 +27,36 @@ REPEATED: Final = 0.3
 class CameraWatch:
     """Looks at one camera's frames as they come, in order. joints: [T, 7] rad, of the episode.
 
-    It runs beside the encoding of every frame, so it looks at what that has in hand: the encoded frames tell which are
-    equal, and two rows of each, which are far apart, which may be blank.
+    It runs beside the encoding of every frame, which empties the processor's caches, so it does one thing there, to put
+    two rows of each frame by, far apart. They tell which may be blank, and the encoded frames which are equal.
     """
 
     def __init__(self, camera: str, joints: NDArray[Any]) -> None:
         self.camera, self.joints = camera, joints
         self._step = np.abs(np.diff(joints, axis=0)).max(axis=1, initial=0.0)
-        self._last = b""
         self._seen = 0
-        self._blank: list[tuple[int, int]] = []
+        self._rows = np.empty((0,), np.uint8)
         self._same = np.zeros(len(joints), bool)
 
-    def add(self, frames: NDArray[np.uint8], encoded: Sequence[bytes]) -> None:
-        """The next frames [F, H, W, 3], and each of them encoded: equal frames give equal bytes."""
-        if not len(frames):
-            return
+    def see(self, frames: NDArray[np.uint8]) -> None:
+        """The next frames [F, H, W, 3]."""
         half = max(frames.shape[1] // 2, 1)
-        few = frames[:, half // 2 :: half].reshape(len(frames), -1)  # of few is the whole looked at
-        for at in np.flatnonzero(few.max(axis=1) - few.min(axis=1) <= CONTRAST):
-            if int(frames[at].max()) - int(frames[at].min()) <= CONTRAST:
-                self._blank.append((self._seen + int(at), int(frames[at].max())))
-        stop = self._seen + len(frames)
-        self._same[self._seen : stop] = list(map(operator.eq, encoded, (self._last, *encoded)))
-        self._last, self._seen = encoded[-1], stop
+        rows = frames[:, half // 2 :: half]
+        if not self._seen:
+            self._rows = np.empty((len(self.joints), *rows.shape[1:]), np.uint8)
+        self._rows[self._seen : self._seen + len(rows)] = rows
+        self._seen += len(rows)
 
-    def findings(self) -> tuple[str, ...]:
-        """In words, without the demonstration's name; empty where the camera is sound."""
-        if self._blank:
-            kind = "black" if max(top for _, top in self._blank) <= 8 * CONTRAST else "blank"
-            return (f"camera {self.camera} is {kind} in {self._some(len(self._blank), self._blank[0][0])}",)
+    def findings(self, encoded: Sequence[bytes], frame: Callable[[int], NDArray[np.uint8]]) -> tuple[str, ...]:
+        """In words, without the demonstration's name; empty where the camera is sound.
+
+        encoded: every frame; equal frames give equal bytes. frame: gives one [H, W, 3] once more, if need be.
+        """
+        blank = self._blank(frame)
+        self._same[1:] = list(map(operator.eq, encoded[1:], encoded))
+        if blank:
+            kind = "black" if max(top for _, top in blank) <= 8 * CONTRAST else "blank"
+            return (f"camera {self.camera} is {kind} in {self._some(len(blank), blank[0][0])}",)
         frozen = [(a, b) for a, b in self._equal_runs() if self._frozen(a, b)]
         if frozen:
             count = sum(b - a + 1 for a, b in frozen)
@@ -68,6 +68,16 @@ class CameraWatch:
                 f"camera {self.camera} repeats pictures: {again} of {int(moving.sum())} steps with motion show none",
             )
         return ()
+
+    def _blank(self, frame: Callable[[int], NDArray[np.uint8]]) -> list[tuple[int, int]]:
+        """(frame, its largest value) of all that are; of few is the whole looked at."""
+        few = self._rows.reshape(self._seen, -1)
+        found = []
+        for at in np.flatnonzero(few.max(axis=1) - few.min(axis=1) <= CONTRAST):
+            whole = frame(int(at))
+            if int(whole.max()) - int(whole.min()) <= CONTRAST:
+                found.append((int(at), int(whole.max())))
+        return found
 
     def _some(self, count: int, first: int) -> str:
         return f"all {self._seen} frames" if count == self._seen else f"{count} of {self._seen} frames, from {first} on"
