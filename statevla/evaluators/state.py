@@ -20,13 +20,14 @@ from statevla.encoders.vision import CONV, load_backbone, require_identity
 from statevla.evaluators.state_between import Way, ends, mean_order, sheet, way
 from statevla.evaluators.state_measures import Probe, bend
 from statevla.evaluators.state_pictures import compare_pictures, read_frames
+from statevla.evaluators.state_plan import DISTANCES, END, STEP, Planned, Plans, plan_all
 from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all
 from statevla.policies.prepare import choose_device
 from statevla.reports.tables import markdown_table
 from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST, run_of
 from statevla.systems.find import resolve
-from statevla.systems.stamo import StamoModel
+from statevla.systems.stamo import PARENT, StamoModel
 from statevla.systems.system import Given, Objective
 from statevla.systems.table import SYSTEMS, config_of, require_kind
 from statevla.systems.temporal_jepa import JepaModel
@@ -64,8 +65,9 @@ class Pictures:
 
 @dataclass(frozen=True)
 class StateResults:
-    """probes: by feature and horizon. bends: by what pairs. pictures: None of an encoder that paints none; between,
-    sheets: likewise empty, the straight way between two states (`state_between`), uint8 [H W 3] a camera.
+    """probes: by feature and horizon. plans: by feature and distance to the goal (`state_plan`). bends: by what pairs.
+    pictures: None of an encoder that paints none; between, sheets: likewise empty, the straight way between two states
+    (`state_between`), uint8 [H W 3] a camera.
     """
 
     system: str
@@ -73,6 +75,7 @@ class StateResults:
     state_numbers: int
     episodes: dict[str, int]
     probes: dict[str, Found]
+    plans: dict[str, Plans]
     bends: dict[str, float]
     pictures: Pictures | None
     between: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -94,6 +97,12 @@ class StateResults:
             "R² of a linear probe: the actions summed over k steps, from the difference of k frames; in brackets 95 % "
             "of a bootstrap over the validation episodes",
             markdown_table(["feature", *(f"k = {k}" for k in horizons)], rows),
+            f"Correlation of the demonstrated actions of {STEP} steps with those of the straight way to the feature of "
+            "a later frame, by how many frames later; in brackets 95 % likewise",
+            markdown_table(
+                ["feature", *(str(distance) for distance in DISTANCES), END],
+                [[name, *(_told_plan(each) for each in found.values())] for name, found in self.plans.items()],
+            ),
             markdown_table(["pairs", "bend"], [[name, f"{value:.3f}"] for name, value in self.bends.items()]),
         ]
         if self.pictures is not None:
@@ -159,6 +168,7 @@ def evaluate_states(
         state_numbers=coded["val"].features[STATE].shape[1],
         episodes={split: len(np.unique(each.episode)) for split, each in coded.items()},
         probes=probe_all(coded["train"], coded["val"], seed),
+        plans=plan_all(coded["train"], coded["val"], seed),
         bends=_bends(coded["val"], seed),
         pictures=pictures,
         between=mean_order(ways),
@@ -194,7 +204,9 @@ def _frozen(model: Objective, tower: dict[str, Any] | None) -> Iterator[str]:
     """What of a StaMo is not trained."""
     if not isinstance(model, StamoModel):
         return
-    if model.options.features == CONV or tower is None:
+    if model.options.features == PARENT:
+        yield f"its features are the tokens of a frozen {JEPA}, which has read instruction and robot state before them"
+    elif model.options.features == CONV or tower is None:
         yield "nothing of this encoder is frozen: its features are those of convolutions trained with the rest"
     else:
         yield f"its features are of the frozen {model.options.features} {tower['model']}, revision {tower['revision']}"
@@ -247,6 +259,12 @@ def _told_probe(found: Probe | None) -> str:
     if found is None or found.low is None:
         return _told(None if found is None else found.r2, 3)
     return f"{found.r2:.3f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _told_plan(found: Planned | None) -> str:
+    if found is None or found.low is None:
+        return _told(None if found is None else found.r, 3)
+    return f"{found.r:.3f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def _bends(coded: Coded, seed: int) -> dict[str, float]:

@@ -34,17 +34,28 @@ class Probe:
     mse: float
 
 
-def probe(
-    train: tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N O"], Int[np.ndarray, " N"]],
-    test: tuple[Float[np.ndarray, "M F"], Float[np.ndarray, "M O"], Int[np.ndarray, " M"]],
-    seed: int = 0,
-) -> Probe:
-    """A ridge fitted to `train` (features, targets, episode of each row), measured on `test`.
+@dataclass(frozen=True)
+class Linear:
+    """Standardizes features, then weights [F, O] and offset [O]; mean: of the targets that it was fitted to."""
 
-    Features are standardized; the penalty is chosen by 5-fold cross-validation over whole episodes. R² is
-    1 - Σ(y - ŷ)² / Σ(y - mean of the training targets)², over all outputs; its interval is a bootstrap's over the
-    episodes of `test`.
-    """
+    shift: Floats
+    scale: Floats
+    weights: Floats
+    offset: Floats
+    mean: Floats
+
+    def __call__(self, x: Float[np.ndarray, "N F"]) -> Floats:
+        return np.asarray((x - self.shift) / self.scale @ self.weights + self.offset)
+
+
+Rows = tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N O"], Int[np.ndarray, " N"]]
+"""Features, targets, episode of each row."""
+Held = tuple[Float[np.ndarray, "M F"], Float[np.ndarray, "M O"], Int[np.ndarray, " M"]]
+"""Likewise, other rows."""
+
+
+def fit_probe(train: Rows) -> Linear:
+    """A ridge on standardized features; the penalty is chosen by 5-fold cross-validation over whole episodes."""
     x, y, episode = train
     shift, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-8)
     x, fold = (x - shift) / scale, episode % FOLDS
@@ -57,9 +68,19 @@ def probe(
             weights, offset = _solve(rest, penalty)
             errors[place] += float(((x[fold == number] @ weights + offset - y[fold == number]) ** 2).sum())
     weights, offset = _solve(total, LAMBDAS[int(np.argmin(errors))])
-    told = (test[0] - shift) / scale @ weights + offset
-    wrong, plain = ((test[1] - told) ** 2).sum(axis=1), ((test[1] - y.mean(axis=0)) ** 2).sum(axis=1)
-    low, high = bootstrap(wrong, plain, test[2], seed)
+    return Linear(shift, scale, weights, offset, y.mean(axis=0))
+
+
+def probe(train: Rows, test: Held, seed: int = 0) -> Probe:
+    """`fit_probe` of `train`, measured on `test`.
+
+    R² is 1 - Σ(y - ŷ)² / Σ(y - mean of the training targets)², over all outputs; its interval is a bootstrap's over the
+    episodes of `test`.
+    """
+    told = fit_probe(train)
+    x, y, episode = test
+    wrong, plain = ((y - told(x)) ** 2).sum(axis=1), ((y - told.mean) ** 2).sum(axis=1)
+    low, high = bootstrap(wrong, plain, episode, seed)
     return Probe(float(1 - wrong.sum() / plain.sum()), low, high, float(wrong.mean() / y.shape[1]))
 
 

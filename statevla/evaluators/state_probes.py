@@ -66,15 +66,20 @@ def probe_all(train: Coded, val: Coded, seed: int) -> dict[str, Found]:
 def _probes(sides: tuple[Floats, Floats], train: Coded, val: Coded, seed: int) -> Found:
     found: Found = {}
     for k in HORIZONS:
-        fitted, measured = _differences(sides[0], train, k), _differences(sides[1], val, k)
-        enough = len(measured[0]) > 0 and len(np.unique(fitted[2] % FOLDS)) > 1
-        found[str(k)] = probe(fitted, measured, seed) if enough else None
+        fitted, measured = pairs(sides[0], train, k), pairs(sides[1], val, k)
+        found[str(k)] = probe(fitted, measured, seed) if len(measured[0]) and enough(fitted) else None
     return found
 
 
-def _differences(
-    feature: Floats, coded: Coded, k: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+Pairs = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
+
+
+def enough(fitted: Pairs) -> bool:
+    """Whether they are of several folds, which choosing a penalty takes."""
+    return len(np.unique(fitted[2] % FOLDS)) > 1
+
+
+def pairs(feature: Floats, coded: Coded, k: int) -> Pairs:
     """Differences over k frames of one episode, the actions between, summed, and the episode."""
     same = coded.episode[k:] == coded.episode[:-k]
     sums = np.cumsum(np.concatenate([np.zeros((1, coded.action.shape[1])), coded.action]), axis=0)
