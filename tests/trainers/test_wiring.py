@@ -21,7 +21,7 @@ from statevla.config import Config
 from statevla.data import order
 from statevla.runs import layout
 from statevla.runs.files import read_state
-from statevla.systems import system, temporal_jepa
+from statevla.systems import temporal_jepa
 from statevla.systems.table import find_system
 from statevla.trainers import trainer, validation
 from tests.trainers.micro import micro_config, micro_store
@@ -151,8 +151,8 @@ MUTATIONS = (
     Mutation("clipping off", trainer, "Run.train_step", "training.gradient_clip", "1e9", "jepa"),
     Mutation("weight decay ignored", trainer, "Run.__init__", "training.weight_decay", "0.0", "jepa"),
     Mutation("schedule frozen", trainer, "Run.train_step", "learning_rate(self.step,", "learning_rate(0,", "flow"),
-    Mutation("the encoder's rate for the policy", system, "System.options_of",
-             "config.section(self.section)", "config.training.phase1", "flow"),
+    Mutation("the encoder's rate for the policy", trainer, "Run.train_step", "self.options.learning_rate",
+             "self.config.training.phase1.learning_rate", "flow"),
     Mutation("the same noise at every step", trainer, "Run.train_step", "training.seed, self.step)",
              "training.seed, 0)", "flow"),
     Mutation("validation noise differs every time", validation, "validate", "VALIDATION_SEED, number",
