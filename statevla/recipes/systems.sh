@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# Train every system on the tabletop suite with the same steps and seeds, try all of them on the same layouts, and
-# compare them: everything behind docs/systems.md. One process; every step goes on where an interrupted call stopped.
+# Train every system on one suite with the same steps and seeds, try all of them on the same layouts, and compare them:
+# everything behind docs/systems.md. One process; every step goes on where an interrupted call stopped.
 #
 #   statevla/recipes/systems.sh [FOLDER]      (default runs/systems)
 #
-# EPISODES   demonstrations (default 1000)
+# SUITE      tabletop (default), or libero_object: the real simulator (`make libero`), trials from initial states 30 on
+# EPISODES   demonstrations: of tabletop in all (default 1000), of libero_object of each task (default 20)
+# TASKS      of libero_object (default 0-2)
 # STEPS      optimizer steps of each system, an encoder's and its policy's each (default: the recipe's)
 # SEEDS      of the trainings (default "0 1 2")
 # SYSTEMS    policies (default "film act vla goal flow_matching"); flow_matching trains its encoder first
 # CONTROLS   policies that are also trained with shuffled instructions, seed 0 (default: all of SYSTEMS)
-# TRIALS     layouts that each policy is tried on (default 100)
+# TRIALS     that each policy gets: of tabletop in all (default 100), of libero_object of each task (default 20)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 folder=${1:-runs/systems}
+suite=${SUITE:-tabletop} tasks=${TASKS:-0-2}
 systems=${SYSTEMS:-film act vla goal flow_matching}
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 steps=()
@@ -21,9 +24,22 @@ steps=()
 statevla=${STATEVLA:-statevla}
 [[ -z ${STATEVLA:-} && -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
 
+if [[ $suite == tabletop ]]; then
+  collect=(tabletop --episodes "${EPISODES:-1000}")
+  split=0.975
+  try=(tabletop --episodes "${TRIALS:-100}")
+elif [[ $suite == libero_object ]]; then
+  collect=(libero_object --tasks "$tasks" --episodes "${EPISODES:-20}" --init-states 30 --image-size 64)
+  split=0.95
+  try=(libero --tasks "$tasks" --num-trials "${TRIALS:-20}" --first-init 30)
+else
+  echo "systems.sh: SUITE=$suite: expected tabletop or libero_object" >&2
+  exit 2
+fi
+
 if [[ ! -f $folder/.ready ]]; then
-  $statevla collect tabletop --episodes "${EPISODES:-1000}" --workers 1 --out "$folder/raw"
-  $statevla ingest tabletop --source "$folder/raw" --out "$folder/store" --language hashed --train-split 0.975
+  $statevla collect "${collect[@]}" --workers 1 --out "$folder/raw"
+  $statevla ingest "$suite" --source "$folder/raw" --out "$folder/store" --language hashed --train-split "$split"
   $statevla stats --store "$folder/store"
   touch "$folder/.ready"
 fi
@@ -44,7 +60,7 @@ make() { # SYSTEM SEED [SET...]: train and try one policy, unless that is done
   shift 2
   [[ $# -gt 0 ]] && name=$name-shuffled
   local run=$folder/$name
-  local told=(tabletop)
+  local told=("$suite")
   [[ $system == goal ]] && told=(language image)
   [[ -f $run/eval/${told[-1]}/results.json ]] && return
   [[ $system == flow_matching ]] && train temporal_jepa "$run" "$seed"
@@ -52,8 +68,8 @@ make() { # SYSTEM SEED [SET...]: train and try one policy, unless that is done
   for how in "${told[@]}"; do
     local goals=()
     [[ $system == goal ]] && goals=(--goals "$how")
-    $statevla eval tabletop --checkpoint "$run/checkpoints"/*"$system/checkpoint_latest" "${goals[@]}" \
-      --episodes "${TRIALS:-100}" --videos 1 --out "$run/eval/$how"
+    $statevla eval "${try[@]}" --checkpoint "$run/checkpoints"/*"$system/checkpoint_latest" "${goals[@]}" \
+      --videos 1 --out "$run/eval/$how"
   done
 }
 

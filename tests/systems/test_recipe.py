@@ -1,0 +1,86 @@
+"""The recipe of all systems runs the commands that it should, in order, and goes on where it stopped."""
+
+import os
+import subprocess
+from pathlib import Path
+
+RECIPE = Path(__file__).parents[2] / "statevla/recipes/systems.sh"
+STUB = """#!/usr/bin/env bash
+echo "$*" >> "$LOG"
+[[ "$*" == *"${FAIL:-nothing}"* ]] && exit 3
+out=""; run=""; system=""; previous=""
+for word in "$@"; do
+  case $previous in --out) out=$word;; --run) run=$word;; --system) system=$word;; esac
+  previous=$word
+done
+if [[ $1 == train && -n $run ]]; then mkdir -p "$run/checkpoints/$system/checkpoint_latest"; fi
+if [[ $1 == eval ]]; then mkdir -p "$out"; echo "{}" > "$out/results.json"; fi
+exit 0
+"""
+
+
+def run(tmp_path: Path, **told: str) -> tuple[int, list[list[str]], str]:
+    """Exit status, commands and stderr."""
+    stub, log = tmp_path / "stub", tmp_path / "log"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    log.write_text("")
+    (tmp_path / "out").mkdir(exist_ok=True)
+    environment = {**os.environ, **told, "STATEVLA": str(stub), "LOG": str(log)}
+    done = subprocess.run(
+        ["bash", str(RECIPE), str(tmp_path / "out")], env=environment, capture_output=True, text=True, check=False
+    )
+    return done.returncode, [line.split() for line in log.read_text().splitlines()], done.stderr
+
+
+def starts(commands: list[list[str]], words: int = 2) -> list[str]:
+    return [" ".join(command[:words]) for command in commands]
+
+
+def test_every_policy_is_trained_tried_and_compared_once(tmp_path: Path) -> None:
+    status, commands, said = run(tmp_path, SYSTEMS="film goal flow_matching", SEEDS="0 1", CONTROLS="film", STEPS="7")
+    assert status == 0, said
+    one = [
+        "train --system film", "eval tabletop --episodes", "train --system goal", "eval tabletop --episodes",
+        "eval tabletop --episodes", "train --system temporal_jepa", "train --system flow_matching",
+        "eval tabletop --episodes",
+    ]  # fmt: skip
+    control = ["train --system film", "eval tabletop --episodes"]
+    assert starts(commands[3:-1], 3) == [*one, *control, *one]
+    assert starts(commands[:3]) == ["collect tabletop", "ingest tabletop", "stats --store"]
+    assert starts(commands[-1:], 1) == ["compare"]
+    trained = [" ".join(command) for command in commands if command[0] == "train"]
+    assert all("training.max_steps=7" in command for command in trained)
+    assert [command for command in trained if "shuffle_instructions=true" in command] == [trained[4]]
+    goals = [command[command.index("--goals") + 1] for command in commands if "--goals" in command]
+    assert goals == ["language", "image"] * 2
+
+
+def test_the_same_on_libero(tmp_path: Path) -> None:
+    status, commands, said = run(
+        tmp_path, SUITE="libero_object", SYSTEMS="act", SEEDS="0", CONTROLS="", TASKS="1,3", EPISODES="5", TRIALS="4"
+    )
+    assert status == 0, said
+    collect, ingest, _, _, tried, _ = (" ".join(command) for command in commands)
+    assert collect.startswith("collect libero_object --tasks 1,3 --episodes 5 --init-states 30 --image-size 64")
+    assert ingest.startswith("ingest libero_object")
+    assert tried.startswith("eval libero --tasks 1,3 --num-trials 4 --first-init 30")
+    assert tried.endswith("act-0/eval/libero_object")
+
+
+def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    told = {"SYSTEMS": "film act", "SEEDS": "0", "CONTROLS": ""}
+    status, commands, _ = run(tmp_path, FAIL="eval tabletop", **told)
+    assert status != 0
+    assert starts(commands[-1:]) == ["eval tabletop"]
+    status, commands, _ = run(tmp_path, **told)
+    assert status == 0
+    assert starts(commands[:-1]) == ["train --resume", "eval tabletop", "train --system", "eval tabletop"]
+    _, commands, _ = run(tmp_path, **told)
+    assert starts(commands, 1) == ["compare"]
+
+
+def test_another_suite_is_refused(tmp_path: Path) -> None:
+    status, commands, said = run(tmp_path, SUITE="libero_spatial")
+    assert (status, commands) == (2, [])
+    assert "SUITE=libero_spatial: expected tabletop or libero_object" in said
