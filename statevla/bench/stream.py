@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from statevla.bench.machine import describe_machine, usable_cores
 from statevla.bench.pace import Pace, timed
@@ -32,6 +33,8 @@ from stores.reader import Segment, Store
 
 LEAST: Final = 12_000
 """Transitions of a turn, or a little more: seconds, so that it is the stream that is measured and not its beginning."""
+IN_TURN: Final = 4
+"""Batches that are alive at once: two that the stream has ready, the one that is trained on, the one that is made."""
 WARM: Final = 2
 """Epochs before a turn: threads run, and all memory that is used again has been touched once."""
 
@@ -81,7 +84,7 @@ def bench_stream(
     processor = {name: [pace.samples / pace.processor for pace in turns] for name, turns in paces.items()}
     cached = SegmentLoader(store, "train", batch_size, 0, replace(data, cache_gib=1e6), chunk, PAIRS)
     again = [drain(cached, batch_size, epochs=epochs, warm=WARM) for _ in range(repeats)]
-    mapped, gathered = _decoded(store, batch_size, threads, repeats)
+    mapped, gathered, fresh = _decoded(store, batch_size, threads, repeats)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "name": "stream",
@@ -106,31 +109,48 @@ def bench_stream(
             # By processor time, all threads: what a crowd on the machine leaves alone.
             "processor_ratio": statistics.median(processor["ours"]) / statistics.median(processor["limit"]),
             "cached": statistics.median(pace.samples / pace.seconds for pace in again),
-            "decoded": {"ours": mapped, "gather limit": gathered, "ratio": mapped / gathered},
+            "decoded": {
+                "ours": mapped,
+                "gather limit": gathered,
+                "ratio": mapped / gathered,
+                "gather into other memory": fresh,
+                "ratio to it": mapped / fresh,
+            },
             "all": rates,
         },
     }
 
 
-def _decoded(store: Store, batch_size: int, threads: int, repeats: int) -> tuple[float, float]:
-    """Samples/s from a mapped file of decoded pictures, and of gathering the same rows from memory into one batch."""
-    chunk, rows = int(store.manifest.config["chunk"]), []
+def _decoded(store: Store, batch_size: int, threads: int, repeats: int) -> tuple[float, float, float]:
+    """Samples/s from a mapped file of decoded pictures; of gathering the same rows from memory into one batch, which
+    stays in the processor's cache; and into a batch that was last used `IN_TURN` before, as whoever uses them needs.
+    """
+    chunk = int(store.manifest.config["chunk"])
     with tempfile.TemporaryDirectory(prefix="statevla-bench-") as root:
         view = open_decoded(decode_store(store, Path(root), threads), 0.0)
         loader = SegmentLoader(store, "train", batch_size, 0, DataConfig(loader_threads=threads), chunk, PAIRS)
         loader.source.view = view
         ours = [drain(loader, batch_size, epochs=WARM, warm=WARM) for _ in range(repeats)]
         pictures = [np.array(camera.values) for camera in view.cameras]
+    batches = [[np.empty((2 * batch_size, *camera.shape[1:]), np.uint8) for camera in pictures] for _ in range(IN_TURN)]
+    one, turns = (
+        [_gather(pictures, chosen, loader.batches_per_epoch) for _ in range(repeats + 1)][1:]
+        for chosen in (batches[:1], batches)
+    )
+    mine = statistics.median(pace.samples / pace.seconds for pace in ours)
+    return mine, batch_size * statistics.median(one), batch_size * statistics.median(turns)
+
+
+def _gather(pictures: list[NDArray[np.uint8]], batches: list[list[NDArray[np.uint8]]], count: int) -> float:
+    """Batches/s of `count` gatherings of random rows into `batches` in turn."""
     rng = np.random.default_rng(0)
-    out = [np.empty((2 * batch_size, *camera.shape[1:]), np.uint8) for camera in pictures]
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        for _ in range(loader.batches_per_epoch):
-            chosen = rng.integers(0, len(pictures[0]), 2 * batch_size)
-            for camera, target in zip(pictures, out, strict=True):
-                np.take(camera, chosen, axis=0, out=target, mode="clip")
-        rows.append(loader.batches_per_epoch * batch_size / (time.perf_counter() - began))
-    return statistics.median(pace.samples / pace.seconds for pace in ours), statistics.median(rows[1:])
+    began = time.perf_counter()
+    for number in range(count):
+        targets = batches[number % len(batches)]
+        chosen = rng.integers(0, len(pictures[0]), len(targets[0]))
+        for camera, target in zip(pictures, targets, strict=True):
+            np.take(camera, chosen, axis=0, out=target, mode="clip")
+    return count / (time.perf_counter() - began)
 
 
 def drain(loader: SegmentLoader, batch_size: int, epoch: int = 0, *, epochs: int = 1, warm: int = 0) -> Pace:
