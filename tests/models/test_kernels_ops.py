@@ -16,8 +16,9 @@ from stores.errors import UsageError
 if not native.available():
     pytest.skip(f"native kernels: {native.load()}", allow_module_level=True)
 
-# Largest error against float64, relative to the largest entry: forward, gradient.
-LIMITS = {torch.float32: (6e-7, 3e-6), torch.bfloat16: (1e-2, 2e-2), torch.float64: (1e-14, 1e-13)}
+# Largest error against float64, relative to the largest entry: forward, gradient. Of float32 about twice the largest of
+# 1,500 random cases (2026-11-27): 1.0e-6 and 1.6e-6 of the native scan, 4.7e-7 and 3.5e-6 of the plain loop.
+LIMITS = {torch.float32: (2e-6, 7e-6), torch.bfloat16: (1e-2, 2e-2), torch.float64: (1e-14, 1e-13)}
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 7, 8, 16, 17, 64]))
 dtypes = st.sampled_from(list(LIMITS))
