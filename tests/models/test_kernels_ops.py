@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from statevla.models.kernels import loop, native, ops, reference
+from statevla.models.kernels import inner_op, loop, native, ops, reference
 from stores.errors import UsageError
 
 if not native.available():
@@ -235,6 +235,7 @@ def test_operators_pass_pytorchs_own_checks() -> None:
         torch.randn(6, 4, requires_grad=True),
         leaves[6],
     )
+    assert inner_op.LIBRARY, "its import defines the operator"
     torch.library.opcheck(torch.ops.statevla.mamba_inner.default, (*inner, True), test_utils=tests)
 
 
