@@ -255,16 +255,16 @@ def _told(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _told_between(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.2f} to {high:.2f})"
+
+
 def _told_probe(found: Probe | None) -> str:
-    if found is None or found.low is None:
-        return _told(None if found is None else found.r2, 3)
-    return f"{found.r2:.3f} ({found.low:.2f} to {found.high:.2f})"
+    return "-" if found is None else _told_between(found.r2, found.low, found.high)
 
 
 def _told_plan(found: Planned | None) -> str:
-    if found is None or found.low is None:
-        return _told(None if found is None else found.r, 3)
-    return f"{found.r:.3f} ({found.low:.2f} to {found.high:.2f})"
+    return "-" if found is None else _told_between(found.r, found.low, found.high)
 
 
 def _bends(coded: Coded, seed: int) -> dict[str, float]:
