@@ -3,7 +3,9 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Modules are compiled when they are first imported: most of what is installed never is.
+# Modules are compiled when they are first imported, and kept: most of what is installed never is. Where keeping them is
+# switched off, every process would compile torch anew (2 s of the processor).
+unexport PYTHONDONTWRITEBYTECODE
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-matrix test-index install libero test-libero lint clean

@@ -3,6 +3,8 @@
 Legend: B batch, H height, W width, S side of the resized picture, P patches, D width, G side of the feature map.
 """
 
+from typing import Final
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -89,10 +91,38 @@ class PatchStem(nn.Module):
         super().__init__()
         if size % patch:
             raise UsageError(f"image_size: {size} is not a multiple of patch_size {patch}")
-        self.size, self.patches = size, (size // patch) ** 2
         self.conv = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, pixels: Float[Tensor, "B C S S"]) -> Float[Tensor, "B P D"]:
         """From `prepare_pixels`."""
         out: Tensor = self.conv(pixels.to(dtype_of(self))).flatten(2).transpose(1, 2)
         return out
+
+
+class ConvPatchStem(nn.Module):
+    """In the place of a `PatchStem`: its patches by halving stages with ReLU, then 1 × 1, so that a patch sees a little of
+    its neighbours (early convolutions: Xiao et al., 2021, arXiv 2106.14881).
+    """
+
+    def __init__(self, size: int, patch: int, width: int, channels: int = 3) -> None:
+        super().__init__()
+        count = patch.bit_length() - 1
+        if size % patch or patch < 2 or patch != 2**count:
+            raise UsageError(
+                f"patch_size: a stem of convolutions halves, expected 2, 4, 8, … that divides image_size {size}, got {patch}"
+            )
+        widths = tuple(max(GROUPS, width // 2**left // GROUPS * GROUPS) for left in reversed(range(count)))
+        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((channels, *widths), widths, strict=False))
+        self.out = nn.Conv2d(widths[-1], width, 1)
+
+    def forward(self, pixels: Float[Tensor, "B C S S"]) -> Float[Tensor, "B P D"]:
+        """From `prepare_pixels`."""
+        x = pixels.to(dtype_of(self))
+        for stage in self.stages:
+            x = stage(x).relu()
+        out: Tensor = self.out(x).flatten(2).transpose(1, 2)
+        return out
+
+
+PATCH_STEMS: Final = {"patch": PatchStem, "conv": ConvPatchStem}
+"""By the name of the option ``stem``."""

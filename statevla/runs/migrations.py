@@ -14,6 +14,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     9  the weight of the prediction's error
     10 how shards are read
     11 further objectives of Temporal JEPA
+    12 encoders for policies, few labels, StaMo's features and painters
 """
 
 import copy
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 12
+FORMAT: Final = 13
 Tree = dict[str, Any]
 
 
@@ -173,6 +174,15 @@ def _further_options_of_systems(old: Tree) -> Tree:
     return tree
 
 
+def _stems(old: Tree) -> Tree:
+    """12 to 13: one convolution a patch."""
+    tree = copy.deepcopy(old)
+    for name in ("vla", "goal"):
+        if name in tree["config"]:
+            tree["config"][name]["stem"] = "patch"
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -208,5 +218,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     9: _reading_from_afar,
     10: _further_objectives,
     11: _further_options_of_systems,
+    12: _stems,
 }
 """From the format of the key to the next one."""

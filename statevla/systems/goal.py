@@ -24,7 +24,7 @@ from statevla.config.options import option
 from statevla.data.batch import Batch
 from statevla.models.attention import Backbone
 from statevla.models.heads import ChunkOutput, split_output
-from statevla.models.stems import PatchStem
+from statevla.models.stems import PATCH_STEMS
 from statevla.models.tokenizer import embedding, prepare_pixels
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
@@ -33,6 +33,7 @@ from statevla.systems.system import Given, Noise, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
 
+STEMS = tuple(PATCH_STEMS)
 FUSIONS = ("early", "late", "state")
 RELABEL = ("mixed", "final", "future", "near")
 LANGUAGE, IMAGE = "language", "image"
@@ -77,7 +78,7 @@ class GoalNet(nn.Module):
 
     def __init__(
         self, *, size: int, patch: int, width: int, heads: int, blocks: int, chunk: int, spec: ObsSpec,
-        fusion: str = "early", dropout: float = 0.0, encoder: FrozenEncoder | None = None,
+        fusion: str = "early", dropout: float = 0.0, stem: str = "patch", encoder: FrozenEncoder | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if (fusion == "state") != (encoder is not None):
@@ -85,7 +86,7 @@ class GoalNet(nn.Module):
         cameras = len(spec.cameras)
         self.size, self.chunk, self.pose, self.fusion = size, chunk, len(spec.continuous), fusion
         channels = 6 if fusion == "early" else 3
-        self.stems = nn.ModuleList(PatchStem(size, patch, width, channels) for _ in range(cameras))
+        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width, channels) for _ in range(cameras))
         self.position = embedding(cameras, (size // patch) ** 2, width)
         self.camera = embedding(cameras, width)
         self.states = None if encoder is None else States(encoder, width)
@@ -152,6 +153,7 @@ class GoalOptions(ChunkOptions):
     learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
     image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
     patch_size: int = option(16, "pixels a side of a patch", least=1)
+    stem: str = option("patch", "what makes a patch a token: one convolution, or some that halve", choices=STEMS)
     width: int = option(192, "of the tokens", least=8)
     heads: int = option(6, "of every attention", least=1)
     blocks: int = option(6, "over all tokens", least=1)
@@ -180,7 +182,7 @@ class GoalPolicy(ChunkPolicy):
         self.net = GoalNet(
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
             blocks=options.blocks, chunk=config.model.action_seq_len, spec=given.spec, fusion=options.fusion,
-            dropout=options.dropout, encoder=self.encoder if options.fusion == "state" else None,
+            dropout=options.dropout, stem=options.stem, encoder=self.encoder if options.fusion == "state" else None,
         )  # fmt: skip
         self.add_world(config, options.width)
         if IMAGE in self.told_by:

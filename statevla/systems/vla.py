@@ -19,13 +19,14 @@ from statevla.config.options import option
 from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, CrossLayer, Queries
 from statevla.models.heads import Bins, ChunkOutput, split_output
-from statevla.models.stems import PatchStem
+from statevla.models.stems import PATCH_STEMS
 from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms
 from stores.spec import ObsSpec
 
+STEMS = tuple(PATCH_STEMS)
 FUSIONS = ("concat", "cross_attention", "perceiver")
 HEADS = ("continuous", "discrete", "chunked")
 CROSS_LAYERS = 2
@@ -35,11 +36,20 @@ class VisionTokens(nn.Module):
     """Patches of each camera through blocks whose weights the cameras share."""
 
     def __init__(
-        self, size: int, patch: int, width: int, heads: int, hidden: int, blocks: int, cameras: int, dropout: float
+        self,
+        size: int,
+        patch: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        blocks: int,
+        cameras: int,
+        dropout: float,
+        stem: str,
     ) -> None:
         super().__init__()
         self.size = size
-        self.stems = nn.ModuleList(PatchStem(size, patch, width) for _ in range(cameras))
+        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width) for _ in range(cameras))
         self.position = embedding(cameras, (size // patch) ** 2, width)
         self.camera = embedding(cameras, width)
         self.blocks = Backbone(width, heads, hidden, blocks, dropout)
@@ -59,12 +69,13 @@ class VlaNet(nn.Module):
     def __init__(
         self, *, size: int, patch: int, width: int, heads: int, vision_blocks: int, blocks: int, chunk: int,
         spec: ObsSpec, fusion: str, head: str, queries: int = 16, bins: int = 256, dropout: float = 0.0,
+        stem: str = "patch",
     ) -> None:  # fmt: skip
         super().__init__()
         hidden, pose, binary = 4 * width, len(spec.continuous), len(spec.binary)
         cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
         self.chunk, self.pose, self.bins, self.kind, self.fusion = chunk, pose, bins, head, fusion
-        self.vision = VisionTokens(size, patch, width, heads, hidden, vision_blocks, cameras, dropout)
+        self.vision = VisionTokens(size, patch, width, heads, hidden, vision_blocks, cameras, dropout, stem)
         self.language, self.language_embedding = nn.Linear(language, width), embedding(1, width)
         self.robot = nn.Sequential(nn.Linear(robot, width), nn.GELU(), nn.Linear(width, width))
         self.robot_embedding, self.readout = embedding(1, width), embedding(1, width)
@@ -156,6 +167,7 @@ class VlaOptions(ChunkOptions):
     learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
     image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
     patch_size: int = option(16, "pixels a side of a patch", least=1)
+    stem: str = option("patch", "what makes a patch a token: one convolution, or some that halve", choices=STEMS)
     width: int = option(192, "of the tokens", least=8)
     heads: int = option(6, "of every attention", least=1)
     vision_blocks: int = option(4, "blocks over each camera's patches", least=0)
@@ -179,7 +191,7 @@ class VlaPolicy(ChunkPolicy):
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
             vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len,
             spec=given.spec, fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins,
-            dropout=options.dropout,
+            dropout=options.dropout, stem=options.stem,
         )  # fmt: skip
         self.bins = self._make_bins(given) if options.head == "discrete" else None
         self.add_world(config, options.width)

@@ -103,6 +103,24 @@ def test_a_folder_that_is_not_there_is_refused(listed: Path, monkeypatch: pytest
         assets.candidates()
 
 
+def test_a_folder_that_was_named_at_installation_is_known_to_later_commands(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = put(tmp_path / "mine", "scenes/a.xml")
+    root = tmp_path / "site/libero/libero"
+    monkeypatch.setenv("LIBERO_ASSETS", str(named))
+    paths._write_config(root)
+    monkeypatch.delenv("LIBERO_ASSETS")
+    assert assets.find("libero_object") == named.resolve()
+    paths._write_config(root)  # any later command
+    assert assets.find("libero_object") == named.resolve()
+    named.rename(tmp_path / "gone")
+    paths._write_config(root)
+    assert paths.configured_assets() == root / "assets"
+    with pytest.raises(SimulatorMissing, match="Run: make libero"):
+        assets.find("libero_object")
+
+
 def test_only_what_no_folder_has_is_downloaded(listed: Path, index: list[str], tmp_path: Path) -> None:
     put(tmp_path / "site/libero/libero/assets", "scenes/a.xml")
     events: list[ProgressEvent] = []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from statevla.sims.libero import experts, rotations, scene
-from statevla.sims.libero.experts import grasps, skills
+from statevla.sims.libero.experts import grasps, libero_90, skills
 from statevla.sims.libero.experts.program import CLOSED, DONE, OPEN, POSITION_UNIT, Follower, Go, Program, Steps, World
 from statevla.sims.libero.scene import Site, box_points
 from stores.errors import UsageError
@@ -128,6 +128,7 @@ class Boxes:
     half: tuple[float, float, float] = (0.02, 0.02, 0.04)
     base: Array = field(default_factory=lambda: BASE)
     fixtures: tuple[str, ...] = ()
+    goals: tuple[tuple[str, ...], ...] = ()
 
     @property
     def movable(self) -> list[str]:
@@ -230,6 +231,32 @@ def test_when_a_waypoint_is_left(go: dict[str, float | Callable[[], bool]], elap
     """The hand is there, turned by 0.2 rad too far."""
     way = Go("x", np.zeros(3), np.eye(3), OPEN, **go)  # type: ignore[arg-type]
     assert way.over(elapsed, np.array([0.005, 0, 0]), rotations.about_z(0.2)) is over
+
+
+# --- programs that read the goal --------------------------------------------------------------------------------------
+
+
+def test_what_something_shall_stand_on_is_put_down_first() -> None:
+    stacked, below = ("on", "bowl_1", "bowl_2"), ("in", "bowl_2", "wooden_tray_1_contain_region")
+    assert libero_90.in_order((stacked, below)) == [below, stacked]
+    drawer = (("in", "butter_1", "wooden_cabinet_1_top_region"), ("close", "wooden_cabinet_1_top_region"))
+    assert libero_90.in_order(drawer) == list(drawer)
+
+
+def test_a_goal_says_which_drawer() -> None:
+    assert libero_90.drawer_of("white_cabinet_1_bottom_region") == ("white_cabinet_1", "bottom")
+    assert libero_90.drawer_of("wooden_cabinet_1_top_side") == ("wooden_cabinet_1", "top")
+
+
+def test_a_goal_is_enough_for_a_program() -> None:
+    world = Boxes(
+        {"can_1": np.array([0.0, -0.1, 0.04]), "plate_1": np.array([0.1, 0.2, 0.04])}, ["can_1"],
+        goals=(("on", "can_1", "plate_1"),),
+    )  # fmt: skip
+    follow(world, libero_90.by_goal)
+    assert world.places["can_1"][:2] == pytest.approx([0.1, 0.2], abs=0.02)
+    # The boxes' origins are their middles: the can's bottom is over the plate's, 4 mm and what it is dropped from.
+    assert world.places["can_1"][2] == pytest.approx(0.04 + 0.04 + 0.004 + skills.DROP, abs=0.015)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -48,4 +48,5 @@ CASES += [Case(find_system("goal"), ("goal.fusion=state", f"goal.encoder={encode
 LATENTS = ("stamo.decoder=vae", "stamo.patch_size=2")
 CASES.append(Case(find_system("goal"), ("goal.fusion=state", "goal.encoder=stamo", *LATENTS)))
 CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if "world_target=" in row.options.PARENT_FOR]
+CASES += [Case(find_system(name), (f"{name}.stem=conv",)) for name in ("vla", "goal")]
 CASES.append(with_world("film", "temporal_jepa", "state"))

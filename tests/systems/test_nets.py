@@ -1,14 +1,17 @@
 """The networks of the systems by themselves: exact counts, closed forms, traps of published code."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from statevla.models.stems import PATCH_STEMS
 from statevla.systems.act import ActNet, Gaussian, divergence
 from statevla.systems.film import FilmNet
 from statevla.systems.vla import FUSIONS, VlaNet
+from stores.errors import UsageError
 from stores.spec import LIBERO
 
 SPEC: dict[str, Any] = {"chunk": 10, "spec": LIBERO}
@@ -115,6 +118,37 @@ def test_a_vla_action_depends_on_instruction_robot_and_each_camera(fusion: str, 
     for camera in range(2):
         other = tuple(255 - frames if number == camera else frames for number, frames in enumerate(images))
         assert not torch.allclose(before, net(other, robot, net.condition(language)).pose)
+
+
+@pytest.mark.parametrize("kind", PATCH_STEMS)
+def test_what_a_patch_sees(kind: str) -> None:
+    """With ``conv`` three stages of 3 × 3 and stride 2 reach 7 pixels to the left of a patch of 8, and none to its
+    right; the norms of a stage see a little of everything, so they stand still here.
+    """
+    torch.manual_seed(0)
+    stem = PATCH_STEMS[kind](64, 8, 64)
+    for each in (each for each in stem.modules() if isinstance(each, nn.GroupNorm)):
+        each.forward = lambda x: x  # type: ignore[method-assign]
+    pixels = torch.randn(1, 3, 64, 64, requires_grad=True)
+    out = stem(pixels)
+    assert out.shape == (1, 64, 64)
+    out[0, 8 * 3 + 4].square().sum().backward()  # the patch of rows 24 to 31, columns 32 to 39
+    assert pixels.grad is not None
+    seen = pixels.grad[0].abs().sum(dim=0) > 0
+    rows, columns = seen.any(dim=1).nonzero().flatten().tolist(), seen.any(dim=0).nonzero().flatten().tolist()
+    before = 7 if kind == "conv" else 0
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (24 - before, 31, 32 - before, 39)
+
+
+def test_counts_of_stems_that_halve() -> None:
+    def halving(widths: tuple[int, ...], out: int) -> int:
+        return sum(b * (9 * a + 1) + 2 * b for a, b in itertools.pairwise(widths)) + out * (widths[-1] + 1)
+
+    for patch, width, widths in ((8, 64, (16, 32, 64)), (16, 192, (24, 48, 96, 192)), (8, 192, (48, 96, 192))):
+        for channels in (3, 6):
+            assert count(PATCH_STEMS["conv"](64, patch, width, channels)) == halving((channels, *widths), width)
+    with pytest.raises(UsageError, match=r"patch_size: .* expected 2, 4, 8, .* got 14"):
+        PATCH_STEMS["conv"](224, 14, 768)
 
 
 def test_patches_may_be_permuted_together_with_their_positions() -> None:

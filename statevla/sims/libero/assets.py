@@ -92,6 +92,9 @@ def candidates() -> list[Path]:
         if not folder.is_dir():
             raise SimulatorMissing(f"LIBERO_ASSETS={named}: no such folder; expected LIBERO's 'libero/libero/assets'")
         found.append(folder)
+    configured = paths.configured_assets()
+    if configured is not None:
+        found.append(configured)
     found += [paths.package_root() / "assets", Path("~/.cache/libero/assets").expanduser(), cache_folder()]
     return list(dict.fromkeys(folder.resolve() for folder in found if folder.is_dir()))
 

@@ -109,6 +109,16 @@ def prepare() -> Path:
     return root
 
 
+def configured_assets() -> Path | None:
+    """What LIBERO's config says under ``assets``: the folder that ``LIBERO_ASSETS`` named when the simulator was
+    installed, or the user's own.
+    """
+    file = config_dir() / "config.yaml"
+    present = yaml.safe_load(file.read_text()) if file.is_file() else None
+    named = present.get("assets") if isinstance(present, dict) else None
+    return Path(named).expanduser() if isinstance(named, str) else None
+
+
 def use_assets(assets: Path) -> None:
     """Makes LIBERO read its meshes and textures from ``assets``, in this process only; imports LIBERO.
 
@@ -128,12 +138,17 @@ def portable(text: str, assets: Path | None = None) -> str:
 
 
 def _write_config(root: Path) -> None:
+    named, before = os.environ.get("LIBERO_ASSETS"), configured_assets()
+    # What was named once holds for later commands too, which may not have the variable.
+    assets = (
+        Path(named).expanduser() if named else before if before is not None and before.is_dir() else root / "assets"
+    )
     config = {
         "benchmark_root": str(root),
         "bddl_files": str(root / "bddl_files"),
         "init_states": str(root / "init_files"),
         "datasets": str(config_dir() / "datasets"),
-        "assets": str(root / "assets"),
+        "assets": str(assets.absolute()),
     }
     file = config_dir() / "config.yaml"
     if file.is_file() and yaml.safe_load(file.read_text()) == config:

@@ -43,6 +43,10 @@ class Scene(Protocol):
         """Names that the task is about, in the task's order: first what to move, then where to."""
 
     @property
+    def goals(self) -> tuple[tuple[str, ...], ...]:
+        """The task's goal, a predicate each, such as ``("on", "akita_black_bowl_1", "plate_1")``."""
+
+    @property
     def base(self) -> Points:
         """Origin ``[3]`` of the robot's base."""
 
@@ -76,6 +80,7 @@ class MujocoScene:
     movable: Sequence[str]
     fixtures: Sequence[str]
     of_interest: Sequence[str]
+    goals: tuple[tuple[str, ...], ...]
     bodies: Mapping[str, str]
     _below: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
@@ -85,7 +90,8 @@ class MujocoScene:
         movable = list(environment.objects_dict)
         fixtures = [name for name in environment.fixtures_dict if "table" not in name and name != "floor"]
         bodies = {name: environment.get_object(name).root_body for name in [*movable, *fixtures]}
-        return cls(environment.sim, movable, fixtures, list(environment.obj_of_interest), bodies)
+        goals = tuple(tuple(predicate) for predicate in environment.parsed_problem["goal_state"])
+        return cls(environment.sim, movable, fixtures, list(environment.obj_of_interest), goals, bodies)
 
     @property
     def base(self) -> Points:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from statevla.sims.libero import pro
-from statevla.sims.libero.experts import libero_10, libero_goal, libero_object, libero_spatial
+from statevla.sims.libero.experts import libero_10, libero_90, libero_goal, libero_object, libero_spatial
 from statevla.sims.libero.experts.program import DONE, Expert, Follower, Pose, Program
 from statevla.sims.libero.scene import Scene
 from stores.errors import UsageError
@@ -23,6 +23,7 @@ EXPERTS: Final[Mapping[str, Sequence[Program | None]]] = {
     "libero_object": libero_object.PROGRAMS,
     "libero_goal": libero_goal.PROGRAMS,
     "libero_10": libero_10.PROGRAMS,
+    "libero_90": libero_90.PROGRAMS,
 }
 """Suite -> the program of each task; None where there is none yet."""
 
