@@ -100,8 +100,8 @@ class PatchStem(nn.Module):
 
 
 class ConvPatchStem(nn.Module):
-    """In the place of a `PatchStem`: its patches by halving stages with ReLU, then 1 × 1, so that a patch sees a little of
-    its neighbours (early convolutions: Xiao et al., 2021, arXiv 2106.14881).
+    """In the place of a `PatchStem`: its patches by halving stages with ReLU, then 1 × 1, so that a patch sees a little
+    of its neighbours (early convolutions: Xiao et al., 2021, arXiv 2106.14881).
     """
 
     def __init__(self, size: int, patch: int, width: int, channels: int = 3) -> None:
@@ -109,7 +109,7 @@ class ConvPatchStem(nn.Module):
         count = patch.bit_length() - 1
         if size % patch or patch < 2 or patch != 2**count:
             raise UsageError(
-                f"patch_size: a stem of convolutions halves, expected 2, 4, 8, … that divides image_size {size}, got {patch}"
+                f"patch_size: a stem of convolutions halves; expected 2, 4, 8, … that divides {size}, got {patch}"
             )
         widths = tuple(max(GROUPS, width // 2**left // GROUPS * GROUPS) for left in reversed(range(count)))
         self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((channels, *widths), widths, strict=False))

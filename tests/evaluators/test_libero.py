@@ -18,7 +18,7 @@ from statevla.observation import Observation, ObsSpec, libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
-from statevla.sims.libero import paths, suites, worker
+from statevla.sims.libero import experts, paths, suites, worker
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, Run, RunExpert
 from statevla.systems.acting import Acted
@@ -351,7 +351,10 @@ def test_chosen_trials_are_filmed(world: World, tmp_path: Path) -> None:
     assert filmed[0].video in (tmp_path / "index.html").read_text()
 
 
-def test_a_suite_without_expert_is_a_wrong_use_and_starts_no_simulator(world: World, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="libero_90 has no scripted expert; there is one for libero_spatial"):
+def test_a_suite_without_expert_is_a_wrong_use_and_starts_no_simulator(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experts, "EXPERTS", {"libero_object": experts.EXPERTS["libero_object"]})
+    with pytest.raises(UsageError, match="libero_90 has no scripted expert; there is one for libero_object"):
         evaluate(ExpertControl(), "libero_90", out=tmp_path, name="expert", num_trials=1, first_init=0)
     assert list(tmp_path.iterdir()) == []

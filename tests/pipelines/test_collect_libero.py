@@ -17,7 +17,7 @@ from pipelines.collect.libero import collect_libero
 from pipelines.collect.libero_driver import LEAST
 from pipelines.collect.libero_parts import HOLD
 from statevla.observation import ObsSpec, libero_spec
-from statevla.sims.libero import suites
+from statevla.sims.libero import experts, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Request, Reset, Run, Scenery, Track
 from statevla.systems.acting import Acted
@@ -395,6 +395,7 @@ def test_a_trial_of_states_that_are_not_there_is_refused(world: World) -> None:
         trial_module.try_expert("libero_object", episodes=3, first_init=3)
 
 
-def test_a_suite_without_expert_is_refused(world: World, tmp_path: Path) -> None:
+def test_a_suite_without_expert_is_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "EXPERTS", {"libero_object": experts.EXPERTS["libero_object"]})
     with pytest.raises(UsageError, match="libero_90 has no scripted expert"):
         collect_libero("libero_90", tmp_path)

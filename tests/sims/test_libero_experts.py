@@ -262,9 +262,13 @@ def test_a_goal_is_enough_for_a_program() -> None:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_four_suites_have_experts() -> None:
+def test_four_suites_have_experts_and_most_of_libero_90() -> None:
     assert {suite: len(programs) for suite, programs in experts.EXPERTS.items()} == {
-        "libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10,
+        "libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90,
+    }  # fmt: skip
+    there = {suite: sum(program is not None for program in programs) for suite, programs in experts.EXPERTS.items()}
+    assert there == {
+        "libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 72,
     }  # fmt: skip
 
 
@@ -275,6 +279,10 @@ def test_a_variant_with_the_same_goal_has_the_same_expert() -> None:
 
 
 def test_what_has_no_expert_says_what_has() -> None:
-    with pytest.raises(UsageError, match="libero_90 has no scripted expert; there is one for libero_spatial"):
-        experts.check_expert("libero_90", [0])
+    with pytest.raises(UsageError, match="libero_goal_task has no scripted expert; there is one for libero_spatial"):
+        experts.check_expert("libero_goal_task", [0])
+    with pytest.raises(
+        UsageError, match=r"libero_90: no scripted expert for task \[35\]; there is one for tasks \[0, 1"
+    ):
+        experts.check_expert("libero_90", [34, 35])
     experts.check_expert("libero_10", [0, 8])
