@@ -12,7 +12,7 @@ from stores.errors import UsageError
 class BenchOptions:
     """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder.
     segments: of `index` and `order`, of a synthetic store. remote: of `stream`, of which workers are the threads.
-    checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
+    copies: of `ingest`. checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
     """
 
     store: Path | str | None
@@ -24,6 +24,7 @@ class BenchOptions:
     device: str = "cpu"
     segments: int | None = None
     remote: bool = False
+    copies: int | None = None
 
 
 def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
@@ -81,11 +82,11 @@ def _latents(options: BenchOptions) -> dict[str, Any]:
 
 
 def _ingest(options: BenchOptions) -> dict[str, Any]:
-    from pipelines.bench.ingest import bench_ingest
+    from pipelines.bench.ingest import COPIES, bench_ingest
 
     if options.source is None:
         raise UsageError("bench ingest: name a folder of HDF5 demonstrations with --source")
-    return bench_ingest(options.source, workers=max(options.workers, 1))
+    return bench_ingest(options.source, workers=max(options.workers, 1), copies=options.copies or COPIES)
 
 
 def _ingest_large(options: BenchOptions) -> dict[str, Any]:

@@ -49,6 +49,12 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda, for 'latency'.")] = "cpu",
     segments: Annotated[int | None, typer.Option(help="Size of the synthetic store, for 'index', 'order'.")] = None,
     remote: Annotated[bool, typer.Option("--remote", help="'stream' from servers 50 ms away.")] = False,
+    copies: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Times that 'ingest' takes each demonstration; 25 of two make a file as LIBERO's are."
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes; of 'stream' threads. 0: of 'stream' the cores, else one.")
     ] = 0,
@@ -57,7 +63,7 @@ def bench(
     """Measure speed as a fraction of a physical limit, in one run on this machine."""
     from pipelines.bench.table import BenchOptions, run_bench
 
-    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments, remote)
+    options = BenchOptions(store, source, checkpoint, workers, vision, dtype, device, segments, remote, copies)
     result = run_bench(name, options)
     report(f"bench {name}", result, as_json)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.bench import ingest
 from pipelines.bench.ingest import bench_ingest
+from pipelines.bench.table import BenchOptions, run_bench
 from stores.errors import UsageError
 from tests.pipelines.make_hdf5 import write_suite
 
@@ -26,3 +28,13 @@ def test_result_has_the_fixed_keys_and_positive_rates(tmp_path: Path) -> None:
 def test_wrong_counts(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected 1 or more"):
         bench_ingest(tmp_path, workers=0)
+
+
+def test_the_command_takes_demonstrations_as_often_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, int]] = []
+    monkeypatch.setattr(ingest, "bench_ingest", lambda source, **options: told.append(options) or {})
+    for copies in (None, 25):
+        run_bench("ingest", BenchOptions(None, tmp_path, None, 0, copies=copies))
+    assert told == [{"workers": 1, "copies": ingest.COPIES}, {"workers": 1, "copies": 25}]

@@ -3,6 +3,7 @@
 Which of the ninety tasks these skills do is measured (docs/results-libero.md), and `PROGRAMS` has no others.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -119,7 +120,7 @@ def light(world: World, stove: str) -> Steps:
         yield from turn_on(world, stove)
 
 
-DEEDS: Final = {"on": put, "in": put, "open": open_it, "close": close_it, "turnon": light}
+DEEDS: Final[dict[str, Callable[..., Steps]]] = {"on": put, "in": put, "open": open_it, "close": close_it, "turnon": light}
 
 TASKS: Final = 90
 WITHOUT_A_SKILL: Final = frozenset({35, 39, 40, 42, 86, 88, 89})
