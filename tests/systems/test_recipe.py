@@ -1,10 +1,10 @@
-"""The recipe of all systems runs the commands that it should, in order, and goes on where it stopped."""
+"""The recipes of systems run the commands that they should, in order, and go on where they stopped."""
 
 import os
 import subprocess
 from pathlib import Path
 
-RECIPE = Path(__file__).parents[2] / "statevla/recipes/systems.sh"
+RECIPES = Path(__file__).parents[2] / "statevla/recipes"
 STUB = """#!/usr/bin/env bash
 echo "$*" >> "$LOG"
 [[ "$*" == *"${FAIL:-nothing}"* ]] && exit 3
@@ -19,7 +19,7 @@ exit 0
 """
 
 
-def run(tmp_path: Path, **told: str) -> tuple[int, list[list[str]], str]:
+def run(tmp_path: Path, recipe: str = "systems.sh", **told: str) -> tuple[int, list[list[str]], str]:
     """Exit status, commands and stderr."""
     stub, log = tmp_path / "stub", tmp_path / "log"
     stub.write_text(STUB)
@@ -28,8 +28,9 @@ def run(tmp_path: Path, **told: str) -> tuple[int, list[list[str]], str]:
     (tmp_path / "out").mkdir(exist_ok=True)
     environment = {**os.environ, **told, "STATEVLA": str(stub), "LOG": str(log)}
     done = subprocess.run(
-        ["bash", str(RECIPE), str(tmp_path / "out")], env=environment, capture_output=True, text=True, check=False
-    )
+        ["bash", str(RECIPES / recipe), str(tmp_path / "out")], env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     return done.returncode, [line.split() for line in log.read_text().splitlines()], done.stderr
 
 
@@ -84,3 +85,34 @@ def test_another_suite_is_refused(tmp_path: Path) -> None:
     status, commands, said = run(tmp_path, SUITE="libero_spatial")
     assert (status, commands) == (2, [])
     assert "SUITE=libero_spatial: expected tabletop or libero_object" in said
+
+
+def test_four_arms_of_few_labels(tmp_path: Path) -> None:
+    told = {"recipe": "few_labels.sh", "SEEDS": "0 1", "SYSTEM": "act", "STEPS": "7", "SHARE": "0.1"}
+    status, commands, said = run(tmp_path, **told)
+    assert (status, commands) == (2, [])
+    assert "out has no finished store; statevla/recipes/systems.sh" in said
+    (tmp_path / "out/.ready").touch()
+    status, commands, said = run(tmp_path, FAIL="eval tabletop", **told)
+    assert status != 0
+    status, again, said = run(tmp_path, **told)
+    assert status == 0, said
+    assert starts(commands[:2], 3) == ["train --system temporal_jepa", "train --system act"]
+    assert starts(again[:2]) == ["train --resume", "eval tabletop"]
+    encoder, labels, motion, every, shuffled = (
+        " ".join(command) for command in [*commands[:2], *(each for each in again[1:7] if each[0] == "train")]
+    )
+    assert "data.labelled_share=0.1" in encoder
+    assert "training.max_steps=2500" in encoder
+    for arm, few, moving, control in (
+        (labels, True, False, False), (motion, True, True, False), (every, False, False, False),
+        (shuffled, True, True, True),
+    ):  # fmt: skip
+        assert ("data.labelled_share=0.1" in arm) == few
+        assert ("data.unlabelled=keep" in arm and "few-labels/encoder" in arm) == moving
+        assert ("act.world_target=motion --set act.world_weight=1" in arm) == moving
+        assert ("act.world_shuffled=true" in arm) == control
+        assert "training.max_steps=7" in arm
+    assert len(again[-1]) == len(("compare", *range(8), "--out", "folder"))
+    _, last, _ = run(tmp_path, **told)
+    assert starts(last, 1) == ["compare"]

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# How far do few labels go, and does the motion of the episodes without them help? Four arms of one policy on the store
+# of `systems.sh`, tried on the same layouts and compared: docs/systems.md, "With few labels". One process; every step
+# goes on where an interrupted call stopped.
+#
+#   statevla/recipes/few_labels.sh [FOLDER]      (default runs/systems, where systems.sh left its store)
+#
+# SHARE    of the episodes whose actions are seen (default 0.2)
+# SEEDS    of the trainings (default "0 1 2")
+# SYSTEM   the policy (default film)
+# STEPS    its optimizer steps (default 3000), ENCODER_STEPS of the Temporal JEPA whose states tell motion (default
+#          2500); it sees the labelled episodes alone
+# TRIALS   layouts (default 100)
+#
+#   labels   the labelled episodes alone          motion     and the motion of the others
+#   all      every label                          shuffled   and the motion of other episodes: a control
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+folder=${1:-runs/systems}
+share=${SHARE:-0.2} system=${SYSTEM:-film} out=$folder/few-labels
+statevla=${STATEVLA:-statevla}
+[[ -z ${STATEVLA:-} && -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
+if [[ ! -f $folder/.ready ]]; then
+  echo "few_labels.sh: $folder has no finished store; statevla/recipes/systems.sh $folder makes it" >&2
+  exit 2
+fi
+
+train() { # SYSTEM RUN SEED STEPS [OPTION...]
+  local kind=$1 run=$2 seed=$3 steps=$4
+  shift 4
+  if compgen -G "$run/checkpoints/*$kind/checkpoint_latest" > /dev/null; then
+    $statevla train --resume "$run" --system "$kind" --set "training.max_steps=$steps"
+  else
+    $statevla train --system "$kind" --recipe systems --store "$folder/store" --run "$run" \
+      --set "training.seed=$seed" --set "training.max_steps=$steps" "$@"
+  fi
+}
+
+arm() { # NAME SEED [OPTION...]: train and try it, unless that is done
+  local run=$out/$1-$2 seed=$2
+  shift 2
+  [[ -f $run/eval/results.json ]] && return
+  train "$system" "$run" "$seed" "${STEPS:-3000}" "$@"
+  $statevla eval tabletop --episodes "${TRIALS:-100}" --checkpoint "$run" --videos 1 --out "$run/eval"
+}
+
+few=(--set "data.labelled_share=$share")
+moving=("${few[@]}" --set data.unlabelled=keep --encoder "$out/encoder" --set "$system.world_target=motion"
+  --set "$system.world_weight=1")
+if [[ ! -f $out/.encoder ]]; then
+  train temporal_jepa "$out/encoder" 0 "${ENCODER_STEPS:-2500}" "${few[@]}"
+  touch "$out/.encoder"
+fi
+tried=()
+for seed in ${SEEDS:-0 1 2}; do
+  arm labels "$seed" "${few[@]}"
+  arm motion "$seed" "${moving[@]}"
+  arm all "$seed"
+  arm shuffled "$seed" "${moving[@]}" --set "$system.world_shuffled=true"
+  for name in labels motion all shuffled; do tried+=("$out/$name-$seed/eval"); done
+done
+$statevla compare "${tried[@]}" --out "$out/compare"
