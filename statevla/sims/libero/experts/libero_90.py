@@ -120,7 +120,13 @@ def light(world: World, stove: str) -> Steps:
         yield from turn_on(world, stove)
 
 
-DEEDS: Final[dict[str, Callable[..., Steps]]] = {"on": put, "in": put, "open": open_it, "close": close_it, "turnon": light}
+DEEDS: Final[dict[str, Callable[..., Steps]]] = {
+    "on": put,
+    "in": put,
+    "open": open_it,
+    "close": close_it,
+    "turnon": light,
+}
 
 TASKS: Final = 90
 WITHOUT_A_SKILL: Final = frozenset({35, 39, 40, 42, 86, 88, 89})
