@@ -17,7 +17,7 @@ from statevla.systems.table import SYSTEMS
 
 RECIPE = Path(__file__).parents[2] / "statevla/recipes/systems.sh"
 LEARNED, BY_CHANCE = 0.60, 0.15
-"""Shares of 100 trials. Four tasks: a policy that ignores which is meant does one in four of them at best."""
+"""Shares of 100 trials. Four tasks: one that decides without knowing which is meant does one in four by chance."""
 POLICIES = [row.name for row in SYSTEMS if row.kind == "policy" and row.name != "flow_matching"]
 """`make demo` holds flow matching to its own share."""
 
