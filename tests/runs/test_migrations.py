@@ -96,3 +96,11 @@ def test_a_stamo_before_towers_had_a_stem() -> None:
     assert (now["stem_width"], now["features"], now["depth"]) == (192, "conv", 2)
     assert before["config"]["stamo"]["features"] == 192
     assert set(MIGRATIONS[11]({"config": {"data": {}}})["config"]) == {"data"}
+
+
+def test_patches_before_stems_were_one_convolution() -> None:
+    old = {"config": {"vla": {"width": 64}, "goal": {"width": 64}, "model": {}}}
+    assert MIGRATIONS[12](old)["config"] == {
+        "vla": {"width": 64, "stem": "patch"}, "goal": {"width": 64, "stem": "patch"}, "model": {},
+    }  # fmt: skip
+    assert "stem" not in old["config"]["vla"]
