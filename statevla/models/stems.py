@@ -41,19 +41,23 @@ class Stage(nn.Module):
 class ConvStem(nn.Module):
     """Stages with ReLU, each half as large as the one before, then 1 × 1 to `width`."""
 
-    def __init__(self, size: int, widths: tuple[int, ...], width: int) -> None:
+    def __init__(self, size: int, widths: tuple[int, ...], width: int, channels: int = 3) -> None:
         super().__init__()
         if size % 2 ** len(widths):
             raise UsageError(
                 f"image_size: {size} is not a multiple of {2 ** len(widths)}, {len(widths)} stages halve it"
             )
         self.size, self.side = size, size // 2 ** len(widths)
-        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((3, *widths), widths, strict=False))
+        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((channels, *widths), widths, strict=False))
         self.out = nn.Conv2d(widths[-1], width, 1)
 
     def forward(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P D"]:
         """Features of one camera, the map row by row, P = side²."""
-        x = prepare_pixels(images, self.size).to(dtype_of(self))
+        return self.of_pixels(prepare_pixels(images, self.size))
+
+    def of_pixels(self, pixels: Float[Tensor, "B C S S"]) -> Float[Tensor, "B P D"]:
+        """From `prepare_pixels`."""
+        x = pixels.to(dtype_of(self))
         for stage in self.stages:
             x = stage(x).relu()
         out: Tensor = self.out(x).flatten(2).transpose(1, 2)
@@ -99,29 +103,23 @@ class PatchStem(nn.Module):
         return out
 
 
-class ConvPatchStem(nn.Module):
-    """In the place of a `PatchStem`: its patches by halving stages with ReLU, then 1 × 1, so that a patch sees a little
-    of its neighbours (early convolutions: Xiao et al., 2021, arXiv 2106.14881).
+class ConvPatchStem(ConvStem):
+    """In the place of a `PatchStem`: as many stages as make a patch one place, so that a patch sees a little of its
+    neighbours (early convolutions: Xiao et al., 2021, arXiv 2106.14881).
     """
 
     def __init__(self, size: int, patch: int, width: int, channels: int = 3) -> None:
-        super().__init__()
         count = patch.bit_length() - 1
         if size % patch or patch < 2 or patch != 2**count:
             raise UsageError(
                 f"patch_size: a stem of convolutions halves; expected 2, 4, 8, … that divides {size}, got {patch}"
             )
         widths = tuple(max(GROUPS, width // 2**left // GROUPS * GROUPS) for left in reversed(range(count)))
-        self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((channels, *widths), widths, strict=False))
-        self.out = nn.Conv2d(widths[-1], width, 1)
+        super().__init__(size, widths, width, channels)
 
     def forward(self, pixels: Float[Tensor, "B C S S"]) -> Float[Tensor, "B P D"]:
         """From `prepare_pixels`."""
-        x = pixels.to(dtype_of(self))
-        for stage in self.stages:
-            x = stage(x).relu()
-        out: Tensor = self.out(x).flatten(2).transpose(1, 2)
-        return out
+        return self.of_pixels(pixels)
 
 
 PATCH_STEMS: Final = {"patch": PatchStem, "conv": ConvPatchStem}

@@ -33,7 +33,6 @@ from statevla.systems.system import Given, Noise, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
 
-STEMS = tuple(PATCH_STEMS)
 FUSIONS = ("early", "late", "state")
 RELABEL = ("mixed", "final", "future", "near")
 LANGUAGE, IMAGE = "language", "image"
@@ -153,7 +152,9 @@ class GoalOptions(ChunkOptions):
     learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
     image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
     patch_size: int = option(16, "pixels a side of a patch", least=1)
-    stem: str = option("patch", "what makes a patch a token: one convolution, or some that halve", choices=STEMS)
+    stem: str = option(
+        "patch", "what makes a patch a token: one convolution, or some that halve", choices=tuple(PATCH_STEMS)
+    )
     width: int = option(192, "of the tokens", least=8)
     heads: int = option(6, "of every attention", least=1)
     blocks: int = option(6, "over all tokens", least=1)

@@ -26,7 +26,6 @@ from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_
 from statevla.systems.system import Given, Noise, Terms
 from stores.spec import ObsSpec
 
-STEMS = tuple(PATCH_STEMS)
 FUSIONS = ("concat", "cross_attention", "perceiver")
 HEADS = ("continuous", "discrete", "chunked")
 CROSS_LAYERS = 2
@@ -36,17 +35,9 @@ class VisionTokens(nn.Module):
     """Patches of each camera through blocks whose weights the cameras share."""
 
     def __init__(
-        self,
-        size: int,
-        patch: int,
-        width: int,
-        heads: int,
-        hidden: int,
-        blocks: int,
-        cameras: int,
-        dropout: float,
+        self, size: int, patch: int, width: int, heads: int, hidden: int, blocks: int, cameras: int, dropout: float,
         stem: str,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.size = size
         self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width) for _ in range(cameras))
@@ -167,7 +158,9 @@ class VlaOptions(ChunkOptions):
     learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
     image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
     patch_size: int = option(16, "pixels a side of a patch", least=1)
-    stem: str = option("patch", "what makes a patch a token: one convolution, or some that halve", choices=STEMS)
+    stem: str = option(
+        "patch", "what makes a patch a token: one convolution, or some that halve", choices=tuple(PATCH_STEMS)
+    )
     width: int = option(192, "of the tokens", least=8)
     heads: int = option(6, "of every attention", least=1)
     vision_blocks: int = option(4, "blocks over each camera's patches", least=0)

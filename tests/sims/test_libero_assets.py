@@ -121,6 +121,13 @@ def test_a_folder_that_was_named_at_installation_is_known_to_later_commands(
         assets.find("libero_object")
 
 
+def test_a_config_that_is_no_yaml_is_named(listed: Path) -> None:
+    listed.parent.mkdir()
+    (listed.parent / "config.yaml").write_text("assets: [")
+    with pytest.raises(SimulatorMissing, match=r"config\.yaml: expected LIBERO's folders as YAML"):
+        assets.candidates()
+
+
 def test_only_what_no_folder_has_is_downloaded(listed: Path, index: list[str], tmp_path: Path) -> None:
     put(tmp_path / "site/libero/libero/assets", "scenes/a.xml")
     events: list[ProgressEvent] = []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from statevla.sims.libero import experts, rotations, scene
-from statevla.sims.libero.experts import grasps, libero_90, skills
+from statevla.sims.libero.experts import grasps, libero_10, libero_90, skills
 from statevla.sims.libero.experts.program import CLOSED, DONE, OPEN, POSITION_UNIT, Follower, Go, Program, Steps, World
 from statevla.sims.libero.scene import Site, box_points
 from stores.errors import UsageError
@@ -257,6 +257,41 @@ def test_a_goal_is_enough_for_a_program() -> None:
     assert world.places["can_1"][:2] == pytest.approx([0.1, 0.2], abs=0.02)
     # The boxes' origins are their middles: the can's bottom is over the plate's, 4 mm and what it is dropped from.
     assert world.places["can_1"][2] == pytest.approx(0.04 + 0.04 + 0.004 + skills.DROP, abs=0.015)
+
+
+@pytest.mark.parametrize("yaw", [-80, -30, 0, 45, 90])
+@pytest.mark.parametrize("narrow", ["x", "y"])
+def test_a_books_thin_side_comes_along_the_compartments(narrow: str, yaw: float) -> None:
+    turned = np.deg2rad(yaw)
+    book = box(0.0, 0.0, (0.015, 0.08, 0.1), turned)  # thin along x before it is turned
+    region = Site(np.zeros(3), np.eye(3), np.array([0.03, 0.1, 0.05] if narrow == "x" else [0.1, 0.03, 0.05]))
+    after = book @ rotations.about_z(-libero_10.out_of_line(book, region)).T
+    along_x, along_y = np.ptp(after[:, :2], axis=0)
+    assert bool(along_x < along_y) == (narrow == "x")
+    assert min(along_x, along_y) == pytest.approx(0.03, abs=1e-6)
+
+
+def test_where_a_goal_wants_things() -> None:
+    sites = {
+        "flat_stove_1_cook_region": (0.2, 0.1, 0.99), "white_cabinet_1_top_side": (0.0, -0.3, 1.2),
+        "wooden_tray_1_contain_region": (0.1, 0.2, 0.5), "table_plate_right_region": (0.3, 0.0, 0.4),
+    }  # fmt: skip
+
+    class Furnished(Boxes):
+        def site(self, name: str) -> Site:
+            return Site(np.array(sites[name]), np.eye(3), np.zeros(3))
+
+    scene = Furnished({"plate_1": np.array([0.1, 0.2, 0.4]), "flat_stove_1": np.array([0.2, 0.1, 0.9])}, ["plate_1"])
+    scene.fixtures = ("white_cabinet_1",)
+    world = World(scene, (np.zeros(3), DOWN), np.random.default_rng(0))
+    wanted = {
+        "plate_1": (0.1, 0.2, 0.404), "flat_stove_1_cook_region": (0.2, 0.1, 0.926),
+        "white_cabinet_1_top_side": (0.0, -0.33, 1.2),  # a cabinet's front is along its -y
+        "wooden_tray_1_contain_region": (0.1, 0.2, 0.412), "table_plate_right_region": (0.3, 0.0, 0.402),
+    }  # fmt: skip
+    for target, (x, y, height) in wanted.items():
+        where, surface = libero_90.place_for(world, target, table=0.4)
+        assert (*where, surface) == pytest.approx((x, y, height)), target
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -113,9 +114,7 @@ def configured_assets() -> Path | None:
     """What LIBERO's config says under ``assets``: the folder that ``LIBERO_ASSETS`` named when the simulator was
     installed, or the user's own.
     """
-    file = config_dir() / "config.yaml"
-    present = yaml.safe_load(file.read_text()) if file.is_file() else None
-    named = present.get("assets") if isinstance(present, dict) else None
+    named = _read_config().get("assets")
     return Path(named).expanduser() if isinstance(named, str) else None
 
 
@@ -137,12 +136,22 @@ def portable(text: str, assets: Path | None = None) -> str:
     return text.replace(f"{package_root().parents[1]}/", "")
 
 
+def _read_config() -> dict[str, Any]:
+    """LIBERO's config, empty without one. Raises SimulatorMissing where it is not what LIBERO could read."""
+    file = config_dir() / "config.yaml"
+    try:
+        present = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SimulatorMissing(f"{file}: expected LIBERO's folders as YAML ({error}). Remove it; {INSTALL}") from error
+    return present if isinstance(present, dict) else {}
+
+
 def _write_config(root: Path) -> None:
-    named, before = os.environ.get("LIBERO_ASSETS"), configured_assets()
-    # What was named once holds for later commands too, which may not have the variable.
-    assets = (
-        Path(named).expanduser() if named else before if before is not None and before.is_dir() else root / "assets"
-    )
+    named, assets = os.environ.get("LIBERO_ASSETS"), configured_assets()
+    if named:  # it holds for later commands too, which may not have the variable
+        assets = Path(named).expanduser()
+    elif assets is None or not assets.is_dir():
+        assets = root / "assets"
     config = {
         "benchmark_root": str(root),
         "bddl_files": str(root / "bddl_files"),
@@ -150,12 +159,11 @@ def _write_config(root: Path) -> None:
         "datasets": str(config_dir() / "datasets"),
         "assets": str(assets.absolute()),
     }
-    file = config_dir() / "config.yaml"
-    if file.is_file() and yaml.safe_load(file.read_text()) == config:
+    present = _read_config()
+    if present == config:
         return
-    if file.is_file() and os.environ.get("LIBERO_CONFIG_PATH"):
-        present = yaml.safe_load(file.read_text())
-        if isinstance(present, dict) and present.get("bddl_files") and Path(present["bddl_files"]).is_dir():
-            return  # the user's own config, complete enough to import with
+    if os.environ.get("LIBERO_CONFIG_PATH") and present.get("bddl_files") and Path(present["bddl_files"]).is_dir():
+        return  # the user's own config, complete enough to import with
+    file = config_dir() / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     durable.write_text(file, yaml.safe_dump(config, sort_keys=True))

@@ -8,6 +8,7 @@ from statevla.sims.libero.experts.libero_spatial import PLATE_INSIDE
 from statevla.sims.libero.experts.microwave import close_door, put_in, take_by_handle
 from statevla.sims.libero.experts.program import CLOSED, Go, Program, Steps, World
 from statevla.sims.libero.experts.skills import ABOVE_ALL, bring, by_knob, by_rim, deep, pick, place
+from statevla.sims.libero.scene import Points, Site
 
 BASKET, BASKET_RIM = "basket_1", 0.145
 STOVE, BURNER = "flat_stove_1", 0.026
@@ -105,12 +106,7 @@ def book_in_compartment(world: World, book: str, compartment: str) -> Steps:
     """Its thin side along the compartment's; ends with the book in the hand."""
     yield from pick(world, book, deep(0.035), lift=0.22)
     region = world.scene.site(compartment)
-    # The compartments are as wide as the book is thick, and little more.
-    across = 0.0 if float(np.diff(np.abs(region.rotation @ region.half_size)[:2])[0]) > 0 else np.pi / 2
-    plane = world.scene.surface(book)[:, :2]
-    thin = np.linalg.eigh(np.cov(plane.T))[1][:, 0]
-    angle = float(np.arctan2(thin[1], thin[0]) - across + np.pi / 2) % np.pi - np.pi / 2
-    rotation = rotations.about_z(-angle) @ rotations.upright(world.turn)
+    rotation = rotations.about_z(-out_of_line(world.scene.surface(book), region)) @ rotations.upright(world.turn)
     yield Go("turn", world.hand, rotation, CLOSED, 0.5, 60, 0.02, turned=0.05, stay=5)
     shape = world.scene.surface(book)
     middle = (shape.min(0) + shape.max(0))[:2] / 2  # its origin is not its middle
@@ -121,6 +117,16 @@ def book_in_compartment(world: World, book: str, compartment: str) -> Steps:
     surface = float(region.position[2]) + foot
     yield from bring(world, book, where, surface, carry=1.25, rotation=rotation, drop=0.0, jitter=0.0, careful=True)
     yield Go("hold", world.hand, rotation, CLOSED, 0.3, HOLD_BOOK, 0.0)
+
+
+def out_of_line(book: Points, region: Site) -> float:
+    """Angle [rad] from a compartment's narrow side to a book's, within a quarter turn: it is as wide as the book is
+    thick, and little more.
+    """
+    wide_x, wide_y, _ = np.abs(region.rotation @ region.half_size)
+    narrow = 0.0 if wide_x < wide_y else np.pi / 2
+    thin = np.linalg.eigh(np.cov(book[:, :2].T))[1][:, 0]
+    return float(np.arctan2(thin[1], thin[0]) - narrow + np.pi / 2) % np.pi - np.pi / 2
 
 
 def mug_in_microwave(world: World) -> Steps:

@@ -16,7 +16,6 @@ from statevla.sims.libero.experts.microwave import close_door
 from statevla.sims.libero.experts.program import Program, Steps, Vector, World
 from statevla.sims.libero.experts.skills import Grips, by_body, by_knob, by_rim, deep, pick, place
 
-DRAWERS: Final = ("top", "middle", "bottom")
 PULLED = -0.148
 """[m] of a drawer's joint, beyond which LIBERO calls it open."""
 OVER, CARRY = 0.08, 0.20
