@@ -172,7 +172,9 @@ def tar_header(path: str, size: int) -> bytes:
         raise UsageError(f"{path}: a member of {size} bytes does not fit a USTAR header (limit {_SIZE_LIMIT})")
     prefix, name = (b"", name) if len(name) <= _NAME else _split(name)
     digits = b"%011o" % size
-    checksum = b"%06o\0 " % (_FIXED_SUM + sum(prefix) + sum(name) + sum(digits))
+    # Adler-32's lower half is one more than the sum of the bytes, as long as that is below 65,521: ASCII's here is.
+    varied = isal_zlib.adler32(prefix + name + digits) & 0xFFFF
+    checksum = b"%06o\0 " % (_FIXED_SUM + varied - 1)
     whole = name.ljust(_NAME, b"\0"), _BEFORE_SIZE, digits, _BEFORE_SUM, checksum, _AFTER_SUM
     return b"".join((*whole, prefix.ljust(_PREFIX, b"\0"), _END))
 

@@ -46,10 +46,12 @@ class Seen:
     """One demonstration as it is read: what was opened of it, and hashes of the unchunked datasets that were read from
     beginning to end.
 
-    rows: the datasets by key, found by `pipelines.sources.hdf5.child`, so no links.
+    group: the demonstration itself. rows: its datasets by key. Both are found by `pipelines.sources.hdf5.child`, so no
+    links.
     """
 
     def __init__(self) -> None:
+        self.group: h5py.Group | None = None
         self.rows: dict[str, hdf5.Rows] = {}
         self._attributes: dict[str, Any] = {}
         self._digests: dict[str, xxhash.xxh3_128] = {}
@@ -118,8 +120,9 @@ def fingerprint_demo(
     """
     try:
         with hdf5.reporting(f"{Path(file.filename).name}/{demo}"):
-            group = hdf5.group(hdf5.group(file, "data"), demo)
-            return _digest(group, stored, seen or Seen(), attributes, datasets)
+            seen = seen or Seen()
+            group = seen.group or hdf5.group(hdf5.group(file, "data"), demo)
+            return _digest(group, stored, seen, attributes, datasets)
     except SourceError as error:
         return f"unreadable: {error}"
 

@@ -243,8 +243,9 @@ def read_rows(
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     if data.chunks is not None:
         _require_found(data, data.chunks, start, start + rows)
-    data.place.select_hyperslab((start, *(0 for _ in data.shape[1:])), array.shape)
-    data.id.read(h5py.h5s.create_simple(array.shape), data.place, array)
+    if not data.read_past_hdf5(start, array):
+        data.place.select_hyperslab((start, *(0 for _ in data.shape[1:])), array.shape)
+        data.id.read(h5py.h5s.create_simple(array.shape), data.place, array)
     if seen is not None and data.chunks is None:
         seen(start * data.row_bytes, array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -94,7 +94,7 @@ def read_demo(
     seen = seen or Seen()
     hooks = {camera: seen.hook(image_key(camera)) for camera in LIBERO.camera_names}
     with hdf5.reporting(where):
-        demo = hdf5.group(hdf5.group(file, "data"), name)
+        demo = seen.group = hdf5.group(hdf5.group(file, "data"), name)
         cameras = image_datasets(demo)
         parts = {image_key(camera): data for camera, data in cameras.items()}
         seen.rows |= parts

@@ -1,12 +1,18 @@
 """A dataset of an HDF5 file, for who asks it the same things again and again."""
 
 import math
+import os
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+from stores.errors import SourceError
+
+WORTH: Final = 2**18
+"""Bytes of a dataset from which on it is read past HDF5: pictures are, robot states are not."""
 
 
 class Rows:
@@ -73,6 +79,33 @@ class Rows:
     def place(self) -> h5py.h5s.SpaceID:
         """The dataspace in the file; a read selects its rows in it."""
         return self.id.get_space()
+
+    @cached_property
+    def whereabouts(self) -> tuple[int, int] | None:
+        """Where its bytes lie in one piece: (descriptor of the open file, first byte); None where they do not, the file
+        is not one of the system's, or they are too few to be worth the question.
+        """
+        if self.nbytes < WORTH or self.layout != h5py.h5d.CONTIGUOUS or self.properties.get_external_count():
+            return None
+        file, first = h5py.h5i.get_file_id(self.id), self.id.get_offset()
+        if first is None or file.get_access_plist().get_driver() != h5py.h5fd.SEC2:
+            return None
+        return int(file.get_vfd_handle()), int(first)
+
+    def read_past_hdf5(self, start: int, array: NDArray[Any]) -> bool:
+        """Fill `array` with the rows from `start` on, or say that they lie too scattered for that. HDF5's own way to
+        them takes more than twice as long. Raises SourceError where the file ends before.
+        """
+        if self.whereabouts is None:
+            return False
+        descriptor, first = self.whereabouts
+        left, place = array.reshape(-1).view(np.uint8).data, first + start * self.row_bytes
+        while left:
+            count = os.preadv(descriptor, [left], place)
+            if count == 0:
+                raise SourceError("the file was cut short while it was read")
+            left, place = left[count:], place + count
+        return True
 
     @property
     def name(self) -> str:
