@@ -84,6 +84,31 @@ def test_episodes_that_are_left_out_are_in_no_batch(store: Store) -> None:
     assert found < everything
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_labelled_steps_are_drawn_so_many_times_and_the_others_once(store: Store, cached: bool) -> None:
+    labelled = chosen(store, 0.5)
+    data = dataclasses.replace(HALF, labelled_times=3, cache_gib=1.0 if cached else 0.0)
+    loader = SegmentLoader(store, "train", 1, 0, dataclasses.replace(data, lanes=1), 4, NOW)
+    found: dict[tuple[int, tuple[float, ...]], int] = {}
+    batches = loader.batches()
+    for _, each in itertools.islice(batches, loader.batches_per_epoch):
+        place = (int(each.episode[0]), tuple(each.obs.robot_state[0].tolist()))
+        found[place] = found.get(place, 0) + 1
+    batches.close()
+    plain = SegmentLoader(store, "train", 1, 0, dataclasses.replace(HALF, lanes=1), 4, NOW)
+    assert len(found) == plain.batches_per_epoch, "every step, and no other"
+    assert all(times == (3 if labelled[episode] else 1) for (episode, _), times in found.items())
+
+
+def test_labelled_times_wants_rows_without_labels_beside(store: Store) -> None:
+    for share, unlabelled in ((0.5, "leave_out"), (1.0, "keep")):
+        data = dataclasses.replace(HALF, labelled_share=share, unlabelled=unlabelled, labelled_times=3)
+        with pytest.raises(
+            UsageError, match=r"data\.labelled_times: 3 draws .* set data\.unlabelled=keep"
+        ):
+            SegmentLoader(store, "train", 4, 0, data, 4, NOW)
+
+
 @pytest.mark.parametrize("name", FORETELLING)
 def test_rows_without_actions_teach_the_world_head_and_nothing_else(name: str) -> None:
     data = batch(6)

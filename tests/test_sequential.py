@@ -131,6 +131,7 @@ def test_what_it_cannot_give_is_refused_by_key(store: Store, monkeypatch: pytest
         ({"features": "half"}, "data.features"),
         ({"cache": "decoded"}, "data.cache"),
         ({"oversample_gripper": 3}, "data.oversample_gripper"),
+        ({"labelled_share": 0.5, "unlabelled": "keep", "labelled_times": 3}, "data.labelled_times"),
     ):
         with pytest.raises(UsageError, match=rf"{key}: .*data\.stream=indexed does"):
             loader(store, data=replace(DATA, **change))  # type: ignore[arg-type]

@@ -67,6 +67,9 @@ class DataConfig:
         "leave_out", "episodes beyond data.labelled_share: left out, or kept with their actions hidden, for what "
         "learns without", choices=("leave_out", "keep"),
     )  # fmt: skip
+    labelled_times: int = option(
+        1, "times that a labelled step is drawn an epoch, beside the others of data.unlabelled=keep", least=1, most=1000
+    )
     data_directory: str | None = option(
         None, "the documents': folder of HDF5 files named like the suite (statevla ingest)", resume=True, compare=False
     )

@@ -41,11 +41,16 @@ def labelled_episodes(store: Store, table: Table, share: float, seed: int) -> ND
 
 def choose_labelled(store: Store, table: Table, data: DataConfig, seed: int) -> Table:
     """`table` with what ``data.labelled_share`` and ``data.unlabelled`` say. Raises UsageError where drawing steps by
-    their actions would tell of hidden ones.
+    their actions would tell of hidden ones, and where ``data.labelled_times`` has nothing to stand beside.
     """
+    keeps = data.unlabelled == KEEP and data.labelled_share < 1
+    if data.labelled_times > 1 and not keeps:
+        raise UsageError(
+            f"data.labelled_times: {data.labelled_times} draws labelled rows more often than those without labels, of "
+            "which there are none; set data.unlabelled=keep and data.labelled_share, or leave it out"
+        )
     if data.labelled_share >= 1:
         return table
-    keeps = data.unlabelled == KEEP
     if keeps and data.oversample_gripper > 1:
         raise UsageError(
             f"data.oversample_gripper: {data.oversample_gripper} looks at the actions that data.unlabelled=keep hides; "

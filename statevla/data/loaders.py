@@ -23,7 +23,7 @@ from statevla.data.machine import cache_bytes, loader_threads
 from statevla.data.needs import NOW, Needs
 from statevla.data.numbers import Numbers
 from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
-from statevla.data.oversample import Repeated, repeat_changes
+from statevla.data.oversample import Repeated, repeat_changes, repeat_segments
 from statevla.data.prefetch import BatchPlan, Position, Rows, Supply, stream
 from statevla.data.rows import BesideSupply, RowSupply
 from statevla.data.views import View
@@ -118,6 +118,11 @@ class SegmentLoader:
         if data.oversample_gripper > 1:
             first, episode = self.table.first_step, self.table.episode
             self.repeated = repeat_changes(store, self.segments, first, episode, counts, chunk, data.oversample_gripper)
+        elif data.labelled_times > 1 and self.table.labelled is not None:
+            wanted = self.table.labelled[self.table.episode[self.segments]]
+            every = len(self.table.episode)
+            self.repeated = repeat_segments(self.segments, counts, wanted, data.labelled_times, every)
+        if self.repeated is not None:
             counts = self.repeated.counts
         self.order = plan_order(
             counts, seed=seed, batch_size=batch_size, lanes=data.lanes, block_segments=data.block_segments

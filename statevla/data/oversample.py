@@ -1,4 +1,5 @@
-"""Drawing steps whose chunk closes or opens the gripper more often: those few decide whether an object is held.
+"""Drawing some steps more often: those whose chunk closes or opens the gripper, for those few decide whether an object
+is held; and, beside steps whose actions are hidden, those whose actions may be seen.
 
 A segment is given more steps than it has; those beyond are its steps again, by a table. The order itself knows nothing
 of it: it stays a pure function, the same on any number of ranks and after any resume.
@@ -40,14 +41,26 @@ def repeat_changes(
     segments, counts: int64 [S], those of a split and the steps to take of each. first_step, episode: of all segments.
     """
     changes = changing_steps(store, chunk)
-    parts, total = [], np.zeros(len(segments), dtype=np.int64)
-    for place, (segment, count) in enumerate(zip(segments.tolist(), counts.tolist(), strict=True)):
+    parts = []
+    for segment, count in zip(segments.tolist(), counts.tolist(), strict=True):
         first = int(first_step[segment])
         own = np.flatnonzero(changes[int(episode[segment])][first : first + count])
-        part = np.concatenate([np.arange(count), np.tile(own, times - 1)])
-        parts.append(part)
-        total[place] = part.size
-    start = np.zeros(len(episode), dtype=np.int64)
+        parts.append(np.concatenate([np.arange(count), np.tile(own, times - 1)]))
+    return _end_to_end(parts, segments, len(episode))
+
+
+def repeat_segments(segments: Ints, counts: Ints, wanted: NDArray[np.bool_], times: int, every: int) -> Repeated:
+    """All steps of those of `segments` that are `wanted`, bool [S], stand `times` times in them. counts: int64 [S],
+    steps to take of each. every: segments of the store.
+    """
+    tiled = np.where(wanted, times, 1).tolist()
+    parts = [np.tile(np.arange(count), often) for count, often in zip(counts.tolist(), tiled, strict=True)]
+    return _end_to_end(parts, segments, every)
+
+
+def _end_to_end(parts: list[Ints], segments: Ints, every: int) -> Repeated:
+    total = np.array([part.size for part in parts], np.int64)
+    start = np.zeros(every, dtype=np.int64)
     start[segments] = np.cumsum(total) - total
     return Repeated(total, np.concatenate(parts).astype(np.int64), start)
 

@@ -6,6 +6,7 @@
 #   statevla/recipes/few_labels.sh [FOLDER]      (default runs/systems, where systems.sh left its store)
 #
 # SHARE    of the episodes whose actions are seen (default 0.2)
+# TIMES    that a labelled step is drawn for each time of another (default: what gives one labelled row in five)
 # SEEDS    of the trainings (default "0 1 2")
 # SYSTEM   the policy (default film)
 # STEPS    its optimizer steps (default 3000), ENCODER_STEPS of the Temporal JEPA whose states tell motion (default
@@ -18,7 +19,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 folder=${1:-runs/systems}
-share=${SHARE:-0.2} system=${SYSTEM:-film} out=$folder/few-labels
+share=${SHARE:-0.2}
+times=${TIMES:-$(awk -v share="$share" 'BEGIN { often = int((1 - share) / (4 * share) + 0.5); print (often > 1) ? often : 1 }')}
+system=${SYSTEM:-film} out=$folder/few-labels
 statevla=${STATEVLA:-statevla}
 [[ -z ${STATEVLA:-} && -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
 if [[ ! -f $folder/.ready ]]; then
@@ -46,8 +49,9 @@ arm() { # NAME SEED [OPTION...]: train and try it, unless that is done
 }
 
 few=(--set "data.labelled_share=$share")
-moving=("${few[@]}" --set data.unlabelled=keep --encoder "$out/encoder" --set "$system.world_target=motion"
-  --set "$system.world_weight=1")
+# Steps drawn many times come from one block of segments: large blocks spread them over the epoch.
+moving=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times" --set data.block_segments=256
+  --encoder "$out/encoder" --set "$system.world_target=motion" --set "$system.world_weight=1")
 if [[ ! -f $out/.encoder ]]; then
   train temporal_jepa "$out/encoder" 0 "${ENCODER_STEPS:-2500}" "${few[@]}"
   touch "$out/.encoder"

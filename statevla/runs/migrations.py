@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 13
+FORMAT: Final = 14
 Tree = dict[str, Any]
 
 
@@ -183,6 +183,13 @@ def _stems(old: Tree) -> Tree:
     return tree
 
 
+def _labels_as_often(old: Tree) -> Tree:
+    """13 to 14: a labelled step was drawn as often as any other."""
+    tree = copy.deepcopy(old)
+    tree["config"]["data"]["labelled_times"] = 1
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -219,5 +226,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     10: _further_objectives,
     11: _further_options_of_systems,
     12: _stems,
+    13: _labels_as_often,
 }
 """From the format of the key to the next one."""

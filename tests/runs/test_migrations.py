@@ -104,3 +104,9 @@ def test_patches_before_stems_were_one_convolution() -> None:
         "vla": {"width": 64, "stem": "patch"}, "goal": {"width": 64, "stem": "patch"}, "model": {},
     }  # fmt: skip
     assert "stem" not in old["config"]["vla"]
+
+
+def test_labelled_steps_were_drawn_once() -> None:
+    old = {"config": {"data": {"labelled_share": 0.2}}}
+    assert MIGRATIONS[13](old)["config"]["data"] == {"labelled_share": 0.2, "labelled_times": 1}
+    assert "labelled_times" not in old["config"]["data"]

@@ -110,6 +110,7 @@ def test_four_arms_of_few_labels(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert ("data.labelled_share=0.1" in arm) == few
         assert ("data.unlabelled=keep" in arm and "few-labels/encoder" in arm) == moving
+        assert ("data.labelled_times=2 " in arm) == moving, "0.2 labelled rows for 0.9 others: nearest to 1 in 5"
         assert ("act.world_target=motion --set act.world_weight=1" in arm) == moving
         assert ("act.world_shuffled=true" in arm) == control
         assert "training.max_steps=7" in arm
