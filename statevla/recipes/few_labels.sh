@@ -49,8 +49,7 @@ arm() { # NAME SEED [OPTION...]: train and try it, unless that is done
 }
 
 few=(--set "data.labelled_share=$share")
-# Steps drawn many times come from one block of segments: large blocks spread them over the epoch.
-moving=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times" --set data.block_segments=256
+moving=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times"
   --encoder "$out/encoder" --set "$system.world_target=motion" --set "$system.world_weight=1")
 if [[ ! -f $out/.encoder ]]; then
   train temporal_jepa "$out/encoder" 0 "${ENCODER_STEPS:-2500}" "${few[@]}"
