@@ -39,7 +39,7 @@ from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, 
 from statevla.trainers.parents import load_parent, origin, sources
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import require_learnable, require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.setup import attention_kernel, require_learnable, require_same_config, rows_of_rank, use_bf16
 from statevla.trainers.snapshot import snapshot
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
@@ -285,7 +285,8 @@ class Run:
         noise = self.model.draw(training.batch_size, step_generator(training.seed, self.step))
         mine = {name: self.share.own(value).to(self.device) for name, value in noise.items()}
         self.optimizer.zero_grad(set_to_none=True)
-        with memory_advice(training.batch_size, len(self.parts)):
+        kernel = attention_kernel(self.device, self.autocast)
+        with memory_advice(training.batch_size, len(self.parts)), kernel:
             loss, terms = differentiate(
                 self.model, self._on_device(batch), mine, self.share, self.parts, self._reseed,
                 torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast),
