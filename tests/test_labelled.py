@@ -103,9 +103,7 @@ def test_labelled_steps_are_drawn_so_many_times_and_the_others_once(store: Store
 def test_labelled_times_wants_rows_without_labels_beside(store: Store) -> None:
     for share, unlabelled in ((0.5, "leave_out"), (1.0, "keep")):
         data = dataclasses.replace(HALF, labelled_share=share, unlabelled=unlabelled, labelled_times=3)
-        with pytest.raises(
-            UsageError, match=r"data\.labelled_times: 3 draws .* set data\.unlabelled=keep"
-        ):
+        with pytest.raises(UsageError, match=r"data\.labelled_times: 3 draws .* set data\.unlabelled=keep"):
             SegmentLoader(store, "train", 4, 0, data, 4, NOW)
 
 

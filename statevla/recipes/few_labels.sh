@@ -9,8 +9,9 @@
 # TIMES    that a labelled step is drawn for each time of another (default: what gives one labelled row in five)
 # SEEDS    of the trainings (default "0 1 2")
 # SYSTEM   the policy (default film)
-# STEPS    its optimizer steps (default 3000), ENCODER_STEPS of the Temporal JEPA whose states tell motion (default
-#          2500); it sees the labelled episodes alone
+# STEPS    its optimizer steps (default 3000)
+# ENCODER  whose states tell motion (default temporal_jepa, which learns from actions and so sees the labelled episodes
+#          alone; stamo sees the pictures of all); ENCODER_STEPS, its optimizer steps (default 2500)
 # TRIALS   layouts (default 100)
 #
 #   labels   the labelled episodes alone          motion     and the motion of the others
@@ -19,9 +20,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 folder=${1:-runs/systems}
-share=${SHARE:-0.2}
+share=${SHARE:-0.2} kind=${ENCODER:-temporal_jepa}
 times=${TIMES:-$(awk -v share="$share" 'BEGIN { often = int((1 - share) / (4 * share) + 0.5); print (often > 1) ? often : 1 }')}
 system=${SYSTEM:-film} out=$folder/few-labels
+encoder=$out/encoder-$kind
 statevla=${STATEVLA:-statevla}
 [[ -z ${STATEVLA:-} && -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
 if [[ ! -f $folder/.ready ]]; then
@@ -50,17 +52,20 @@ arm() { # NAME SEED [OPTION...]: train and try it, unless that is done
 
 few=(--set "data.labelled_share=$share")
 moving=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times"
-  --encoder "$out/encoder" --set "$system.world_target=motion" --set "$system.world_weight=1")
-if [[ ! -f $out/.encoder ]]; then
-  train temporal_jepa "$out/encoder" 0 "${ENCODER_STEPS:-2500}" "${few[@]}"
-  touch "$out/.encoder"
+  --encoder "$encoder" --set "$system.encoder=$kind" --set "$system.world_target=motion"
+  --set "$system.world_weight=1")
+if [[ ! -f $out/.encoder-$kind ]]; then
+  seen=()
+  [[ $kind == stamo ]] || seen=("${few[@]}")
+  train "$kind" "$encoder" 0 "${ENCODER_STEPS:-2500}" ${seen[@]+"${seen[@]}"}
+  touch "$out/.encoder-$kind"
 fi
 tried=()
 for seed in ${SEEDS:-0 1 2}; do
   arm labels "$seed" "${few[@]}"
-  arm motion "$seed" "${moving[@]}"
+  arm "motion-$kind" "$seed" "${moving[@]}"
   arm all "$seed"
-  arm shuffled "$seed" "${moving[@]}" --set "$system.world_shuffled=true"
-  for name in labels motion all shuffled; do tried+=("$out/$name-$seed/eval"); done
+  arm "shuffled-$kind" "$seed" "${moving[@]}" --set "$system.world_shuffled=true"
+  for name in labels "motion-$kind" all "shuffled-$kind"; do tried+=("$out/$name-$seed/eval"); done
 done
 $statevla compare "${tried[@]}" --out "$out/compare"

@@ -109,7 +109,8 @@ def test_four_arms_of_few_labels(tmp_path: Path) -> None:
         (shuffled, True, True, True),
     ):  # fmt: skip
         assert ("data.labelled_share=0.1" in arm) == few
-        assert ("data.unlabelled=keep" in arm and "few-labels/encoder" in arm) == moving
+        assert ("data.unlabelled=keep" in arm) == moving
+        assert ("few-labels/encoder-temporal_jepa --set act.encoder=temporal_jepa" in arm) == moving
         assert ("data.labelled_times=2 " in arm) == moving, "0.2 labelled rows for 0.9 others: nearest to 1 in 5"
         assert ("act.world_target=motion --set act.world_weight=1" in arm) == moving
         assert ("act.world_shuffled=true" in arm) == control
@@ -117,3 +118,19 @@ def test_four_arms_of_few_labels(tmp_path: Path) -> None:
     assert len(again[-1]) == len(("compare", *range(8), "--out", "folder"))
     _, last, _ = run(tmp_path, **told)
     assert starts(last, 1) == ["compare"]
+
+
+def test_motion_of_stamos_states_is_learned_from_every_picture(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.ready").touch()
+    told = {"recipe": "few_labels.sh", "SEEDS": "0", "SHARE": "0.03", "ENCODER": "stamo", "ENCODER_STEPS": "9"}
+    status, commands, said = run(tmp_path, **told)
+    assert status == 0, said
+    encoder, labels, motion, every, shuffled = (" ".join(command) for command in commands if command[0] == "train")
+    assert encoder.startswith("train --system stamo")
+    assert "training.max_steps=9" in encoder
+    assert "labelled_share" not in encoder
+    for arm in (motion, shuffled):
+        assert "few-labels/encoder-stamo --set film.encoder=stamo" in arm
+        assert "data.labelled_times=8 " in arm, "0.24 labelled rows for 0.97 others"
+    assert "stamo" not in " ".join((labels, every)).replace(str(tmp_path), "")
