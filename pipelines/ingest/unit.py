@@ -66,7 +66,7 @@ class UnitSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {**asdict(self), "spec": self.spec.to_dict(), "told": self.told.to_dict()}
+        return {**vars(self), "spec": self.spec.to_dict(), "told": self.told.to_dict()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "UnitSettings":

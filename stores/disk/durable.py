@@ -236,7 +236,8 @@ def settle(root: Path | str, names: Iterable[str]) -> None:
     """
     root = Path(os.path.abspath(root))
     paths = [root / name for name in names]
-    inside = {folder for path in paths for folder in path.parents if folder.is_relative_to(root)} | {root}
+    holding = {path.parent for path in paths}
+    inside = {each for folder in holding for each in (folder, *folder.parents) if each.is_relative_to(root)} | {root}
     sync.sync_all(paths, "fsync")
     sync.sync_all(sorted(inside, reverse=True), "fsync_dir")
     for folder in root.parents:
