@@ -105,7 +105,7 @@ def _films(comparison: Comparison, out: Path) -> list[SideBySide]:
 
 def _difference(pair: Pair) -> str:
     low, high = pair.interval
-    return f"{100 * pair.difference:+.0f} % ({100 * low:+.0f} to {100 * high:+.0f})"
+    return f"{100 * pair.difference:+z.0f} % ({100 * low:+z.0f} to {100 * high:+z.0f})"
 
 
 def _number(value: float | None, digits: int) -> str:

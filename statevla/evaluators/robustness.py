@@ -165,7 +165,7 @@ def _cells(row: Row) -> list[str]:
     lost = "-"
     if row.lost is not None:
         points, (few, many) = row.lost
-        lost = f"{100 * points:.0f} ({100 * few:.0f} to {100 * many:.0f})"
+        lost = f"{100 * points:z.0f} ({100 * few:z.0f} to {100 * many:z.0f})"
     counts = f"{results.successes} / {results.trials}"
     return [
         row.name, row.what, percent(results.success), f"{percent(low)} to {percent(high)}", counts, lost,

@@ -8,7 +8,8 @@ import pytest
 
 from statevla.evaluators.conditions import Conditions
 from statevla.evaluators.evaluate import evaluate
-from statevla.evaluators.robustness import PERTURBATIONS, evaluate_robustness
+from statevla.evaluators.results import Results
+from statevla.evaluators.robustness import PERTURBATIONS, Robustness, Row, evaluate_robustness
 from statevla.policies.controls import ReplayDemos
 from statevla.sims.libero import pro, suites
 from statevla.sims.libero.perturb import NONE, Perturbation
@@ -119,3 +120,9 @@ def test_every_perturbation_changes_one_thing() -> None:
     assert all(len(what) == 1 for what in told.values())
     assert len({json.dumps(what) for what in told.values()}) == len(PERTURBATIONS)
     assert set(suites.BASES) >= {"libero_object"}
+
+
+def test_nothing_lost_has_no_sign() -> None:
+    found = Results("libero_object", "p", "", 0.1, 0.1, 1, 10, (0.1, 0.2), 0, 9.0, {}, {}, None, 1.0, 9, 9.0, {}, ())
+    table = Robustness("libero_object", "p", (Row("dark", "all lights", found, (-0.001, (-0.004, 0.3))),))
+    assert "| 0 (0 to 30) |" in table.to_markdown()
