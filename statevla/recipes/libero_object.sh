@@ -7,7 +7,7 @@
 # stopped, so the script can be called again.
 #
 # TASKS, EPISODES   tasks of libero_object, demonstrations of each. Default: 30 of tasks 0-2 and 20 of tasks 3-9
-# STEPS1, STEPS2    optimizer steps of the two phases (default 6000 and 3000)
+# STEPS1, STEPS2    optimizer steps of the two phases (default 6000 and 20000)
 # TRIALS            trials a task, at most 20 (default 20)
 # WORKERS           simulator processes, up to 2.4 GiB each (default 2)
 set -euo pipefail
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.."
 
 folder=${1:-runs/libero-object}
 tasks=${TASKS:-0-9} workers=${WORKERS:-2}
-steps=(0 "${STEPS1:-6000}" "${STEPS2:-3000}")
+steps=(0 "${STEPS1:-6000}" "${STEPS2:-20000}")
 statevla=statevla
 [[ -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
 
