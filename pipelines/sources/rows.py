@@ -93,10 +93,11 @@ class Rows:
         return int(file.get_vfd_handle()), int(first)
 
     def read_past_hdf5(self, start: int, array: NDArray[Any]) -> bool:
-        """Fill `array` with the rows from `start` on, or say that they lie too scattered for that. HDF5's own way to
-        them takes more than twice as long. Raises SourceError where the file ends before.
+        """Fill `array` with the rows from `start` on, or say that HDF5 is to be asked: they do not lie in one piece, or
+        are not all there. Its own way to them takes more than twice as long. Raises SourceError where the file ends
+        before.
         """
-        if self.whereabouts is None:
+        if self.whereabouts is None or not 0 <= start <= self.shape[0] - len(array):
             return False
         descriptor, first = self.whereabouts
         left, place = array.reshape(-1).view(np.uint8).data, first + start * self.row_bytes

@@ -50,7 +50,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 def attention_kernel(device: torch.device, autocast: bool) -> contextlib.AbstractContextManager[None]:
     """Chooses PyTorch's attention. In bfloat16 on a CPU its fused one takes five times as long backward as in float32
-    (PyTorch 2.13), and twice as long as its plain products.
+    (PyTorch 2.13), which its plain products do not (docs/log.md).
     """
     slow = autocast and device.type == "cpu"
     chosen: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext()

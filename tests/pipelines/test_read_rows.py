@@ -57,6 +57,18 @@ def test_what_lies_elsewhere_is_read_by_hdf5(tmp_path: Path, layout: str) -> Non
         np.testing.assert_array_equal(hdf5.read_rows(rows, 5, 9), values[5:9])
 
 
+@pytest.mark.parametrize(("start", "stop"), [(36, 38), (-1, 3), (40, 44)])
+def test_rows_that_the_dataset_has_not_are_no_others(tmp_path: Path, start: int, stop: int) -> None:
+    with h5py.File(tmp_path / "t.hdf5", "w") as file:
+        for name in ("folder/before", "folder/x", "folder/behind"):
+            file[name] = _values("u1")
+    with h5py.File(tmp_path / "t.hdf5") as file:
+        rows = _dataset(file)
+        assert rows.whereabouts is not None
+        with pytest.raises(SourceError, match=r"t\.hdf5: "), hdf5.reporting("t.hdf5"):
+            hdf5.read_rows(rows, start, stop)
+
+
 def test_a_file_cut_short_while_it_is_read_says_so(tmp_path: Path) -> None:
     path = tmp_path / "t.hdf5"
     with h5py.File(path, "w") as file:
