@@ -34,7 +34,7 @@ from stores.npy import decode_npy
 from stores.numbers import open_frames, read_frames
 from stores.presence import check_end, check_presence, check_tiling
 from stores.schema import EPISODES, SEGMENTS
-from stores.segments import image_name
+from stores.segments import image_names
 from stores.shards import matches, read_segment
 from stores.spec import ObsSpec
 from stores.statistics import Normalization, load_stats
@@ -85,8 +85,12 @@ class Segment:
                     f"{self.where}: {camera} images need contiguous uint8 {list(shape)}, "
                     f"got {pictures.dtype} {pictures.shape}"
                 )
-            for t, data in enumerate(self.images[camera]):
-                decode_image(data, self.codec, pictures[t], f"{self.where}, {image_name(camera, t, self.codec)}")
+            named = image_names(camera, len(self.images[camera]), self.codec)
+            try:
+                for data, picture, image in zip(self.images[camera], pictures, named, strict=True):
+                    decode_image(data, self.codec, picture, image)
+            except StoreCorrupt as error:
+                raise StoreCorrupt(f"{self.where}, {error}") from error
         return tuple(out)
 
 
@@ -238,15 +242,8 @@ class Store:
 
     def _segment(self, where: str, key: str, members: dict[str, bytes], steps: int, observations: int) -> Segment:
         codec, actions = self.manifest.config["codec"], int(steps) + int(self.manifest.config["chunk"]) - 1
-        images = {c: [image_name(c, t, codec) for t in range(observations)] for c in self.spec.camera_names}
-        wanted = {
-            "json",
-            "robot_state.npy",
-            "action.npy",
-            "is_pad.npy",
-            *(n for names in images.values() for n in names),
-        }
-        if set(members) != wanted:
+        images, wanted = _member_names(self.spec.camera_names, observations, codec)
+        if members.keys() != wanted:
             raise StoreCorrupt(f"{where}: expected members {sorted(wanted)}, got {sorted(members)}")
         return Segment(
             where,
@@ -268,6 +265,16 @@ class Store:
     @functools.cached_property
     def _objects(self) -> dict[str, StoreObject]:
         return {item.path: item for item in self.manifest.objects}
+
+
+@functools.lru_cache(maxsize=1024)
+def _member_names(
+    cameras: tuple[str, ...], count: int, codec: str
+) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
+    """Names of the images of a segment of `count` observations by camera, and of all its members."""
+    images = {camera: image_names(camera, count, codec) for camera in cameras}
+    tables = ("json", "robot_state.npy", "action.npy", "is_pad.npy")
+    return images, frozenset(tables).union(*images.values())
 
 
 def _array(members: dict[str, bytes], where: str, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

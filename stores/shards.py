@@ -6,6 +6,7 @@ them with ``tarfile``'s byte for byte.
 """
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ END: Final = bytes(2 * BLOCK)
 _NAME: Final = 100
 _PREFIX: Final = 155
 _SIZE_LIMIT: Final = 8**11
+_HEADER: Final = struct.Struct(f"{_NAME}s24x11s122x5s83x{_PREFIX}s12x")
+"""Of a tar header: name, size in octal digits, magic, prefix."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def read_segment(
         )
     try:
         return _members(packed)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, struct.error) as error:
         raise StoreCorrupt(f"{where()}: not the members of one tar sample: {error}") from error
 
 
@@ -124,23 +127,25 @@ def matches(crc32: int) -> Sound:
 def _members(packed: bytes) -> tuple[str, dict[str, bytes]]:
     """(key, members by name) of the tar entries of one sample. Raises ValueError."""
     members: dict[str, bytes] = {}
-    key, position = "", 0
+    key, position, begins = "", 0, ""
     while position < len(packed):
-        header = packed[position : position + BLOCK]
-        if header[257:262] != b"ustar":
+        name, digits, magic, prefix = _HEADER.unpack_from(packed, position)
+        if magic != b"ustar":
             raise ValueError(f"no tar header at byte {position}")
-        size = int(header[124:135], 8)
+        size = int(digits, 8)
         start = position + BLOCK
         position = start + size + -size % BLOCK
         if position > len(packed):
             raise ValueError(f"a member of {size} bytes reaches past the end")
-        name, prefix = header[:_NAME].rstrip(b"\0"), header[345 : 345 + _PREFIX].rstrip(b"\0")
-        path = (prefix + b"/" + name if prefix else name).decode("ascii")
-        dot = path.index(".", path.rfind("/") + 1)
-        if members and path[:dot] != key:
+        path = name.rstrip(b"\0").decode("ascii")
+        if prefix[0]:
+            path = f"{prefix.rstrip(bytes(1)).decode('ascii')}/{path}"
+        if not members:
+            key = path[: path.index(".", path.rfind("/") + 1)]
+            begins = f"{key}."
+        elif not path.startswith(begins):
             raise ValueError(f"expected members of {key!r}, got {path!r}")
-        key = path[:dot]
-        members[path[dot + 1 :]] = packed[start : start + size]
+        members[path[len(begins) :]] = packed[start : start + size]
     return key, members
 
 

@@ -66,26 +66,26 @@ class BlockSupply:
         """Of every open block, the segments it holds, with the rows that are still to come."""
         self._holders: dict[int, int] = {}
         self._fetching: dict[int, Future[Segment | None]] = {}
-        self._decoding: dict[int, Future[None]] = {}
+        self._decoding: dict[int, Future[None] | None] = {}
+        """Of every segment that is asked for, or was; None: a batch has waited for it."""
 
     def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
         for rows in plan.rows:
-            for segment in np.unique(rows.segment).tolist():
+            for segment in rows.used:
                 if segment not in self._fetching and not self._asked(segment):
                     self._fetching[segment] = pool.submit(self._fetch, segment)
 
     def room(self, plan: BatchPlan) -> bool:
         if self.blocks.cached:
             return True
-        wanted = np.concatenate([rows.segment for rows in plan.rows])
-        slots = self._held(len(wanted))
-        return len(slots.absent(wanted)) <= slots.free
+        slots = self._held(_length(plan))
+        return len({segment for rows in plan.rows for segment in rows.used} - self._holders.keys()) <= slots.free
 
     def ask(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
-        slots = self._held(sum(rows.segment.size for rows in plan.rows))
+        slots = self._held(_length(plan))
         for rows in plan.rows:
             left = self._left.setdefault(rows.key, {})
-            for segment in np.unique(rows.segment).tolist():
+            for segment in rows.used:
                 if not self.blocks.cached and segment not in left:
                     left[segment] = int(self.blocks.counts[segment])
                     self._holders[segment] = self._holders.get(segment, 0) + 1
@@ -98,9 +98,11 @@ class BlockSupply:
     def batch(self, plan: BatchPlan, pool: ThreadPoolExecutor, pin: bool) -> Batch:
         segment = np.concatenate([rows.segment for rows in plan.rows])
         step = np.concatenate([rows.step for rows in plan.rows])
-        for asked in np.unique(segment).tolist():
-            if (decoding := self._decoding.get(asked)) is not None:
-                decoding.result()
+        for rows in plan.rows:
+            for asked in rows.used:
+                if (decoding := self._decoding.get(asked)) is not None:
+                    decoding.result()
+                    self._decoding[asked] = None
         slots = self._held(len(segment))
         batch = gather(self.blocks.table, slots, segment, step, ahead=self.ahead, pin=pin, numbers=self.blocks.numbers)
         return batch.pin() if pin else batch
@@ -111,10 +113,10 @@ class BlockSupply:
         still = {rows.key for later in coming for rows in later.rows}
         for rows in plan.rows:
             left = self._left[rows.key]
-            for segment, used in zip(*np.unique(rows.segment, return_counts=True), strict=True):
-                left[int(segment)] -= int(used)
-                if left[int(segment)] <= 0:
-                    self._let_go(int(segment))
+            for segment, used in rows.used.items():
+                left[segment] -= used
+                if left[segment] <= 0:
+                    self._let_go(segment)
         for key in {rows.key for rows in plan.rows} - still:
             for segment, count in self._left.pop(key).items():
                 if count > 0:  # rows that the epoch leaves out, or that were used before this stream began
@@ -146,6 +148,10 @@ class BlockSupply:
         slots.load(segment, self.blocks.store.read_segment(segment) if read is None else read)
         if self.blocks.cached:
             self.blocks.done.add(segment)
+
+
+def _length(plan: BatchPlan) -> int:
+    return sum(rows.segment.size for rows in plan.rows)
 
 
 def gather(

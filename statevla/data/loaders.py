@@ -22,7 +22,16 @@ from statevla.data.labelled import choose_labelled
 from statevla.data.machine import cache_bytes, loader_threads
 from statevla.data.needs import NOW, Needs
 from statevla.data.numbers import Numbers
-from statevla.data.order import Order, block_transitions, lane_blocks, permutation, plan_epoch, plan_order, rank_lanes
+from statevla.data.order import (
+    LanePlan,
+    Order,
+    block_transitions,
+    lane_blocks,
+    permutation,
+    plan_epoch,
+    plan_order,
+    rank_lanes,
+)
 from statevla.data.oversample import Repeated, repeat_changes, repeat_segments
 from statevla.data.prefetch import BatchPlan, Position, Rows, Supply, stream
 from statevla.data.rows import BesideSupply, RowSupply
@@ -163,25 +172,30 @@ def training_plans(
     epoch, batch = start.epoch, start.batch
     while True:
         plans = [plan for plan in plan_epoch(order, epoch) if plan.lane in lanes]
-        held: dict[tuple[int, int], tuple[Ints, Ints]] = {}
+        held: dict[tuple[int, int], tuple[Ints, Ints, Ints]] = {}  # a block's segments; of its rows: segment, step
         for number in range(batch, order.batches):
             needed = {(plan.lane, block): plan for plan in plans for block in lane_blocks(order, plan, number)}
             held = {
-                key: held[key] if key in held else block_transitions(order, epoch, plan, key[1])
-                for key, plan in needed.items()
+                key: held.get(key) or _block_rows(order, epoch, plan, key[1], segments) for key, plan in needed.items()
             }
             rows = []
             for (lane, block), plan in needed.items():
-                segment, step = held[lane, block]
-                begin = int(plan.first[block])
+                members, segment, step = held[lane, block]
+                begin = plan.first[block]
                 cut = slice(max(number * order.share - begin, 0), (number + 1) * order.share - begin)
-                members = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
-                chosen, drawn = segments[segment[cut]], step[cut]
+                chosen, drawn = segment[cut], step[cut]
                 drawn = drawn if repeated is None else repeated.steps(chosen, drawn)
-                rows.append(Rows((epoch, lane, block), segments[members], chosen, drawn))
+                rows.append(Rows((epoch, lane, block), members, chosen, drawn))
             last = number + 1 == order.batches
             yield BatchPlan(Position(epoch + 1, 0) if last else Position(epoch, number + 1), tuple(rows))
         epoch, batch = epoch + 1, 0
+
+
+def _block_rows(order: Order, epoch: int, plan: LanePlan, block: int, segments: Ints) -> tuple[Ints, Ints, Ints]:
+    """A block's segments; and of its rows, in order of use, segment and step. Of the store's `segments`."""
+    members = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
+    segment, step = block_transitions(order, epoch, plan, block)
+    return segments[members], segments[segment], step
 
 
 def pass_plans(

@@ -10,6 +10,7 @@ its raw 64-bit words, whose values NumPy guarantees, gives the same order on eve
 Legend: S segments, B global batch, L lanes, M segments in a block, W most transitions in a segment.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,13 +54,13 @@ class LanePlan:
     """One lane in one epoch.
 
     segments: int64 [n], in block order. block_start: int64 [blocks + 1], positions in `segments`.
-    first: int64 [blocks + 1], the lane's transitions before each block.
+    first: blocks + 1 numbers, the lane's transitions before each block; a list, for it is searched with every batch.
     """
 
     lane: int
     segments: Ints
     block_start: Ints
-    first: Ints
+    first: list[int]
 
 
 def plan_order(counts: Ints, *, seed: int, batch_size: int, lanes: int, block_segments: int) -> Order:
@@ -122,7 +123,7 @@ def plan_epoch(order: Order, epoch: int) -> list[LanePlan]:
         cuts = np.arange(first, segments.size, order.block_segments, dtype=np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), cuts, np.array([segments.size], np.int64)])
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(order.counts[segments])])
-        plans.append(LanePlan(lane, segments, starts, before[starts]))
+        plans.append(LanePlan(lane, segments, starts, before[starts].tolist()))
     return plans
 
 
@@ -139,8 +140,7 @@ def block_transitions(order: Order, epoch: int, plan: LanePlan, block: int) -> t
 def lane_blocks(order: Order, plan: LanePlan, batch: int) -> range:
     """Blocks from which `plan`'s lane takes its share of global batch number `batch`."""
     low, high = batch * order.share, (batch + 1) * order.share - 1
-    first, last = np.searchsorted(plan.first, [low, high], side="right") - 1
-    return range(int(first), int(last) + 1)
+    return range(bisect_right(plan.first, low) - 1, bisect_right(plan.first, high))
 
 
 def rank_lanes(order: Order, rank: int = 0, world: int = 1) -> range:
@@ -160,7 +160,7 @@ def batch_transitions(order: Order, epoch: int, batch: int) -> tuple[Ints, Ints]
     for plan in plan_epoch(order, epoch):
         blocks = lane_blocks(order, plan, batch)
         parts = [block_transitions(order, epoch, plan, block) for block in blocks]
-        low = batch * order.share - int(plan.first[blocks[0]])
+        low = batch * order.share - plan.first[blocks[0]]
         segments.append(np.concatenate([part[0] for part in parts])[low : low + order.share])
         steps.append(np.concatenate([part[1] for part in parts])[low : low + order.share])
     return np.concatenate(segments), np.concatenate(steps)

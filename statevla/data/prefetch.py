@@ -7,10 +7,11 @@ Legend: L lanes.
 
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol, runtime_checkable
 
 import torch
@@ -47,6 +48,11 @@ class Rows:
     block: Ints
     segment: Ints
     step: Ints
+
+    @cached_property
+    def used(self) -> dict[int, int]:
+        """How many rows each segment has here, in rising order of segments. Few rows: NumPy would take longer."""
+        return dict(sorted(Counter(self.segment.tolist()).items()))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class RunsOfFrames:
             return
         for rows in plan.rows:
             asked = self._asked.setdefault(rows.key, {})
-            for segment in np.unique(rows.segment).tolist():
+            for segment in rows.used:
                 if segment not in asked:
                     at = np.array([segment], np.int64)
                     start = int(self.table.rows(at, np.zeros(1, np.int64))[0])
@@ -54,7 +54,7 @@ class RunsOfFrames:
             return
         for rows in plan.rows:
             asked = self._asked.get(rows.key, {})
-            for segment in np.unique(rows.segment).tolist():
+            for segment in rows.used:
                 for fetch in asked.get(segment, ()):
                     fetch.result()
 

@@ -59,10 +59,6 @@ class Slots:
         self._free.append(int(self._slot[segment]))
         self._slot[segment] = NOWHERE
 
-    def absent(self, segments: Ints) -> Ints:
-        """Those of `segments` that have no slot, each once."""
-        return np.unique(segments[self._slot[segments] == NOWHERE])
-
     def load(self, segment: int, read: Segment) -> None:
         """Decode a segment into its slot. Raises StoreCorrupt when its arrays have another shape."""
         slot = int(self._slot[segment])

@@ -180,6 +180,7 @@ def test_bytes_that_are_no_sample_are_refused(tmp_path: Path) -> None:
     wrong = {
         "two samples": data[first.offset : second.offset + second.size],
         "cut": whole[:-512],
+        "a piece of a header": whole + whole[:100],
         "no header": b"?" * 512 + whole,
         "a size of letters": whole[:124] + b"zzzzzzzzzzz" + whole[135:],
         "a size past the end": whole[:124] + b"77777777777" + whole[135:],
