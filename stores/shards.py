@@ -160,7 +160,9 @@ _BEFORE_SIZE: Final = b"0000644\0" + b"0000000\0" * 2  # mode, uid, gid
 _BEFORE_SUM: Final = b"\0" + b"00000000000\0"  # end of size, mtime
 _AFTER_SUM: Final = b"0" + bytes(_NAME) + b"ustar\00000" + bytes(32 + 32 + 8 + 8)
 """Type (regular file), link name, magic and version, user, group, device numbers."""
-_END: Final = bytes(12)
+_AFTER_NAME: Final = [bytes(_NAME - length) + _BEFORE_SIZE for length in range(_NAME + 1)]
+_AFTER_PREFIX: Final = [bytes(_PREFIX - length + 12) for length in range(_PREFIX + 1)]
+"""By the length of what stands before."""
 _FIXED_SUM: Final = sum(_BEFORE_SIZE + _BEFORE_SUM + b" " * 8 + _AFTER_SUM)
 """Of the bytes that are the same in every header; the checksum itself counts as spaces."""
 
@@ -180,8 +182,8 @@ def tar_header(path: str, size: int) -> bytes:
     # Adler-32's lower half is one more than the sum of the bytes, as long as that is below 65,521: ASCII's here is.
     varied = isal_zlib.adler32(prefix + name + digits) & 0xFFFF
     checksum = b"%06o\0 " % (_FIXED_SUM + varied - 1)
-    whole = name.ljust(_NAME, b"\0"), _BEFORE_SIZE, digits, _BEFORE_SUM, checksum, _AFTER_SUM
-    return b"".join((*whole, prefix.ljust(_PREFIX, b"\0"), _END))
+    behind = prefix + _AFTER_PREFIX[len(prefix)]
+    return b"".join((name, _AFTER_NAME[len(name)], digits, _BEFORE_SUM, checksum, _AFTER_SUM, behind))
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
