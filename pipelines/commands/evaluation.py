@@ -81,11 +81,18 @@ def eval_state(
         list[Path] | None,
         typer.Option(help="Another encoder of this store, probed on the same frames; may be given again."),
     ] = None,
+    plan_in: Annotated[
+        str | None,
+        typer.Option(help="Also go straight to the state of the expert's last picture, in this suite: tabletop, …"),
+    ] = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Of each task, with --plan-in.")] = 10,
+    tasks: Annotated[str | None, typer.Option(help="Like 0-2,5, with --plan-in; default: all.")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """What an encoder's states are worth: probes of the actions, straightness, pictures painted from them."""
     from statevla.evaluators.state import evaluate_states
+    from statevla.evaluators.state_loop import Trials
     from statevla.runs.layout import evaluation
     from statevla.runs.stores import find_store
     from statevla.systems.find import find_encoder
@@ -95,7 +102,8 @@ def eval_state(
     path = find_encoder(checkpoint, opened.content_hash)
     folder = out if out is not None else evaluation(path, "state")
     with show_progress() as progress:
-        results = evaluate_states(path, opened, device, seed, progress, beside or ())
+        trials = None if plan_in is None else Trials(plan_in, num_trials, folder / "plan", tasks)
+        results = evaluate_states(path, opened, device, seed, progress, beside or (), trials)
     results.save(folder)
     report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 

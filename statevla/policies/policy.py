@@ -4,7 +4,7 @@ Legend: B batch, K chunk, A numbers of an action, L of an embedding.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,17 +165,7 @@ class Policy:
 
     def observe(self, observations: Sequence[Observation]) -> ObservationBatch:
         """Checked observations as one batch on the CPU."""
-        if not observations:
-            raise UsageError("policy: expected at least one observation, got none")
-        for observation in observations:
-            check_observation(observation, self.obs_spec)
-        return ObservationBatch(
-            images=tuple(
-                torch.from_numpy(np.stack(frames)) for frames in zip(*(o.images for o in observations), strict=True)
-            ),
-            robot_state=torch.from_numpy(np.stack([o.robot_state for o in observations])),
-            language=torch.from_numpy(np.stack([self.vector(o.instruction) for o in observations])),
-        )
+        return stack(observations, self.obs_spec, self.vector)
 
     def vector(self, instruction: str) -> NDArray[np.float32]:
         """The embedding of `instruction`, float32 [L].
@@ -200,6 +190,26 @@ class Policy:
         instructions.warn(instruction, nearest, encoder)
         self.language[instruction] = nearest.vector
         self.conditions[instruction] = self.actor.condition(torch.from_numpy(nearest.vector[None]))[0]
+
+
+def stack(
+    observations: Sequence[Observation], spec: ObsSpec, vector: Callable[[str], NDArray[np.float32]]
+) -> ObservationBatch:
+    """Observations, checked against `spec`, as one batch on the CPU. vector: embeds an instruction.
+
+    Raises ObsSpecMismatch, UsageError for none, and what `vector` raises.
+    """
+    if not observations:
+        raise UsageError("policy: expected at least one observation, got none")
+    for observation in observations:
+        check_observation(observation, spec)
+    return ObservationBatch(
+        images=tuple(
+            torch.from_numpy(np.stack(frames)) for frames in zip(*(o.images for o in observations), strict=True)
+        ),
+        robot_state=torch.from_numpy(np.stack([o.robot_state for o in observations])),
+        language=torch.from_numpy(np.stack([vector(o.instruction) for o in observations])),
+    )
 
 
 def identify(
