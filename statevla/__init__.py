@@ -125,7 +125,7 @@ def batches(
 def load_policy(
     run: Path | str, *, device: str = "auto", precision: str = "float32", euler_steps: int | None = None
 ) -> "Policy":
-    """The policy of a run folder (its best checkpoint) or of a checkpoint folder.
+    """The policy of a run folder (its latest checkpoint) or of a checkpoint folder.
 
     Args:
         device: auto, cpu or cuda.

@@ -110,18 +110,19 @@ def test_an_encoders_run_is_named_after_the_store(tmp_path: Path, template: Path
         plan_training(JEPA, MICRO, stores=tmp_path / "stores", encoder=tmp_path)
 
 
-def test_the_best_policy_of_the_only_run_is_meant(tmp_path: Path) -> None:
+def test_the_latest_policy_of_the_only_run_is_meant(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     with pytest.raises(UsageError, match="statevla train --phase 2"):
         find_policy(None, root)
-    latest = add_checkpoint(tmp_path, "a", FLOW, "checkpoint_latest", "0" * 64)
-    assert find_policy(None, root) == latest
     best = add_checkpoint(tmp_path, "a", FLOW, "checkpoint_best", "0" * 64)
+    assert find_policy(None, root) == best
+    latest = add_checkpoint(tmp_path, "a", FLOW, "checkpoint_latest", "0" * 64)
     add_checkpoint(tmp_path, "demo/train", FLOW, "checkpoint_latest", "0" * 64)
     add_checkpoint(tmp_path, "control", FLOW, "checkpoint_latest", "0" * 64, "data.shuffle_instructions=true")
-    assert find_policy(None, root) == best, "neither a control nor a deeper run is meant beside it"
-    assert find_policy(latest, root) == latest
-    for way in (root / "a", best.parent, Path(f"{best}.pt")):
+    assert find_policy(None, root) == latest, "neither a control nor a deeper run is meant beside it"
+    for way in (root / "a", best.parent, Path(f"{latest}.pt")):
+        assert find_policy(way, root) == latest, way
+    for way in (best, Path(f"{best}.pt")):
         assert find_policy(way, root) == best, way
     add_checkpoint(tmp_path, "b", FLOW, "checkpoint_latest", "0" * 64)
     with pytest.raises(UsageError, match="several policies"):

@@ -15,7 +15,7 @@ Store = Annotated[str | None, typer.Option(help="Store folder or URL; default: t
 Replace = Annotated[bool, typer.Option("--replace", help="Replace whatever store is at the URL now.")]
 StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Policy: a run or checkpoint folder; default: the latest phase-2 run's best.")
+    Path | None, typer.Option(help="Policy: a run or checkpoint folder; default: the latest of the only policy.")
 ]
 Control = Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")]
 Source = Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")]

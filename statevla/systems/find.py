@@ -15,7 +15,7 @@ from statevla.systems.table import SYSTEMS, find_system, require_kind
 from stores.errors import StoreMissing, UsageError
 
 
-def resolve(path: Path, rows: Iterable[System], names: tuple[str, ...] = (BEST, LATEST)) -> Path:
+def resolve(path: Path, rows: Iterable[System], names: tuple[str, ...] = (LATEST, BEST)) -> Path:
     """The checkpoint that `path` means: itself, or in a run folder the first of `names` of the only fitting system.
 
     Raises StoreMissing when there is no checkpoint, UsageError when several fit.
@@ -35,7 +35,9 @@ def resolve(path: Path, rows: Iterable[System], names: tuple[str, ...] = (BEST, 
 
 
 def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:
-    """The checkpoint that is meant by `checkpoint`, else the best (without validation the latest) of the only policy.
+    """The checkpoint that is meant by `checkpoint`, else the latest, or the best where that is all, of the only one.
+
+    Not the best by validation loss: that succeeded less often (docs/adr/0028-the-latest-policy.md).
 
     Raises UsageError when there is none or several fit, or when it is not a policy's.
     """
@@ -44,7 +46,7 @@ def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:
         path = resolve(checkpoint, rows)
         require_kind(read_state(path), "policy", path)
         return path
-    found = [path for path in _find(rows, root, (BEST, LATEST)) if not _is_control(read_state(path))]
+    found = [path for path in _find(rows, root, (LATEST, BEST)) if not _is_control(read_state(path))]
     if not found:
         raise UsageError(f"no policy's checkpoint below {root}/; run `statevla train --phase 2` first")
     if len(found) > 1:
