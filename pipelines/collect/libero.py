@@ -213,13 +213,17 @@ class _Collection:
         return [attempt for attempt in work.undrawn() if attempt not in taken]
 
     def _somebody_else(self) -> TaskWork | None:
-        """A task for a new worker: first one that nobody records, then the one with most to draw, if much."""
+        """A task for a new worker: first one that nobody records, then the one with most to draw, if much; last one that
+        was interrupted between its last picture and its file, which wants what a simulator says of the scene.
+        """
         left = [work for work in self._todo if not work.file.exists()]
         unrecorded = [work for work in left if work.wanted and not self._recording(work)]
         if unrecorded:
             return unrecorded[0]
         most = max(left, key=lambda work: len(self._undrawn(work)), default=None)
-        return most if most is not None and len(self._undrawn(most)) > (1 if self._held(most) else 0) else None
+        if most is not None and len(self._undrawn(most)) > (1 if self._held(most) else 0):
+            return most
+        return next((work for work in left if not (work.wanted or work.undrawn() or self._held(work))), None)
 
     def _held(self, work: TaskWork) -> bool:
         return any(slot.work is work for slot in self._slots)

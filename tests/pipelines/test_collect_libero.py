@@ -267,22 +267,6 @@ def test_only_demonstrations_are_drawn_and_each_once(world: World, tmp_path: Pat
     assert sorted(world.drawings) == [(0, 0), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_a_collection_interrupted_while_drawing_draws_the_rest(world: World, tmp_path: Path, workers: int) -> None:
-    run(tmp_path / "whole")
-    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
-    world.drawings.clear()
-    world.seeds.clear()
-    world.stop_drawing = 4
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", workers=workers)
-    world.stop_drawing = None
-    run(tmp_path / "cut", workers=workers)
-    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
-    assert len(world.drawings) <= 6 + workers
-    assert len(world.seeds) == 6  # nothing was recorded twice
-
-
 def test_noise_is_executed_and_not_learned(world: World, tmp_path: Path) -> None:
     run(tmp_path, tasks=[0], episodes=4, noise=0.25, noise_share=0.5)
     assert world.noises == [0, 0.25, 0, 0.25]
@@ -318,25 +302,6 @@ def test_crash_after_crash_ends_the_collection(world: World, tmp_path: Path) -> 
     world.crash = 100
     with pytest.raises(SimulatorFailed):
         run(tmp_path)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(world: World, tmp_path: Path, workers: int) -> None:
-    run(tmp_path / "whole")
-    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
-    count = len(world.seeds)
-    world.seeds.clear()
-    world.stop_after = 4
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", workers=workers)
-    world.stop_after = None
-    run(tmp_path / "cut", workers=workers)
-    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
-    assert len(world.seeds) <= count + workers  # only what was under way was done again
-    world.seeds.clear()
-    run(tmp_path / "cut", workers=workers)
-    assert world.seeds == []
-    assert not list((tmp_path / "cut").glob("*.parts"))
 
 
 def test_more_demonstrations_than_states_vary_by_seed(world: World, tmp_path: Path) -> None:

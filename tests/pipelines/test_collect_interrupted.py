@@ -1,0 +1,69 @@
+"""Collections that end early, at any point: the same command goes on, and the files are those of one that did not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.collect import libero_parts
+from tests.pipelines.test_collect_libero import World, run, world
+
+__all__ = ["world"]  # a fixture
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(world: World, tmp_path: Path, workers: int) -> None:
+    run(tmp_path / "whole")
+    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
+    count = len(world.seeds)
+    world.seeds.clear()
+    world.stop_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", workers=workers)
+    world.stop_after = None
+    run(tmp_path / "cut", workers=workers)
+    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
+    assert len(world.seeds) <= count + workers  # only what was under way was done again
+    world.seeds.clear()
+    run(tmp_path / "cut", workers=workers)
+    assert world.seeds == []
+    assert not list((tmp_path / "cut").glob("*.parts"))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_collection_interrupted_while_drawing_draws_the_rest(world: World, tmp_path: Path, workers: int) -> None:
+    run(tmp_path / "whole")
+    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
+    world.drawings.clear()
+    world.seeds.clear()
+    world.stop_drawing = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", workers=workers)
+    world.stop_drawing = None
+    run(tmp_path / "cut", workers=workers)
+    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
+    assert len(world.drawings) <= 6 + workers
+    assert len(world.seeds) == 6  # nothing was recorded twice
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_that_ends_between_the_last_picture_and_the_file_still_writes_it(
+    world: World, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole")
+    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
+    world.drawings.clear()
+    world.seeds.clear()
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(libero_parts, "write_demos", cut)
+        for _ in range(2):  # now for one of the tasks, now for the other
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "cut", workers=workers)
+    run(tmp_path / "cut", workers=workers)
+    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
+    assert len(world.drawings) <= 6 + 2 * workers
+    assert not list((tmp_path / "cut").glob(".*.parts"))
