@@ -213,8 +213,8 @@ class _Collection:
         return [attempt for attempt in work.undrawn() if attempt not in taken]
 
     def _somebody_else(self) -> TaskWork | None:
-        """A task for a new worker: first one that nobody records, then the one with most to draw, if much; last one that
-        was interrupted between its last picture and its file, which wants what a simulator says of the scene.
+        """A task for a new worker: first one that nobody records, then the one with most to draw, if much, and last one
+        that was interrupted between its last picture and its file, which wants what a simulator says of the scene.
         """
         left = [work for work in self._todo if not work.file.exists()]
         unrecorded = [work for work in left if work.wanted and not self._recording(work)]
