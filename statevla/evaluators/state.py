@@ -152,7 +152,7 @@ def evaluate_states(
     if store.manifest.splits["val"] == 0:
         raise UsageError(f"{store.root}: no validation episodes; ingest with --train-split below 1")
     where = choose_device(device)
-    goals = None if trials is None else goals_of(trials, store.spec)
+    goals = None if trials is None else goals_of(trials, store)
     own = load_encoder(checkpoint, store, where)
     model = own.model
     models, systems = {STATE: model}, {own.system}

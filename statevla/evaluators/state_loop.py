@@ -195,11 +195,17 @@ def plan_of(
     )
 
 
-def goals_of(trials: Trials, spec: ObsSpec) -> ExpertGoals:
-    """Final pictures of the suite's expert. Raises UsageError for an unknown suite, or tasks without an expert."""
+def goals_of(trials: Trials, store: Store) -> ExpertGoals:
+    """Final pictures of the suite's expert. Raises UsageError for an unknown suite, tasks without an expert, and tasks
+    whose instructions the store does not have: before anything is computed.
+    """
     row = find_suite(trials.suite)
-    row.check_expert(row.tasks(trials.tasks))
-    return ExpertGoals(row, square_side(spec, f"{trials.suite}'s"))
+    tasks = row.tasks(trials.tasks)
+    row.check_expert(tasks)
+    strange = sorted({task.instruction for task in tasks} - set(store.manifest.instructions))
+    if strange:
+        raise UsageError(f"{trials.suite}: {store.root} has no demonstration of {strange[0]!r}; choose --tasks it has")
+    return ExpertGoals(row, square_side(store.spec, f"{trials.suite}'s"))
 
 
 def run_plan(plan: Straight, trials: Trials, seed: int, progress: Progress | None = None) -> Loop:

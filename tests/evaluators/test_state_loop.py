@@ -24,7 +24,7 @@ from statevla.observation import Observation
 from statevla.policies.noise import Draw
 from statevla.systems.table import sections
 from statevla.trainers.trainer import train
-from stores.errors import UsageError
+from stores.errors import StateVLAError, UsageError
 from stores.reader import Store
 from tests.systems.test_stamo import MICRO
 from tests.trainers.micro import SETTINGS
@@ -144,11 +144,11 @@ def test_progress_is_what_of_the_way_was_made(store: Store) -> None:
 
 def test_a_plan_is_tried_and_its_trials_are_kept(store: Store, tmp_path: Path) -> None:
     trials = Trials("tabletop", 1, tmp_path / "plan", "0-1")
-    plan = straight(store, goals_of(trials, store.spec))
+    plan = straight(store, goals_of(trials, store))
     found = run_plan(plan, trials, 0)
     assert (found.trials, found.measured) == (2, 2)
     assert found.progress is not None
-    again = run_plan(straight(store, goals_of(trials, store.spec)), trials, 0)
+    again = run_plan(straight(store, goals_of(trials, store)), trials, 0)
     assert (again.successes, again.trials, again.measured, again.progress) == (found.successes, 2, 0, None)
 
 
@@ -166,16 +166,17 @@ def test_the_command_tries_the_way_and_tells(store: Store, tmp_path: Path) -> No
     assert (tmp_path / "out" / "plan" / "results.json").is_file()
 
 
-@pytest.mark.parametrize(("trials", "why"), [(("nowhere", 1), "suite 'nowhere'"), (("tabletop", 1, "9"), "task")])
-def test_what_cannot_be_tried_is_refused_before_anything_is_computed(
-    store: Store, tmp_path: Path, trials: tuple[Any, ...], why: str
-) -> None:
-    name, number, *tasks = trials
-    with pytest.raises((UsageError, Exception), match=why):
-        goals_of(Trials(name, number, tmp_path, *tasks), store.spec)
+def test_what_cannot_be_tried_is_refused_before_anything_is_computed(store: Store, tmp_path: Path) -> None:
+    for suite, tasks, why in (("nowhere", None, "no suite 'nowhere'"), ("tabletop", "9", "tabletop has tasks 0-3")):
+        with pytest.raises(StateVLAError, match=why):
+            goals_of(Trials(suite, 1, tmp_path, tasks), store)
+    known = [text for text in store.manifest.instructions if "green" not in text]
+    narrow = dataclasses.replace(store, manifest=dataclasses.replace(store.manifest, instructions=known))
+    with pytest.raises(UsageError, match="has no demonstration of 'put the green block in the blue bowl'"):
+        goals_of(Trials("tabletop", 1, tmp_path), narrow)
 
 
 def test_goals_are_seen_as_the_store_sees(store: Store, tmp_path: Path) -> None:
-    found = goals_of(Trials("tabletop", 1, tmp_path), store.spec)
+    found = goals_of(Trials("tabletop", 1, tmp_path), store)
     assert isinstance(found, ExpertGoals)
     assert found.image_size == 32
