@@ -162,7 +162,7 @@ _AFTER_SUM: Final = b"0" + bytes(_NAME) + b"ustar\00000" + bytes(32 + 32 + 8 + 8
 """Type (regular file), link name, magic and version, user, group, device numbers."""
 _AFTER_NAME: Final = [bytes(_NAME - length) + _BEFORE_SIZE for length in range(_NAME + 1)]
 _AFTER_PREFIX: Final = [bytes(_PREFIX - length + 12) for length in range(_PREFIX + 1)]
-"""By the length of what stands before."""
+"""By the length of what stands before; the header's last 12 bytes are nothing too."""
 _FIXED_SUM: Final = sum(_BEFORE_SIZE + _BEFORE_SUM + b" " * 8 + _AFTER_SUM)
 """Of the bytes that are the same in every header; the checksum itself counts as spaces."""
 

@@ -28,6 +28,7 @@ from pipelines.commands.options import (
     Vote,
 )
 from statevla.console import report, show_progress
+from stores.errors import UsageError
 
 app = typer.Typer()
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
@@ -85,7 +86,7 @@ def eval_state(
         str | None,
         typer.Option(help="Also go straight to the state of the expert's last picture, in this suite: tabletop, …"),
     ] = None,
-    num_trials: Annotated[int, typer.Option(min=1, help="Of each task, with --plan-in.")] = 10,
+    num_trials: Annotated[int | None, typer.Option(min=1, help="Of each task, with --plan-in; default: 10.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Like 0-2,5, with --plan-in; default: all.")] = None,
     out: Out = None,
     as_json: Json = False,
@@ -98,11 +99,13 @@ def eval_state(
     from statevla.systems.find import find_encoder
     from stores.reader import Store as OpenStore
 
+    if plan_in is None and (num_trials is not None or tasks is not None):
+        raise UsageError("--num-trials and --tasks say what is tried; name the suite with --plan-in")
     opened = OpenStore.open(find_store(store))
     path = find_encoder(checkpoint, opened.content_hash)
     folder = out if out is not None else evaluation(path, "state")
     with show_progress() as progress:
-        trials = None if plan_in is None else Trials(plan_in, num_trials, folder / "plan", tasks)
+        trials = None if plan_in is None else Trials(plan_in, num_trials or 10, folder / "plan", tasks)
         results = evaluate_states(path, opened, device, seed, progress, beside or (), trials)
     results.save(folder)
     report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())

@@ -8,9 +8,9 @@ Legend: N frames, F numbers of a state, A continuous action dimensions, G binary
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -61,7 +61,6 @@ class Trials:
     number: int
     out: Path
     tasks: str | None = None
-    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,6 @@ class Loop:
     high: float
     progress: float | None
     measured: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +212,6 @@ def run_plan(plan: Straight, trials: Trials, seed: int, progress: Progress | Non
         name="straight to the goal's state",
         tasks=trials.tasks,
         num_trials=trials.number,
-        workers=trials.workers,
         execution=Execution(replan=EXECUTED),
         seed=seed,
         progress=progress,

@@ -166,6 +166,13 @@ def test_the_command_tries_the_way_and_tells(store: Store, tmp_path: Path) -> No
     assert (tmp_path / "out" / "plan" / "results.json").is_file()
 
 
+def test_what_is_to_be_tried_wants_a_suite() -> None:
+    for more in (("--tasks", "0"), ("--num-trials", "3")):
+        result = CliRunner().invoke(app, ["eval", "state", *more])
+        assert isinstance(result.exception, UsageError)
+        assert "--plan-in" in str(result.exception)
+
+
 def test_what_cannot_be_tried_is_refused_before_anything_is_computed(store: Store, tmp_path: Path) -> None:
     for suite, tasks, why in (("nowhere", None, "no suite 'nowhere'"), ("tabletop", "9", "tabletop has tasks 0-3")):
         with pytest.raises(StateVLAError, match=why):

@@ -11,19 +11,28 @@ from tests.pipelines.test_collect_libero import World, run, world
 __all__ = ["world"]  # a fixture
 
 
+def contents(folder: Path) -> list[bytes]:
+    return [(folder / f"task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
+
+
+def files_of(world: World, folder: Path) -> list[bytes]:
+    """Of a collection that nothing interrupts; what the world has counted is forgotten."""
+    run(folder)
+    world.drawings.clear()
+    world.seeds.clear()
+    return contents(folder)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(world: World, tmp_path: Path, workers: int) -> None:
-    run(tmp_path / "whole")
-    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
-    count = len(world.seeds)
-    world.seeds.clear()
+    whole = files_of(world, tmp_path / "whole")
     world.stop_after = 4
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", workers=workers)
     world.stop_after = None
     run(tmp_path / "cut", workers=workers)
-    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
-    assert len(world.seeds) <= count + workers  # only what was under way was done again
+    assert contents(tmp_path / "cut") == whole
+    assert len(world.seeds) <= 6 + workers  # only what was under way was done again
     world.seeds.clear()
     run(tmp_path / "cut", workers=workers)
     assert world.seeds == []
@@ -32,16 +41,13 @@ def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(world: World
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_a_collection_interrupted_while_drawing_draws_the_rest(world: World, tmp_path: Path, workers: int) -> None:
-    run(tmp_path / "whole")
-    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
-    world.drawings.clear()
-    world.seeds.clear()
+    whole = files_of(world, tmp_path / "whole")
     world.stop_drawing = 4
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", workers=workers)
     world.stop_drawing = None
     run(tmp_path / "cut", workers=workers)
-    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
+    assert contents(tmp_path / "cut") == whole
     assert len(world.drawings) <= 6 + workers
     assert len(world.seeds) == 6  # nothing was recorded twice
 
@@ -50,10 +56,7 @@ def test_a_collection_interrupted_while_drawing_draws_the_rest(world: World, tmp
 def test_one_that_ends_between_the_last_picture_and_the_file_still_writes_it(
     world: World, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path / "whole")
-    whole = [(tmp_path / f"whole/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)]
-    world.drawings.clear()
-    world.seeds.clear()
+    whole = files_of(world, tmp_path / "whole")
 
     def cut(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -64,6 +67,6 @@ def test_one_that_ends_between_the_last_picture_and_the_file_still_writes_it(
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / "cut", workers=workers)
     run(tmp_path / "cut", workers=workers)
-    assert [(tmp_path / f"cut/task_{i}_demo.hdf5").read_bytes() for i in (0, 1)] == whole
+    assert contents(tmp_path / "cut") == whole
     assert len(world.drawings) <= 6 + 2 * workers
     assert not list((tmp_path / "cut").glob(".*.parts"))
