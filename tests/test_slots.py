@@ -100,6 +100,19 @@ def test_a_segment_stays_while_another_block_needs_it(store: Store, decoded: Cou
     assert supply._held(0).free == len(supply._held(0).images[0]) // supply._held(0).length
 
 
+def test_a_segment_goes_with_its_last_row_not_with_its_block(store: Store) -> None:
+    _, supply = supply_of(store)
+    segment = int(supply.blocks.segments[0])
+    step = np.arange(supply.blocks.counts[segment])
+    whole = BatchPlan(Position(0, 1), (Rows((0, 0, 0), np.array([segment]), np.full(len(step), segment), step),))
+    assert len(step) > 1
+    with ThreadPoolExecutor(1) as pool:
+        supply.ask(whole, pool)
+        supply.batch(whole, pool, False)
+        supply.release(whole, [whole])  # the block goes on, with other segments
+    assert not supply._holders
+
+
 def test_rows_that_an_epoch_leaves_out_hold_nothing(store: Store) -> None:
     _, supply = supply_of(store)
     segment = int(supply.blocks.segments[0])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.collect import libero_parts
-from tests.pipelines.test_collect_libero import World, run, world
+from tests.pipelines.test_collect_libero import FakeSimulator, World, run, world
 
 __all__ = ["world"]  # a fixture
 
@@ -21,6 +21,10 @@ def files_of(world: World, folder: Path) -> list[bytes]:
     world.drawings.clear()
     world.seeds.clear()
     return contents(folder)
+
+
+def cut(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -58,9 +62,6 @@ def test_one_that_ends_between_the_last_picture_and_the_file_still_writes_it(
 ) -> None:
     whole = files_of(world, tmp_path / "whole")
 
-    def cut(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
         patched.setattr(libero_parts, "write_demos", cut)
         for _ in range(2):  # now for one of the tasks, now for the other
@@ -70,3 +71,22 @@ def test_one_that_ends_between_the_last_picture_and_the_file_still_writes_it(
     assert contents(tmp_path / "cut") == whole
     assert len(world.drawings) <= 6 + 2 * workers
     assert not list((tmp_path / "cut").glob(".*.parts"))
+
+
+def test_one_simulator_is_enough_for_a_file_that_only_wants_writing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(libero_parts, "write_demos", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, tasks=[0])
+    begin, begun = FakeSimulator.__init__, list[str]()
+
+    def counted(self: FakeSimulator, task: Any, **options: Any) -> None:
+        begun.append(task.name)
+        begin(self, task, **options)
+
+    monkeypatch.setattr(FakeSimulator, "__init__", counted)
+    run(tmp_path, tasks=[0], workers=4)
+    assert begun == ["task_0"]
+    assert (tmp_path / "task_0_demo.hdf5").is_file()

@@ -12,8 +12,9 @@ import pytest
 import zarr
 
 from stores.cloud.storage import LocalStorage, RemoteStorage
-from stores.errors import StaleKey, StoreError, StoreMissing, UsageError
+from stores.errors import StaleKey, StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.reader import Store
+from stores.shards import read_segment
 from tests.stores.faults import read_tree
 from tests.stores.make_store import MadeEpisode, make_tiny_store, train_statistics
 
@@ -101,6 +102,20 @@ def test_no_such_segment(store: Store) -> None:
     for i in (-1, len(store)):
         with pytest.raises(UsageError, match=f"segment {i}: the store has {len(store)}"):
             store.read_segment(i)
+
+
+def test_members_that_are_not_a_segments_are_named(store: Store) -> None:
+    segment = store.read_segment(0)
+    shard, place = store._place(0)
+    key, members = read_segment(store.storage, shard.path, shard.sha256, *place, lambda: "here")
+    image = next(name for name in members if name.endswith((".jpg", ".png")))
+    for wrong in ({**members, "more.txt": b""}, {name: data for name, data in members.items() if name != image}):
+        with pytest.raises(StoreCorrupt, match=r"expected members \['action\.npy'") as told:
+            store.parse_segment(0, key, wrong)
+        assert str(told.value).startswith(segment.where)
+    with pytest.raises(StoreCorrupt) as told:
+        store.parse_segment(0, key, {**members, image: b"no picture"}).decode()
+    assert str(told.value).startswith(f"{segment.where}, {image}: ")
 
 
 def test_same_input_same_store(made, tmp_path: Path) -> None:
