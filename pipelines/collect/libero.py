@@ -53,7 +53,8 @@ def collect_libero(
     progress: Progress | None = None,
     replace: bool = False,
 ) -> CollectSummary:
-    """Writes ``<task>_demo.hdf5`` with ``episodes`` successful demonstrations for each task; skips complete files.
+    """Writes ``<task>_demo.hdf5`` with ``episodes`` successful demonstrations for each task; skips complete files, and
+    goes on with those of fewer.
 
     The same arguments give the same demonstrations, whatever ``workers`` and however often it was interrupted.
     Attempt ``k`` starts from initial state ``first_init + k modulo init_states``. Which ones were used is in the
@@ -102,10 +103,10 @@ def collect_libero(
     )  # fmt: skip
     with lock(out, f"collection of {suite}"):
         todo = [TaskWork(task, out, settings, replace) for task in chosen]
-        left = [work for work in todo if not work.complete()]
-        _check_room(out, settings, len(left))
-        skipped = (len(todo) - len(left)) * episodes
-        _Collection(left, workers, timeouts, progress, skipped, from_policy).run()
+        for work in todo:
+            work.look()
+        _check_room(out, settings, sum(not work.done for work in todo))
+        _Collection(todo, workers, timeouts, progress, from_policy).run()
     headers = [_totals(work.file) for work in todo]
     return CollectSummary(
         files=tuple(work.file for work in todo),
@@ -156,14 +157,12 @@ class _Collection:
         workers: int,
         timeouts: Timeouts | None,
         progress: Progress | None,
-        skipped: int,
         policy: ChunkPolicy | None,
     ) -> None:
         self._todo = todo
         self._policy = policy
         self._workers = workers
         self._timeouts, self._progress = timeouts, progress
-        self._skipped = skipped
         self._slots: list[_Slot] = []
         self._threads = max(1, (os.cpu_count() or 1) // workers)
 
@@ -216,7 +215,7 @@ class _Collection:
         """A task for a new worker: first one that nobody records, then the one with most to draw, if much, and last one
         that was interrupted between its last picture and its file, which wants what a simulator says of the scene.
         """
-        left = [work for work in self._todo if not work.file.exists()]
+        left = [work for work in self._todo if not work.done]
         unrecorded = [work for work in left if work.wanted and not self._recording(work)]
         if unrecorded:
             return unrecorded[0]
@@ -283,15 +282,15 @@ class _Collection:
         """Ends a worker that has nothing left to do in its task; writes the file if it was the last."""
         work = slot.work
         self._drop(slot)
-        if not work.wanted and not work.undrawn() and work.scenery is not None and not work.file.exists():
+        if not work.wanted and not work.undrawn() and work.scenery is not None and not work.done:
             work.write(work.scenery)
 
     def _report(self) -> None:
         if self._progress is None:
             return
-        total = self._skipped + sum(work.settings.episodes for work in self._todo)
-        recorded = self._skipped + sum(len(work.recorded) for work in self._todo)
-        drawn = self._skipped + sum(len(work.drawn) for work in self._todo)
+        total = sum(work.settings.episodes for work in self._todo)
+        recorded = sum(work.count for work in self._todo)
+        drawn = sum(work.count_drawn for work in self._todo)
         failed = sum(work.failures for work in self._todo)
         message = f"{recorded} recorded, {failed} attempts failed"
         self._progress(ProgressEvent("demonstrations", drawn, total, "demos", message))

@@ -1,7 +1,8 @@
 """One task's demonstrations while they are collected: what is recorded, what is drawn, and the file that becomes of it.
 
 Beside the file to be lies a folder with two files for each attempt that succeeded: what happened, and the pictures. So
-an interrupted collection goes on where it stopped, and no picture is drawn twice.
+an interrupted collection goes on where it stopped, and no picture is drawn twice. A file of fewer demonstrations is
+gone on with in the same way: attempts are numbered, and a larger collection makes those of a smaller one first.
 
 Legend: T steps of a demonstration, k number of an attempt at a task.
 """
@@ -40,6 +41,7 @@ EXPERT_FORMAT: Final = 2
 TAG: Final = "statevla-scripted-expert"
 INIT_STATES: Final = "init_states_used"
 INIT_STATE: Final = "init_state_index"
+ATTEMPT: Final = "attempt"
 MADE_BY: Final = "made_by"
 PICTURES: Final = ".pictures.npz"
 
@@ -74,12 +76,23 @@ class Settings:
         """As the files have it."""
         return json.dumps(self.plain(), sort_keys=True)
 
+    def begun_by(self, text: str | None) -> bool:
+        """Whether what has these settings, or holds a part of it, is a beginning of this collection."""
+        try:
+            found = json.loads(text or "")
+        except ValueError:
+            return False
+        if not isinstance(found, dict) or not isinstance(fewer := found.get("episodes"), int):
+            return False
+        return fewer <= self.episodes and found | {"episodes": self.episodes} == self.plain()
+
 
 class TaskWork:
     """One task's file and what there is of it.
 
-    recorded: attempts that succeeded. drawn: those of them with pictures. failures: attempts that did not.
-    crashes: simulators in a row that failed at this task. replace: what was collected with other settings gives way.
+    done: whether the file is whole. kept: attempts that a file of fewer demonstrations holds. recorded: attempts since
+    that succeeded. drawn: those of them with pictures. failures: attempts that did not. crashes: simulators in a row
+    that failed at this task. replace: what was collected with other settings gives way.
     """
 
     def __init__(self, task: suites.Task, out: Path, settings: Settings, replace: bool = False) -> None:
@@ -88,7 +101,9 @@ class TaskWork:
         self.replace = replace
         self.file = out / f"{task.name}_demo.hdf5"
         self.parts = out / f".{task.name}.parts"
+        self.done = False
         self.attempt = 0
+        self.kept: list[int] = []
         self.recorded: list[int] = []
         self.drawn: set[int] = set()
         self.failures = 0
@@ -98,26 +113,26 @@ class TaskWork:
         self.scenery: Scenery | None = None
         self._models: dict[int, str] = {}
 
-    def complete(self) -> bool:
-        """Whether the file is there. Raises UsageError when it is there, but collected with other settings."""
-        if not self.file.exists():
+    def look(self) -> None:
+        """Finds what there is. Raises UsageError where it was collected with other settings."""
+        if self.file.exists():
+            with h5py.File(self.file) as file:
+                present = file["data"].attrs.get(SETTINGS)
+                attempts = [demo.attrs.get(ATTEMPT) for demo in file["data"].values()]
+            self.done = present == self.settings.text()
+            if self.settings.begun_by(present) and None not in attempts:
+                self.kept = sorted(int(attempt) for attempt in attempts)
+            elif not self.replace:
+                raise UsageError(
+                    f"{self.file} was collected with {present}, this collection has {self.settings.text()}. "
+                    "Choose another folder with --out, or pass --replace"
+                )
+        if not self.done:
             self._load()
-            return False
-        with h5py.File(self.file) as file:
-            present = file["data"].attrs.get(SETTINGS)
-        if present != self.settings.text() and self.replace:
-            self._load()
-            return False  # the new file takes its place when it is whole
-        if present != self.settings.text():
-            raise UsageError(
-                f"{self.file} was collected with {present}, this collection has {self.settings.text()}. "
-                "Choose another folder with --out, or pass --replace"
-            )
-        return True
 
     def _load(self) -> None:
         settings = self.parts / "settings.json"
-        other = settings.exists() and json.loads(settings.read_text()) != self.settings.plain()
+        other = settings.exists() and not self.settings.begun_by(settings.read_text())
         if other and self.replace:
             durable.remove(self.parts)
         elif other:
@@ -126,17 +141,28 @@ class TaskWork:
                 "Choose another folder with --out, or pass --replace"
             )
         durable.write_json(settings, self.settings.plain())
-        names = sorted(part.name for part in self.parts.iterdir())
+        last = max(self.kept, default=-1)  # a file may have been finished, and its parts not removed
+        names = [name for part in self.parts.iterdir() if _number(name := part.name) > last]
         self.drawn = {_number(name) for name in names if name.endswith(PICTURES)}
-        self.recorded = [_number(n) for n in names if n.endswith(".npz") and not n.endswith(PICTURES)]
+        self.recorded = sorted(_number(n) for n in names if n.endswith(".npz") and not n.endswith(PICTURES))
         failed = [_number(name) for name in names if name.endswith(".failed")]
         self.failures = len(failed)
-        self.attempt = max([*self.recorded, *failed], default=-1) + 1
+        self.attempt = max([last, *self.recorded, *failed]) + 1
+
+    @property
+    def count(self) -> int:
+        """Demonstrations in the file to be, so far."""
+        return self.settings.episodes if self.done else len(self.kept) + len(self.recorded)
+
+    @property
+    def count_drawn(self) -> int:
+        """Those of them with pictures."""
+        return self.count - len(self.undrawn())
 
     @property
     def wanted(self) -> bool:
         """Whether another demonstration must be recorded."""
-        return len(self.recorded) < self.settings.episodes
+        return self.count < self.settings.episodes
 
     def undrawn(self) -> list[int]:
         """Recorded attempts without pictures."""
@@ -221,7 +247,7 @@ class TaskWork:
 
     def write(self, scenery: Scenery) -> None:
         """Turns the parts into the file."""
-        used = [self.init_state_of(attempt) for attempt in self.recorded]
+        used = [self.init_state_of(attempt) for attempt in [*self.kept, *self.recorded]]
         bddl = paths.portable(str(self.task.bddl))
         env_args = {
             "type": 1,
@@ -243,7 +269,8 @@ class TaskWork:
                 (SETTINGS, self.settings.text()),
             ),
         )
-        write_demos(self.file, header, self._demos(), self.settings.align)
+        write_demos(self.file, header, self._demos(), self.settings.align, append=bool(self.kept))
+        self.done = True
         durable.remove(self.parts)
 
     def _demos(self) -> Iterator[Demo]:
@@ -253,7 +280,7 @@ class TaskWork:
             if policy := self.settings.from_policy:
                 steps = steps_of(self.seed_of(attempt), self.task.suite)
                 made_by += f", taking over from policy {policy[:12]} after {steps} steps"
-            attrs = ((INIT_STATE, self.init_state_of(attempt)), (MADE_BY, made_by))
+            attrs = ((INIT_STATE, self.init_state_of(attempt)), (ATTEMPT, attempt), (MADE_BY, made_by))
             yield demo_of(self._read(attempt, ""), self._read(attempt, ".pictures"), attrs, noisy=noise > 0)
 
     def _read(self, attempt: int, kind: str) -> dict[str, NDArray[Any]]:

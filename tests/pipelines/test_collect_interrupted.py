@@ -23,7 +23,7 @@ def files_of(world: World, folder: Path) -> list[bytes]:
     return contents(folder)
 
 
-def cut(*_: Any) -> None:
+def cut(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
