@@ -84,7 +84,9 @@ def eval_state(
     ] = None,
     plan_in: Annotated[
         str | None,
-        typer.Option(help="Also go straight to the state of the expert's last picture, in this suite: tabletop, …"),
+        typer.Option(
+            help="Also go to the state of the expert's last picture, straight and by a network, in a suite: tabletop"
+        ),
     ] = None,
     num_trials: Annotated[int | None, typer.Option(min=1, help="Of each task, with --plan-in; default: 10.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Like 0-2,5, with --plan-in; default: all.")] = None,

@@ -18,7 +18,7 @@ from statevla.data.batch import ObservationBatch
 from statevla.data.loaders import iterate_once
 from statevla.encoders.vision import CONV, load_backbone, require_identity
 from statevla.evaluators.state_between import Way, ends, mean_order, sheet, way
-from statevla.evaluators.state_loop import Loop, Trials, goals_of, plan_of, run_plan
+from statevla.evaluators.state_loop import Loop, Trials, goals_of, planners, run_plans
 from statevla.evaluators.state_measures import Probe, bend
 from statevla.evaluators.state_pictures import compare_pictures, read_frames
 from statevla.evaluators.state_plan import DISTANCES, END, STEP, Planned, Plans, plan_all
@@ -50,7 +50,7 @@ JSON: Final = "state.json"
 MARKDOWN: Final = "state.md"
 BETWEEN: Final = "between_{camera}.png"
 JEPA: Final = "temporal_jepa"
-LOOP: Final = ("suite", "successes / trials", "success, 95 %", "progress to the goal's state")
+LOOPS: Final = ("plan", "suite", "successes / trials", "success, 95 %", "progress to the goal's state")
 WAYS: Final = 16
 """Validation episodes in each of which a straight way between two states is painted."""
 
@@ -69,7 +69,7 @@ class Pictures:
 class StateResults:
     """probes: by feature and horizon. plans: by feature and distance to the goal (`state_plan`). bends: by what pairs.
     pictures: None of an encoder that paints none; between, sheets: likewise empty, the straight way between two states
-    (`state_between`), uint8 [H W 3] a camera. loop: of the straight way as a policy, None where it was not tried.
+    (`state_between`), uint8 [H W 3] a camera. loops: of plans as policies (`state_loop`), empty where none was tried.
     """
 
     system: str
@@ -83,7 +83,7 @@ class StateResults:
     between: dict[str, dict[str, float]] = field(default_factory=dict)
     sheets: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=())
-    loop: Loop | None = None
+    loops: dict[str, Loop] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -113,11 +113,9 @@ class StateResults:
             rows = [[name, *(_told(each[name], 2) for each in (painted.whole, painted.moving, painted.ssim))]
                     for name in painted.whole]  # fmt: skip
             parts.append(markdown_table(["painted by", "PSNR, dB", "PSNR where it moves, dB", "SSIM"], rows))
-        if self.loop is not None:
-            parts.append(
-                "The straight way to the picture that the expert ends with, as a policy; progress is 1 where it arrives"
-            )
-            parts.append(markdown_table(LOOP, [_told_loop(self.loop)]))
+        if self.loops:
+            parts.append("Plans to the picture that the expert ends with, as policies; progress is 1 where one arrives")
+            parts.append(markdown_table(LOOPS, [_told_loop(*each) for each in self.loops.items()]))
         if self.between:
             rows = [[name, f"{found['tau']:.2f}", f"{found['passed']:.1f}"] for name, found in self.between.items()]
             heads = [
@@ -146,7 +144,7 @@ def evaluate_states(
     """Fit on the train split, measure on the validation split, whole episodes apart.
 
     checkpoint: of an encoder, or its run. beside: further ones, whose states are probed on the same frames. trials: in
-    which the straight way to a goal acts. Raises UsageError for a policy's and for a store without validation episodes,
+    which plans to a goal act. Raises UsageError for a policy's and for a store without validation episodes,
     StaleKey for another store's, StoreMissing, StoreCorrupt, and with trials what `evaluate` raises.
     """
     if store.manifest.splits["val"] == 0:
@@ -167,15 +165,15 @@ def evaluate_states(
     if JEPA not in systems:
         notes.append(f"states of {JEPA} are absent; name one of this store with --beside")
     coded = {split: _code(models, kept, store, split, where, progress) for split in ("train", "val")}
-    loop = None
+    loops: dict[str, Loop] = {}
     if trials is not None and goals is not None:
 
         def states(obs: ObservationBatch) -> Tensor:
             with torch.inference_mode():
                 return state_of(model, obs.to(where)).float()
 
-        plan = plan_of(store, coded["train"], STATE, states, goals, own.weights, own.init_states)
-        loop = run_plan(plan, trials, seed, progress)
+        plans = planners(store, coded["train"], STATE, states, goals, own.weights, own.init_states, seed)
+        loops = run_plans(plans, trials, seed, progress)
     pictures, ways = None, []
     if isinstance(model, StamoModel):
         pictures = _pictures(model, store, where, seed)
@@ -192,7 +190,7 @@ def evaluate_states(
         between=mean_order(ways),
         sheets=tuple(sheet(ways[0], camera) for camera in range(len(store.spec.cameras))) if ways else (),
         notes=(*_frozen(model, own.tower), *notes),
-        loop=loop,
+        loops=loops,
     )
 
 
@@ -275,9 +273,9 @@ def _code(
     return Coded(features, action.astype(np.float64), episode.astype(np.int64), row)
 
 
-def _told_loop(found: Loop) -> list[str]:
+def _told_loop(name: str, found: Loop) -> list[str]:
     rate = "-" if not found.trials else f"{found.successes / found.trials:.0%} ({found.low:.0%} to {found.high:.0%})"
-    return [found.suite, f"{found.successes} / {found.trials}", rate, _told(found.progress, 2)]
+    return [name, found.suite, f"{found.successes} / {found.trials}", rate, _told(found.progress, 2)]
 
 
 def _told(value: float | None, digits: int) -> str:

@@ -1,29 +1,28 @@
-"""Going straight to a goal in the space of states, in closed loop: as a policy that was never trained.
+"""Going to a goal in the space of states, in closed loop: policies that are fitted in seconds to a trained encoder.
 
-Of the picture that the suite's expert ends with, s_g is the state. At every call the probe of K-step differences
-(`state_plan`) is asked for the actions of the difference s_g - s_t, cut to the length that states move in K frames; the
-first K / 2 of them are executed, all alike, and it is asked anew. The gripper is a logistic regression on [s_t, s_g].
+Of the picture that the suite's expert ends with, s_g is the state. At every call one of two answers (`state_answers`)
+is asked how to get from s_t to s_g: the straight line, or a small network. Its few actions are executed, and it is
+asked anew.
 
-Legend: N frames, F numbers of a state, A continuous action dimensions, G binary ones, B rows, K = `STEP`.
+Legend: F numbers of a state, B rows, E = `EXECUTED` actions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from statevla.data.batch import ObservationBatch
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.goals import EXPERT, ExpertGoals
-from statevla.evaluators.state_measures import Floats, Linear, fit_probe
-from statevla.evaluators.state_plan import STEP, clipped
-from statevla.evaluators.state_probes import Coded, enough, pairs
+from statevla.evaluators.state_answers import EXECUTED, Answer, fit_line, fit_network
+from statevla.evaluators.state_measures import Floats
+from statevla.evaluators.state_probes import Coded
 from statevla.observation import Observation, ObsSpec, square_side
 from statevla.policies.execution import Execution
 from statevla.policies.identity import identity_of
@@ -35,11 +34,8 @@ from stores.errors import UsageError
 from stores.progress import Progress
 from stores.reader import Store
 
-EXECUTED: Final = STEP // 2
-"""Actions of a call."""
-PENALTY: Final = 1e-3
-"""Of the logistic regression's squared weights, a row."""
-ITERATIONS: Final = 200
+LINE: Final = "straight"
+NETWORK: Final = "network"
 
 States = Callable[[ObservationBatch], Tensor]
 """Observations to states [B F]."""
@@ -55,7 +51,8 @@ class Goals(Protocol):
 
 @dataclass(frozen=True)
 class Trials:
-    """What is tried. suite: a row of `statevla.sims.suites.SUITES`. number: trials of each task. out: their folder."""
+    """What is tried. suite: a row of `statevla.sims.suites.SUITES`. number: trials of each task. out: a folder,
+    in which each plan has one of its own."""
 
     suite: str
     number: int
@@ -78,44 +75,11 @@ class Loop:
     measured: int
 
 
-@dataclass(frozen=True, eq=False)
-class Gripper:
-    """A logistic regression on standardized features [N, F]: whether each binary dimension is to be +1."""
-
-    shift: Floats
-    scale: Floats
-    weights: Floats
-    offset: Floats
-
-    def __call__(self, features: Float[np.ndarray, "B F"]) -> Bool[np.ndarray, "B G"]:
-        return np.asarray((features - self.shift) / self.scale @ self.weights + self.offset > 0)
-
-
-def fit_gripper(features: Float[np.ndarray, "N F"], closed: Bool[np.ndarray, "N G"]) -> Gripper:
-    """Mean cross entropy + `PENALTY` / 2 · ‖weights‖², by L-BFGS from zero, in float64."""
-    shift, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-8)
-    x = torch.from_numpy((features - shift) / scale)
-    y = torch.from_numpy(closed.astype(np.float64))
-    weights = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, requires_grad=True)
-    offset = torch.zeros(y.shape[1], dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weights, offset], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        wrong = nn.functional.binary_cross_entropy_with_logits(x @ weights + offset, y)
-        total = wrong + PENALTY / 2 * weights.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    solver.step(loss)  # type: ignore[no-untyped-call]
-    return Gripper(shift, scale, weights.detach().numpy(), offset.detach().numpy())
-
-
 @dataclass(eq=False)
-class Straight:
-    """The plan as a policy whose goals are pictures. told, gripper, length: fitted to demonstrations.
+class Planner:
+    """An answer as a policy whose goals are pictures.
 
-    shift, scale: of the continuous actions that `told` speaks of [A]. way: by trial, the distance to the goal at its
+    shift, scale: of the continuous actions that `answer` speaks of [A]. way: by trial, the distance to the goal at its
     first and at its latest call.
     """
 
@@ -124,9 +88,7 @@ class Straight:
     states: States
     vector: Callable[[str], NDArray[np.float32]]
     goals: Goals
-    told: Linear
-    gripper: Gripper
-    length: float
+    answer: Answer
     shift: Floats
     scale: Floats
     init_states: dict[str, list[str]]
@@ -134,7 +96,7 @@ class Straight:
     way: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
 
     def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
-        """Chunks [B, K / 2, actions], each the same action again and again; a function of scene and goal alone."""
+        """Chunks [B, E, actions], a function of scene and goal alone."""
         if draws is None:
             raise UsageError("plan: expected the draw of each trial, got none")
         here = self._states(observations)
@@ -142,12 +104,11 @@ class Straight:
         for draw, distance in zip(draws, np.linalg.norm(there - here, axis=1).tolist(), strict=True):
             first, _ = self.way.get((draw.seed, draw.trial), (distance, distance))
             self.way[draw.seed, draw.trial] = first, distance
-        action = np.zeros((len(observations), self.obs_spec.action_dim), np.float32)
-        planned = self.told(clipped(there - here, self.length)) / STEP
-        action[:, list(self.obs_spec.continuous)] = planned * self.scale + self.shift
-        closed = self.gripper(np.concatenate([here, there], axis=1))
-        action[:, list(self.obs_spec.binary)] = np.where(closed, 1.0, -1.0)
-        return Acted(torch.from_numpy(action)[:, None].repeat(1, self.chunk, 1), None)
+        planned, closed = self.answer(here, there)
+        action = np.zeros((len(observations), self.chunk, self.obs_spec.action_dim), np.float32)
+        action[..., list(self.obs_spec.continuous)] = planned * self.scale + self.shift
+        action[..., list(self.obs_spec.binary)] = np.where(closed, 1.0, -1.0)
+        return Acted(torch.from_numpy(action), None)
 
     def _states(self, observations: Sequence[Observation]) -> Floats:
         return self.states(stack(observations, self.obs_spec, self.vector)).double().cpu().numpy()
@@ -159,35 +120,38 @@ class Straight:
         return float(np.mean(parts)) if parts else None
 
 
-def plan_of(
+def planners(
     store: Store, train: Coded, feature: str, states: States, goals: Goals, source: str,
-    init_states: dict[str, list[str]],
-) -> Straight:  # fmt: skip
-    """Fitted to the `feature` of the train split's frames, which `states` gives of observations too.
+    init_states: dict[str, list[str]], seed: int,
+) -> dict[str, Planner]:  # fmt: skip
+    """One of each answer, fitted to the `feature` of the train split's frames; `states` gives it of observations too.
 
     source: identity of the encoder. Raises UsageError where the split has too few episodes.
     """
-    fitted = pairs(train.features[feature], train, STEP)
-    if not enough(fitted):
-        raise UsageError(f"{store.root}: too few episodes of {STEP} or more frames to fit a plan to")
     spec, statistics = store.spec, store.stats().action
-    ends = np.searchsorted(train.episode, train.episode, side="right") - 1  # frames are in order of episodes
-    values = train.features[feature].astype(np.float64)
     closed = store.frames["action"][train.row][:, list(spec.binary)] > 0
     continuous = list(spec.continuous)
-    return Straight(
-        obs_spec=spec,
-        identity=identity_of({"plan": source, "store": store.content_hash, "goals": EXPERT}),
-        states=states,
-        vector=store.language.vector,
-        goals=goals,
-        told=fit_probe(fitted),
-        gripper=fit_gripper(np.concatenate([values, values[ends]], axis=1), closed),
-        length=float(np.median(np.linalg.norm(fitted[0], axis=1))),
-        shift=np.asarray(statistics.mean, np.float64)[continuous],
-        scale=np.maximum(np.asarray(statistics.std, np.float64)[continuous], 1e-8),
-        init_states=init_states,
-    )
+    try:
+        answers: dict[str, Answer] = {
+            LINE: fit_line(train, feature, closed),
+            NETWORK: fit_network(train, feature, closed, seed),
+        }
+    except UsageError as error:
+        raise UsageError(f"{store.root}: {error}") from error
+    return {
+        name: Planner(
+            obs_spec=spec,
+            identity=identity_of({name: source, "seed": seed, "store": store.content_hash, "goals": EXPERT}),
+            states=states,
+            vector=store.language.vector,
+            goals=goals,
+            answer=answer,
+            shift=np.asarray(statistics.mean, np.float64)[continuous],
+            scale=np.maximum(np.asarray(statistics.std, np.float64)[continuous], 1e-8),
+            init_states=init_states,
+        )
+        for name, answer in answers.items()
+    }
 
 
 def goals_of(trials: Trials, store: Store) -> ExpertGoals:
@@ -203,13 +167,19 @@ def goals_of(trials: Trials, store: Store) -> ExpertGoals:
     return ExpertGoals(row, square_side(store.spec, f"{trials.suite}'s"))
 
 
-def run_plan(plan: Straight, trials: Trials, seed: int, progress: Progress | None = None) -> Loop:
-    """Try it; finished trials of the same plan in ``trials.out`` are not run again. Raises as `evaluate`."""
+def run_plans(
+    plans: Mapping[str, Planner], trials: Trials, seed: int, progress: Progress | None = None
+) -> dict[str, Loop]:
+    """Try each; finished trials of the same plan below ``trials.out`` are not run again. Raises as `evaluate`."""
+    return {name: _run(name, plan, trials, seed, progress) for name, plan in plans.items()}
+
+
+def _run(name: str, plan: Planner, trials: Trials, seed: int, progress: Progress | None) -> Loop:
     results = evaluate(
         plan,
         trials.suite,
-        out=trials.out,
-        name="straight to the goal's state",
+        out=trials.out / name,
+        name=f"to the goal's state, {name}",
         tasks=trials.tasks,
         num_trials=trials.number,
         execution=Execution(replan=EXECUTED),

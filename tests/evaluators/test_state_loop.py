@@ -1,4 +1,4 @@
-"""The straight way to a goal as a policy: formulas against closed forms, and tried in the tabletop world."""
+"""Plans to a goal's state as policies: formulas against closed forms, and tried in the tabletop world."""
 
 import dataclasses
 import json
@@ -16,8 +16,10 @@ from pipelines.derive.stats import compute_statistics
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from statevla.config.load import load_config
+from statevla.evaluators import state_answers
 from statevla.evaluators.goals import ExpertGoals
-from statevla.evaluators.state_loop import EXECUTED, PENALTY, Straight, Trials, fit_gripper, goals_of, plan_of, run_plan
+from statevla.evaluators.state_answers import EXECUTED, PENALTY, Line, fit_gripper, fit_network
+from statevla.evaluators.state_loop import LINE, NETWORK, Planner, Trials, goals_of, planners, run_plans
 from statevla.evaluators.state_plan import STEP
 from statevla.evaluators.state_probes import Coded
 from statevla.observation import Observation
@@ -28,6 +30,11 @@ from stores.errors import StateVLAError, UsageError
 from stores.reader import Store
 from tests.systems.test_stamo import MICRO
 from tests.trainers.micro import SETTINGS
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_answers, "STEPS", 10)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def seen(place: float) -> Observation:
     return Observation(pictures, state, "put the red block in the blue bowl")
 
 
-def straight(store: Store, goals: Any) -> Straight:
+def straight(store: Store, goals: Any) -> Planner:
     """Fitted to a world whose state is the sum of its (standardized) actions, of which every second closes."""
     rng = np.random.default_rng(0)
     rows = np.flatnonzero(np.isfinite(store.frames["action"]).all(axis=1))
@@ -68,7 +75,7 @@ def straight(store: Store, goals: Any) -> Straight:
     def states(obs: Any) -> torch.Tensor:
         return cast(torch.Tensor, obs.robot_state[:, : action.shape[1]])
 
-    return plan_of(store, coded, "state", states, goals, "an encoder", {})
+    return planners(store, coded, "state", states, goals, "an encoder", {}, 0)[LINE]
 
 
 def test_the_gripper_is_the_penalized_logistic_regression() -> None:
@@ -91,7 +98,8 @@ def test_the_actions_are_those_of_the_cut_difference_one_after_the_other(store: 
     assert (acted.chunk == acted.chunk[:, :1]).all()
     continuous = list(store.spec.continuous)
     mean, std = (np.asarray(part)[continuous] for part in (store.stats().action.mean, store.stats().action.std))
-    each = plan.length / np.sqrt(len(continuous)) / STEP  # every dimension alike, K-th part of the way
+    assert isinstance(plan.answer, Line)
+    each = plan.answer.length / np.sqrt(len(continuous)) / STEP  # every dimension alike, K-th part of the way
     np.testing.assert_allclose(acted.chunk[0, 0, continuous].numpy(), mean + std * each, atol=0.02 * std.max())
     near = plan.act([seen(99.9)], [Draw(0, 0)]).chunk[0, 0, continuous].numpy()
     np.testing.assert_allclose(near, mean + std * 0.1 / STEP, atol=0.02 * std.max())
@@ -113,10 +121,11 @@ def test_the_gripper_hears_of_the_goal(store: Store, closes: bool) -> None:
             return dataclasses.replace(seen(0.0), robot_state=state)
 
     coded = Coded({"state": features}, action, episode, rows)
-    plan = plan_of(store, coded, "state", lambda obs: obs.robot_state[:, :7], Told(), "an encoder", {})
+    plan = planners(store, coded, "state", lambda obs: obs.robot_state[:, :7], Told(), "an encoder", {}, 0)[LINE]
     found = plan.act([seen(0.0)], [Draw(0, 0)]).chunk[..., list(store.spec.binary)]
     assert (found == (1.0 if closes else -1.0)).all()
-    of_here, of_goal = np.abs(plan.gripper.weights[[6, 13], 0])
+    assert isinstance(plan.answer, Line)
+    of_here, of_goal = np.abs(plan.answer.gripper.weights[[6, 13], 0])
     assert of_goal > 3 * of_here
 
 
@@ -144,12 +153,63 @@ def test_progress_is_what_of_the_way_was_made(store: Store) -> None:
 
 def test_a_plan_is_tried_and_its_trials_are_kept(store: Store, tmp_path: Path) -> None:
     trials = Trials("tabletop", 1, tmp_path / "plan", "0-1")
-    plan = straight(store, goals_of(trials, store))
-    found = run_plan(plan, trials, 0)
+    found = run_plans({LINE: straight(store, goals_of(trials, store))}, trials, 0)[LINE]
     assert (found.trials, found.measured) == (2, 2)
     assert found.progress is not None
-    again = run_plan(straight(store, goals_of(trials, store)), trials, 0)
+    again = run_plans({LINE: straight(store, goals_of(trials, store))}, trials, 0)[LINE]
     assert (again.successes, again.trials, again.measured, again.progress) == (found.successes, 2, 0, None)
+
+
+def wandering(episodes: int, seed: int, feature: int = 2) -> tuple[Coded, Any]:
+    """Episodes of 20 frames that begin in the same state; each keeps its direction, and closes where that is to the
+    right for its first five actions.
+    """
+    rng = np.random.default_rng(seed)
+    turn = rng.uniform(0, 2 * np.pi, episodes)
+    away = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    frame = np.tile(np.arange(20), episodes)
+    action = away.repeat(20, axis=0)
+    closed = (action[:, :1] > 0) & (frame < 5)[:, None]
+    return Coded({"s": frame[:, None] * action + 7.0}, action, np.arange(episodes).repeat(20), frame), closed
+
+
+def test_the_network_goes_where_the_goal_is() -> None:
+    coded, closed = wandering(200, 0)
+    net = fit_network(coded, "s", closed, seed=0, steps=400)
+    other, shut = wandering(50, 1)
+    here, there = (other.features["s"][row::20] for row in (0, 19))  # the beginning is the same for all
+    pose, gripper = net(here, there)
+    assert pose.shape == (50, EXECUTED, 2)
+    assert gripper.shape == (50, EXECUTED, 1)
+    shown = other.action.reshape(50, 20, 2)[:, :EXECUTED]
+    assert np.abs(pose - shown).mean() < 0.15
+    assert (gripper == shut.reshape(50, 20, 1)[:, :EXECUTED]).mean() > 0.9
+    assert not net(other.features["s"][10::20], there)[1].any()  # later in an episode nothing closes
+    alone = net(here[3:4], there[3:4])
+    np.testing.assert_allclose(alone[0], pose[3:4], atol=1e-5)
+
+
+def test_a_network_is_a_function_of_its_seed() -> None:
+    coded, closed = wandering(20, 0)
+    place = coded.features["s"][:3], coded.features["s"][40:43]
+    first, again, other = (fit_network(coded, "s", closed, seed, steps=20)(*place)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+
+
+def test_a_network_learns_no_action_of_another_episode() -> None:
+    """Episodes of one action alone, one after the other: nothing is told across their ends."""
+    coded, closed = wandering(2, 0)
+    short = Coded(coded.features, coded.action, np.arange(40) // (EXECUTED - 1), coded.row)
+    with pytest.raises(UsageError, match=f"the {EXECUTED} frames"):
+        fit_network(short, "s", closed, 0)
+    ends = np.arange(40) % EXECUTED == EXECUTED - 1
+    marked = Coded(
+        coded.features, np.where(ends[:, None], 9.0, 0.0) + np.zeros((40, 2)), np.arange(40) // EXECUTED, coded.row
+    )
+    pose, _ = fit_network(marked, "s", closed, 0, steps=300)(coded.features["s"][::5], coded.features["s"][4::5])
+    np.testing.assert_allclose(pose[:, :-1], 0, atol=0.6)  # the only window of an episode ends with its mark
+    np.testing.assert_allclose(pose[:, -1], 9, atol=0.6)
 
 
 def test_the_command_tries_the_way_and_tells(store: Store, tmp_path: Path) -> None:
@@ -160,10 +220,13 @@ def test_the_command_tries_the_way_and_tells(store: Store, tmp_path: Path) -> No
         app, [str(part) for part in (*arguments, "--plan-in", "tabletop", "--num-trials", 1, "--out", tmp_path / "out")]
     )
     assert result.exit_code == 0, result.output
-    told = json.loads((tmp_path / "out" / "state.json").read_text())["loop"]
-    assert (told["suite"], told["trials"], told["measured"]) == ("tabletop", 4, 4)
-    assert "| tabletop | 0 / 4 | 0% (0% to 49%) |" in (tmp_path / "out" / "state.md").read_text()
-    assert (tmp_path / "out" / "plan" / "results.json").is_file()
+    loops = json.loads((tmp_path / "out" / "state.json").read_text())["loops"]
+    page = (tmp_path / "out" / "state.md").read_text()
+    assert set(loops) == {LINE, NETWORK}
+    for name, told in loops.items():
+        assert (told["suite"], told["trials"], told["measured"]) == ("tabletop", 4, 4)
+        assert f"| {name} | tabletop | 0 / 4 | 0% (0% to 49%) |" in page
+        assert (tmp_path / "out" / "plan" / name / "results.json").is_file()
 
 
 def test_what_is_to_be_tried_wants_a_suite() -> None:
