@@ -4,14 +4,17 @@
 #
 #   statevla/recipes/systems.sh [FOLDER]      (default runs/systems)
 #
-# SUITE      tabletop (default), or libero_object: the real simulator (`make libero`), trials from initial states 30 on
-# EPISODES   demonstrations: of tabletop in all (default 1000), of libero_object of each task (default 20)
-# TASKS      of libero_object (default 0-2)
+# SUITE      tabletop (default), or libero_object, libero_goal, libero_spatial, libero_10: the real simulator (`make
+#            libero`), trials from initial states 30 on
+# EPISODES   demonstrations: of tabletop in all (default 1000), of LIBERO's of each task (default 20)
+# TASKS      of LIBERO's (default 0-2)
+# NOISE      of half of LIBERO's demonstrations (default 0; `statevla collect --noise`)
+# REPLAN     actions that are executed of each chunk (default: the suite's)
 # STEPS      optimizer steps of each system, an encoder's and its policy's each (default: the recipe's)
 # SEEDS      of the trainings (default "0 1 2")
 # SYSTEMS    policies (default "film act vla goal flow_matching"); flow_matching trains its encoder first
 # CONTROLS   policies that are also trained with shuffled instructions, seed 0 (default: all of SYSTEMS)
-# TRIALS     that each policy gets: of tabletop in all (default 100), of libero_object of each task (default 20)
+# TRIALS     that each policy gets: of tabletop in all (default 100), of LIBERO's of each task (default 20)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -28,14 +31,16 @@ if [[ $suite == tabletop ]]; then
   collect=(tabletop --episodes "${EPISODES:-1000}")
   split=0.975
   try=(tabletop --episodes "${TRIALS:-100}")
-elif [[ $suite == libero_object ]]; then
-  collect=(libero_object --tasks "$tasks" --episodes "${EPISODES:-20}" --init-states 30 --image-size 64)
+elif [[ $suite =~ ^libero_(object|goal|spatial|10)$ ]]; then
+  collect=("$suite" --tasks "$tasks" --episodes "${EPISODES:-20}" --init-states 30 --image-size 64)
+  [[ -n ${NOISE:-} ]] && collect+=(--noise "$NOISE" --noise-share 0.5)
   split=0.95
-  try=(libero --tasks "$tasks" --num-trials "${TRIALS:-20}" --first-init 30)
+  try=(libero --suite "$suite" --tasks "$tasks" --num-trials "${TRIALS:-20}" --first-init 30)
 else
-  echo "systems.sh: SUITE=$suite: expected tabletop or libero_object" >&2
+  echo "systems.sh: SUITE=$suite: expected tabletop, libero_object, libero_goal, libero_spatial or libero_10" >&2
   exit 2
 fi
+[[ -n ${REPLAN:-} ]] && try+=(--replan "$REPLAN")
 
 if [[ ! -f $folder/.ready ]]; then
   $statevla collect "${collect[@]}" --workers 1 --out "$folder/raw"

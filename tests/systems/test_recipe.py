@@ -65,8 +65,20 @@ def test_the_same_on_libero(tmp_path: Path) -> None:
     collect, ingest, _, _, tried, _ = (" ".join(command) for command in commands)
     assert collect.startswith("collect libero_object --tasks 1,3 --episodes 5 --init-states 30 --image-size 64")
     assert ingest.startswith("ingest libero_object")
-    assert tried.startswith("eval libero --tasks 1,3 --num-trials 4 --first-init 30")
+    assert tried.startswith("eval libero --suite libero_object --tasks 1,3 --num-trials 4 --first-init 30 --checkpoint")
     assert tried.endswith("act-0/eval/libero_object")
+
+
+def test_noise_and_execution_on_another_suite(tmp_path: Path) -> None:
+    status, commands, said = run(
+        tmp_path, SUITE="libero_goal", SYSTEMS="film", SEEDS="0", CONTROLS="", NOISE="0.2", REPLAN="5"
+    )
+    assert status == 0, said
+    collect, ingest, _, _, tried, _ = (" ".join(command) for command in commands)
+    assert "collect libero_goal --tasks 0-2 --episodes 20" in collect
+    assert "--noise 0.2 --noise-share 0.5" in collect
+    assert ingest.startswith("ingest libero_goal")
+    assert "--suite libero_goal --tasks 0-2 --num-trials 20 --first-init 30 --replan 5 --checkpoint" in tried
 
 
 def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -82,9 +94,9 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_another_suite_is_refused(tmp_path: Path) -> None:
-    status, commands, said = run(tmp_path, SUITE="libero_spatial")
+    status, commands, said = run(tmp_path, SUITE="libero_90")
     assert (status, commands) == (2, [])
-    assert "SUITE=libero_spatial: expected tabletop or libero_object" in said
+    assert "SUITE=libero_90: expected tabletop, libero_object, libero_goal," in said
 
 
 def test_four_arms_of_few_labels(tmp_path: Path) -> None:
