@@ -85,6 +85,10 @@ class ModelConfig:
     """Sizes of every part; defaults are the documents' base model."""
 
     vision: str = option("conv", "patch convolution (conv), or a frozen tower (siglip, dinov2)", parent=True)
+    stem: str = option(
+        "patch", "with model.vision=conv: one convolution a patch, or stages of 3 x 3 that halve (conv)",
+        choices=("patch", "conv"), parent=True,
+    )  # fmt: skip
     vision_model: str = option("google/siglip-base-patch16-224", "name or folder of the frozen tower", parent=True)
     vision_width: int = option(768, "feature width of vision_model", least=1, parent=True)
     vision_pool: int = option(
@@ -281,6 +285,8 @@ def check(config: Config) -> None:
         raise UsageError(
             f"training.phase1.gap: {gap} is more than model.action_seq_len {model.action_seq_len}, the actions of a row"
         )
+    if model.stem != "patch" and model.vision != "conv":
+        raise UsageError(f"model.stem: {model.stem} is for model.vision=conv, not for a frozen tower")
     if model.vision_pool != 1 and model.vision == "conv":
         raise UsageError(f"model.vision_pool: {model.vision_pool} is for a frozen tower, not for model.vision=conv")
     if config.data.features is not None and model.vision == "conv":

@@ -16,7 +16,7 @@ from statevla.config import DataConfig
 from statevla.data.batch import ObservationBatch
 from statevla.data.loaders import iterate_once
 from statevla.evaluators.state_measures import psnr, ssim
-from statevla.models.tokenizer import prepare_pixels
+from statevla.models.pixels import prepare_pixels
 from stores.errors import UsageError
 from stores.reader import Store
 

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from statevla.models.tokenizer import dtype_of, embedding
+from statevla.models.pixels import dtype_of
+from statevla.models.tokenizer import embedding
 
 
 def encoder_layer(width: int, heads: int, hidden: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:

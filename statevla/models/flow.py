@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from statevla.config import ModelConfig
 from statevla.models.encoder import NORM_EPS, MambaBlock
 from statevla.models.mamba import MambaState
-from statevla.models.tokenizer import dtype_of, embedding
+from statevla.models.pixels import dtype_of
+from statevla.models.tokenizer import embedding
 from stores.spec import LIBERO, ObsSpec
 
 MIN_PERIOD = 4e-3

@@ -1,7 +1,7 @@
 """One canonical observation -> tokens ``[language][robot][first camera P][second camera P]…[CLS]``, CLS last.
 
-Resizing and normalization of pixels and of the robot state happen here, on the training device, and nowhere else: a
-policy carries this module into evaluation.
+Resizing and normalization of pixels (`pixels`) and of the robot state happen here, on the training device, and nowhere
+else: a policy carries this module into evaluation.
 
 Legend: B batch, C cameras, H height, W width, P patches a camera, V vision feature width, N tokens, D width, L numbers
 of an instruction's embedding, R of a robot state.
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from statevla.config import ModelConfig
 from statevla.data.batch import ObservationBatch
+from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.standardize import Standardize
+from statevla.models.stems import ConvPatchStem
 from stores.errors import ObsSpecMismatch, UsageError
 from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
@@ -28,9 +30,6 @@ Images = tuple[UInt8[Tensor, "B _ _ 3"], ...]
 MODALITIES: Final = ("language", "robot_state")
 """And then every camera."""
 EMBEDDING_STD: Final = 0.02
-PIXEL_MEAN: Final = 0.5
-PIXEL_STD: Final = 0.5
-"""``conv`` sees pixels in [-1, 1], as SigLIP does."""
 
 
 @runtime_checkable
@@ -47,39 +46,34 @@ def embedding(*shape: int) -> nn.Parameter:
     return nn.Parameter(values)
 
 
-def dtype_of(module: nn.Module) -> torch.dtype:
-    """What a module of matrices computes in: float32, or bfloat16 in a policy that was converted for acting."""
-    return next(module.parameters()).dtype
+class PatchConvolution(nn.Conv2d):
+    """One convolution whose stride is its kernel."""
 
-
-def prepare_pixels(images: UInt8[Tensor, "B H W 3"], size: int) -> Float[Tensor, "B 3 S S"]:
-    """RGB in [0, 255] -> [-1, 1], bilinear with antialiasing to `size` where it differs.
-
-    The two commute; scaling comes first because pictures are mostly made larger, and planes are resized faster than
-    interleaved colours.
-    """
-    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    pixels.mul_(1 / (255 * PIXEL_STD)).sub_(PIXEL_MEAN / PIXEL_STD)  # in place: it is a copy already
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return pixels
+    def forward(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B P D"]:
+        return super().forward(pixels).flatten(2).transpose(1, 2)
 
 
 class ConvVision(nn.Module):
-    """A patch convolution for each camera, trained with the rest."""
+    """Patches of each camera by convolutions of its own, trained with the rest: one (`PatchConvolution`), or stages
+    (`ConvPatchStem`).
+    """
 
     def __init__(self, config: ModelConfig, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
         self.image_size = config.image_size
+        width, patch = config.embed_dim, config.patch_size
         self.cameras = nn.ModuleList(
-            nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size) for _ in spec.cameras
+            ConvPatchStem(config.image_size, patch, width)
+            if config.stem == "conv"
+            else PatchConvolution(3, width, patch, stride=patch)
+            for _ in spec.cameras
         )
 
     def forward(self, images: Images) -> Float[Tensor, "B C P D"]:
         dtype = dtype_of(self.cameras)
         patches = [
-            convolution(prepare_pixels(frames, self.image_size).to(dtype)).flatten(2).transpose(1, 2)
-            for frames, convolution in zip(images, self.cameras, strict=True)
+            stem(prepare_pixels(frames, self.image_size).to(dtype))
+            for frames, stem in zip(images, self.cameras, strict=True)
         ]
         return torch.stack(patches, dim=1)
 

@@ -15,6 +15,8 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     10 how shards are read
     11 further objectives of Temporal JEPA
     12 encoders for policies, few labels, StaMo's features and painters
+    13 how patches are made, of vla and goal
+    14 how often labelled steps are drawn
 """
 
 import copy
@@ -23,7 +25,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 14
+FORMAT: Final = 15
 Tree = dict[str, Any]
 
 
@@ -190,6 +192,13 @@ def _labels_as_often(old: Tree) -> Tree:
     return tree
 
 
+def _patches_of_encoders(old: Tree) -> Tree:
+    """14 to 15: one convolution a patch in the encoder, too."""
+    tree = copy.deepcopy(old)
+    tree["config"]["model"]["stem"] = "patch"
+    return tree
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -227,5 +236,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     11: _further_options_of_systems,
     12: _stems,
     13: _labels_as_often,
+    14: _patches_of_encoders,
 }
 """From the format of the key to the next one."""

@@ -20,8 +20,9 @@ from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, DecoderLayer, Queries, grid_sinusoids, sinusoids
 from statevla.models.heads import ChunkOutput
 from statevla.models.losses import LossParts
+from statevla.models.pixels import dtype_of
 from statevla.models.stems import ConvStem, stages_of
-from statevla.models.tokenizer import dtype_of, embedding
+from statevla.models.tokenizer import embedding
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms

@@ -31,12 +31,14 @@ from statevla.models.attention import Backbone
 from statevla.models.canvas import Canvas, OwnLatents
 from statevla.models.dit import SMALLEST, Dit
 from statevla.models.encoder import StateEncoder
+from statevla.models.frozen_tokens import FrozenTokens
 from statevla.models.kl_vae import KL_WEIGHT
 from statevla.models.losses import LossParts
 from statevla.models.monitors import rank_me
+from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.sd3 import PretrainedLatents, Sd3Painter
-from statevla.models.stems import ConvStem, FrozenTokens, stages_of
-from statevla.models.tokenizer import FrozenFeatures, dtype_of, embedding, prepare_pixels
+from statevla.models.stems import ConvStem, stages_of
+from statevla.models.tokenizer import FrozenFeatures, embedding
 from statevla.runs.files import MODEL, below, load_strict
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError

@@ -19,8 +19,9 @@ from statevla.config.options import option
 from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, CrossLayer, Queries
 from statevla.models.heads import Bins, ChunkOutput, split_output
+from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.stems import PATCH_STEMS
-from statevla.models.tokenizer import dtype_of, embedding, prepare_pixels
+from statevla.models.tokenizer import embedding
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms

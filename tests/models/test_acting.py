@@ -27,6 +27,7 @@ VARIANTS = [
     pytest.param((), id="z"),
     pytest.param(("model.policy_context=z+tokens",), id="z+tokens"),
     pytest.param(("model.policy_mlp=16", "model.policy_context=z+tokens", "model.euler_steps=3"), id="mlp, 3 steps"),
+    pytest.param(("model.stem=conv",), id="stages"),
     pytest.param(("model.vision=siglip", "model.vision_model=random", "model.vision_width=24"), id="siglip"),
 ]
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from statevla.models.pixels import prepare_pixels
 from statevla.models.standardize import Standardize
-from statevla.models.tokenizer import SiglipVision, Tokenizer, prepare_pixels
+from statevla.models.stems import ConvPatchStem
+from statevla.models.tokenizer import SiglipVision, Tokenizer
 from stores.errors import ObsSpecMismatch, UsageError
 from tests.models.build import micro, normalization, observations
 
@@ -90,6 +92,27 @@ def test_tokens_are_what_the_design_lists() -> None:
             expected = expected + state["position_cameras"][camera, patch] + state["modality"][2 + camera]
             torch.testing.assert_close(tokens[:, first + patch], expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(tokens[:, -1], state["cls"].expand(3, -1))
+
+
+def test_stages_stand_where_the_patch_convolution_stood() -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(micro("model.stem=conv").model, normalization())
+    obs = observations(3, size=48)
+    tokens = tokenizer(obs)
+    assert tokens.shape == (3, 2 * 4 + 3, 32)
+    for camera, frames in enumerate(obs.images):
+        alone = ConvPatchStem(32, 16, 32)
+        prefix = f"vision.cameras.{camera}."
+        alone.load_state_dict(
+            {
+                name.removeprefix(prefix): value
+                for name, value in tokenizer.state_dict().items()
+                if name.startswith(prefix)
+            }
+        )
+        place = tokenizer.position_cameras[camera] + tokenizer.modality[2 + camera]
+        expected = alone(prepare_pixels(frames, 32)) + place
+        torch.testing.assert_close(tokens[:, 2 + 4 * camera : 6 + 4 * camera], expected)
 
 
 def test_siglip_projects_each_cameras_features() -> None:

@@ -110,3 +110,9 @@ def test_labelled_steps_were_drawn_once() -> None:
     old = {"config": {"data": {"labelled_share": 0.2}}}
     assert MIGRATIONS[13](old)["config"]["data"] == {"labelled_share": 0.2, "labelled_times": 1}
     assert "labelled_times" not in old["config"]["data"]
+
+
+def test_an_encoder_before_stems_had_one_convolution_a_patch() -> None:
+    old = {"config": {"model": {"vision": "conv"}}}
+    assert MIGRATIONS[14](old)["config"]["model"] == {"vision": "conv", "stem": "patch"}
+    assert "stem" not in old["config"]["model"]

@@ -131,6 +131,6 @@ def test_sizes_that_do_not_fit_are_named() -> None:
 
 
 def _pixels(images: tuple[Tensor, ...]) -> list[Tensor]:
-    from statevla.models.tokenizer import prepare_pixels
+    from statevla.models.pixels import prepare_pixels
 
     return [prepare_pixels(frames, 16) for frames in images]
