@@ -1,5 +1,6 @@
 """The scripted experts, without a simulator: grasps, waypoints, programs in a world of boxes."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -155,10 +156,13 @@ class Boxes:
 
 
 def follow(
-    world: Boxes, program: Program, seed: int = 0, slips: int = 0, steps: int = 400
-) -> tuple[list[str], list[Array]]:
+    world: Boxes, program: Program, seed: int = 0, slips: int = 0, steps: int = 400, rises: float = 1.0,
+    stopped_at: float = -1.0,
+) -> tuple[list[str], list[Array]]:  # fmt: skip
     """The hand moves by half of what each action asks for; a closed hand near the first thing takes it along, but for
-    the first ``slips`` times that it closes."""
+    the first ``slips`` times that it closes. rises: of the hand's way up, what the thing does until it is higher by
+    0.1. stopped_at: height below which the hand does not come the first time that it goes down.
+    """
     hand = np.array([-0.1, 0.0, 0.3])
     expert = Follower(world, (hand, DOWN), program, np.random.default_rng(seed))
     target = world.of_interest[0]
@@ -175,9 +179,12 @@ def follow(
             held = bool(action[6] == CLOSED and near and closings > slips)
             before = action[6]
         moved = action[:3] * POSITION_UNIT * 0.5
+        if [stage for stage, _ in itertools.groupby(stages)].count("down") < 2:
+            moved[2] = max(moved[2], stopped_at - hand[2])
         hand = hand + moved
         if held:
-            world.places[target] = world.places[target] + moved
+            along = moved * [1, 1, rises] if moved[2] > 0 and hand[2] < 0.2 else moved
+            world.places[target] = world.places[target] + along
     return stages, actions
 
 
@@ -205,6 +212,24 @@ def test_what_slipped_is_gripped_again_otherwise() -> None:
     stages, _ = follow(world, pick_and_place, slips=1)
     assert "retry" in stages
     assert stages.count(DONE) == 1
+    assert world.places["can"][:2] == pytest.approx([0.1, 0.2], abs=0.02)
+
+
+def test_what_tilts_in_the_hand_is_held() -> None:
+    """A bowl by its rim: its middle comes up by less than half of the hand's way."""
+    world = two_boxes()
+    stages, _ = follow(world, pick_and_place, rises=0.45)
+    assert "retry" not in stages
+    assert world.places["can"][:2] == pytest.approx([0.1, 0.2], abs=0.02)
+
+
+def test_a_hand_that_is_stopped_on_its_way_down_does_not_close() -> None:
+    world = two_boxes()
+    stages, actions = follow(world, pick_and_place, stopped_at=0.09)  # the grip is at 0.048
+    order = [stage for stage, _ in itertools.groupby(stages)]
+    assert order[:2] == ["above", "down"]
+    assert order.index("close") > [place for place, stage in enumerate(order) if stage == "down"][1]
+    assert all(action[6] == OPEN for action in actions[: stages.index("close")])
     assert world.places["can"][:2] == pytest.approx([0.1, 0.2], abs=0.02)
 
 

@@ -15,6 +15,7 @@ CABINET, STOVE, RACK = "wooden_cabinet_1", "flat_stove_1", "wine_rack_1"
 BURNER = 0.026  # [m] of a stove's surface above its origin
 BOTTLE_DEPTH = 0.045  # [m] of the grip below the bottle's top
 DRAWER_FLOOR = 1.064  # [m] of the top drawer's
+DRAWS = (80, 15, 15)  # steps
 OVER_DRAWER = 1.26  # [m] of the hand that carries over it
 
 
@@ -97,7 +98,7 @@ def _far_side(world: World, name: str) -> list[Grasp]:
     def direction(grasp: Grasp) -> float:
         return float(np.arctan2(grasp.center[1] - center[1], grasp.center[0] - center[0]))
 
-    return [grasp for grasp in by_rim(world, name) if abs(direction(grasp) - np.pi / 2 - 0.2) < 0.25]
+    return [grasp for grasp in by_rim(world, name) if abs(direction(grasp) - np.pi / 2 - 0.25) < 0.2]
 
 
 def draw_plate(world: World) -> Steps:
@@ -111,9 +112,10 @@ def draw_plate(world: World) -> Steps:
     yield Go("above", raised(grasp.center, 0.09), rotation, OPEN, 0.9, 80, 0.015, turned=0.1)
     yield Go("down", grasp.center, rotation, OPEN, 0.5, 50, 0.005)
     yield Go("close", grasp.center, rotation, CLOSED, 0.3, 12, 0.0)
-    offset = world.scene.position(PLATE)[:2] - world.hand[:2]
-    there = np.append(goal - offset, world.hand[2] + 0.003)
-    yield Go("draw", there, rotation, CLOSED, 0.5, 80, 0.008)
+    height = world.hand[2] + 0.003
+    for steps in DRAWS:  # the plate turns in the fingers, so where it hangs is looked at again
+        offset = world.scene.position(PLATE)[:2] - world.hand[:2]
+        yield Go("draw", np.append(goal - offset, height), rotation, CLOSED, 0.5, steps, 0.008)
     yield from let_go(world, world.hand, rotation, away=0.12)
 
 
