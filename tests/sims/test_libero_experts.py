@@ -193,6 +193,11 @@ def pick_and_place(world: World) -> Steps:
     yield from skills.place(world, "can", world.scene.position("plate"), 0.0)
 
 
+def hasty(world: World) -> Steps:
+    yield from skills.pick(world, "can", hasty=True)
+    yield from skills.place(world, "can", world.scene.position("plate"), 0.0)
+
+
 def two_boxes() -> Boxes:
     return Boxes({"can": np.array([0.0, -0.1, 0.04]), "plate": np.array([0.1, 0.2, 0.04])}, ["can", "plate"])
 
@@ -223,9 +228,14 @@ def test_what_tilts_in_the_hand_is_held() -> None:
     assert world.places["can"][:2] == pytest.approx([0.1, 0.2], abs=0.02)
 
 
-def test_a_hand_that_is_stopped_on_its_way_down_does_not_close() -> None:
+def test_a_hand_that_is_stopped_on_its_way_down_closes_where_there_is_time() -> None:
+    stages, _ = follow(two_boxes(), pick_and_place, stopped_at=0.09)
+    assert [stage for stage, _ in itertools.groupby(stages)][:3] == ["above", "down", "close"]
+
+
+def test_a_hasty_hand_that_is_stopped_on_its_way_down_does_not_close() -> None:
     world = two_boxes()
-    stages, actions = follow(world, pick_and_place, stopped_at=0.09)  # the grip is at 0.048
+    stages, actions = follow(world, hasty, stopped_at=0.09)  # the grip is at 0.048
     order = [stage for stage, _ in itertools.groupby(stages)]
     assert order[:2] == ["above", "down"]
     assert order.index("close") > [place for place, stage in enumerate(order) if stage == "down"][1]

@@ -10,7 +10,7 @@ CARRY = 0.19  # [m] of the hand above the plate
 def bowl_on_plate(world: World) -> Steps:
     """For every task; which bowl it is, the task says."""
     bowl, plate = world.scene.of_interest[:2]
-    yield from pick(world, bowl, by_rim, lift=0.13, over=world.top(bowl) + ABOVE_ALL)
+    yield from pick(world, bowl, by_rim, lift=0.13, over=world.top(bowl) + ABOVE_ALL, hasty=True)
     where = world.scene.position(plate)
     surface = float(where[2]) + PLATE_INSIDE
     yield from place(world, bowl, where, surface, carry=surface + CARRY)

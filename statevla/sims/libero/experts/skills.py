@@ -22,7 +22,7 @@ OPENING_STEPS = 8
 HOVER = 0.09
 CHECK_LIFT = 0.06  # [m] up, then the hand looks whether the object came along
 CAME_ALONG = 0.018  # [m]; a bowl that hangs by its rim tilts, and comes less than the hand
-DOWN_STEPS = 40
+DOWN_STEPS, HASTY_STEPS = 50, 40
 BLOCKED = 0.015  # [m] above the grip, where the hand came to rest
 ABOVE_ALL = 0.10
 DROP = 0.006  # [m] above the surface that an object is let go
@@ -62,11 +62,13 @@ def pick(
     over: float | None = None,
     lean: float = 0.0,
     hover: float = HOVER,
+    hasty: bool = False,
 ) -> Steps:
     """Takes an object from above and lifts it by ``lift`` [m]; tries another grip when it did not come along.
 
     over: height [m] at which the hand crosses what stands in between; None: straight there.
-    lean: angle [rad] by which the hand leans towards the robot.
+    lean: angle [rad] by which the hand leans towards the robot. hasty: a grip that the hand does not reach is left for
+    another one without closing; what is far away may be held all the same, so this is for suites with little time.
     """
     rng = world.rng
     tried: list[Grasp] = []
@@ -83,8 +85,8 @@ def pick(
         if over is not None and over > above[2]:
             yield Go("over", at(grip, over), rotation, OPEN, 0.9, 60, 0.03)
         yield Go("above", above, rotation, OPEN, 0.9, 70, 0.015, turned=0.08)
-        yield Go("down", grip, rotation, OPEN, 0.5, DOWN_STEPS, 0.005)
-        if world.hand[2] > grip[2] + BLOCKED:
+        yield Go("down", grip, rotation, OPEN, 0.5, HASTY_STEPS if hasty else DOWN_STEPS, 0.005)
+        if hasty and world.hand[2] > grip[2] + BLOCKED:
             continue
         yield Go("close", grip, rotation, CLOSED, 0.4, CLOSING_STEPS, 0.0)
         yield Go("lift", raised(grip, min(lift, CHECK_LIFT)), rotation, CLOSED, 0.5, 25)
