@@ -60,7 +60,7 @@ def layout(file: Path) -> dict[str, object]:
             found[name] = (
                 (item.dtype, item.shape[1:])
                 if isinstance(item, h5py.Dataset)
-                else sorted({*item.attrs} - {"init_state_index", "made_by"})
+                else sorted({*item.attrs} - {"init_state_index", "attempt", "made_by"})
             )
 
     with h5py.File(file) as demos:
