@@ -60,6 +60,7 @@ def test_file_then_overrides(tmp_path):
         ("training.seed=-1", "0 or more"),
         ("model.state_dim=128", r"model.state_dim: 128, but model.embed_dim has 64; this key only says it again"),
         ("model.predictor_width=32", "unknown configuration key"),
+        ("model.stem=round", "model.stem: "),
         ("training.phase1.gripper_weight=2", r"did you mean training.phase2.gripper_weight"),
         ("training.phase1.inverse_dynamics_horizon=11", r"11 is more than model.action_seq_len 10"),
     ],
@@ -91,6 +92,8 @@ def test_a_frozen_tower_has_one_picture_size():
     with pytest.raises(UsageError, match=r"takes pictures of 224 pixels in patches of 16, got 128 and 16; use --set"):
         load_config("small", None, ("model.vision=siglip",))
     load_config("base", None, ("model.vision=siglip",))
+    with pytest.raises(UsageError, match=r"model\.stem: conv is for model\.vision=conv.*; set model\.stem=patch"):
+        load_config("base", None, ("model.vision=siglip", "model.stem=conv"))
     load_config("small", None, ("model.vision=siglip", "model.vision_model=my/tower"))
 
 

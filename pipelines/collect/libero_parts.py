@@ -111,7 +111,6 @@ class TaskWork:
         self.passed_in_a_row = 0
         self.crashes = 0
         self.scenery: Scenery | None = None
-        self._models: dict[int, str] = {}
 
     def look(self) -> None:
         """Finds what there is. Raises UsageError where it was collected with other settings."""
@@ -120,6 +119,8 @@ class TaskWork:
                 present = file["data"].attrs.get(SETTINGS)
                 attempts = [demo.attrs.get(ATTEMPT) for demo in file["data"].values()]
             self.done = present == self.settings.text()
+            if self.done:
+                return
             if self.settings.begun_by(present) and None not in attempts:
                 self.kept = sorted(int(attempt) for attempt in attempts)
             elif not self.replace:
@@ -127,8 +128,7 @@ class TaskWork:
                     f"{self.file} was collected with {present}, this collection has {self.settings.text()}. "
                     "Choose another folder with --out, or pass --replace"
                 )
-        if not self.done:
-            self._load()
+        self._load()
 
     def _load(self) -> None:
         settings = self.parts / "settings.json"

@@ -286,7 +286,9 @@ def check(config: Config) -> None:
             f"training.phase1.gap: {gap} is more than model.action_seq_len {model.action_seq_len}, the actions of a row"
         )
     if model.stem != "patch" and model.vision != "conv":
-        raise UsageError(f"model.stem: {model.stem} is for model.vision=conv, not for a frozen tower")
+        raise UsageError(
+            f"model.stem: {model.stem} is for model.vision=conv, not for a frozen tower; set model.stem=patch"
+        )
     if model.vision_pool != 1 and model.vision == "conv":
         raise UsageError(f"model.vision_pool: {model.vision_pool} is for a frozen tower, not for model.vision=conv")
     if config.data.features is not None and model.vision == "conv":

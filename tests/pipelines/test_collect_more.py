@@ -95,3 +95,6 @@ def test_a_file_whose_attempts_are_not_numbered_is_no_beginning(world: World, tm
         del file["data/demo_1"].attrs["attempt"]
     with pytest.raises(UsageError, match="was collected with"):
         run(tmp_path, tasks=[0], episodes=4)
+    world.seeds.clear()
+    assert run(tmp_path, tasks=[0], episodes=2).episodes == 2  # it is whole all the same
+    assert world.seeds == []

@@ -15,7 +15,7 @@ CABINET, STOVE, RACK = "wooden_cabinet_1", "flat_stove_1", "wine_rack_1"
 BURNER = 0.026  # [m] of a stove's surface above its origin
 BOTTLE_DEPTH = 0.045  # [m] of the grip below the bottle's top
 DRAWER_FLOOR = 1.064  # [m] of the top drawer's
-DRAWS = (80, 15, 15)  # steps
+DRAWS = (80, 15, 15)  # steps of each pull at the plate
 OVER_DRAWER = 1.26  # [m] of the hand that carries over it
 
 
