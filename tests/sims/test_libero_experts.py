@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from statevla.sims.libero import experts, rotations, scene
 from statevla.sims.libero.experts import grasps, libero_10, libero_90, skills
-from statevla.sims.libero.experts.program import CLOSED, DONE, OPEN, POSITION_UNIT, Follower, Go, Program, Steps, World
+from statevla.sims.libero.experts.program import (
+    CLOSED,
+    DONE,
+    OPEN,
+    POSITION_UNIT,
+    REST_STEPS,
+    Follower,
+    Go,
+    Program,
+    Rest,
+    Steps,
+    World,
+)
 from statevla.sims.libero.scene import Site, box_points
 from stores.errors import UsageError
 
@@ -231,6 +243,21 @@ def test_what_tilts_in_the_hand_is_held() -> None:
 def test_a_hand_that_is_stopped_on_its_way_down_closes_where_there_is_time() -> None:
     stages, _ = follow(two_boxes(), pick_and_place, stopped_at=0.09)
     assert [stage for stage, _ in itertools.groupby(stages)][:3] == ["above", "down", "close"]
+
+
+def test_a_hand_that_something_holds_does_not_wait_out_its_steps() -> None:
+    """Of fifty equal pictures a policy without memory learns to stand still."""
+    held, _ = follow(two_boxes(), pick_and_place, stopped_at=0.09)
+    assert held.count("down") < skills.DOWN_STEPS / 2
+
+
+def test_a_hand_that_still_turns_is_not_at_rest() -> None:
+    way = Go("x", np.zeros(3), np.eye(3), OPEN)
+    turning, standing = Rest(way), Rest(way)
+    seen = [turning.see(np.ones(3), rotations.about_z(1.0 - 0.02 * step)) for step in range(40)]
+    still = [standing.see(np.ones(3), np.eye(3)) for _ in range(REST_STEPS + 1)]
+    assert not any(seen)
+    assert still == [False] * REST_STEPS + [True]
 
 
 def test_a_hasty_hand_that_is_stopped_on_its_way_down_does_not_close() -> None:

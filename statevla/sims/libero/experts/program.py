@@ -26,6 +26,8 @@ ROTATION_GAIN = 0.9
 SMOOTHING = 0.35  # share of the previous action
 JITTER = 0.01  # of the expert's own actions, so that demonstrations differ as those of people do
 DEAD_ZONE = 2e-3
+REST_STEPS = 6  # without coming nearer by NEARER or turning by TURNED: something holds the hand, which is at rest
+NEARER, TURNED = 1e-3, 0.01  # [m], [rad]
 OPEN, CLOSED = -1.0, 1.0
 DONE: Final = "done"
 
@@ -35,7 +37,8 @@ class Go:
     """Go to ``position`` and ``rotation`` with ``gripper``.
 
     speed: largest part of the move's action. turn: largest part of the rotation's action.
-    near: left when nearer than this [m]; 0: stays for all ``steps``. turned: and turned to within this [rad].
+    near: left when nearer than this [m], or when the hand has come to rest; 0: stays for all ``steps``.
+    turned: and turned to within this [rad].
     steps: left after so many in any case. stay: not before so many. until: left when true.
     """
 
@@ -51,7 +54,7 @@ class Go:
     stay: int = 0
     until: Callable[[], bool] | None = None
 
-    def over(self, elapsed: int, position: Vector, rotation: Vector) -> bool:
+    def over(self, elapsed: int, position: Vector, rotation: Vector, at_rest: bool = False) -> bool:
         """Whether to ask the program for the next waypoint after ``elapsed`` steps on the way to this one."""
         if elapsed >= self.steps:
             return True
@@ -59,9 +62,34 @@ class Go:
             return False
         if self.until is not None and self.until():
             return True
+        if at_rest and self.near > 0:
+            return True
         if float(np.linalg.norm(self.position - position)) >= self.near:
             return False
         return self.turned is None or rotations.angle_between(self.rotation, rotation) < self.turned
+
+
+class Rest:
+    """Whether the hand has stopped coming nearer to a waypoint.
+
+    A hand that waits out its steps where something holds it shows a policy many equal pictures with the same action,
+    and then the same picture with another one: of such demonstrations a policy without memory learns to stand still.
+    """
+
+    def __init__(self, go: Go) -> None:
+        self._go = go
+        self._distance = self._angle = np.inf
+        self._steps = 0
+
+    def see(self, position: Vector, rotation: Vector) -> bool:
+        """Takes the next pose; whether the last ``REST_STEPS`` have brought nothing."""
+        distance = float(np.linalg.norm(self._go.position - position))
+        angle = rotations.angle_between(self._go.rotation, rotation)
+        nearer, turned = distance < self._distance - NEARER, angle < self._angle - TURNED
+        self._distance = distance if nearer else self._distance
+        self._angle = angle if turned else self._angle
+        self._steps = 0 if nearer or turned else self._steps + 1
+        return self._steps >= REST_STEPS
 
 
 class World:
@@ -123,8 +151,10 @@ class Follower:
         self._gain = rng.uniform(1.25, 1.55)
         self._smoothed = np.zeros(6)
         self._steps = program(self._world)
-        self._go = next(self._steps)
-        self._elapsed = 0
+        self._begin(next(self._steps))
+
+    def _begin(self, go: Go) -> None:
+        self._go, self._rest, self._elapsed = go, Rest(go), 0
 
     @property
     def stage(self) -> str:
@@ -135,10 +165,11 @@ class Follower:
         """Action ``[7]`` in controller units, each in [-1, 1]."""
         world = self._world
         world.see(pose)
-        while self.stage != DONE and self._go.over(self._elapsed, world.hand, world.turn):
-            rest = Go(DONE, world.hand, world.turn, self._go.gripper, speed=0.3)
-            self._go = next(self._steps, rest)
-            self._elapsed = 0
+        at_rest = self._rest.see(world.hand, world.turn)
+        while self.stage != DONE and self._go.over(self._elapsed, world.hand, world.turn, at_rest):
+            stay = Go(DONE, world.hand, world.turn, self._go.gripper, speed=0.3)
+            self._begin(next(self._steps, stay))
+            at_rest = False
         self._elapsed += 1
         go = self._go
         move = self._gain * (go.position - world.hand) / POSITION_UNIT
