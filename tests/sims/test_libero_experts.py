@@ -251,13 +251,22 @@ def test_a_hand_that_something_holds_does_not_wait_out_its_steps() -> None:
     assert held.count("down") < skills.DOWN_STEPS / 2
 
 
-def test_a_hand_that_still_turns_is_not_at_rest() -> None:
-    way = Go("x", np.zeros(3), np.eye(3), OPEN)
-    turning, standing = Rest(way), Rest(way)
-    seen = [turning.see(np.ones(3), rotations.about_z(1.0 - 0.02 * step)) for step in range(40)]
-    still = [standing.see(np.ones(3), np.eye(3)) for _ in range(REST_STEPS + 1)]
-    assert not any(seen)
-    assert still == [False] * REST_STEPS + [True]
+@pytest.mark.parametrize(
+    ("moved", "turned", "rests"),
+    [(0.0, 0.0, True), (3e-4, 0.0, True), (5e-4, 0.0, False), (0.0, 0.01, False), (0.0, 0.003, True)],
+)
+def test_a_hand_that_goes_nowhere_rests(moved: float, turned: float, rests: bool) -> None:
+    """By so much [m], [rad] in every step."""
+    rest = Rest()
+    seen = [
+        rest.see(np.array([moved * step, 0, 0]), rotations.about_z(turned * step)) for step in range(REST_STEPS + 1)
+    ]
+    assert seen == [False] * REST_STEPS + [rests]
+
+
+def test_a_hand_that_noise_moves_does_not_rest() -> None:
+    rest, rng = Rest(), np.random.default_rng(0)
+    assert not any(rest.see(rng.normal(0, 3e-3, 3), np.eye(3)) for _ in range(60))
 
 
 def test_a_hasty_hand_that_is_stopped_on_its_way_down_does_not_close() -> None:

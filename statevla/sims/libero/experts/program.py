@@ -26,8 +26,8 @@ ROTATION_GAIN = 0.9
 SMOOTHING = 0.35  # share of the previous action
 JITTER = 0.01  # of the expert's own actions, so that demonstrations differ as those of people do
 DEAD_ZONE = 2e-3
-REST_STEPS = 6  # without coming nearer by NEARER or turning by TURNED: something holds the hand, which is at rest
-NEARER, TURNED = 1e-3, 0.01  # [m], [rad]
+REST_STEPS = 5  # within MOVED and TURNED: something holds the hand
+MOVED, TURNED = 2e-3, 0.02  # [m], [rad]
 OPEN, CLOSED = -1.0, 1.0
 DONE: Final = "done"
 
@@ -70,26 +70,28 @@ class Go:
 
 
 class Rest:
-    """Whether the hand has stopped coming nearer to a waypoint.
+    """Whether the hand has come to rest on its way to a waypoint.
 
     A hand that waits out its steps where something holds it shows a policy many equal pictures with the same action,
     and then the same picture with another one: of such demonstrations a policy without memory learns to stand still.
+    A hand that noise moves does not rest.
     """
 
-    def __init__(self, go: Go) -> None:
-        self._go = go
-        self._distance = self._angle = np.inf
+    def __init__(self) -> None:
+        self._position = self._rotation = np.zeros(0)
         self._steps = 0
 
     def see(self, position: Vector, rotation: Vector) -> bool:
-        """Takes the next pose; whether the last ``REST_STEPS`` have brought nothing."""
-        distance = float(np.linalg.norm(self._go.position - position))
-        angle = rotations.angle_between(self._go.rotation, rotation)
-        nearer, turned = distance < self._distance - NEARER, angle < self._angle - TURNED
-        self._distance = distance if nearer else self._distance
-        self._angle = angle if turned else self._angle
-        self._steps = 0 if nearer or turned else self._steps + 1
+        """Takes the next pose; whether the last ``REST_STEPS`` brought the hand nowhere."""
+        if len(self._position) and self._still(position, rotation):
+            self._steps += 1
+        else:
+            self._position, self._rotation, self._steps = position, rotation, 0
         return self._steps >= REST_STEPS
+
+    def _still(self, position: Vector, rotation: Vector) -> bool:
+        near = float(np.linalg.norm(position - self._position)) < MOVED
+        return near and rotations.angle_between(rotation, self._rotation) < TURNED
 
 
 class World:
@@ -154,7 +156,7 @@ class Follower:
         self._begin(next(self._steps))
 
     def _begin(self, go: Go) -> None:
-        self._go, self._rest, self._elapsed = go, Rest(go), 0
+        self._go, self._rest, self._elapsed = go, Rest(), 0
 
     @property
     def stage(self) -> str:

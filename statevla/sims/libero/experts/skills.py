@@ -22,7 +22,7 @@ OPENING_STEPS = 8
 HOVER = 0.09
 CHECK_LIFT = 0.06  # [m] up, then the hand looks whether the object came along
 CAME_ALONG = 0.018  # [m]; a bowl that hangs by its rim tilts, and comes less than the hand
-DOWN_STEPS, HASTY_STEPS = 50, 40
+DOWN_STEPS = 32
 BLOCKED = 0.015  # [m] above the grip, where the hand came to rest
 ABOVE_ALL = 0.10
 DROP = 0.006  # [m] above the surface that an object is let go
@@ -85,7 +85,7 @@ def pick(
         if over is not None and over > above[2]:
             yield Go("over", at(grip, over), rotation, OPEN, 0.9, 60, 0.03)
         yield Go("above", above, rotation, OPEN, 0.9, 70, 0.015, turned=0.08)
-        yield Go("down", grip, rotation, OPEN, 0.5, HASTY_STEPS if hasty else DOWN_STEPS, 0.005)
+        yield Go("down", grip, rotation, OPEN, 0.5, DOWN_STEPS, 0.005)
         if hasty and world.hand[2] > grip[2] + BLOCKED:
             continue
         yield Go("close", grip, rotation, CLOSED, 0.4, CLOSING_STEPS, 0.0)
