@@ -1,4 +1,4 @@
-"""One command from nothing to a suite's numbers: collect, ingest, statistics, both phases, evaluation.
+"""One command from nothing to a suite's numbers: collect, ingest, statistics, training, evaluation.
 
 Every step goes on where an interrupted call stopped, so the same command is given again until it is through: collection
 and ingest skip what is there, a training goes on from its last checkpoint, an evaluation runs the trials that are
@@ -28,7 +28,7 @@ from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress
 from stores.reader import Store
 
-PHASES: Final = (1, 2)
+TWO_PHASES: Final = ("temporal_jepa", "flow_matching")
 SETTINGS: Final = "reproduce.json"
 
 
@@ -37,11 +37,13 @@ class Plan:
     """What makes a suite's numbers.
 
     tasks: ``"0-2"``; None: all. episodes, init_states: demonstrations a task, from the first so many initial states;
-    trials start past them. image_size: of the pictures. noise, noise_share: of the collection. recipe: of both phases,
-    with their lengths. overrides: further keys, ``name=value``. trials: a task. replan, ensemble: the execution.
+    trials start past them. image_size: of the pictures. noise, noise_share: of the collection. systems: what is trained,
+    in order; the last one is the policy. recipe: of all of them. overrides: further keys, ``name=value``. trials: a
+    task. replan, ensemble: the execution.
     """
 
     recipe: str
+    systems: tuple[str, ...] = TWO_PHASES
     tasks: str | None = None
     episodes: int = 30
     init_states: int = 30
@@ -55,18 +57,32 @@ class Plan:
     max_steps: int | None = None
 
 
-PLANS: Final[Mapping[str, Plan]] = {"libero_object": Plan("libero", replan=1, ensemble=0.01)}
-"""Suites with a plan. libero_object: as in docs/results-libero.md, but 30 demonstrations of every task, of 64 pixels,
-and temporal ensembling at every step."""
+FILM: Final = Plan(
+    "systems", ("film",), episodes=16, noise=0.2, overrides=("training.max_steps=6000",), trials=10, replan=5
+)  # fmt: skip
+PLANS: Final[Mapping[str, Mapping[str, Plan]]] = {
+    "libero_object": {
+        # As in docs/results-libero.md, but 30 demonstrations of every task, and temporal ensembling at every step.
+        "flow_matching": Plan("libero", replan=1, ensemble=0.01),
+        "film": FILM,
+    },
+    "libero_goal": {"film": FILM},
+    "libero_spatial": {"film": FILM},
+}
+"""By suite and policy; a suite's first one is its default."""
 
 Collect = Callable[[str, Path, Plan, int, Progress | None], Any]
 
 
-def plan_of(suite: str) -> Plan:
-    """The suite's plan. Raises UsageError for a suite without."""
+def plan_of(suite: str, system: str | None = None) -> Plan:
+    """The suite's plan with this policy, None: its first. Raises UsageError where there is none."""
     if suite not in PLANS:
         raise UsageError(f"reproduce {suite}: expected one of {', '.join(PLANS)}; there is no plan for others yet")
-    return PLANS[suite]
+    plans = PLANS[suite]
+    system = next(iter(plans)) if system is None else system
+    if system not in plans:
+        raise UsageError(f"reproduce {suite} --system {system}: expected one of {', '.join(plans)}")
+    return plans[system]
 
 
 def reproduce(
@@ -88,19 +104,20 @@ def reproduce(
     plan = plan or plan_of(suite)
     _check_settings(out, {"suite": suite, **asdict(plan)})
     raw, store, run = out / "raw", out / "store", out / "run"
-    say(f"1 of 5: demonstrations in {raw}")
+    steps = 3 + len(plan.systems)
+    say(f"1 of {steps}: demonstrations in {raw}")
     (collect or _collect)(suite, raw, plan, workers, progress)
-    say(f"2 of 5: store {store}")
+    say(f"2 of {steps}: store {store}")
     ingest(
         IngestConfig(suite=suite, source=raw, out=store, language="hashed", train_split=0.95),
         workers=0 if workers == 1 else workers, progress=progress,
     )  # fmt: skip
     _statistics(store)
-    for phase in PHASES:
-        say(f"{2 + phase} of 5: phase {phase} in {run}")
-        _train(phase, store, run, plan, say, progress)
-    say(f"5 of 5: trials in {out / 'eval'}")
-    policy = find_policy(checkpoints(run, find_system("2").folder) / LATEST)
+    for number, system in enumerate(plan.systems, start=3):
+        say(f"{number} of {steps}: {system} in {run}")
+        _train(system, store, run, plan, say, progress)
+    say(f"{steps} of {steps}: trials in {out / 'eval'}")
+    policy = find_policy(_latest(run, plan.systems[-1]))
     return evaluate(
         Policy.load(policy, "auto"), suite, out=out / "eval", name=f"{suite}, {plan.recipe}", tasks=plan.tasks,
         num_trials=plan.trials, workers=workers, execution=Execution(plan.replan, plan.ensemble),
@@ -123,22 +140,26 @@ def _statistics(store: Path) -> None:
 
 
 def _train(
-    phase: int, store: Path, run: Path, plan: Plan, say: Callable[[str], None], progress: Progress | None
+    system: str, store: Path, run: Path, plan: Plan, say: Callable[[str], None], progress: Progress | None
 ) -> None:
-    """Starts a phase, or goes on with it; one that is through says so and trains nothing."""
-    latest = checkpoints(run, find_system(str(phase)).folder) / LATEST
+    """Starts a training, or goes on with it; one that is through says so and trains nothing."""
+    latest = _latest(run, system)
     if is_checkpoint(latest):
         flags = TrainFlags(resume=latest)
     else:
-        flags = TrainFlags(phase=phase, store=str(store), run=run, recipe=plan.recipe, overrides=plan.overrides)
+        flags = TrainFlags(system=system, store=str(store), run=run, recipe=plan.recipe, overrides=plan.overrides)
     summary = run_training(flags, say, progress)
     if summary.stopped:
-        raise StateVLAError(f"{run}: phase {phase} was stopped at step {summary.steps}; the same command goes on")
+        raise StateVLAError(f"{run}: {system} was stopped at step {summary.steps}; the same command goes on")
+
+
+def _latest(run: Path, system: str) -> Path:
+    return checkpoints(run, find_system(system).folder) / LATEST
 
 
 def _check_settings(out: Path, wanted: dict[str, Any]) -> None:
     file = out / SETTINGS
-    wanted = {**wanted, "overrides": list(wanted["overrides"])}
+    wanted = {key: list(value) if isinstance(value, tuple) else value for key, value in wanted.items()}
     if not file.exists():
         durable.write_json(file, wanted)
         return

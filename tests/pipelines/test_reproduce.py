@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.collect.tabletop import collect_tabletop
-from pipelines.reproduce import Plan, plan_of, reproduce
+from pipelines.reproduce import TWO_PHASES, Plan, plan_of, reproduce
 from statevla.runs.files import read_state
 from stores.errors import UsageError
 from stores.progress import ProgressEvent
@@ -41,7 +41,9 @@ def run(out: Path, plan: Plan, progress: Any = None, told: list[str] | None = No
 
 
 @pytest.mark.slow
-def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan) -> None:
+@pytest.mark.parametrize("systems", [TWO_PHASES, ("film",)])
+def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan, systems: tuple[str, ...]) -> None:
+    plan = replace(plan, systems=systems)
     out = tmp_path / "out"
 
     def stop(event: ProgressEvent) -> None:
@@ -51,17 +53,18 @@ def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan) -> Non
     with pytest.raises(KeyboardInterrupt):
         run(out, plan, stop)
     weights = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
-    assert len({file.parents[1].name for file in weights}) == 2  # of both phases
+    assert len({file.parents[1].name for file in weights}) == len(systems)
     told: list[str] = []
     results = run(out, plan, told=told)
     assert results.trials == 2
     assert results.settings["replan"] == 5
     assert {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")} == weights
-    assert sum("nothing was trained" in line for line in told) == 2
-    assert [line[:6] for line in told if " of 5" in line] == [f"{i} of 5" for i in range(1, 6)]
+    assert sum("nothing was trained" in line for line in told) == len(systems)
+    steps = 3 + len(systems)
+    assert [line[:6] for line in told if f" of {steps}" in line] == [f"{i} of {steps}" for i in range(1, steps + 1)]
     again = run(out, plan)
     assert (again.steps_run, again.records) == (0, results.records)
-    latest = next(out.glob("run/checkpoints/phase2*/checkpoint_latest"))
+    latest = next(out.glob(f"run/checkpoints/*{systems[-1]}/checkpoint_latest"))
     assert read_state(latest).step == 3
     with pytest.raises(UsageError, match="trials = 2, now 5"):
         run(out, replace(plan, trials=5))
@@ -69,5 +72,8 @@ def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan) -> Non
 
 def test_a_suite_without_a_plan() -> None:
     assert plan_of("libero_object").ensemble is not None
-    with pytest.raises(UsageError, match=r"libero_goal: expected one of libero_object"):
-        plan_of("libero_goal")
+    assert plan_of("libero_object", "film").systems == plan_of("libero_goal").systems == ("film",)
+    with pytest.raises(UsageError, match=r"libero_90: expected one of libero_object, libero_goal"):
+        plan_of("libero_90")
+    with pytest.raises(UsageError, match=r"libero_goal --system act: expected one of film"):
+        plan_of("libero_goal", "act")
