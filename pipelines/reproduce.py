@@ -37,9 +37,9 @@ class Plan:
     """What makes a suite's numbers.
 
     tasks: ``"0-2"``; None: all. episodes, init_states: demonstrations a task, from the first so many initial states;
-    trials start past them. image_size: of the pictures. noise, noise_share: of the collection. systems: what is trained,
-    in order; the last one is the policy. recipe: of all of them. overrides: further keys, ``name=value``. trials: a
-    task. replan, ensemble: the execution.
+    trials start past them. image_size: of the pictures. noise, noise_share: of the collection. systems: what is
+    trained, in order; the last one is the policy. recipe: of all of them. overrides: further keys, ``name=value``.
+    trials: a task. replan, ensemble: the execution.
     """
 
     recipe: str
