@@ -16,7 +16,7 @@ from stores.errors import StoreMissing, UsageError
         ("eval robustness --policy expert --only fog", "no row 'fog'"),
         ("eval robustness --policy replay-demos", "no demonstrations were given"),
         ("eval language --suite libero_object", "no policy's checkpoint below runs/"),
-        ("reproduce libero_goal", "libero_goal: expected one of libero_object"),
+        ("reproduce libero_90", "libero_90: expected one of libero_object"),
         ("collect tabletop --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
         ("collect libero_object --dry-run --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
     ],
