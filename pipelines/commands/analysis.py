@@ -83,13 +83,13 @@ def compare(
 
 @app.command()
 def reproduce(
-    suite: Annotated[
-        str, typer.Argument(help="Suite with a measured plan: libero_object, libero_goal, libero_spatial.")
-    ],
+    suite: Annotated[str, typer.Argument(help="Suite with a plan: libero_object, libero_goal, libero_spatial.")],
     system: Annotated[
         str | None, typer.Option(help="Policy: film, or of libero_object flow_matching, its default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for everything; default: runs/reproduce-SUITE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for everything; default: runs/reproduce-SUITE[-SYSTEM].")
+    ] = None,
     tasks: Tasks = None,
     workers: Annotated[int, typer.Option(min=1, help="Simulator and ingest processes.")] = 1,
     as_json: Json = False,
@@ -100,7 +100,7 @@ def reproduce(
     from pipelines.reproduce import plan_of
     from pipelines.reproduce import reproduce as run_all
 
-    folder = out if out is not None else Path("runs") / f"reproduce-{suite}"
+    folder = out if out is not None else Path("runs") / "-".join(filter(None, ("reproduce", suite, system)))
     plan = plan_of(suite, system)
     with show_progress() as progress:
         results = run_all(

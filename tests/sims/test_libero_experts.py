@@ -12,19 +12,7 @@ from numpy.typing import NDArray
 
 from statevla.sims.libero import experts, rotations, scene
 from statevla.sims.libero.experts import grasps, libero_10, libero_90, skills
-from statevla.sims.libero.experts.program import (
-    CLOSED,
-    DONE,
-    OPEN,
-    POSITION_UNIT,
-    REST_STEPS,
-    Follower,
-    Go,
-    Program,
-    Rest,
-    Steps,
-    World,
-)
+from statevla.sims.libero.experts.program import CLOSED, DONE, OPEN, POSITION_UNIT, Follower, Go, Program, Steps, World
 from statevla.sims.libero.scene import Site, box_points
 from stores.errors import UsageError
 
@@ -250,24 +238,6 @@ def test_a_hand_that_something_holds_does_not_wait_out_its_steps(monkeypatch: py
     monkeypatch.setattr(skills, "DOWN_STEPS", 200)
     held, _ = follow(two_boxes(), pick_and_place, stopped_at=0.09)
     assert held.count("down") < 30
-
-
-@pytest.mark.parametrize(
-    ("moved", "turned", "rests"),
-    [(0.0, 0.0, True), (3e-4, 0.0, True), (5e-4, 0.0, False), (0.0, 0.01, False), (0.0, 0.003, True)],
-)
-def test_a_hand_that_goes_nowhere_rests(moved: float, turned: float, rests: bool) -> None:
-    """By so much [m], [rad] in every step."""
-    rest = Rest()
-    seen = [
-        rest.see(np.array([moved * step, 0, 0]), rotations.about_z(turned * step)) for step in range(REST_STEPS + 1)
-    ]
-    assert seen == [False] * REST_STEPS + [rests]
-
-
-def test_a_hand_that_noise_moves_does_not_rest() -> None:
-    rest, rng = Rest(), np.random.default_rng(0)
-    assert not any(rest.see(rng.normal(0, 3e-3, 3), np.eye(3)) for _ in range(60))
 
 
 def test_a_hasty_hand_that_is_stopped_on_its_way_down_does_not_close() -> None:
