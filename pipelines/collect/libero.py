@@ -65,7 +65,7 @@ def collect_libero(
         tasks: indices of the suite's tasks, or as ``"0-2,5"``; None: all that have an expert.
         workers: simulator processes; None: as many as memory and cores allow.
         init_states: number of initial states to use, from ``first_init`` on; None: all up to the last.
-        noise: standard deviation, in action units, of a drifting push that is added to the executed actions. The
+        noise: standard deviation, in action units, of pushes that are added to the executed actions now and then. The
             recorded action is what the expert wanted at that moment, so that the data show how to come back
             (DART: Laskey et al. 2017); what was executed is in ``executed_actions``.
         noise_share: share of the attempts that have the noise.

@@ -36,8 +36,8 @@ MAX_PASSED: Final = 10
 """Attempts in a row at one task that may succeed before the expert's turn."""
 MAX_FAILURES: Final = 10
 """Attempts in a row at one task that may fail before a collection gives up."""
-EXPERT_FORMAT: Final = 4
-"""Raised when the scripted experts' actions change: demonstrations of two formats do not share a file."""
+EXPERT_FORMAT: Final = 5
+"""Raised when the scripted experts' actions or the noise change: demonstrations of two formats do not share a file."""
 TAG: Final = "statevla-scripted-expert"
 INIT_STATES: Final = "init_states_used"
 INIT_STATE: Final = "init_state_index"

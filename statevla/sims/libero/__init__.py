@@ -13,6 +13,7 @@ contexts in one process give wrong pictures without an error.
     environment.py     the environment inside a worker
     recorder.py        an episode without pictures, to be drawn later
     perturb.py         other cameras, other light, noise
+    pushes.py          what pushes the hand off its way while an expert demonstrates
     custom_objects.py  things of LIBERO-PRO's scenes
     worker.py          the worker's loop and the handle that starts, feeds, times out and kills it
     render_check.py    draws a test picture; is OpenGL here what it is elsewhere?

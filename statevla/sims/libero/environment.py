@@ -36,17 +36,13 @@ from statevla.sims.libero.protocol import (
     Track,
     WorkerSpec,
 )
+from statevla.sims.libero.pushes import Pushes
 from statevla.sims.libero.recorder import Camera, Recorder, Tape
 from statevla.sims.libero.scene import MujocoScene
 from statevla.sims.libero.suites import SETTLE_ACTION
 
 CAMERAS = ("robot0_eye_in_hand", "agentview")
 """Order in which LIBERO's own recording names them; it changes nothing but a text in the files."""
-
-DRIFT = 0.8
-"""Share of a step's noise that stays in the next: noise pushes the hand off its way instead of trembling."""
-NOISE_SHARE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])
-"""Of the noise, for each part of a pose's action: a turned hand loses its grip sooner than a moved one."""
 
 NO_HORIZON = 1_000_000
 """The evaluator counts steps; robosuite must not end an episode on its own."""
@@ -215,16 +211,13 @@ class Environment:
         if request.take_over is not None:
             self._expert = self._new_expert(request.take_over)
         expert = self._need_expert(request)
-        rng = np.random.default_rng(list(request.noise_seed))
+        pushes = Pushes(request.noise, np.random.default_rng(list(request.noise_seed)))
         tape = self._tape()
         steps = first = held = 0
-        push = np.zeros(6)
         while True:
             label = expert.act(self._pose())
-            push = DRIFT * push + np.sqrt(1 - DRIFT**2) * rng.normal(0.0, 1.0, 6)
             executed = label.copy()
-            if request.noise:
-                executed[:6] = np.clip(label[:6] + request.noise * push * NOISE_SHARE, -1.0, 1.0)
+            executed[:6] = np.clip(label[:6] + pushes.next(), -1.0, 1.0)
             succeeded = self._step_on(tape, executed, label, expert.stage)
             held = held + 1 if succeeded else 0
             steps += 1

@@ -85,9 +85,9 @@ class Demonstrate:
     """Let the expert act, without drawing, until its task has been achieved for ``hold`` steps and it has nothing left
     to do; at most ``steps``, and ``hold`` more where success came late. The answer has a ``track``.
 
-    noise: standard deviation, in action units, of what is added to the executed actions but not to their labels.
-    noise_seed: of that noise. take_over: seeds an expert that plans from the present scene, after somebody else acted;
-    None: the one of the ``Reset``.
+    noise: standard deviation, in action units, of the pushes (`pushes`) that are added to the executed actions but not
+    to their labels. noise_seed: of those. take_over: seeds an expert that plans from the present scene, after somebody
+    else acted; None: the one of the ``Reset``.
     """
 
     steps: int
