@@ -23,6 +23,7 @@ from statevla.evaluators.runner import ChunkPolicy
 from statevla.sims.libero import memory, paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import Reply, Run
+from statevla.sims.libero.scatter import check_scatter
 from statevla.sims.libero.worker import Simulator, Timeouts, ready
 from stores.disk.lock import lock
 from stores.errors import StateVLAError, UsageError
@@ -48,6 +49,7 @@ def collect_libero(
     image_size: int = 128,
     noise: float = 0.0,
     noise_share: float = 1.0,
+    scatter: float = 0.0,
     from_policy: ChunkPolicy | None = None,
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
@@ -69,6 +71,7 @@ def collect_libero(
             recorded action is what the expert wanted at that moment, so that the data show how to come back
             (DART: Laskey et al. 2017); what was executed is in ``executed_actions``.
         noise_share: share of the attempts that have the noise.
+        scatter: share of the attempts in which the things stand at random places (`statevla.sims.libero.scatter`).
         from_policy: drives the first steps of every attempt, as many as the attempt's seed says; then the expert takes
             over, and what it does is recorded (`libero_driver`).
         replace: a task's file or unfinished part of a collection with other settings gives way to this one.
@@ -97,9 +100,11 @@ def collect_libero(
         raise UsageError(f"expected noise and noise_share from 0 to 1, got {noise} and {noise_share}")
     if from_policy is not None:
         check_driver(from_policy, chosen, image_size)
+    check_scatter(suite, scatter)
     driver = "" if from_policy is None else from_policy.identity
     settings = Settings(
-        suite, episodes, seed, first_init, span, align, image_size, noise, noise_share, from_policy=driver
+        suite, episodes, seed, first_init, span, align, image_size, noise, noise_share, from_policy=driver,
+        scatter=scatter,
     )  # fmt: skip
     with lock(out, f"collection of {suite}"):
         todo = [TaskWork(task, out, settings, replace) for task in chosen]

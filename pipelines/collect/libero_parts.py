@@ -25,6 +25,7 @@ from statevla.sims.libero import paths, suites
 from statevla.sims.libero.experts import check_expert, program_of
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Reset, Scenery, Track
 from statevla.sims.libero.rotations import axis_angle_of_quaternion
+from statevla.sims.libero.scatter import seed_of_places
 from stores.disk import durable
 from stores.errors import StateVLAError, UsageError
 
@@ -49,7 +50,7 @@ PICTURES: Final = ".pictures.npz"
 @dataclass(frozen=True)
 class Settings:
     """What must be equal for demonstrations to belong to one file. from_policy: identity of the policy that drives;
-    empty: none does."""
+    empty: none does. scatter: share of the attempts in which the things stand elsewhere."""
 
     suite: str
     episodes: int
@@ -62,10 +63,11 @@ class Settings:
     noise_share: float
     expert_format: int = EXPERT_FORMAT
     from_policy: str = ""
+    scatter: float = 0.0
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready; without what a collection without a policy has not."""
-        return {name: value for name, value in vars(self).items() if name != "from_policy" or value}
+        """JSON-ready; without what most collections have not."""
+        return {name: value for name, value in vars(self).items() if name not in ("from_policy", "scatter") or value}
 
     def noise_of(self, attempt: int) -> float:
         """Noise of an attempt: of any run of attempts, the share ``noise_share`` has it."""
@@ -178,11 +180,15 @@ class TaskWork:
             self.settings.seed, self.task.index, self.init_state_of(attempt), attempt // self.settings.init_states
         )  # fmt: skip
 
+    def scatter_of(self, attempt: int) -> tuple[int, ...] | None:
+        """Seed of an attempt's places; None where the things stand as the initial state has them."""
+        return seed_of_places(self.seed_of(attempt), self.settings.scatter)
+
     def requests(self) -> tuple[Reset, Demonstrate]:
         """Start and course of the present attempt."""
         seed = self.seed_of(self.attempt)
         state = suites.init_states(self.task)[self.init_state_of(self.attempt)]
-        reset = Reset(state, suites.SETTLE_STEPS, expert_seed=seed)
+        reset = Reset(state, suites.SETTLE_STEPS, expert_seed=seed, scatter=self.scatter_of(self.attempt))
         noise = self.settings.noise_of(self.attempt)
         limit = suites.max_steps(self.task.suite)
         taken = (*seed, 3) if self.settings.from_policy else None
@@ -277,6 +283,8 @@ class TaskWork:
         for attempt in self.recorded:
             noise = self.settings.noise_of(attempt)
             made_by = "scripted expert" + (f", noise {noise:g} on its actions" if noise else "")
+            if self.scatter_of(attempt) is not None:
+                made_by += ", things scattered"
             if policy := self.settings.from_policy:
                 steps = steps_of(self.seed_of(attempt), self.task.suite)
                 made_by += f", taking over from policy {policy[:12]} after {steps} steps"

@@ -12,6 +12,7 @@ from statevla.evaluators.intervals import wilson
 from statevla.sims.libero import memory, paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import Demonstrate, Reset
+from statevla.sims.libero.scatter import check_scatter, seed_of_places
 from statevla.sims.libero.worker import Simulator, Timeouts, ready
 from stores.errors import UsageError
 from stores.progress import Progress, ProgressEvent
@@ -74,6 +75,7 @@ def try_expert(
     seed: int = 0,
     first_init: int = 0,
     noise: float = 0.0,
+    scatter: float = 0.0,
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
 ) -> ExpertTrials:
@@ -93,6 +95,7 @@ def try_expert(
             f"expected episodes and workers of at least 1, noise from 0 to 1 and initial states within 0-{last - 1}, "
             f"got episodes {episodes}, workers {workers}, noise {noise}, first_init {first_init}"
         )
+    check_scatter(suite, scatter)
     waiting = list(chosen)
     running: dict[Simulator, int] = {}
     found: list[ExpertTrial] = []
@@ -105,7 +108,7 @@ def try_expert(
             for simulator in ready(list(running)):
                 init, task = running[simulator], simulator.task
                 try:
-                    trial = _advance(simulator, init, seed, noise)
+                    trial = _advance(simulator, init, seed, noise, scatter)
                 except SimulatorFailed as error:
                     rest = range(init, first_init + episodes)
                     found += [ExpertTrial(task.index, i, False, error=str(error).splitlines()[0]) for i in rest]
@@ -119,23 +122,24 @@ def try_expert(
                     simulator.close()
                     del running[simulator]
                 else:
-                    simulator.send(_reset(simulator, running[simulator], seed))
+                    simulator.send(_reset(simulator, running[simulator], seed, scatter))
                 if progress is not None:
                     message = f"task {trial.task}, initial state {trial.init_state}: {WORD_OF[trial.held]}"
                     progress(ProgressEvent("expert", len(found), len(chosen) * episodes, "trials", message))
     return ExpertTrials(suite, tuple(sorted(found, key=lambda trial: (trial.task, trial.init_state))))
 
 
-def _reset(simulator: Simulator, init: int, seed: int) -> Reset:
+def _reset(simulator: Simulator, init: int, seed: int, scatter: float) -> Reset:
     state = suites.init_states(simulator.task)[init]
-    return Reset(state, suites.SETTLE_STEPS, expert_seed=(seed, simulator.task.index, init, 0))
+    expert = (seed, simulator.task.index, init, 0)
+    return Reset(state, suites.SETTLE_STEPS, expert_seed=expert, scatter=seed_of_places(expert, scatter))
 
 
-def _advance(simulator: Simulator, init: int, seed: int, noise: float) -> ExpertTrial | None:
+def _advance(simulator: Simulator, init: int, seed: int, noise: float, scatter: float) -> ExpertTrial | None:
     """Takes a worker's answer; the finished trial, or None when it has been told to go on."""
     if simulator.starting:
         _ = simulator.scenery
-        simulator.send(_reset(simulator, init, seed))
+        simulator.send(_reset(simulator, init, seed, scatter))
         return None
     task = simulator.task
     reply = simulator.receive()

@@ -38,6 +38,9 @@ def collect(
         float, typer.Option(min=0, max=1, help="LIBERO: push the hand off its way; what is recorded leads back (DART).")
     ] = 0.0,
     noise_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the attempts that have the noise.")] = 1.0,
+    scatter: Annotated[
+        float, typer.Option(min=0, max=1, help="libero_object: share of the attempts with things at random places.")
+    ] = 0.0,
     from_policy: Annotated[
         Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
     ] = None,
@@ -68,7 +71,7 @@ def collect(
 
             trials = try_expert(
                 suite, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init, noise=noise,
-                progress=progress,
+                scatter=scatter, progress=progress,
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
@@ -79,7 +82,7 @@ def collect(
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                from_policy=driver, progress=progress, replace=replace,
+                scatter=scatter, from_policy=driver, progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())

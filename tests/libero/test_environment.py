@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipelines.collect.libero_parts import HOLD, holds
 from statevla.sims.libero import suites
-from statevla.sims.libero.protocol import IMAGE_KEYS, PROPRIOCEPTION_KEYS, Reply, Reset, Run
+from statevla.sims.libero.protocol import IMAGE_KEYS, PROPRIOCEPTION_KEYS, Demonstrate, Reply, Reset, Run
 from statevla.sims.libero.worker import Simulator
 
 pytestmark = pytest.mark.libero
@@ -55,6 +56,29 @@ def test_an_episode_does_not_depend_on_the_one_before(
     np.testing.assert_array_equal(other.state, first.state)
     for key in IMAGE_KEYS:
         np.testing.assert_array_equal(other.observation[key], first.observation[key], err_msg=key)
+
+
+def test_scattered_things_stand_elsewhere_and_can_be_taken(simulator: Simulator, task: suites.Task) -> None:
+    """A state is time, positions, velocities; the first nine positions are the robot's, then seven a thing."""
+    start = suites.init_states(task)[0]
+    plain = simulator.ask(Reset(start, suites.SETTLE_STEPS))
+    other = simulator.ask(Reset(start, suites.SETTLE_STEPS, expert_seed=(0,), scatter=(1, 5)))
+    track = simulator.ask(Demonstrate(suites.max_steps(task.suite), HOLD)).track
+    assert track is not None
+    assert holds(track), "the expert looks where things are"
+    np.testing.assert_array_equal(track.states[0], other.state)
+    things = (len(start) - 1 - 9) * 7 // 13 // 7
+    places, before = (reply.state[10 : 10 + 7 * things].reshape(things, 7) for reply in (other, plain))
+    np.testing.assert_array_equal(other.state[1:10], plain.state[1:10])
+    moved = np.linalg.norm(places[:, :2] - before[:, :2], axis=1)
+    assert (moved > 0.02).sum() == things - 1, moved  # the basket stays
+    np.testing.assert_allclose(places[:, 2], before[:, 2], atol=2e-3)
+    again = simulator.ask(Reset(start, suites.SETTLE_STEPS, scatter=(1, 5)))
+    np.testing.assert_array_equal(again.state, other.state)
+    for key in IMAGE_KEYS:
+        assert (other.observation[key] != plain.observation[key]).any()
+    after = simulator.ask(Reset(start, suites.SETTLE_STEPS))
+    np.testing.assert_array_equal(after.state, plain.state)
 
 
 def test_filming_changes_nothing(simulator: Simulator, task: suites.Task, actions: NDArray[np.float64]) -> None:

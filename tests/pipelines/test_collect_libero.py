@@ -48,6 +48,7 @@ class World:
     stop_drawing: int | None = None
     seeds: list[tuple[int, ...]] = field(default_factory=list)
     noises: list[float] = field(default_factory=list)
+    scattered: list[Any] = field(default_factory=list)
     solved: set[int] = field(default_factory=set)
     driven: list[int] = field(default_factory=list)
     taken: list[Any] = field(default_factory=list)
@@ -101,6 +102,7 @@ class FakeSimulator:
                 raise KeyboardInterrupt
             self._init, self._driven = int(request.state[0]), 0
             world.seeds.append(request.expert_seed or ())
+            world.scattered.append(request.scatter)
         elif isinstance(request, Draw):
             if world.stop_drawing is not None and len(world.drawings) >= world.stop_drawing:
                 raise KeyboardInterrupt
@@ -279,6 +281,23 @@ def test_noise_is_executed_and_not_learned(world: World, tmp_path: Path) -> None
         assert json.loads(file["data"].attrs["collected_with"])["noise"] == 0.25
 
 
+def test_things_are_scattered_in_a_share_of_the_attempts(world: World, tmp_path: Path) -> None:
+    run(tmp_path, tasks=[0], scatter=0.5, init_states=4, episodes=12)
+    told = [seed is not None for seed in world.scattered]
+    assert 0 < sum(told) < 12
+    with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
+        made_by = [file[f"data/demo_{k}"].attrs["made_by"] for k in range(12)]
+        assert json.loads(file["data"].attrs["collected_with"])["scatter"] == 0.5
+    assert [text == "scripted expert, things scattered" for text in made_by] == told
+    again = world.scattered.copy()
+    run(tmp_path / "again", tasks=[0], scatter=0.5, init_states=4, episodes=12, workers=2)
+    assert world.scattered[12:] == again
+    run(tmp_path / "not", tasks=[0])
+    assert world.scattered[24:] == [None] * 3
+    with h5py.File(tmp_path / "not" / "task_0_demo.hdf5") as file:
+        assert "scatter" not in json.loads(file["data"].attrs["collected_with"]), "older collections are gone on with"
+
+
 def test_a_full_disk_is_foreseen(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 10 * 2**20})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
@@ -326,6 +345,7 @@ def test_other_settings_do_not_mix(world: World, tmp_path: Path) -> None:
         {"tasks": "4"},
         {"noise": -0.1},
         {"noise_share": 1.5},
+        {"scatter": -0.5},
     ],
 )
 def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ contexts in one process give wrong pictures without an error.
     memory.py          how many workers fit into this machine
     protocol.py        what is sent to a worker and what comes back
     environment.py     the environment inside a worker
+    scatter.py         other places for the things of a scene
     recorder.py        an episode without pictures, to be drawn later
     perturb.py         other cameras, other light, noise
     pushes.py          what pushes the hand off its way while an expert demonstrates

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.sims.libero import custom_objects, paths, render_check
+from statevla.sims.libero import custom_objects, paths, render_check, scatter
 from statevla.sims.libero.errors import SimulatorMissing
 from statevla.sims.libero.experts import DONE, Expert, make_expert, program_of
 from statevla.sims.libero.perturb import Eyes
@@ -162,6 +162,8 @@ class Environment:
         self._gripper.current_action = self._gripper_at_start.copy()
         with self._open(request.settle == 0 and not request.restore_again):
             self._obs = self._env.set_init_state(request.state)
+        if request.scatter is not None:
+            self._scatter(request.scatter)
         for step in range(request.settle):
             with self._open(step == request.settle - 1 and not request.restore_again):
                 self._obs = self._env.step(list(SETTLE_ACTION))[0]
@@ -173,6 +175,15 @@ class Environment:
             self._expert = self._new_expert(request.expert_seed)
         model = paths.portable(self._env.sim.model.get_xml(), self._spec.assets)
         return self._reply(True, np.zeros((0, 7)), None, started, model=model)
+
+    def _scatter(self, seed: tuple[int, ...]) -> None:
+        inner = self._env.env
+        for name, shift in scatter.shifts(MujocoScene.of(inner), np.random.default_rng(list(seed))).items():
+            joint = inner.objects_dict[name].joints[-1]
+            place = np.array(inner.sim.data.get_joint_qpos(joint))
+            place[:2] += shift
+            inner.sim.data.set_joint_qpos(joint, place)
+        inner.sim.forward()
 
     def run(self, request: Run) -> Reply:
         """Executes actions; see :class:`Run`."""

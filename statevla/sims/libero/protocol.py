@@ -46,6 +46,7 @@ class Reset:
     expert_seed: seeds the scripted expert that ``RunExpert`` steps; None for an episode without one.
     fixtures: seeds the places of what a state does not hold (cabinets, stoves, racks; up to 22 mm apart).
     perturbation: of what the cameras see, for this episode.
+    scatter: seeds other places for the things, before they settle (`scatter`); None: they stand where the state says.
     """
 
     state: NDArray[np.float64]
@@ -54,6 +55,7 @@ class Reset:
     expert_seed: tuple[int, ...] | None = None
     fixtures: int = 0
     perturbation: Perturbation = NONE
+    scatter: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,6 @@ class Pushes:
     def next(self) -> NDArray[np.float64]:
         """What is added to the next step's action."""
         turned = self._rng.random() < 1 / (PUSH_STEPS if self._pushing else PAUSE_STEPS)
-        self._pushing ^= turned
+        self._pushing = self._pushing != turned
         self._drift = DRIFT * self._drift + np.sqrt(1 - DRIFT**2) * self._rng.normal(0.0, 1.0, 6)
-        return self._noise * self._drift * SHARES * self._pushing
+        return self._noise * self._drift * SHARES if self._pushing else np.zeros(6)
