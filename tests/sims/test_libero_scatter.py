@@ -74,10 +74,12 @@ def test_every_part_of_the_rectangle_is_reached_and_the_seed_decides() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_thing_keeps_off_what_stands_still(seed: int) -> None:
-    world = Discs({"soup_1": (-0.25, -0.2), "milk_1": (0.25, 0.2)}, goals=(), fixtures=("wall",))
-    for place in placed(world, seed).values():
+def test_a_thing_keeps_off_what_stays(seed: int) -> None:
+    corners = {"soup_1": (-0.25, -0.2), "milk_1": (0.25, 0.2)}
+    for place in placed(Discs(corners, goals=(), fixtures=("wall",)), seed).values():
         assert np.linalg.norm(place) >= np.hypot(0.1, 0.02) + RADIUS + GAP - 1e-3
+    for place in placed(Discs(corners | {"basket_1": (0.0, 0.0)}), seed).values():
+        assert np.linalg.norm(place) >= 2 * RADIUS + GAP - 1e-3
 
 
 def test_without_room_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
