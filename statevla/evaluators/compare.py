@@ -114,7 +114,7 @@ def find_evaluation(path: Path, suite: str | None = None) -> Path:
     """`path` itself where it holds an evaluation, else the only one of the run there (of `suite`, where given)."""
     if (path / RUN).is_file():
         return path
-    found = sorted(file.parent for file in path.glob(f"eval/*/{RUN}"))
+    found = sorted(file.parent for pattern in (f"eval/{RUN}", f"eval/*/{RUN}") for file in path.glob(pattern))
     if suite is not None:
         found = [folder for folder in found if _json(folder / RUN).get("suite") == suite]
     if not found:
@@ -189,11 +189,20 @@ def _notes(read: Sequence[Evaluation], pairs: int) -> list[str]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Of the run, or of the evaluation's folder where it lies elsewhere; both, or whole paths, where not distinct."""
+    """Of the run, or of the evaluation's folder where it lies elsewhere; both, or the part of the paths in which they
+    differ, where not distinct."""
     runs = [(folder.parents[1] if folder.parent.name == "eval" else folder).resolve().name for folder in folders]
     both = [run if run == folder.name else f"{run} {folder.name}" for run, folder in zip(runs, folders, strict=True)]
-    whole = [str(folder) for folder in folders]
-    return next(names for names in (runs, both, whole) if len(set(names)) == len(names) or names is whole)
+    parts = [folder.resolve().parts for folder in folders]
+    first = _shared(parts)
+    last = min(_shared([each[::-1] for each in parts]), *(len(each) - first - 1 for each in parts))
+    apart = ["/".join(each[first : len(each) - last]) for each in parts]
+    return next(names for names in (runs, both, apart) if len(set(names)) == len(names) or names is apart)
+
+
+def _shared(parts: Sequence[tuple[str, ...]]) -> int:
+    """How many parts all begin with."""
+    return next((k for k, each in enumerate(zip(*parts, strict=False)) if len(set(each)) > 1), min(map(len, parts)))
 
 
 def _told(each: Evaluation) -> dict[str, Any]:

@@ -59,6 +59,29 @@ def test_pairs_are_counted_by_trial(tmp_path: Path) -> None:
     assert json.loads(json.dumps(told)) == told
 
 
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("a/eval/tabletop", "b/eval/tabletop"), ["a", "b"]),
+        (("a/eval/tabletop", "a/eval/again"), ["a tabletop", "a again"]),
+        (("x/a/eval", "x/b/eval", "x/c/run/eval"), ["a", "b", "c/run"]),
+        (("x/eval", "x/y/eval"), ["eval", "y/eval"]),
+        (("x/1/out", "y/1/out"), ["x", "y"]),
+    ],
+)
+def test_names_are_what_tells_evaluations_apart(tmp_path: Path, folders: tuple[str, ...], names: list[str]) -> None:
+    found = compare([written(tmp_path / "shared" / folder, "sf") for folder in folders])
+    told = [each.name for each in found.evaluations]
+    assert told == names
+
+
+def test_an_evaluation_may_lie_right_in_a_runs_folder(tmp_path: Path) -> None:
+    written(tmp_path / "a/eval", "sf")
+    written(tmp_path / "b/eval/tabletop", "ss")
+    (pair,) = compare([tmp_path / "a", tmp_path / "b"]).pairs
+    assert pair.counts == Paired(both=1, first=0, second=1, neither=0)
+
+
 def test_a_decided_pair_names_the_better_one(tmp_path: Path) -> None:
     one, other = written(tmp_path / "weak", "f" * 30), written(tmp_path / "strong", "s" * 30)
     (pair,) = compare([one, other]).pairs
