@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from statevla.config.options import keys, option
+from statevla.config.world import WorldOptions
 from stores.errors import UsageError
 from stores.schema import CHUNK
 
@@ -177,8 +178,8 @@ class Phase1Config(SystemOptions):
 
 
 @dataclass(frozen=True)
-class Phase2Config(SystemOptions):
-    """Flow-matching policy on the frozen state."""
+class Phase2Config(WorldOptions, SystemOptions):
+    """Flow-matching policy on the frozen state, whose later ones its world head foretells."""
 
     learning_rate: float = option(5e-5, "of this system; not given: training.learning_rate if that is", above=0)
     gripper_weight: float = option(1.0, "weight of the gripper's cross entropy", least=0)

@@ -116,10 +116,25 @@ class FlowPolicy(nn.Module):
         tokens: Float[Tensor, "B N D"] | None = None,
     ) -> Float[Tensor, "B K A"]:
         """Velocity at `noisy` = x_σ. `tokens` is read with ``policy_context: z+tokens`` only."""
+        return self.told(self.read(noisy, sigma, z, tokens))
+
+    def read(
+        self,
+        noisy: Float[Tensor, "B K A"],
+        sigma: Float[Tensor, " B"],
+        z: Float[Tensor, "B D"],
+        tokens: Float[Tensor, "B N D"] | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """What the velocity is read from: the action tokens after the last layer, normalized."""
         own = self._own(self.sigma(sinusoid(sigma, self.width)), self.state(z), noisy)
         if self.context is not None:
             own = torch.cat([self._context(tokens), own], dim=1)
-        return self._head(self.layers(own))
+        return self._last(self.layers(own))
+
+    def told(self, read: Float[Tensor, "B K D"]) -> Float[Tensor, "B K A"]:
+        """The velocity."""
+        out: Tensor = self.head(read)
+        return out
 
     def level_tokens(self, steps: int) -> Float[Tensor, "S D"]:
         """The σ tokens of the sampling times, the same for every observation."""
@@ -142,7 +157,7 @@ class FlowPolicy(nn.Module):
 
         def velocity(x: Tensor, level: Tensor) -> Tensor:
             own = self._own(level.expand(len(x), -1), state, x)
-            return self._head(self.layers(own) if past is None else self._continue(own, past)).float()
+            return self.told(self._last(self.layers(own) if past is None else self._continue(own, past))).float()
 
         return euler(velocity, noise, levels)
 
@@ -176,6 +191,6 @@ class FlowPolicy(nn.Module):
             own = layer.extend(own, next(states))[0] if isinstance(layer, MambaBlock) else layer(own)
         return own
 
-    def _head(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B K A"]:
-        out: Tensor = self.head(self.final_norm(x[:, -self.chunk :]))
+    def _last(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B K D"]:
+        out: Tensor = self.final_norm(x[:, -self.chunk :])
         return out

@@ -17,6 +17,8 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     12 encoders for policies, few labels, StaMo's features and painters
     13 how patches are made, of vla and goal
     14 how often labelled steps are drawn
+    15 how patches are made, of encoders
+    16 a world head of the flow-matching policy
 """
 
 import copy
@@ -25,7 +27,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 15
+FORMAT: Final = 16
 Tree = dict[str, Any]
 
 
@@ -150,6 +152,9 @@ def _further_objectives(old: Tree) -> Tree:
     return tree
 
 
+NO_WORLD: Final[Tree] = {
+    "world_target": "none", "world_weight": 0.1, "world_horizon": None, "world_shuffled": False,
+}  # fmt: skip
 STAMO_ADDED: Final[Tree] = {
     "features": "conv", "decoder": "pixel", "vae_steps": 2000,
     "sd3_model": "stabilityai/stable-diffusion-3-medium-diffusers", "sd3_revision": None,
@@ -166,10 +171,7 @@ def _further_options_of_systems(old: Tree) -> Tree:
     tree["config"]["data"] |= {"labelled_share": 1.0, "unlabelled": "leave_out"}
     for name in ("film", "act", "vla", "goal"):
         if name in tree["config"]:
-            tree["config"][name] |= {
-                "encoder": "temporal_jepa", "world_target": "none", "world_weight": 0.1, "world_horizon": None,
-                "world_shuffled": False,
-            }  # fmt: skip
+            tree["config"][name] |= {"encoder": "temporal_jepa", **NO_WORLD}
     if "stamo" in tree["config"]:
         _rename(tree["config"]["stamo"], features="stem_width")
         tree["config"]["stamo"] |= STAMO_ADDED
@@ -196,6 +198,13 @@ def _patches_of_encoders(old: Tree) -> Tree:
     """14 to 15: one convolution a patch in the encoder, too."""
     tree = copy.deepcopy(old)
     tree["config"]["model"]["stem"] = "patch"
+    return tree
+
+
+def _world_of_flow(old: Tree) -> Tree:
+    """15 to 16: the flow-matching policy foretold no state."""
+    tree = copy.deepcopy(old)
+    tree["config"]["training"]["phase2"] |= NO_WORLD
     return tree
 
 
@@ -237,5 +246,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     12: _stems,
     13: _labels_as_often,
     14: _patches_of_encoders,
+    15: _world_of_flow,
 }
 """From the format of the key to the next one."""

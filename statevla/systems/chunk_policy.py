@@ -3,7 +3,7 @@
 Legend: B batch, C cameras, K chunk, P continuous dimensions, G binary ones, R rows of a step.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from statevla.config import Config
 from statevla.config.options import option
 from statevla.config.schema import SystemOptions
-from statevla.data.batch import Batch
-from statevla.data.needs import Needs
+from statevla.config.world import WorldOptions
+from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.gripper import command, is_closing
 from statevla.models.heads import gripper_terms, pose_error
 from statevla.models.losses import LossParts
@@ -23,12 +23,12 @@ from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.frozen import ENCODERS, FrozenEncoder
-from statevla.systems.system import Given, Noise, Objective, Terms
-from statevla.systems.world import FITTED_ROWS, TARGETS, WorldHead
+from statevla.systems.system import Given, Noise, Terms
+from statevla.systems.world import Foretelling
 
 
 @dataclass(frozen=True)
-class ChunkOptions(SystemOptions):
+class ChunkOptions(WorldOptions, SystemOptions):
     """Of every policy that regresses a chunk."""
 
     learning_rate: float = option(1e-3, "of this system; not given: training.learning_rate if that is", above=0)
@@ -38,30 +38,23 @@ class ChunkOptions(SystemOptions):
         "temporal_jepa", "system of the frozen state encoder, where one is taken; not given: that of the checkpoint",
         choices=tuple(ENCODERS),
     )  # fmt: skip
-    world_target: str = option(
-        "none", "what a further head foretells in training: a frozen encoder's later state, or how far it moves",
-        choices=TARGETS,
-    )  # fmt: skip
-    world_weight: float = option(0.1, "weight of that head's error", least=0)
-    world_horizon: int | None = option(None, "steps that it looks ahead; nothing: model.action_seq_len", least=1)
-    world_shuffled: bool = option(False, "a control: in training each row has the target of another episode's")
 
     PARENT_FOR: ClassVar[str] = "world_target=state or motion"
 
     @property
     def takes_encoder(self) -> bool:
         """Whether some option needs a frozen encoder."""
-        return self.world_target != "none"
+        return self.has_world
 
     def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
         """The one that ``encoder`` names, where one is needed."""
         return (self.encoder,) if self.takes_encoder else ()
 
 
-class ChunkPolicy(Objective):
+class ChunkPolicy(Foretelling):
     """Gives a chunk in training and in acting alike; subclasses add what their training has beside it.
 
-    encoder: the frozen one, where the options take one. world: the head that foretells its states, likewise.
+    encoder: the frozen one, where the options take one, whose states the world head foretells.
     """
 
     options: ChunkOptions
@@ -74,7 +67,6 @@ class ChunkPolicy(Objective):
         super().__init__()
         self.options, spec = options, given.spec
         self.encoder = FrozenEncoder(options.encoder, config, given) if options.takes_encoder else None
-        self.world: WorldHead | None = None
         self.standardize_action = Standardize("action", given.statistics, spec)
         self.standardize_robot_state = Standardize("robot_state", given.statistics, spec)
         order = [*spec.continuous, *spec.binary]
@@ -83,34 +75,15 @@ class ChunkPolicy(Objective):
         self.register_buffer("places", torch.tensor(order, dtype=torch.long).argsort(), persistent=False)
 
     def add_world(self, config: Config, width: int) -> None:
-        """Where the options say so, a head on readouts of `width`; called last, so that it changes no other weight."""
-        if self.encoder is None or self.options.world_target == "none":
-            return
-        tokens, numbers = self.encoder.state_shape
-        horizon = self.options.world_horizon or config.model.action_seq_len
-        self.world = WorldHead(width, tokens * numbers, self.options.world_target, horizon, self.options.world_shuffled)
-        self.needs = Needs(offsets=(0, horizon))
+        """`make_world` of the encoder's states, where there is one; called last."""
+        if self.encoder is not None:
+            tokens, numbers = self.encoder.state_shape
+            self.make_world(self.options, config, width, tokens * numbers)
 
-    @property
-    def learns_unlabelled(self) -> bool:
-        """With a world head."""
-        return self.world is not None
-
-    @property
-    def fit_rows(self) -> int:
-        """For the world head's targets."""
-        return 0 if self.world is None else FITTED_ROWS
-
-    def fit(self, batches: Iterable[Batch]) -> None:
-        """The world head's targets."""
-        if self.world is not None and self.encoder is not None:
-            self.world.fit(self.encoder, batches)
-
-    def foretell(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], batch: Batch) -> dict[str, Tensor]:
-        """`WorldHead.terms`; none without one."""
-        if self.world is None or self.encoder is None:
-            return {}
-        return self.world.terms(readout, self.encoder, batch)
+    def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B F"]:
+        if self.encoder is None:
+            raise ValueError("a state is asked for, but the policy holds no encoder")
+        return self.encoder.state(obs).flatten(1)
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:
@@ -146,19 +119,13 @@ class ChunkPolicy(Objective):
         gripper, right = gripper_terms(terms["logits"], terms["closing"], terms["keep"])
         total = pose + self.options.gripper_weight * gripper
         parts = {"pos_rot_loss": pose, "gripper_loss": gripper, "action_loss": total, "gripper_accuracy": right}
-        if self.world is not None:
-            foretold, more = self.world.loss(terms)
-            total, parts = total + self.options.world_weight * foretold, parts | more
-        steps = terms["keep"].sum().float()
-        return LossParts(total, {name: part.detach() for name, part in parts.items()}, steps)
+        foretold, more = self.world_loss(self.options, terms)
+        parts = {name: part.detach() for name, part in parts.items()} | more
+        return LossParts(total + foretold, parts, terms["keep"].sum().float())
 
     def monitors(self, terms: Terms) -> dict[str, float]:
         """``gripper_change_f1``, where the gripper changes at all; those of the world head."""
         return {**change_monitor(terms), **self.world_monitors(terms)}
-
-    def world_monitors(self, terms: Terms) -> dict[str, float]:
-        """`WorldHead.monitors`; none without one."""
-        return {} if self.world is None else self.world.monitors(terms)
 
     def acted(self, pose: Float[Tensor, "B K P"], logits: Float[Tensor, "B K G"]) -> Acted:
         """A decision in action units, its dimensions in the spec's order."""

@@ -45,6 +45,8 @@ def describe(config: Config) -> Description:
     }
     if jepa.inverse is not None:
         parts["inverse_dynamics"] = count(jepa.inverse)
+    if policy.world is not None:
+        parts["world_head"] = count(policy.world)
     trainable = sum(parts.values())
     return Description(parts=parts, trainable=trainable, total=trainable + parts["context_encoder"])
 

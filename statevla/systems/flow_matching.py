@@ -1,5 +1,9 @@
 """Flow matching for an action's continuous dimensions, a classifier for its binary ones, on a frozen state encoder.
 
+With a world head (``training.phase2.world_*``) the trunk also foretells that encoder's later state: from the mean of
+the action tokens' last hidden states, without padding, at the noise level of the step, as FLARE aligns future latents
+inside a denoising transformer (2505.15659, which has tokens of their own for it).
+
 Legend: B batch, N tokens, D width, K chunk, A numbers of an action, of them C continuous and G binary.
 """
 
@@ -20,7 +24,8 @@ from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
 from statevla.runs.files import MODEL, below, load_strict
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.system import Given, Noise, Objective, Terms
+from statevla.systems.system import Given, Noise, Terms
+from statevla.systems.world import Foretelling
 from stores.errors import UsageError
 from stores.spec import LIBERO
 from stores.statistics import Normalization
@@ -47,8 +52,14 @@ def draw_noise(
     return FlowNoise(sigma.to(device), epsilon.to(device))
 
 
-class PolicyModel(Objective):
-    """encoder (the one given, frozen here), flow, gripper.
+def mean_token(read: Float[Tensor, "B K D"], is_pad: Bool[Tensor, "B K"]) -> Float[Tensor, "B D"]:
+    """Over the action tokens that are no padding, which those before it do not see; over all where all are."""
+    seen = (~is_pad | is_pad.all(dim=1, keepdim=True)).unsqueeze(-1)
+    return torch.where(seen, read, 0.0).sum(dim=1) / seen.sum(dim=1)
+
+
+class PolicyModel(Foretelling):
+    """encoder (the one given, frozen here), flow, gripper; world, where the options say so.
 
     Its state dict is a whole policy: statistics too, the vision backbone not.
     """
@@ -59,8 +70,8 @@ class PolicyModel(Objective):
 
     def __init__(self, config: Config, encoder: StateEncoder, statistics: Normalization | None = None) -> None:
         super().__init__()
-        self.config = config.model
-        self.gripper_weight = config.training.phase2.gripper_weight
+        self.config, self.options = config.model, config.training.phase2
+        self.gripper_weight = self.options.gripper_weight
         self.encoder = encoder.requires_grad_(False)
         self.spec = encoder.spec
         self.flow = FlowPolicy(config.model, self.spec)
@@ -71,6 +82,13 @@ class PolicyModel(Objective):
         for name, dims in (("continuous", self.spec.continuous), ("binary", self.spec.binary)):
             self.register_buffer(name, torch.tensor(dims, dtype=torch.long), persistent=False)
         self.register_buffer("places", torch.tensor(order, dtype=torch.long).argsort(), persistent=False)
+        self.make_world(self.options, config, config.model.embed_dim, config.model.embed_dim)
+
+    @torch.no_grad()
+    def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B D"]:
+        """The kept one where there is one."""
+        state: Tensor = self.encoder.state(obs) if obs.latent is None else obs.latent
+        return state.float()
 
     @torch.no_grad()
     def encode(self, obs: ObservationBatch) -> Encoded:
@@ -93,28 +111,41 @@ class PolicyModel(Objective):
         return draw_noise(rows, self.config.action_seq_len, generator, generator.device, dims)._asdict()
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """`terms_of_state` of the frozen encoder's state."""
-        return self.terms_of_state(self.encode(batch.obs), batch.chunk, batch.is_pad, noise)
+        """`terms_of_state` of the frozen encoder's state, and `Foretelling.foretell`."""
+        found, read = self._denoise(self.encode(batch.obs), batch.chunk, batch.is_pad, noise)
+        return found if self.world is None else {**found, **self.foretell(mean_token(read, batch.is_pad), batch)}
 
     def terms_of_state(
         self, encoded: Encoded, chunk: Float[Tensor, "B K A"], is_pad: Bool[Tensor, "B K"], noise: Noise
     ) -> Terms:
         """``velocity`` and ``wanted`` [B K C], ``logits`` and ``closing`` [B K G], ``keep`` [B K] (no padding)."""
-        clean = self.standardize_action(chunk).index_select(-1, self.continuous)
-        noisy = interpolate(clean, noise["epsilon"], noise["sigma"])
+        return self._denoise(encoded, chunk, is_pad, noise)[0]
+
+    def _denoise(
+        self, encoded: Encoded, chunk: Float[Tensor, "B K A"], is_pad: Bool[Tensor, "B K"], noise: Noise
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "B K D"]]:
+        """`terms_of_state`, and what the velocity is read from.
+
+        A row of which no action may be seen is pure noise, σ = 1, as where sampling starts: it says nothing of them.
+        """
+        hidden = is_pad.all(dim=1)
+        sigma = torch.where(hidden, 1.0, noise["sigma"])
+        shown = torch.where(hidden[:, None, None], 0.0, self.standardize_action(chunk))
+        clean = shown.index_select(-1, self.continuous)
+        read = self.flow.read(interpolate(clean, noise["epsilon"], sigma), sigma, encoded.z, encoded.tokens)
         return {
-            "velocity": self.flow(noisy, noise["sigma"], encoded.z, encoded.tokens),
+            "velocity": self.flow.told(read),
             "wanted": velocity_target(clean, noise["epsilon"]),
             "logits": self.gripper(encoded.z, encoded.tokens),
             "closing": is_closing(chunk.index_select(-1, self.binary)),
             "keep": ~is_pad,
-        }
+        }, read
 
     def loss(self, terms: Terms) -> LossParts:
-        """Flow MSE + weighted gripper BCE over the steps that are not padding.
+        """Flow MSE + weighted gripper BCE over the steps that are not padding; with a world head + its weighted error.
 
         Parts, named as the StateVLA documents log them: ``pos_rot_loss``, ``gripper_loss`` (unweighted) and their
-        weighted sum ``action_loss``; monitor ``gripper_accuracy``.
+        weighted sum ``action_loss``; monitor ``gripper_accuracy``; those of `WorldHead.loss`.
         """
         keep, logits, closing = terms["keep"], terms["logits"], terms["closing"]
         flow_loss = masked_mse(terms["velocity"], terms["wanted"], keep)
@@ -128,11 +159,12 @@ class PolicyModel(Objective):
             "action_loss": total.detach(),
             "gripper_accuracy": right,
         }
-        return LossParts(total, parts, keep.sum().float())
+        foretold, more = self.world_loss(self.options, terms)
+        return LossParts(total + foretold, parts | more, keep.sum().float())
 
     def monitors(self, terms: Terms) -> dict[str, float]:
-        """``gripper_change_f1``, where the gripper changes at all."""
-        return change_monitor(terms)
+        """``gripper_change_f1``, where the gripper changes at all; those of the world head."""
+        return {**change_monitor(terms), **self.world_monitors(terms)}
 
     @property
     def frozen_encoder(self) -> StateEncoder | None:

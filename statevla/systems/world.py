@@ -1,5 +1,5 @@
-"""An option of every policy that regresses a chunk: its readout foretells a frozen encoder's later state (StaMo,
-2510.05057, and the world-model terms of its relatives). Training only: acting never asks the head.
+"""An option of every policy: its readout foretells a frozen encoder's later state (StaMo, 2510.05057, and the
+world-model terms of its relatives). Training only: acting never asks the head.
 
 Legend: B batch, D width of the readout, Q readouts, F numbers of a state, H horizon.
 """
@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from statevla.data.batch import Batch
+from statevla.config import Config
+from statevla.config.world import WorldOptions
+from statevla.data.batch import Batch, ObservationBatch
+from statevla.data.needs import Needs
 from statevla.models.heads import masked_l1
 from statevla.models.losses import masked_mse
-from statevla.systems.frozen import FrozenEncoder
-from statevla.systems.system import Terms
+from statevla.systems.system import Objective, Terms
 from stores.errors import UsageError
 
-TARGETS: Final = ("none", "state", "motion")
 HIDDEN: Final = 512
 FITTED_ROWS: Final = 8192
 """Of the train split, from which the targets' mean and deviation are taken."""
@@ -49,22 +50,25 @@ class WorldHead(nn.Module):
         return out.float()
 
     def targets(
-        self, encoder: FrozenEncoder, batch: Batch
+        self, now: Float[Tensor, "B F"], later: Float[Tensor, "B F"], batch: Batch
     ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B F"], Bool[Tensor, " B"]]:
-        """What is to be foretold, what "nothing changes" would say, and where there is an observation so far on."""
-        now, later = encoder.state(batch.obs).flatten(1), encoder.state(batch.next_obs).flatten(1)
+        """What is to be foretold, what "nothing changes" would say, and where there is an observation so far on.
+
+        now, later: states of the batch's two observations.
+        """
         keep = batch.ahead == self.horizon
         if self.target == "motion":
             return later - now, torch.zeros_like(now), keep
         return later, now, keep
 
     def terms(
-        self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], encoder: FrozenEncoder, batch: Batch
-    ) -> dict[str, Tensor]:
+        self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], now: Float[Tensor, "B F"],
+        later: Float[Tensor, "B F"], batch: Batch,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """``world``, ``world_wanted``, ``world_copied`` [B F] standardized, ``world_keep`` [B]; ``world_episode`` [B]
         where targets are shuffled.
         """
-        wanted, copied, keep = self.targets(encoder, batch)
+        wanted, copied, keep = self.targets(now, later, batch)
         return {
             "world": self(readout),
             "world_wanted": (wanted - self.mean) / self.scale,
@@ -95,11 +99,10 @@ class WorldHead(nn.Module):
         return {"world_copy_ratio": ratio.item(), "world_rows": terms["world_keep"].float().mean().item()}
 
     @torch.no_grad()
-    def fit(self, encoder: FrozenEncoder, batches: Iterable[Batch]) -> None:
+    def fit(self, found: Float[Tensor, "N F"]) -> None:
         """Mean and deviation of the targets; a number that never changes is only centred. Raises UsageError where no
         row has a target.
         """
-        found = torch.cat(list(self._kept(encoder, batches)))
         if not len(found):
             raise UsageError(
                 f"world_horizon: no segment of the train split holds an observation {self.horizon} steps after "
@@ -109,7 +112,65 @@ class WorldHead(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > TINY, deviation, 1.0))
 
-    def _kept(self, encoder: FrozenEncoder, batches: Iterable[Batch]) -> Iterator[Tensor]:
+
+class Foretelling(Objective):
+    """A policy that may have a world head. world: that head, where the options say so."""
+
+    world: WorldHead | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = None
+
+    def make_world(self, options: WorldOptions, config: Config, width: int, numbers: int) -> None:
+        """Where the options say so, a head on readouts of `width`; called last, so that it changes no other weight.
+
+        numbers: of a state.
+        """
+        if not options.has_world:
+            return
+        horizon = options.world_horizon or config.model.action_seq_len
+        self.world = WorldHead(width, numbers, options.world_target, horizon, options.world_shuffled)
+        self.needs = Needs(offsets=(0, horizon))
+
+    def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B F"]:
+        """The frozen encoder's, float32 and without gradients."""
+        raise NotImplementedError
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """With a world head."""
+        return self.world is not None
+
+    @property
+    def fit_rows(self) -> int:
+        """For the world head's targets."""
+        return 0 if self.world is None else FITTED_ROWS
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """The world head's targets."""
+        if self.world is not None:
+            self.world.fit(torch.cat(list(self._targets(self.world, batches))))
+
+    def _targets(self, world: WorldHead, batches: Iterable[Batch]) -> Iterator[Tensor]:
         for batch in batches:
-            wanted, _, keep = self.targets(encoder, batch)
+            wanted, _, keep = world.targets(self.state_of(batch.obs), self.state_of(batch.next_obs), batch)
             yield wanted[keep]
+
+    def foretell(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], batch: Batch) -> dict[str, Tensor]:
+        """`WorldHead.terms`; none without one."""
+        if self.world is None:
+            return {}
+        return self.world.terms(readout, self.state_of(batch.obs), self.state_of(batch.next_obs), batch)
+
+    def world_loss(self, options: WorldOptions, terms: Terms) -> tuple[Float[Tensor, ""] | float, dict[str, Tensor]]:
+        """`WorldHead.loss`, weighted, and its parts, detached; 0 without a head."""
+        if self.world is None:
+            return 0.0, {}
+        foretold, parts = self.world.loss(terms)
+        return options.world_weight * foretold, {name: part.detach() for name, part in parts.items()}
+
+    def world_monitors(self, terms: Terms) -> dict[str, float]:
+        """`WorldHead.monitors`; none without one."""
+        return {} if self.world is None else self.world.monitors(terms)

@@ -1,4 +1,6 @@
-"""What a system takes from the train split once, before its first step (`Objective.fit`)."""
+"""What a system takes from the train split once, before its first step (`Objective.fit`), by the views that it is
+trained from.
+"""
 
 import itertools
 from typing import TYPE_CHECKING
@@ -6,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from statevla.data.loaders import SplitReader
+from statevla.data.sequential import SequentialLoader
 
 if TYPE_CHECKING:
     from statevla.trainers.trainer import Run
@@ -22,7 +25,8 @@ def fit_to_data(run: "Run") -> None:
         run.store, "train", training.batch_size, run.config.model.action_seq_len, run.config.data,
         needs=model.needs, seed=training.seed, mixed=True,
     )  # fmt: skip
-
+    if not isinstance(run.loader, SequentialLoader):
+        reader.source.view, reader.source.beside = run.loader.source.view, run.loader.source.beside
     batches = itertools.islice(reader.batches(), -(-rows // training.batch_size))
     with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.autocast):
         model.fit(batch.to(run.device) for batch in batches)

@@ -98,6 +98,8 @@ def train(
         run, start = ranks.together(begin)
         run.report(run.step, in_words(config.data))
         use_what_is_kept(run)
+        if run.step == 0:
+            ranks.together(partial(fit_to_data, run))
         return run.loop(start)
 
 
@@ -184,7 +186,6 @@ class Run:
         if self.ranks.first:
             write_bytes(self.metrics, b"")
             write_json(layout.configuration(self.run_dir, self.system.folder), self.config.to_dict())
-        fit_to_data(self)
         return Position(0, 0)
 
     def resume(self, source: Path) -> Position:

@@ -116,3 +116,11 @@ def test_an_encoder_before_stems_had_one_convolution_a_patch() -> None:
     old = {"config": {"model": {"vision": "conv"}}}
     assert MIGRATIONS[14](old)["config"]["model"] == {"vision": "conv", "stem": "patch"}
     assert "stem" not in old["config"]["model"]
+
+
+def test_the_flow_matching_policy_foretold_nothing() -> None:
+    old = {"config": {"training": {"phase2": {"num_epochs": 3}}}}
+    assert MIGRATIONS[15](old)["config"]["training"]["phase2"] == {
+        "num_epochs": 3, "world_target": "none", "world_weight": 0.1, "world_horizon": None, "world_shuffled": False,
+    }  # fmt: skip
+    assert old["config"]["training"]["phase2"] == {"num_epochs": 3}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from statevla.config import Config, load_config
+from statevla.config.world import WorldOptions
 from statevla.systems.frozen import ENCODERS
 from statevla.systems.system import Given, Objective, System
 from statevla.systems.table import SYSTEMS, find_system, sections
@@ -37,9 +38,12 @@ class Case:
         return " ".join((self.row.name, *(text.partition(".")[2] for text in self.options)))
 
 
-def with_world(name: str, encoder: str, target: str) -> Case:
-    options = (f"{name}.encoder={encoder}", f"{name}.world_target={target}", f"{name}.world_horizon=1")
-    return Case(find_system(name), options)
+def with_world(name: str, encoder: str, target: str, *more: str) -> Case:
+    """more: further ``world_*`` options. `encoder` is for those that may choose one."""
+    row = find_system(name)
+    chosen = (f"{row.section}.encoder={encoder}",) if len(row.parent) > 1 else ()
+    told = (f"world_target={target}", "world_horizon=1", *more)
+    return Case(row, (*chosen, *(f"{row.section}.{text}" for text in told)))
 
 
 POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
@@ -47,6 +51,6 @@ CASES = [Case(row) for row in POLICIES]
 CASES += [Case(find_system("goal"), ("goal.fusion=state", f"goal.encoder={encoder}")) for encoder in ENCODERS]
 LATENTS = ("stamo.decoder=vae", "stamo.patch_size=2")
 CASES.append(Case(find_system("goal"), ("goal.fusion=state", "goal.encoder=stamo", *LATENTS)))
-CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if "world_target=" in row.options.PARENT_FOR]
+CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if issubclass(row.options, WorldOptions)]
 CASES += [Case(find_system(name), (f"{name}.stem=conv",)) for name in ("vla", "goal")]
 CASES.append(with_world("film", "temporal_jepa", "state"))

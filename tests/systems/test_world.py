@@ -1,6 +1,8 @@
 """The head that foretells a frozen encoder's later state: what it is told, what it changes, and when it is asked."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -9,28 +11,38 @@ from torch import Tensor
 from statevla.config import load_config
 from statevla.data.batch import Batch
 from statevla.data.needs import NOW
+from statevla.models.flow import sinusoid
 from statevla.systems.acting import Scene
-from statevla.systems.chunk_policy import ChunkPolicy
 from statevla.systems.describe import describe_system
 from statevla.systems.frozen import ENCODERS
 from statevla.systems.system import Given
 from statevla.systems.table import find_system, sections
-from statevla.systems.world import WorldHead
+from statevla.systems.world import Foretelling, WorldHead
 from stores.errors import UsageError
 from tests.models.build import batch, observations
 from tests.systems.build import Case, with_world
 
-FORETELLING = ("film", "act", "vla", "goal")
+FORETELLING = ("film", "act", "vla", "goal", "flow_matching")
 
 
-def made(case: Case) -> ChunkPolicy:
+def made(case: Case) -> Any:
     model = case.make()
-    assert isinstance(model, ChunkPolicy)
+    assert isinstance(model, Foretelling)
     return model
 
 
-def loss_of(model: ChunkPolicy, data: Batch) -> Tensor:
-    return model.loss(model.terms(data, model.draw(len(data), torch.Generator().manual_seed(0)))).total
+def drawn(model: Foretelling, rows: int, seed: int = 0) -> Mapping[str, Tensor]:
+    return model.draw(rows, torch.Generator().manual_seed(seed))
+
+
+def scene_of(model: Any, data: Batch) -> Scene:
+    shape = model.noise_shape
+    noise = None if shape is None else torch.randn(len(data), *shape, generator=torch.Generator().manual_seed(1))
+    return Scene(data.obs.images, data.obs.robot_state, model.condition(data.obs.language), noise)
+
+
+def loss_of(model: Foretelling, data: Batch) -> Tensor:
+    return model.loss(model.terms(data, drawn(model, len(data)))).total
 
 
 def later(data: Batch, seed: int = 7) -> Batch:
@@ -45,17 +57,21 @@ def test_count() -> None:
 @pytest.mark.parametrize("name", FORETELLING)
 def test_it_changes_no_other_weight_and_nothing_of_what_is_done(name: str) -> None:
     off, on = made(Case(find_system(name))).eval(), made(with_world(name, "stamo", "state")).eval()
-    assert (off.needs.offsets, off.fit_rows, off.world, off.encoder) == (NOW.offsets, 0, None, None)
+    assert (off.needs.offsets, off.fit_rows, off.world, off.learns_unlabelled) == (NOW.offsets, 0, None, False)
+    assert (off.encoder is None) == (name != "flow_matching")
+    assert not any("world" in key for key in off.state_dict())
     assert on.needs.offsets == (0, 1)
+    if name == "flow_matching":  # no further encoder is drawn before, and the head is the last
+        assert all(torch.equal(value, on.state_dict()[key]) for key, value in off.state_dict().items())
     on.load_state_dict(off.state_dict(), strict=False)
     data = batch(4)
-    noise = off.draw(4, torch.Generator().manual_seed(0))
+    noise = drawn(off, 4)
     one, two = off.terms(data, noise), on.terms(data, noise)
     assert {term for term in two if term not in one} == {"world", "world_wanted", "world_copied", "world_keep"}
     assert all(torch.equal(value, two[term]) for term, value in one.items())
     parts = on.loss(two).parts
     assert all(torch.equal(value, parts[part]) for part, value in off.loss(one).parts.items())
-    scene = Scene(data.obs.images, data.obs.robot_state, off.condition(data.obs.language), None)
+    scene = scene_of(off, data)
     with torch.inference_mode():
         assert torch.equal(off.decide(scene).chunk, on.decide(scene).chunk)
 
@@ -66,49 +82,50 @@ def test_only_the_head_and_what_is_frozen_are_more_parameters() -> None:
         plain = describe_system(find_system(name), Case(find_system(name)).config)
         assert {part: n for part, n in parts["parts"].items() if part != "world"} == plain["parts"]
         assert parts["parts"]["world"] > 0
-        assert (plain["frozen"], parts["frozen"] > 0) == (0, True)
+        assert (plain["frozen"] > 0, parts["frozen"] > 0) == (name == "flow_matching", True)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_encoder_stays_as_it_acts(encoder: str) -> None:
     model = made(with_world("film", encoder, "state")).train()
-    assert model.encoder is not None
     assert not any(part.training for part in model.encoder.modules())
     assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
     assert model.net.training
 
 
-def test_acting_asks_neither_head_nor_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made(with_world("film", "temporal_jepa", "state")).eval()
+@pytest.mark.parametrize("name", ["film", "flow_matching"])
+def test_acting_asks_neither_head_nor_for_its_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(with_world(name, "temporal_jepa", "state")).eval()
 
     def refuse(*_: object) -> None:
         raise AssertionError("asked")
 
-    assert model.world is not None
-    assert model.encoder is not None
     monkeypatch.setattr(model.world, "forward", refuse)
-    monkeypatch.setattr(model.encoder, "state", refuse)
+    monkeypatch.setattr(model, "state_of", refuse)
     data = batch(2)
     with torch.inference_mode():
-        model.decide(Scene(data.obs.images, data.obs.robot_state, model.condition(data.obs.language), None))
+        model.decide(scene_of(model, data))
     with pytest.raises(AssertionError, match="asked"):
         loss_of(model, data)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("name", "encoder"), [*(("film", encoder) for encoder in ENCODERS), ("flow_matching", "temporal_jepa")]
+)
 @pytest.mark.parametrize("target", ["state", "motion"])
-def test_what_it_is_to_foretell(encoder: str, target: str) -> None:
-    model, data = made(with_world("film", encoder, target)), batch(6)
-    assert model.encoder is not None
-    now, then = (model.encoder.state(obs).flatten(1) for obs in (data.obs, data.next_obs))
+def test_what_it_is_to_foretell(name: str, encoder: str, target: str) -> None:
+    model, data = made(with_world(name, encoder, target)), batch(6)
+    with torch.no_grad():
+        now, then = (model.encoder.state(obs).flatten(1) for obs in (data.obs, data.next_obs))
     wanted = then - now if target == "motion" else then
-    terms = model.terms(data, {})
+    noise = drawn(model, 6)
+    terms = model.terms(data, noise)
     torch.testing.assert_close(terms["world_wanted"], wanted)
     torch.testing.assert_close(terms["world_copied"], torch.zeros_like(now) if target == "motion" else now)
     assert terms["world_keep"].tolist() == [False, True, True, True, True, True]
     model.fit([data, later(data)])
-    terms = model.terms(data, {})
-    twice = torch.cat([terms["world_wanted"][1:], model.terms(later(data), {})["world_wanted"][1:]])
+    terms = model.terms(data, noise)
+    twice = torch.cat([terms["world_wanted"][1:], model.terms(later(data), noise)["world_wanted"][1:]])
     torch.testing.assert_close(twice.mean(dim=0), torch.zeros(twice.shape[1]), rtol=0, atol=1e-4)
     torch.testing.assert_close(twice.std(dim=0, correction=0), torch.ones(twice.shape[1]), rtol=1e-3, atol=1e-4)
     copied, changed = terms["world_copied"][1:], terms["world_wanted"][1:]
@@ -125,8 +142,6 @@ def test_the_loss_is_its_formula_and_reaches_the_trunk_alone() -> None:
     found = model.loss(terms)
     foretold = error.square().mean() + error.abs().mean()
     torch.testing.assert_close(found.total, found.parts["action_loss"] + 0.1 * foretold)
-    assert model.world is not None
-    assert model.encoder is not None
     model.world.loss(terms)[0].backward()
     assert all(p.grad is not None and p.grad.any() for p in model.net.vision.stems.parameters())
     assert model.net.out.weight.grad is None, "the chunk's own layer is beside it"
@@ -156,7 +171,6 @@ def test_a_number_that_never_changes_is_centred_and_no_target_at_all_is_refused(
     model, data = made(with_world("film", "stamo", "motion")), batch(4)
     still = dataclasses.replace(data, next_obs=data.obs)
     model.fit([still])
-    assert model.world is not None
     assert torch.equal(model.world.scale, torch.ones_like(model.world.scale))
     with pytest.raises(UsageError, match=r"world_horizon: no segment of the train split holds an observation 1 steps"):
         model.fit([dataclasses.replace(data, ahead=torch.zeros(4, dtype=torch.int64))])
@@ -167,3 +181,50 @@ def test_it_is_a_chunk_ahead_where_nothing_else_is_said() -> None:
     with torch.device("meta"):
         model = find_system("film").build(config, Given())
     assert model.needs.offsets == (0, 6)
+
+
+@pytest.mark.parametrize("context", ["z", "z+tokens"])
+def test_the_flows_head_reads_the_mean_of_the_last_states_of_its_action_tokens(context: str) -> None:
+    """At the noise level of the step, by the trunk written out again; and the trunk learns from it."""
+    case = with_world("flow_matching", "", "motion")
+    model = made(dataclasses.replace(case, options=(*case.options, f"model.policy_context={context}")))
+    data = batch(6)
+    noise = drawn(model, 6, seed=3)
+    terms = model.terms(data, noise)
+    flow, (z, tokens) = model.flow, model.encode(data.obs)
+    sigma = noise["sigma"][:, None, None]
+    noisy = (1 - sigma) * model.standardize_action(data.chunk)[..., :6] + sigma * noise["epsilon"]
+    level = flow.sigma(sinusoid(noise["sigma"], flow.width))
+    own = torch.cat([level[:, None], flow.state(z)[:, None], flow.action(noisy)], dim=1) + flow.position
+    seen = own if flow.context is None else torch.cat([flow.context(tokens), own], dim=1)
+    last = flow.final_norm(flow.layers(seen))[:, -10:]
+    mean = torch.stack([row[~pad].mean(dim=0) for row, pad in zip(last, data.is_pad, strict=True)])
+    torch.testing.assert_close(terms["world"], model.world.layers(mean))
+    torch.testing.assert_close(terms["velocity"], flow.head(last))
+    loss, parts = model.world.loss(terms)
+    torch.testing.assert_close(model.loss(terms).total, model.loss(terms).parts["action_loss"] + 0.1 * loss)
+    torch.testing.assert_close(loss, parts["world_mse"] + parts["world_l1"])
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in flow.layers.parameters())
+    for module in (flow.head, model.gripper, model.encoder):
+        assert all(p.grad is None for p in module.parameters()), "the velocity's own layers are beside it"
+
+
+def test_kept_states_are_taken_where_they_are() -> None:
+    """The head of flow_matching asks no picture where batches hold what its encoder made of them."""
+    model, data = made(with_world("flow_matching", "", "motion")), batch(6)
+    noise = drawn(model, 6)
+    seen = data.see(lambda obs: dataclasses.replace(obs, images=(), latent=model.state_of(obs)))
+    found = model.terms(seen, noise)
+    for name, value in model.terms(data, noise).items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_the_flow_sees_of_a_row_without_actions_what_sampling_starts_from() -> None:
+    model, data = made(with_world("flow_matching", "", "motion")), batch(6)
+    noise = drawn(model, 6)
+    every = torch.ones_like(data.is_pad)
+    unknown = dataclasses.replace(data, chunk=torch.full_like(data.chunk, torch.nan), is_pad=every)
+    terms = model.terms(unknown, noise)
+    at_start = model.flow.read(noise["epsilon"], torch.ones(6), model.encoder.state(data.obs))
+    torch.testing.assert_close(terms["world"], model.world(at_start))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from statevla.config import Config
 from statevla.data.batch import Batch
 from statevla.data.loaders import SegmentLoader, SplitReader
-from statevla.data.needs import NOW, PAIRS
+from statevla.data.needs import NOW, PAIRS, Needs
 from statevla.models.encoder import StateEncoder
 from statevla.models.losses import variance_covariance
 from statevla.systems.flow_matching import PolicyModel
@@ -64,18 +64,53 @@ def jepa_loss(model: JepaModel, batch: Batch, config: Config) -> tuple[Tensor, i
     return total + options.inverse_dynamics_weight * masked_mean(wrong, real), int(keep.sum())
 
 
-def flow_loss(model: PolicyModel, batch: Batch, seed: int, step: int) -> tuple[Tensor, int]:
+def later_states(model: PolicyModel, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
+    """How far the frozen states move, and which rows hold the later one."""
+    options = config.training.phase2
+    with torch.no_grad():
+        moved = model.encoder.state(batch.next_obs) - model.encoder.state(batch.obs)
+    return moved, batch.ahead == options.world_horizon
+
+
+def fit_world(model: PolicyModel, config: Config, store: Store) -> None:
+    """Mean and deviation of the targets over the train split."""
+    reader = SplitReader(
+        store, "train", config.training.batch_size, config.model.action_seq_len, config.data, needs=model.needs,
+        mixed=True,
+    )  # fmt: skip
+    found = [later_states(model, batch, config) for batch in reader.batches()]
+    targets = torch.cat([moved[keep] for moved, keep in found]).double()
+    assert model.world is not None
+    model.world.mean.copy_(targets.mean(dim=0))
+    model.world.scale.copy_(targets.std(dim=0, correction=0))
+
+
+def world_loss(model: PolicyModel, read: Tensor, batch: Batch, config: Config) -> Tensor:
+    assert model.world is not None
+    moved, keep = later_states(model, batch, config)
+    real = (~batch.is_pad).float()[..., None]
+    wanted = (moved - model.world.mean) / model.world.scale
+    error = model.world.layers((read * real).sum(dim=1) / real.sum(dim=1)) - wanted
+    square, absolute = error.square().mean(dim=-1), error.abs().mean(dim=-1)
+    return config.training.phase2.world_weight * (masked_mean(square, keep) + masked_mean(absolute, keep))
+
+
+def flow_loss(model: PolicyModel, batch: Batch, seed: int, step: int, config: Config) -> tuple[Tensor, int]:
     sigma, epsilon = noise(seed, step, len(batch), batch.chunk.shape[1])
     keep = ~batch.is_pad
     with torch.no_grad():
         z = model.encoder.state(batch.obs)
     clean = model.standardize_action(batch.chunk)[..., :6]
     s = sigma[:, None, None]
-    velocity = model.flow((1 - s) * clean + s * epsilon, sigma, z, z.new_empty(len(z), 0, z.shape[1]))
+    read = model.flow.read((1 - s) * clean + s * epsilon, sigma, z, z.new_empty(len(z), 0, z.shape[1]))
+    velocity = model.flow.head(read)
     flow = masked_mean((velocity - (epsilon - clean)).square().mean(dim=-1), keep)
     closing = (batch.chunk[..., 6] > 0).float()
     each = F.binary_cross_entropy_with_logits(model.gripper(z).squeeze(-1), closing, reduction="none")
-    return flow + model.gripper_weight * masked_mean(each, keep), int(keep.sum())
+    total = flow + model.gripper_weight * masked_mean(each, keep)
+    if config.training.phase2.world_target != "none":
+        total = total + world_loss(model, read, batch, config)
+    return total, int(keep.sum())
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -98,9 +133,14 @@ def train_by_hand(system: str, config: Config, path: Path, encoder: Path | None 
         saved = load_file(encoder / "model.safetensors")
         state.load_state_dict({n[8:]: value for n, value in saved.items() if n.startswith("encoder.")})
         model, needs, base = PolicyModel(config, state, store.stats()), NOW, training.phase2.learning_rate
+        if model.world is not None:
+            needs = Needs(offsets=(0, training.phase2.world_horizon or 0))
+            fit_world(model, config, store)
 
     def loss(batch: Batch, seed: int, step: int) -> tuple[Tensor, int]:
-        return jepa_loss(model, batch, config) if first else flow_loss(model, batch, seed, step)  # type: ignore[arg-type]
+        if isinstance(model, JepaModel):
+            return jepa_loss(model, batch, config)
+        return flow_loss(model, batch, seed, step, config)
 
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [

@@ -40,10 +40,12 @@ def gradients(model: Objective, batch: Any, loader: SegmentLoader, parts: int, r
 
 
 WORLD = ("film.world_target=motion", "film.world_horizon=3", "film.encoder=stamo")
+FLOW_WORLD = ("training.phase2.world_target=motion", "training.phase2.world_horizon=3")
 CASES = [
     *(pytest.param(row, (), id=row.name) for row in SYSTEMS),
     pytest.param(find_system("film"), WORLD, id="film with a world head"),
     pytest.param(find_system("film"), (*WORLD, "film.world_shuffled=true"), id="film with a shuffled one"),
+    pytest.param(find_system("flow_matching"), FLOW_WORLD, id="flow with a world head"),
     pytest.param(find_system("stamo"), ("stamo.decoder=vae", "stamo.patch_size=1"), id="stamo's autoencoder"),
 ]
 

@@ -106,6 +106,31 @@ def test_losses_are_those_of_encoding_at_every_step(fresh: tuple[Path, Path], tm
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+WORLD = ("training.phase2.world_target=motion", "training.phase2.world_horizon=2")
+
+
+def test_a_world_head_learns_from_kept_states_what_it_learns_from_pictures(
+    fresh: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its targets and their scale too; no picture is opened, and a stopped run goes on to the bit."""
+    store, encoder = fresh
+    encoded = policy(store, tmp_path / "encoded", encoder, *WORLD, "data.latents=false")
+    assert close(policy(store, tmp_path / "kept", encoder, *WORLD), encoded)
+    assert {"world_mse", "world_copy_mse"} <= set(encoded[0])
+    no_pictures(monkeypatch)
+    counted = Counter(monkeypatch)
+    whole = policy(store, tmp_path / "whole", encoder, *WORLD)
+    policy(store, tmp_path / "cut", encoder, *WORLD, progress=at_step(3, interrupt))
+    assert policy(store, tmp_path / "cut", encoder, *WORLD, resume=True) == whole
+    assert counted.frames == 0
+    weights = []
+    for name in ("kept", "cut"):
+        folder = layout.checkpoints(tmp_path / name, find_system(FLOW).folder) / layout.LATEST
+        weights.append(read_tensors(folder, state_of(folder), "model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert not torch.equal(weights[0]["world.scale"], torch.ones_like(weights[0]["world.scale"]))
+
+
 def test_every_frame_is_encoded_once_and_a_second_run_encodes_none(
     fresh: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from statevla.data import order
 from statevla.runs import layout
 from statevla.runs.files import read_state
 from statevla.systems import temporal_jepa
+from statevla.systems import world as world_head
 from statevla.systems.table import find_system
 from statevla.trainers import trainer, validation
 from tests.trainers.micro import micro_config, micro_store
@@ -29,6 +30,10 @@ from tests.trainers.reference import Expected, train_by_hand
 
 STEPS = 6
 JEPA, FLOW = "temporal_jepa", "flow_matching"
+FORETOLD = "flow_matching with a world head"
+FORETELLING = (
+    "training.phase2.world_target=motion", "training.phase2.world_horizon=3", "training.phase2.world_weight=0.5",
+)  # fmt: skip
 
 
 def configuration(*more: str) -> Config:
@@ -56,6 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     trainer.train(JEPA, configuration(), store, root / "run")
     encoder = latest(root / "run", JEPA)
     expected = {name: train_by_hand(name, configuration(), store, encoder) for name in (JEPA, FLOW)}
+    expected[FORETOLD] = train_by_hand(FLOW, configuration(*FORETELLING), store, encoder)
     return World(store, encoder, expected)
 
 
@@ -63,11 +69,11 @@ def latest(run: Path, name: str) -> Path:
     return layout.checkpoints(run, find_system(name).folder) / layout.LATEST
 
 
-def check_loop(world: World, run: Path, name: str) -> None:
+def check_loop(world: World, run: Path, name: str, known_as: str = "", more: tuple[str, ...] = ()) -> None:
     """Weights, losses in training and validation, and the best step, all to the bit."""
     encoder = world.encoder if name == FLOW else None
-    summary = trainer.train(name, configuration(), world.store, run, encoder_checkpoint=encoder)
-    expected = world.expected[name]
+    summary = trainer.train(name, configuration(*more), world.store, run, encoder_checkpoint=encoder)
+    expected = world.expected[known_as or name]
     lines = [json.loads(line) for line in layout.metrics(run, find_system(name).folder).read_text().splitlines()]
     losses = {kind: {r["step"]: r["loss"] for r in lines if r["kind"] == kind} for kind in ("train", "val")}
     assert losses["train"] == expected.train
@@ -87,6 +93,10 @@ def check_jepa(world: World, tmp_path: Path) -> None:
 
 def check_flow(world: World, tmp_path: Path) -> None:
     check_loop(world, tmp_path / "run", FLOW)
+
+
+def check_foretold(world: World, tmp_path: Path) -> None:
+    check_loop(world, tmp_path / "run", FLOW, FORETOLD, FORETELLING)
 
 
 def check_precision(world: World, tmp_path: Path) -> None:
@@ -120,7 +130,10 @@ def check_lanes(world: World, tmp_path: Path) -> None:
 
 
 Check = Callable[[World, Path], None]
-CHECKS: dict[str, Check] = {"jepa": check_jepa, "flow": check_flow, "precision": check_precision, "lanes": check_lanes}
+CHECKS: dict[str, Check] = {
+    "jepa": check_jepa, "flow": check_flow, "foretold": check_foretold, "precision": check_precision,
+    "lanes": check_lanes,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -130,7 +143,7 @@ def test_the_loop_is_the_one_written_by_hand(world: World, tmp_path: Path, name:
 
 def test_best_and_last_training_loss_are_told_apart(world: World) -> None:
     """Without this, the comparison could not see a best that is chosen by the training loss."""
-    for expected in world.expected.values():
+    for expected in (world.expected[name] for name in (JEPA, FLOW)):
         assert min(expected.val, key=lambda s: expected.val[s]) != min(expected.train, key=lambda s: expected.train[s])
 
 
@@ -167,6 +180,9 @@ MUTATIONS = (
     Mutation("best by the training loss", trainer, "Run.validate", 'values["loss"] < self.best["val_loss"]',
              'self.last_loss < self.__dict__.setdefault("low", self.last_loss) and not self.__dict__.update('
              "low=self.last_loss)", "flow"),
+    Mutation("the world head's targets not fitted", trainer, "train", "run.step == 0", "run.step == 1", "foretold"),
+    Mutation("the world head's weight ignored", world_head, "Foretelling.world_loss", "options.world_weight * ", "",
+             "foretold"),
 )  # fmt: skip
 
 

@@ -1,0 +1,27 @@
+"""Options of the head that foretells a frozen encoder's later states, which policies of several kinds share."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from statevla.config.options import option
+
+NO_TARGET: Final = "none"
+TARGETS: Final = (NO_TARGET, "state", "motion")
+
+
+@dataclass(frozen=True)
+class WorldOptions:
+    """Beside `SystemOptions`, of every policy that may have the head."""
+
+    world_target: str = option(
+        NO_TARGET, "what a further head foretells in training: a frozen encoder's later state, or how far it moves",
+        choices=TARGETS,
+    )  # fmt: skip
+    world_weight: float = option(0.1, "weight of that head's error", least=0)
+    world_horizon: int | None = option(None, "steps that it looks ahead; nothing: model.action_seq_len", least=1)
+    world_shuffled: bool = option(False, "a control: in training each row has the target of another episode's")
+
+    @property
+    def has_world(self) -> bool:
+        """Whether there is such a head."""
+        return self.world_target != NO_TARGET
