@@ -60,14 +60,19 @@ class Plan:
 FILM: Final = Plan(
     "systems", ("film",), episodes=16, noise=0.2, overrides=("training.max_steps=6000",), trials=10, replan=5
 )  # fmt: skip
+VLA: Final = Plan(
+    "systems", ("vla",), episodes=16, noise=0.3, overrides=("training.max_steps=8000",), trials=10, replan=5
+)  # fmt: skip
 PLANS: Final[Mapping[str, Mapping[str, Plan]]] = {
     "libero_object": {
         # As in docs/results-libero.md, but 30 demonstrations of every task, and temporal ensembling at every step.
         "flow_matching": Plan("libero", replan=1, ensemble=0.01),
         "film": FILM,
+        "vla": VLA,
     },
-    "libero_goal": {"film": FILM},
-    "libero_spatial": {"film": FILM},
+    "libero_goal": {"vla": VLA, "film": FILM},
+    "libero_spatial": {"vla": VLA, "film": FILM},
+    "libero_10": {"vla": VLA},
 }
 """By suite and policy; a suite's first one is its default."""
 
