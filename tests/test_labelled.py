@@ -24,7 +24,7 @@ from stores.errors import UsageError
 from stores.reader import Store
 from tests.models.build import batch
 from tests.stores.make_store import make_tiny_store
-from tests.systems.build import SMALL, with_world
+from tests.systems.build import SMALL, with_states, with_world
 from tests.systems.test_world import FORETELLING
 from tests.trainers.micro import SETTINGS, micro_store
 
@@ -107,20 +107,21 @@ def test_labelled_times_wants_rows_without_labels_beside(store: Store) -> None:
             SegmentLoader(store, "train", 4, 0, data, 4, NOW)
 
 
+@pytest.mark.parametrize("target", ["motion", "motions"])
 @pytest.mark.parametrize("name", FORETELLING)
-def test_rows_without_actions_teach_the_world_head_and_nothing_else(name: str) -> None:
-    data = batch(6)
+def test_rows_without_actions_teach_the_world_head_and_nothing_else(name: str, target: str) -> None:
+    model = with_world(name, "stamo", target).make()
+    data = with_states(model, batch(6))
     hidden = torch.tensor([False, True, False, True, True, False])
     chunk = torch.where(hidden[:, None, None], torch.nan, data.chunk)
     is_pad = data.is_pad | hidden[:, None]
-    model = with_world(name, "stamo", "motion").make()
     noise = model.draw(6, torch.Generator().manual_seed(0))
     found = []
     for actions in (chunk, torch.where(hidden[:, None, None], 7.0, data.chunk)):
         model.zero_grad()
         known = dataclasses.replace(data, chunk=actions, action=actions[:, 0], is_pad=is_pad)
         terms = model.terms(known, noise)
-        assert terms["world_keep"].tolist() == [False, True, True, True, True, True]
+        assert terms["world_keep"].flatten().tolist() == [target == "motions", True, True, True, True, True]
         loss = model.loss(terms)
         loss.total.backward()
         found.append((loss.total.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))

@@ -6,7 +6,9 @@ from typing import Final
 from statevla.config.options import option
 
 NO_TARGET: Final = "none"
-TARGETS: Final = (NO_TARGET, "state", "motion")
+MOTIONS: Final = "motions"
+FORETOLD: Final = ("state", "motion", MOTIONS)
+TARGETS: Final = (NO_TARGET, *FORETOLD)
 
 
 @dataclass(frozen=True)
@@ -14,11 +16,14 @@ class WorldOptions:
     """Beside `SystemOptions`, of every policy that may have the head."""
 
     world_target: str = option(
-        NO_TARGET, "what a further head foretells in training: a frozen encoder's later state, or how far it moves",
-        choices=TARGETS,
+        NO_TARGET, "what a further head foretells in training: a frozen encoder's later state, how far it moves until "
+        "then, or every motion on the way, frame by frame, from kept states", choices=TARGETS,
     )  # fmt: skip
     world_weight: float = option(0.1, "weight of that head's error", least=0)
     world_horizon: int | None = option(None, "steps that it looks ahead; nothing: model.action_seq_len", least=1)
+    world_components: int = option(
+        0, "principal components that each of world_target=motions is reduced to; 0: its numbers as they are", least=0
+    )
     world_shuffled: bool = option(False, "a control: in training each row has the target of another episode's")
 
     @property

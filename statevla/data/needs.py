@@ -18,7 +18,10 @@ class Needs:
     views: what of an observation is loaded: pixels, or what the run takes instead of them, and further rows of `VIEWS`
     beside; with ``features`` among them, kept features come beside the pixels, not in their place. goal: which later
     observation comes with each row (`data.goals.Goals`).
-    rows: fewest rows of a batch for which the loss means something. Raises UsageError for what no loader delivers.
+    rows: fewest rows of a batch for which the loss means something.
+    states: frames relative to t, 0 first, of which the kept states of the run's frozen encoder come with each row
+    (`data.views.LaterStates`); no picture is opened for them, and the episode bounds them, not the segment.
+    Raises UsageError for what no loader delivers.
     """
 
     offsets: tuple[int, ...] = (0,)
@@ -26,6 +29,7 @@ class Needs:
     views: tuple[str, ...] = ("pixels",)
     goal: str = "none"
     rows: int = 1
+    states: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = [view for view in self.views if view not in VIEWS]
@@ -34,6 +38,8 @@ class Needs:
                 f"needs: expected offsets (0,) or (0, k), views of {tuple(VIEWS)}, a goal of {GOALS}; "
                 f"got {self.offsets}, {self.views}, {self.goal!r}"
             )
+        if self.states and (self.states[0] != 0 or list(self.states) != sorted(set(self.states))):
+            raise UsageError(f"needs: expected frames of states that rise from 0, got {self.states}")
         if self.beside and self.goal != "none":
             raise UsageError(f"needs: goals are of pixels alone, and cannot come with views {', '.join(self.beside)}")
 

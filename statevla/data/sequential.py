@@ -63,6 +63,7 @@ def require_sequential(store: Store, data: DataConfig, needs: Needs, chunk: int,
         (data.labelled_times > 1, f"data.labelled_times: {data.labelled_times} draws steps by the index"),
         (needs.goal != "none", "goals are other frames of the episode, read by frame number"),
         (bool(needs.beside), f"views {', '.join(needs.beside)} are read by frame number"),
+        (bool(needs.states), "kept states are read by frame number"),
         (chunk > stored, f"model.action_seq_len: {chunk} is more than the {stored} actions that the shards hold"),
         (batch_size % world != 0, f"training.batch_size: {batch_size} is not shared equally by {world} ranks"),
     )

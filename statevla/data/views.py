@@ -202,11 +202,42 @@ def open_features(found: Derived, cache_bytes: float) -> View:
     return Features(*(tuple(Stored(found.sharded(name)) for name in group) for group in (names, scales)))
 
 
-def open_latents(found: Derived, cache_bytes: float) -> View:
+@dataclass(frozen=True)
+class LaterStates:
+    """The kept states of some frames after each frame, for `ObservationBatch.extras`: ``states`` [B, n, D], and
+    ``states_there`` [B, n], whether the episode has a frame so far on; where not, its last one stands for it.
+
+    z: rows [D]. offsets: those n, of frames. last: int64 [N], the last frame of each frame's episode.
+    """
+
+    z: Rows
+    offsets: tuple[int, ...]
+    last: Ints
+
+    @property
+    def is_far(self) -> bool:
+        return self.z.is_far
+
+    def observe(self, rows: Ints, pin: bool, pool: Executor) -> dict[str, Any]:
+        wanted, last = rows[:, None] + np.array(self.offsets, np.int64), self.last[rows][:, None]
+        found = take(self.z, np.minimum(wanted, last).ravel(), pin, pool)
+        return {"states": found.view(*wanted.shape, -1), "states_there": torch.from_numpy(wanted <= last)}
+
+    def fetch(self, start: int, stop: int) -> None:
+        """What frames start … stop - 1 look at."""
+        self.z.fetch(start, int(min(stop + self.offsets[-1], self.last[stop - 1] + 1)))
+
+
+def rows_of_latents(found: Derived, cache_bytes: float) -> Rows:
     """Held in memory where they fit in `cache_bytes`."""
     array = found.sharded("z")
     size = array.spec.shape[0] * array.spec.row_bytes
-    return Latents(Held(array.read(0, array.spec.shape[0])) if size <= cache_bytes else Stored(array))
+    return Held(array.read(0, array.spec.shape[0])) if size <= cache_bytes else Stored(array)
+
+
+def open_latents(found: Derived, cache_bytes: float) -> View:
+    """`rows_of_latents` as the states of observations."""
+    return Latents(rows_of_latents(found, cache_bytes))
 
 
 VIEWS: Final[dict[str, Callable[[Derived, float], View] | None]] = {

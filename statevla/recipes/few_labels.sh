@@ -12,6 +12,7 @@
 # STEPS    its optimizer steps (default 3000)
 # ENCODER  whose states tell motion (default temporal_jepa, which learns from actions and so sees the labelled episodes
 #          alone; stamo sees the pictures of all); ENCODER_STEPS, its optimizer steps (default 2500)
+# TARGET   of the head that foretells (default motion: the one until the horizon; motions: a chunk of them)
 # TRIALS   layouts (default 100)
 #
 #   labels   the labelled episodes alone          motion     and the motion of the others
@@ -22,7 +23,7 @@ cd "$(dirname "$0")/../.."
 folder=${1:-runs/systems}
 share=${SHARE:-0.2} kind=${ENCODER:-temporal_jepa}
 times=${TIMES:-$(awk -v share="$share" 'BEGIN { often = int((1 - share) / (4 * share) + 0.5); print (often > 1) ? often : 1 }')}
-system=${SYSTEM:-film} out=$folder/few-labels
+system=${SYSTEM:-film} target=${TARGET:-motion} out=$folder/few-labels
 encoder=$out/encoder-$kind
 statevla=${STATEVLA:-statevla}
 [[ -z ${STATEVLA:-} && -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
@@ -52,7 +53,7 @@ arm() { # NAME SEED [OPTION...]: train and try it, unless that is done
 
 few=(--set "data.labelled_share=$share")
 moving=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times"
-  --encoder "$encoder" --set "$system.encoder=$kind" --set "$system.world_target=motion"
+  --encoder "$encoder" --set "$system.encoder=$kind" --set "$system.world_target=$target"
   --set "$system.world_weight=1")
 if [[ ! -f $out/.encoder-$kind ]]; then
   seen=()
@@ -60,12 +61,14 @@ if [[ ! -f $out/.encoder-$kind ]]; then
   train "$kind" "$encoder" 0 "${ENCODER_STEPS:-2500}" ${seen[@]+"${seen[@]}"}
   touch "$out/.encoder-$kind"
 fi
+shuffled=shuffled
+[[ $target == motion ]] || shuffled=$target-shuffled
 tried=()
 for seed in ${SEEDS:-0 1 2}; do
   arm labels "$seed" "${few[@]}"
-  arm "motion-$kind" "$seed" "${moving[@]}"
+  arm "$target-$kind" "$seed" "${moving[@]}"
   arm all "$seed"
-  arm "shuffled-$kind" "$seed" "${moving[@]}" --set "$system.world_shuffled=true"
-  for name in labels "motion-$kind" all "shuffled-$kind"; do tried+=("$out/$name-$seed/eval"); done
+  arm "$shuffled-$kind" "$seed" "${moving[@]}" --set "$system.world_shuffled=true"
+  for name in labels "$target-$kind" all "$shuffled-$kind"; do tried+=("$out/$name-$seed/eval"); done
 done
 $statevla compare "${tried[@]}" --out "$out/compare"

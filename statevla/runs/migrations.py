@@ -19,6 +19,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     14 how often labelled steps are drawn
     15 how patches are made, of encoders
     16 a world head of the flow-matching policy
+    17 motions on the way as what it foretells
 """
 
 import copy
@@ -27,7 +28,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 16
+FORMAT: Final = 17
 Tree = dict[str, Any]
 
 
@@ -208,6 +209,20 @@ def _world_of_flow(old: Tree) -> Tree:
     return tree
 
 
+def _motions(old: Tree) -> Tree:
+    """16 to 17: no head foretold motions, of which a few components would do."""
+    tree = copy.deepcopy(old)
+    for options in _with_world(tree["config"]):
+        options["world_components"] = 0
+    return tree
+
+
+def _with_world(config: Tree) -> list[Tree]:
+    """Options of the systems that may have a world head."""
+    named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
+    return [config["training"]["phase2"], *named]
+
+
 def _documents_keys(old: Tree) -> Tree:
     data, model, training = dict(old["data"]), dict(old["model"]), dict(old["training"])
     first, second = dict(training["phase1"]), dict(training["phase2"])
@@ -247,5 +262,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     13: _labels_as_often,
     14: _patches_of_encoders,
     15: _world_of_flow,
+    16: _motions,
 }
 """From the format of the key to the next one."""

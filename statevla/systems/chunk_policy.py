@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from statevla.config import Config
 from statevla.config.options import option
 from statevla.config.schema import SystemOptions
-from statevla.config.world import WorldOptions
+from statevla.config.world import FORETOLD, WorldOptions
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.models.gripper import command, is_closing
 from statevla.models.heads import gripper_terms, pose_error
@@ -39,7 +39,7 @@ class ChunkOptions(WorldOptions, SystemOptions):
         choices=tuple(ENCODERS),
     )  # fmt: skip
 
-    PARENT_FOR: ClassVar[str] = "world_target=state or motion"
+    PARENT_FOR: ClassVar[str] = f"world_target={' or '.join(FORETOLD)}"
 
     @property
     def takes_encoder(self) -> bool:
@@ -79,6 +79,10 @@ class ChunkPolicy(Foretelling):
         if self.encoder is not None:
             tokens, numbers = self.encoder.state_shape
             self.make_world(self.options, config, width, tokens * numbers)
+
+    @property
+    def state_encoder(self) -> nn.Module | None:
+        return None if self.encoder is None else self.encoder.coder
 
     def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B F"]:
         if self.encoder is None:

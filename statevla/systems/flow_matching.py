@@ -171,6 +171,10 @@ class PolicyModel(Foretelling):
         return self.encoder if self.config.policy_context == "z" else None
 
     @property
+    def state_encoder(self) -> StateEncoder:
+        return self.encoder
+
+    @property
     def noise_shape(self) -> tuple[int, int]:
         """Of one row's starting noise: (K, C)."""
         return self.config.action_seq_len, len(self.spec.continuous)

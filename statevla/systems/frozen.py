@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.data.batch import ObservationBatch
+from statevla.models.encoder import StateEncoder
 from statevla.models.standardize import Standardize
 from statevla.runs.files import MODEL, load_strict
 from statevla.systems import stamo, temporal_jepa
@@ -52,6 +53,11 @@ class FrozenEncoder(nn.Module):
     def state_shape(self) -> tuple[int, int]:
         """Tokens, numbers of a token."""
         return self.model.state_shape
+
+    @property
+    def coder(self) -> StateEncoder | stamo.StamoModel:
+        """What makes the states, as whoever else keeps states of the same encoder has it."""
+        return self.model.encoder if isinstance(self.model, temporal_jepa.JepaModel) else self.model
 
     @torch.no_grad()
     def state(self, obs: ObservationBatch) -> Float[Tensor, "B N E"]:

@@ -166,7 +166,7 @@ class GoalOptions(ChunkOptions):
     image_share: float = option(0.5, "share of the rows that are told by a picture; 0: language alone", least=0, most=1)
     dropout: float = option(0.0, "of every block", least=0, most=1)
 
-    PARENT_FOR: ClassVar[str] = "fusion=state or goal.world_target=state or motion"
+    PARENT_FOR: ClassVar[str] = f"fusion=state or goal.{ChunkOptions.PARENT_FOR}"
 
     @property
     def takes_encoder(self) -> bool:

@@ -84,6 +84,13 @@ class Objective(nn.Module):
         """
         return None
 
+    @property
+    def state_encoder(self) -> nn.Module | None:
+        """The frozen encoder whose kept states `needs` wants, a `StateEncoder` or another that gives `state`; the
+        default has none.
+        """
+        return self.frozen_encoder
+
     def forward(self, batch: Batch, noise: Noise) -> Terms:
         """`terms`."""
         return self.terms(batch, noise)

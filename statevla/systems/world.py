@@ -1,10 +1,10 @@
 """An option of every policy: its readout foretells a frozen encoder's later state (StaMo, 2510.05057, and the
 world-model terms of its relatives). Training only: acting never asks the head.
 
-Legend: B batch, D width of the readout, Q readouts, F numbers of a state, H horizon.
+Legend: B batch, D width of the readout, Q readouts, F numbers of a state, H horizon, P components.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from statevla.config import Config
-from statevla.config.world import WorldOptions
+from statevla.config.world import MOTIONS, WorldOptions
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
 from statevla.models.heads import masked_l1
@@ -24,55 +24,87 @@ HIDDEN: Final = 512
 FITTED_ROWS: Final = 8192
 """Of the train split, from which the targets' mean and deviation are taken."""
 TINY: Final = 1e-12
+StateOf = Callable[[ObservationBatch], Tensor]
+"""States [B F] of observations."""
 
 
 class WorldHead(nn.Module):
-    """MLP D → 512 → 512 → F. target: ``state``, the one H steps later, or ``motion``, its difference from now's; both
-    standardized by number, as `fit` found them. shuffled: a control, in training each row has the target of another
-    episode's.
+    """MLP D → 512 → 512 → F, or → H P with ``motions``.
+
+    target: ``state``, the one H steps later; ``motion``, its difference from now's; ``motions``, the H differences from
+    one frame to the next until then, of kept states (StaMo's chunk of motions). Each number is standardized as `fit`
+    found it. components: principal ones of a standardized motion, P, that stand for its numbers; all of them are
+    divided by one number, so that their mean square is 1 and their proportions stay; 0: none. shuffled: a control, in
+    training each row has the target of another episode's.
     """
 
     mean: Tensor
     scale: Tensor
+    basis: Tensor | None
 
-    def __init__(self, width: int, numbers: int, target: str, horizon: int, shuffled: bool = False) -> None:
+    def __init__(self, width: int, numbers: int, options: WorldOptions, horizon: int) -> None:
+        """numbers: of a state. Raises UsageError for components that there are not."""
         super().__init__()
-        self.target, self.horizon, self.shuffled = target, horizon, shuffled
+        self.target, self.horizon, self.shuffled = options.world_target, horizon, options.world_shuffled
+        components = options.world_components
+        if components and (self.target != MOTIONS or components > numbers):
+            raise UsageError(
+                f"world_components: {components} of world_target={self.target}, whose states have {numbers} numbers; "
+                f"expected world_target={MOTIONS} and no more than these; set it to 0, or a smaller number"
+            )
+        told = components or numbers
+        self.shape = (horizon, told) if self.target == MOTIONS else (told,)
         self.layers = nn.Sequential(
-            nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, numbers)
-        )
+            nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(),
+            nn.Linear(HIDDEN, told * horizon if self.target == MOTIONS else told),
+        )  # fmt: skip
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("scale", torch.ones(numbers))
+        self.register_buffer("basis", torch.zeros(numbers, components) if components else None)
 
-    def forward(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"]) -> Float[Tensor, "B F"]:
+    @property
+    def needs(self) -> Needs:
+        """What batches must hold for the targets."""
+        if self.target == MOTIONS:
+            return Needs(states=tuple(range(self.horizon + 1)))
+        return Needs(offsets=(0, self.horizon))
+
+    def forward(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"]) -> Float[Tensor, "B *steps F"]:
         """Of several readouts, from their mean."""
         out: Tensor = self.layers(readout if readout.dim() == 2 else readout.mean(dim=1))
-        return out.float()
+        return out.float().view(len(out), *self.shape)
 
     def targets(
-        self, now: Float[Tensor, "B F"], later: Float[Tensor, "B F"], batch: Batch
-    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B F"], Bool[Tensor, " B"]]:
-        """What is to be foretold, what "nothing changes" would say, and where there is an observation so far on.
-
-        now, later: states of the batch's two observations.
+        self, batch: Batch, state_of: StateOf
+    ) -> tuple[Float[Tensor, "B *steps F"], Float[Tensor, "B *steps F"], Bool[Tensor, " B *steps"]]:
+        """What is to be foretold, what "nothing changes" would say, and where there is an observation so far on; none
+        of it standardized.
         """
-        keep = batch.ahead == self.horizon
+        if self.target == MOTIONS:
+            states = batch.obs.extras["states"].float()
+            moved = states[:, 1:] - states[:, :-1]
+            return moved, torch.zeros_like(moved), batch.obs.extras["states_there"][:, 1:]
+        now, later, keep = state_of(batch.obs), state_of(batch.next_obs), batch.ahead == self.horizon
         if self.target == "motion":
             return later - now, torch.zeros_like(now), keep
         return later, now, keep
 
+    def standardized(self, targets: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows P"]:
+        """By number, and reduced where the options say so."""
+        unit = (targets - self.mean) / self.scale
+        return unit if self.basis is None else unit @ self.basis
+
     def terms(
-        self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], now: Float[Tensor, "B F"],
-        later: Float[Tensor, "B F"], batch: Batch,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """``world``, ``world_wanted``, ``world_copied`` [B F] standardized, ``world_keep`` [B]; ``world_episode`` [B]
-        where targets are shuffled.
+        self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], batch: Batch, state_of: StateOf
+    ) -> dict[str, Tensor]:
+        """``world``, ``world_wanted``, ``world_copied`` [B F] standardized, ``world_keep`` [B]; with motions [B H P]
+        and [B H]. ``world_episode`` [B] where targets are shuffled.
         """
-        wanted, copied, keep = self.targets(now, later, batch)
+        wanted, copied, keep = self.targets(batch, state_of)
         return {
             "world": self(readout),
-            "world_wanted": (wanted - self.mean) / self.scale,
-            "world_copied": (copied - self.mean) / self.scale,
+            "world_wanted": self.standardized(wanted),
+            "world_copied": self.standardized(copied),
             "world_keep": keep,
             **({"world_episode": batch.episode} if self.shuffled else {}),
         }
@@ -84,7 +116,8 @@ class WorldHead(nn.Module):
         told, wanted, keep = terms["world"], terms["world_wanted"], terms["world_keep"]
         if self.shuffled and self.training:  # here, where all rows of all ranks and micro-batches are
             episode, away = terms["world_episode"], len(wanted) // 2
-            wanted, keep = wanted.roll(away, 0), keep.roll(away, 0) & (episode != episode.roll(away, 0))
+            other = (episode != episode.roll(away, 0)).view(-1, *(1 for _ in keep.shape[1:]))
+            wanted, keep = wanted.roll(away, 0), keep.roll(away, 0) & other
         parts = {
             "world_mse": masked_mse(told, wanted, keep),
             "world_l1": masked_l1(told, wanted, keep),
@@ -99,18 +132,41 @@ class WorldHead(nn.Module):
         return {"world_copy_ratio": ratio.item(), "world_rows": terms["world_keep"].float().mean().item()}
 
     @torch.no_grad()
-    def fit(self, found: Float[Tensor, "N F"]) -> None:
-        """Mean and deviation of the targets; a number that never changes is only centred. Raises UsageError where no
-        row has a target.
+    def fit(self, batches: Iterable[Batch], state_of: StateOf) -> None:
+        """Mean and deviation of the targets, of motions of the first one in each row; a number that never changes is
+        only centred. Raises UsageError where no row has a target.
         """
+        found = torch.cat(list(self._kept(batches, state_of)))
         if not len(found):
+            where = "episode" if self.needs.states else "segment"
             raise UsageError(
-                f"world_horizon: no segment of the train split holds an observation {self.horizon} steps after "
-                "another; set a smaller one, or ingest longer segments"
+                f"world_horizon: no {where} of the train split holds an observation {self.horizon} steps after "
+                f"another; set a smaller one, or ingest longer {where}s"
             )
         deviation, mean = torch.std_mean(found.double(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > TINY, deviation, 1.0))
+        if self.basis is not None:
+            self.basis.copy_(principal((found - self.mean) / self.scale, self.basis.shape[1]))
+
+    def _kept(self, batches: Iterable[Batch], state_of: StateOf) -> Iterator[Float[Tensor, "n F"]]:
+        for batch in batches:
+            wanted, _, keep = self.targets(batch, state_of)
+            if self.target == MOTIONS:
+                wanted, keep = wanted[:, 0], keep[:, 0]
+            yield wanted[keep]
+
+
+def principal(found: Float[Tensor, "N F"], components: int) -> Float[Tensor, "F P"]:
+    """Directions of the largest variance of centred numbers, largest first, divided by one number so that the mean
+    square of what they give is 1; the largest entry of each is positive.
+    """
+    values = found.double()
+    variance, directions = torch.linalg.eigh(values.T @ values / len(values))
+    variance, directions = variance.flip(0)[:components], directions.flip(1)[:, :components]
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    scaled: Tensor = directions * largest.sign() / variance.mean().clamp(min=TINY).sqrt()
+    return scaled
 
 
 class Foretelling(Objective):
@@ -130,8 +186,8 @@ class Foretelling(Objective):
         if not options.has_world:
             return
         horizon = options.world_horizon or config.model.action_seq_len
-        self.world = WorldHead(width, numbers, options.world_target, horizon, options.world_shuffled)
-        self.needs = Needs(offsets=(0, horizon))
+        self.world = WorldHead(width, numbers, options, horizon)
+        self.needs = self.world.needs
 
     def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B F"]:
         """The frozen encoder's, float32 and without gradients."""
@@ -147,22 +203,14 @@ class Foretelling(Objective):
         """For the world head's targets."""
         return 0 if self.world is None else FITTED_ROWS
 
-    @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
         """The world head's targets."""
         if self.world is not None:
-            self.world.fit(torch.cat(list(self._targets(self.world, batches))))
-
-    def _targets(self, world: WorldHead, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        for batch in batches:
-            wanted, _, keep = world.targets(self.state_of(batch.obs), self.state_of(batch.next_obs), batch)
-            yield wanted[keep]
+            self.world.fit(batches, self.state_of)
 
     def foretell(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"], batch: Batch) -> dict[str, Tensor]:
         """`WorldHead.terms`; none without one."""
-        if self.world is None:
-            return {}
-        return self.world.terms(readout, self.state_of(batch.obs), self.state_of(batch.next_obs), batch)
+        return {} if self.world is None else self.world.terms(readout, batch, self.state_of)
 
     def world_loss(self, options: WorldOptions, terms: Terms) -> tuple[Float[Tensor, ""] | float, dict[str, Tensor]]:
         """`WorldHead.loss`, weighted, and its parts, detached; 0 without a head."""

@@ -6,17 +6,29 @@ Said in its log, also where it is not done, and why.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from statevla.config import Config
 from statevla.data.decoded import decode_store, find_decoded
 from statevla.data.machine import cache_bytes, loader_threads
 from statevla.data.sequential import SequentialLoader
-from statevla.data.views import VIEWS, View, open_decoded, open_features, open_latents
+from statevla.data.views import (
+    VIEWS,
+    Latents,
+    LaterStates,
+    Rows,
+    View,
+    open_decoded,
+    open_features,
+    rows_of_latents,
+)
 from statevla.encoders.backbone import FrozenVision
 from statevla.encoders.features import open_kept, open_named, tower_of
 from statevla.encoders.vision import identity, load_backbone
-from statevla.trainers.latents import Coder, compute_latents, find_latents, is_writable, made_from
+from statevla.models.encoder import StateEncoder
+from statevla.systems.stamo import StamoModel
+from statevla.trainers.latents import Coder, compute_latents, find_latents, is_writable, made_from, width_of
 from stores.errors import StoreMissing, UsageError
 from stores.layout import FEATURES
 from stores.reader import Store
@@ -62,7 +74,9 @@ def use_what_is_kept(run: "Run") -> None:
     features = None if kept is None else open_features(kept, 0.0)
     both = run.model.needs.features_beside
     view = None if both else features
-    states = _states(run, view, None if kept is None else kept.key) if run.system.parents_of(run.config) else None
+    key = None if kept is None else kept.key
+    rows = _states(run, view, key) if run.system.parents_of(run.config) else None
+    states = None if rows is None else Latents(rows)
     if states is None and view is not None:
         run.report(run.step, f"trains from features/{data.features}, no picture is opened")
     if states is None and view is None and data.cache == "decoded":
@@ -72,6 +86,8 @@ def use_what_is_kept(run: "Run") -> None:
         seen = "which the tower sees at every step" if features is None else f"beside features/{data.features}"
         run.report(run.step, f"trains from pictures, {seen}")
         beside += () if features is None else (features,)
+    if run.model.needs.states:
+        beside += (_later_states(run, view, key) if rows is None else _later(run, rows),)
     for source in (run.loader.source, *(() if run.validation is None else (run.validation.source,))):
         source.view = states or view
         source.beside = beside
@@ -104,7 +120,22 @@ def _decoded(run: "Run") -> View:
     return open_decoded(found, 0.0)
 
 
-def _states(run: "Run", view: View | None, key: str | None) -> View | None:
+def _later_states(run: "Run", view: View | None, key: str | None) -> View:
+    """Those that a world head foretells. Raises UsageError where there is no frozen encoder."""
+    encoder = run.model.state_encoder
+    if not isinstance(encoder, StateEncoder | StamoModel):
+        raise UsageError(f"{run.system.name}: expected a frozen encoder whose states are wanted, got none")
+    rows, name = _kept(run, encoder, view, key)
+    run.report(run.step, f"foretells latents/{name}")
+    return _later(run, rows)
+
+
+def _later(run: "Run", rows: Rows) -> View:
+    first, frames = (run.store.episode_columns[name].astype(np.int64) for name in ("first_frame", "frames"))
+    return LaterStates(rows, run.model.needs.states, np.repeat(first + frames - 1, frames))
+
+
+def _states(run: "Run", view: View | None, key: str | None) -> Rows | None:
     """Of the frozen encoder, of every frame; None where they would not be enough. view, key: what it encodes."""
     data, encoder = run.config.data, run.model.frozen_encoder
     why = None
@@ -119,14 +150,23 @@ def _states(run: "Run", view: View | None, key: str | None) -> View | None:
     if why is not None or encoder is None:
         run.report(run.step, f"encodes every frame at every step: {why}")
         return None
+    rows, name = _kept(run, encoder, view, key)
+    run.report(run.step, f"trains from latents/{name}, no picture is opened")
+    return rows
+
+
+def _kept(run: "Run", encoder: StateEncoder | StamoModel, view: View | None, key: str | None) -> tuple[Rows, str]:
+    """States of every frame, computed first where they are not there, and the name of their folder."""
+    data = run.config.data
     made = made_from(run.store, encoder, run.config.model, identity(run.backbone), run.autocast, key)
     root = Path(run.store.root) if is_writable(run.store) else run.run_dir
 
     def compute() -> None:
         if run.ranks.first and find_latents(run.store, made, run.run_dir) is None:
-            run.report(run.step, f"encodes every frame once, into {root}/latents; then trains from that")
+            run.report(run.step, f"encodes every frame once, into {root}/latents")
             rows = run.config.training.batch_size
-            coder = Coder(encoder, run.device, run.autocast, rows, loader_threads(data), view)
+            width, threads = width_of(encoder, run.config.model), loader_threads(data)
+            coder = Coder(encoder, width, run.device, run.autocast, rows, threads, view)
             compute_latents(run.store, root, made, coder, dict(run.parent or {}), run.progress)
 
     run.ranks.together(compute)
@@ -136,5 +176,4 @@ def _states(run: "Run", view: View | None, key: str | None) -> View | None:
             f"{root}/latents: rank 0 has written the encoder's states there, but rank {run.ranks.rank} does not find "
             "them; ranks on several machines need one file system, or --set data.latents=false"
         )
-    run.report(run.step, f"trains from latents/{found.name}, no picture is opened")
-    return open_latents(found, cache_bytes(data))
+    return rows_of_latents(found, cache_bytes(data)), found.name

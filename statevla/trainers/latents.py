@@ -6,7 +6,9 @@ tower's revision, and the precision. So every policy on the same encoder shares 
 Legend: N frames of the store, D width, B batch.
 """
 
+import dataclasses
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from statevla.config import ModelConfig
 from statevla.config.options import keys
+from statevla.config.schema import SystemOptions
 from statevla.data.frames import Table, make_table
 from statevla.data.numbers import Numbers
 from statevla.data.views import View, open_features
@@ -29,8 +32,9 @@ from statevla.policies.prepare import choose_device
 from statevla.runs.files import MODEL, CheckpointState, below, load_strict, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST
 from statevla.systems.find import find_parent, resolve
+from statevla.systems.stamo import StamoModel
 from statevla.systems.table import SYSTEMS, config_of, find_system
-from statevla.trainers.setup import use_bf16
+from statevla.trainers.setup import HOW_TRAINED, use_bf16
 from stores.derived import Derived, begin, key_of, open_derived
 from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
@@ -50,7 +54,7 @@ NOT_OF_THE_STATE: Final = frozenset({"model.vision_model", "model.mamba_backend"
 
 def made_from(
     store: Store,
-    encoder: StateEncoder,
+    encoder: StateEncoder | StamoModel,
     config: ModelConfig,
     backbone: dict[str, Any] | None,
     bf16: bool,
@@ -58,8 +62,10 @@ def made_from(
 ) -> dict[str, Any]:
     """Everything that the states are a function of.
 
-    backbone: `statevla.encoders.vision.identity`. features: key of what it reads in place of pictures.
+    backbone: `statevla.encoders.vision.identity`. features: key of what it reads in place of pictures. Of StaMo its
+    options too, whose states stand one after the other.
     """
+    further = {} if isinstance(encoder, StateEncoder) else {"stamo": _options(encoder.options)}
     fixed = {key.name: key.value for key in keys(config, "model.") if key.option.parent}
     return {
         "format": FORMAT,
@@ -69,7 +75,17 @@ def made_from(
         "backbone": None if backbone is None else backbone["revision"],
         "features": features,
         "precision": "bfloat16" if bf16 else "float32",
+        **further,
     }
+
+
+def _options(options: SystemOptions) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in HOW_TRAINED}
+
+
+def width_of(encoder: StateEncoder | StamoModel, config: ModelConfig) -> int:
+    """Numbers of a state."""
+    return config.embed_dim if isinstance(encoder, StateEncoder) else math.prod(encoder.state_shape)
 
 
 def hash_weights(module: torch.nn.Module) -> str:
@@ -95,11 +111,12 @@ def find_latents(store: Store, made: dict[str, Any], beside: Path | None = None)
 
 @dataclass(frozen=True)
 class Coder:
-    """What computes states. batch: frames at a time; all batches have this many rows, so that all rows are treated
-    alike. view: of the frames, None for pictures.
+    """What computes states of `width` numbers. batch: frames at a time; all batches have this many rows, so that all
+    rows are treated alike. view: of the frames, None for pictures.
     """
 
-    encoder: StateEncoder
+    encoder: StateEncoder | StamoModel
+    width: int
     device: torch.device
     bf16: bool
     batch: int
@@ -116,7 +133,7 @@ class Coder:
                 fill = torch.arange(self.batch).clamp(max=rows - 1)
                 obs = obs.each(lambda tensor, fill=fill: tensor[fill])  # type: ignore[misc]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                z = self.encoder.state(obs.to(self.device))
+                z = self.encoder.state(obs.to(self.device)).flatten(1)
             found.append(z[:rows].float().cpu().numpy())
         return found
 
@@ -131,7 +148,7 @@ def compute_latents(
 ) -> Derived:
     """Write ``latents/<key>`` below `root`, going on where an interrupted call stopped. Raises StoreLocked."""
     frames = store.manifest.counts["frames"]
-    spec = ShardedSpec((frames, made["model"]["model.embed_dim"]), "float32", ROWS_A_CHUNK, ROWS_A_SHARD)
+    spec = ShardedSpec((frames, coder.width), "float32", ROWS_A_CHUNK, ROWS_A_SHARD)
     table = make_table(store, 1)
     numbers = Numbers(store, 2)
     coder.encoder.eval()
@@ -195,7 +212,8 @@ def latents_of_checkpoint(
     found = find_latents(store, made)
     computed = found is None
     if found is None:
-        coder = Coder(encoder.to(chosen), chosen, bf16, batch, threads, view)
+        width = width_of(encoder, config.model)
+        coder = Coder(encoder.to(chosen), width, chosen, bf16, batch, threads, view)
         found = compute_latents(store, Path(store.root), made, coder, about(state, path), progress)
     rows, width = found.sharded("z").spec.shape
     return {

@@ -29,7 +29,9 @@ def rows_of_rank(batch_size: int, world: int) -> int:
 
 
 def require_learnable(system: System, needs: Needs, config: Config, learns_unlabelled: bool) -> None:
-    """Raise UsageError where a batch would have too few rows, or rows that teach the system nothing."""
+    """Raise UsageError where a batch would have too few rows, or rows that teach the system nothing, and where states
+    are wanted that are not kept.
+    """
     training, data = config.training, config.data
     if training.batch_size < needs.rows:
         raise UsageError(
@@ -40,6 +42,14 @@ def require_learnable(system: System, needs: Needs, config: Config, learns_unlab
         raise UsageError(
             f"data.unlabelled=keep: {system.name} learns nothing from rows without actions as it is configured; "
             "use a world head (world_target), or leave_out"
+        )
+    if needs.states and (data.shuffle_instructions or not data.latents):
+        off = (
+            "latents: false keeps no states" if not data.latents else "shuffle_instructions: kept states have their own"
+        )
+        raise UsageError(
+            f"data.{off}, and the targets of {system.section}.world_target are made of kept ones as it is configured; "
+            "leave it out, or use world_target=state or motion"
         )
 
 

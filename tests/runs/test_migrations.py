@@ -124,3 +124,10 @@ def test_the_flow_matching_policy_foretold_nothing() -> None:
         "num_epochs": 3, "world_target": "none", "world_weight": 0.1, "world_horizon": None, "world_shuffled": False,
     }  # fmt: skip
     assert old["config"]["training"]["phase2"] == {"num_epochs": 3}
+
+
+def test_no_head_foretold_motions() -> None:
+    old = {"config": {"training": {"phase2": {}}, "film": {"hidden": 8}, "stamo": {}}}
+    now = MIGRATIONS[16](old)["config"]
+    assert (now["training"]["phase2"], now["film"]) == ({"world_components": 0}, {"hidden": 8, "world_components": 0})
+    assert (now["stamo"], old["config"]["film"]) == ({}, {"hidden": 8})

@@ -1,14 +1,17 @@
 """Every policy of the table in the ways that its options can make another model of it, small."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
 from statevla.config import Config, load_config
 from statevla.config.world import WorldOptions
+from statevla.data.batch import Batch
 from statevla.systems.frozen import ENCODERS
 from statevla.systems.system import Given, Objective, System
 from statevla.systems.table import SYSTEMS, find_system, sections
+from statevla.systems.world import Foretelling
 from tests.models.build import normalization
 
 SMALL = (
@@ -46,6 +49,20 @@ def with_world(name: str, encoder: str, target: str, *more: str) -> Case:
     return Case(row, (*chosen, *(f"{row.section}.{text}" for text in told)))
 
 
+def with_states(model: Objective, data: Batch, seed: int = 5) -> Batch:
+    """`data` with the kept states that the model's batches hold, random; row 0's episode ends with its third frame."""
+    offsets = model.needs.states
+    if not offsets:
+        return data
+    assert isinstance(model, Foretelling)
+    numbers = len(model.state_of(data.obs)[0])
+    states = torch.randn(len(data), len(offsets), numbers, generator=torch.Generator().manual_seed(seed))
+    there = torch.ones(len(data), len(offsets), dtype=torch.bool)
+    there[0] = torch.tensor(offsets) < 3
+    obs = dataclasses.replace(data.obs, extras={"states": states, "states_there": there})
+    return dataclasses.replace(data, obs=obs, next_obs=obs)
+
+
 POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
 CASES = [Case(row) for row in POLICIES]
 CASES += [Case(find_system("goal"), ("goal.fusion=state", f"goal.encoder={encoder}")) for encoder in ENCODERS]
@@ -54,3 +71,7 @@ CASES.append(Case(find_system("goal"), ("goal.fusion=state", "goal.encoder=stamo
 CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if issubclass(row.options, WorldOptions)]
 CASES += [Case(find_system(name), (f"{name}.stem=conv",)) for name in ("vla", "goal")]
 CASES.append(with_world("film", "temporal_jepa", "state"))
+CASES += [
+    with_world("film", "stamo", "motions", "world_horizon=5", "world_components=4"),
+    with_world("flow_matching", "", "motions", "world_horizon=5"),
+]

@@ -13,7 +13,7 @@ from statevla.systems.acting import Scene
 from statevla.systems.system import Objective
 from statevla.systems.table import sections
 from tests.models.build import batch
-from tests.systems.build import CASES, Case
+from tests.systems.build import CASES, Case, with_states
 
 
 def noise_of(model: Objective, rows: int, seed: int = 0) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def one_row(scene: Scene, number: int) -> Scene:
 
 
 def loss_of(model: Objective, data: Batch, seed: int = 0) -> Tensor:
-    return model.loss(model.terms(data, noise_of(model, len(data), seed))).total
+    return model.loss(model.terms(with_states(model, data), noise_of(model, len(data), seed))).total
 
 
 def train(model: Objective, data: Batch, steps: int, rate: float = 2e-3) -> list[float]:

@@ -132,6 +132,22 @@ def test_four_arms_of_few_labels(tmp_path: Path) -> None:
     assert starts(last, 1) == ["compare"]
 
 
+def test_another_target_has_runs_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.ready").touch()
+    told = {"recipe": "few_labels.sh", "SEEDS": "0"}
+    run(tmp_path, **told)
+    status, commands, said = run(tmp_path, TARGET="motions", **told)
+    assert status == 0, said
+    motions, shuffled = (" ".join(command) for command in commands if command[0] == "train")
+    assert all("film.world_target=motions --set film.world_weight=1" in arm for arm in (motions, shuffled))
+    assert "world_shuffled" not in motions
+    assert "film.world_shuffled=true" in shuffled
+    assert [Path(name).parent.name for name in commands[-1][1:5]] == [
+        "labels-0", "motions-temporal_jepa-0", "all-0", "motions-shuffled-temporal_jepa-0",
+    ]  # fmt: skip
+
+
 def test_motion_of_stamos_states_is_learned_from_every_picture(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/.ready").touch()

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from statevla.config import load_config
+from statevla.config.world import WorldOptions
 from statevla.data.batch import Batch
 from statevla.data.needs import NOW
 from statevla.models.flow import sinusoid
@@ -20,7 +22,7 @@ from statevla.systems.table import find_system, sections
 from statevla.systems.world import Foretelling, WorldHead
 from stores.errors import UsageError
 from tests.models.build import batch, observations
-from tests.systems.build import Case, with_world
+from tests.systems.build import Case, with_states, with_world
 
 FORETELLING = ("film", "act", "vla", "goal", "flow_matching")
 
@@ -51,7 +53,9 @@ def later(data: Batch, seed: int = 7) -> Batch:
 
 def test_count() -> None:
     """The specification's small variant: readout 512 and a chunk of 70 numbers to a state of 2 × 256."""
-    assert sum(p.numel() for p in WorldHead(512 + 70, 512, "state", 10).parameters()) == 823_808
+    assert (
+        sum(p.numel() for p in WorldHead(512 + 70, 512, WorldOptions(world_target="state"), 10).parameters()) == 823_808
+    )
 
 
 @pytest.mark.parametrize("name", FORETELLING)
@@ -228,3 +232,71 @@ def test_the_flow_sees_of_a_row_without_actions_what_sampling_starts_from() -> N
     terms = model.terms(unknown, noise)
     at_start = model.flow.read(noise["epsilon"], torch.ones(6), model.encoder.state(data.obs))
     torch.testing.assert_close(terms["world"], model.world(at_start))
+
+
+def motions_of(components: int, horizon: int = 5, *more: str) -> Any:
+    told = (f"world_horizon={horizon}", f"world_components={components}", *more)
+    return made(with_world("film", "stamo", "motions", *told))
+
+
+@pytest.mark.parametrize("components", [0, 4])
+def test_every_motion_on_the_way_is_foretold(components: int) -> None:
+    """Each of kept states, masked where the episode has no frame, standardized, and reduced as numpy has it."""
+    model = motions_of(components)
+    assert (model.needs.offsets, model.needs.states) == ((0,), (0, 1, 2, 3, 4, 5)), "no later picture is asked for"
+    data, other = with_states(model, batch(6)), with_states(model, batch(6, seed=1), seed=9)
+    model.fit([data, other])
+    terms = model.terms(data, {})
+    states = data.obs.extras["states"].double().numpy()
+    moved = states[:, 1:] - states[:, :-1]
+    firsts = np.concatenate([moved[:, 0], np.diff(other.obs.extras["states"][:, :2].double().numpy(), axis=1)[:, 0]])
+    unit = (moved - firsts.mean(axis=0)) / firsts.std(axis=0)
+    copied = np.broadcast_to(-firsts.mean(axis=0) / firsts.std(axis=0), unit.shape)
+    if components:
+        fitted = (firsts - firsts.mean(axis=0)) / firsts.std(axis=0)
+        _, sizes, rows = np.linalg.svd(fitted, full_matrices=False)
+        rows, sizes = rows[:components], sizes[:components] / len(fitted) ** 0.5
+        rows = rows * np.sign(rows[np.arange(components), np.abs(rows).argmax(axis=1)])[:, None]
+        basis = rows.T / np.sqrt((sizes**2).mean())
+        unit, copied = unit @ basis, copied @ basis
+        assert ((fitted @ basis) ** 2).mean() == pytest.approx(1), "of unit size, in their proportions"
+    np.testing.assert_allclose(terms["world_wanted"].numpy(), unit, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(terms["world_copied"].numpy(), copied, rtol=1e-3, atol=1e-4)
+    assert terms["world"].shape == (6, 5, components or 32)
+    keep = np.ones((6, 5), bool)
+    keep[0, 2:] = False
+    assert np.array_equal(terms["world_keep"].numpy(), keep)
+    error = (terms["world"].detach().numpy() - unit)[keep]
+    assert model.world.loss(terms)[0].item() == pytest.approx((error**2).mean() + np.abs(error).mean(), rel=1e-4)
+    assert model.monitors(terms)["world_rows"] == pytest.approx(keep.mean())
+
+
+def test_motions_past_an_episodes_end_do_not_count() -> None:
+    model = motions_of(0)
+    data = with_states(model, batch(6))
+    found = []
+    for value in (0.0, 50.0):
+        states = torch.where(data.obs.extras["states_there"][..., None], data.obs.extras["states"], value)
+        obs = dataclasses.replace(data.obs, extras={**data.obs.extras, "states": states})
+        model.zero_grad()
+        loss = loss_of(model, dataclasses.replace(data, obs=obs, next_obs=obs))
+        loss.backward()
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(one, two) for one, two in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_shuffled_motions_are_another_episodes() -> None:
+    model = motions_of(0, 5, "world_shuffled=true").train()
+    data = with_states(model, batch(6))
+    terms = {**model.terms(data, {}), "world_episode": torch.tensor([0, 1, 2, 3, 1, 5])}
+    keep = terms["world_keep"].roll(3, 0) & torch.tensor([True, False, True, True, False, True])[:, None]
+    error = (terms["world"] - terms["world_wanted"].roll(3, 0))[keep]
+    assert model.world.loss(terms)[1]["world_mse"].item() == pytest.approx(error.square().mean().item())
+
+
+def test_components_that_there_are_not_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"components: 33 of world_target=motions, whose states have 32 numbers"):
+        motions_of(33)
+    with pytest.raises(UsageError, match=r"components: 2 of world_target=state, .* expected world_target=motions"):
+        made(with_world("film", "stamo", "state", "world_components=2"))

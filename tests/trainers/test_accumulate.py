@@ -14,6 +14,7 @@ from statevla.trainers.schedule import step_generator
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from stores.errors import UsageError
 from stores.reader import Store
+from tests.systems.build import with_states
 from tests.trainers.micro import config_of_all, micro_store
 
 CONFIG = config_of_all(
@@ -46,6 +47,11 @@ CASES = [
     pytest.param(find_system("film"), WORLD, id="film with a world head"),
     pytest.param(find_system("film"), (*WORLD, "film.world_shuffled=true"), id="film with a shuffled one"),
     pytest.param(find_system("flow_matching"), FLOW_WORLD, id="flow with a world head"),
+    pytest.param(
+        find_system("film"),
+        ("film.world_target=motions", "film.encoder=stamo", "film.world_components=5"),
+        id="film with a head of motions",
+    ),
     pytest.param(find_system("stamo"), ("stamo.decoder=vae", "stamo.patch_size=1"), id="stamo's autoencoder"),
 ]
 
@@ -59,7 +65,7 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(store: Store, row: An
             torch.nn.init.normal_(parameter, std=0.1)  # past layers that start at zero
     loader = SegmentLoader(store, "train", 8, 0, CONFIG.data, CONFIG.model.action_seq_len, model.needs)
     batches = loader.batches()
-    batch = next(batches)[1]
+    batch = with_states(model, next(batches)[1])
     batches.close()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):

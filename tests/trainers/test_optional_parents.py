@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from statevla.config.load import load_config
+from statevla.config.world import FORETOLD
 from statevla.data.loaders import iterate_once
 from statevla.evaluators.state import evaluate_states
 from statevla.policies.policy import Policy
@@ -165,15 +166,16 @@ def refused(wanted: TrainFlags) -> str:
 
 def test_an_encoder_that_nothing_wants(root: Path, tmp_path: Path) -> None:
     said = refused(flags(root, "film", run=tmp_path))
-    assert said.startswith("film takes a state encoder with film.world_target=state or motion alone, and is configured")
+    targets = f"world_target={' or '.join(FORETOLD)}"
+    assert said.startswith(f"film takes a state encoder with film.{targets} alone, and is configured")
     said = refused(flags(root, "goal", run=tmp_path))
-    assert said.startswith("goal takes a state encoder with goal.fusion=state or goal.world_target=state or motion ")
+    assert said.startswith(f"goal takes a state encoder with goal.fusion=state or goal.{targets} alone")
     said = refused(flags(root, "stamo", encoder="temporal_jepa", run=tmp_path))
     assert said.startswith("stamo takes a state encoder with stamo.features=parent alone, and is configured otherwise")
     said = refused(flags(root, "temporal_jepa", run=tmp_path))
     assert said == "--encoder is for systems that take one; temporal_jepa trains one"
     config = load_config("tiny", None, MICRO, sections())
-    with pytest.raises(UsageError, match=r"film takes a state encoder with film.world_target=state or motion alone"):
+    with pytest.raises(UsageError, match=f"film takes a state encoder with film.{targets} alone"):
         train("film", config, root / "store", tmp_path, encoder_checkpoint=latest(root / "stamo", "stamo"))
 
 

@@ -137,13 +137,16 @@ def test_ranks_with_a_world_head_on_a_frozen_encoder_are_one_process(store: Path
         told = [*settings, "film.world_target=motion", "film.world_horizon=3", "film.encoder=stamo", *more]
         alone("film", told, store, tmp_path / name / "one", encoder)
         jobs.append(job("film", told, store, tmp_path / name / "many", encoder=str(encoder)))
+    told = [*settings, "film.world_target=motions", "film.world_horizon=3", "film.encoder=stamo"]
+    alone("film", told, store, tmp_path / "motions" / "one", encoder)
+    jobs.append(job("film", told, store, tmp_path / "motions" / "many", encoder=str(encoder)))
     jepa = checkpoint(alone(JEPA, settings, store, tmp_path / "one"), JEPA)
     told = [*settings, "training.phase2.world_target=motion", "training.phase2.world_horizon=3"]
     alone(FLOW, told, store, tmp_path / "flow" / "one", jepa)
     jobs.append(job(FLOW, told, store, tmp_path / "flow" / "many", encoder=str(jepa)))
     found = run_ranks(2, jobs, tmp_path / "jobs")
     assert [status for status, _ in found] == [0, 0], found
-    for name, system in (("motion", "film"), ("shuffled", "film"), ("flow", FLOW)):
+    for name, system in (("motion", "film"), ("shuffled", "film"), ("motions", "film"), ("flow", FLOW)):
         assert_same_training(tmp_path / name / "many", tmp_path / name / "one", system)
 
 
