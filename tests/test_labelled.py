@@ -107,7 +107,7 @@ def test_labelled_times_wants_rows_without_labels_beside(store: Store) -> None:
             SegmentLoader(store, "train", 4, 0, data, 4, NOW)
 
 
-@pytest.mark.parametrize("target", ["motion", "motions"])
+@pytest.mark.parametrize("target", ["motion", "motions", "latent"])
 @pytest.mark.parametrize("name", FORETELLING)
 def test_rows_without_actions_teach_the_world_head_and_nothing_else(name: str, target: str) -> None:
     model = with_world(name, "stamo", target).make()
@@ -121,7 +121,7 @@ def test_rows_without_actions_teach_the_world_head_and_nothing_else(name: str, t
         model.zero_grad()
         known = dataclasses.replace(data, chunk=actions, action=actions[:, 0], is_pad=is_pad)
         terms = model.terms(known, noise)
-        assert terms["world_keep"].flatten().tolist() == [target == "motions", True, True, True, True, True]
+        assert terms["world_keep"].flatten().tolist() == [target != "motion", True, True, True, True, True]
         loss = model.loss(terms)
         loss.total.backward()
         found.append((loss.total.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))

@@ -7,7 +7,8 @@ from statevla.config.options import option
 
 NO_TARGET: Final = "none"
 MOTIONS: Final = "motions"
-FORETOLD: Final = ("state", "motion", MOTIONS)
+LATENT: Final = "latent"
+FORETOLD: Final = ("state", "motion", MOTIONS, LATENT)
 TARGETS: Final = (NO_TARGET, *FORETOLD)
 
 
@@ -17,13 +18,15 @@ class WorldOptions:
 
     world_target: str = option(
         NO_TARGET, "what a further head foretells in training: a frozen encoder's later state, how far it moves until "
-        "then, or every motion on the way, frame by frame, from kept states", choices=TARGETS,
+        "then, every motion on the way, frame by frame, or a latent action learned from both; the last two from kept "
+        "states", choices=TARGETS,
     )  # fmt: skip
     world_weight: float = option(0.1, "weight of that head's error", least=0)
     world_horizon: int | None = option(None, "steps that it looks ahead; nothing: model.action_seq_len", least=1)
     world_components: int = option(
         0, "principal components that each of world_target=motions is reduced to; 0: its numbers as they are", least=0
     )
+    world_code: int = option(16, "numbers of the latent action of world_target=latent", least=1)
     world_shuffled: bool = option(False, "a control: in training each row has the target of another episode's")
 
     @property

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How far do few labels go, and does the motion of the episodes without them help? Four arms of one policy on the store
+# How far do few labels go, and does the motion of the episodes without them help? Five arms of one policy on the store
 # of `systems.sh`, tried on the same layouts and compared: docs/systems.md, "With few labels". One process; every step
 # goes on where an interrupted call stopped.
 #
@@ -17,6 +17,7 @@
 #
 #   labels   the labelled episodes alone          motion     and the motion of the others
 #   all      every label                          shuffled   and the motion of other episodes: a control
+#   latent   and a latent action of the others, learned by inverse dynamics between states
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -52,9 +53,10 @@ arm() { # NAME SEED [OPTION...]: train and try it, unless that is done
 }
 
 few=(--set "data.labelled_share=$share")
-moving=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times"
-  --encoder "$encoder" --set "$system.encoder=$kind" --set "$system.world_target=$target"
-  --set "$system.world_weight=1")
+pseudo=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times"
+  --encoder "$encoder" --set "$system.encoder=$kind")
+moving=("${pseudo[@]}" --set "$system.world_target=$target" --set "$system.world_weight=1")
+latent=("${pseudo[@]}" --set "$system.world_target=latent" --set "$system.world_weight=1")
 if [[ ! -f $out/.encoder-$kind ]]; then
   seen=()
   [[ $kind == stamo ]] || seen=("${few[@]}")
@@ -69,6 +71,7 @@ for seed in ${SEEDS:-0 1 2}; do
   arm "$target-$kind" "$seed" "${moving[@]}"
   arm all "$seed"
   arm "$shuffled-$kind" "$seed" "${moving[@]}" --set "$system.world_shuffled=true"
-  for name in labels "$target-$kind" all "$shuffled-$kind"; do tried+=("$out/$name-$seed/eval"); done
+  arm "latent-$kind" "$seed" "${latent[@]}"
+  for name in labels "$target-$kind" all "$shuffled-$kind" "latent-$kind"; do tried+=("$out/$name-$seed/eval"); done
 done
 $statevla compare "${tried[@]}" --out "$out/compare"

@@ -20,6 +20,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     15 how patches are made, of encoders
     16 a world head of the flow-matching policy
     17 motions on the way as what it foretells
+    18 latent actions
 """
 
 import copy
@@ -28,7 +29,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 17
+FORMAT: Final = 18
 Tree = dict[str, Any]
 
 
@@ -217,6 +218,14 @@ def _motions(old: Tree) -> Tree:
     return tree
 
 
+def _latent_actions(old: Tree) -> Tree:
+    """17 to 18: no latent action was learned, of whatever width."""
+    tree = copy.deepcopy(old)
+    for options in _with_world(tree["config"]):
+        options["world_code"] = 16
+    return tree
+
+
 def _with_world(config: Tree) -> list[Tree]:
     """Options of the systems that may have a world head."""
     named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
@@ -263,5 +272,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     14: _patches_of_encoders,
     15: _world_of_flow,
     16: _motions,
+    17: _latent_actions,
 }
 """From the format of the key to the next one."""

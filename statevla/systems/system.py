@@ -65,7 +65,9 @@ class Objective(nn.Module):
         return 0
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Take what stays fixed in training, and goes with the checkpoint, from `batches`, before the first step."""
+        """Take what stays fixed in training, and goes with the checkpoint, from `batches`, before the first step. Where
+        `needs` has kept states, observations of these batches hold nothing else but robot state and instruction.
+        """
 
     @property
     def undecayed(self) -> frozenset[str]:

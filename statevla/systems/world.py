@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from statevla.config import Config
-from statevla.config.world import MOTIONS, WorldOptions
+from statevla.config.world import LATENT, MOTIONS, WorldOptions
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
 from statevla.models.heads import masked_l1
+from statevla.models.latent_actions import LatentActions
 from statevla.models.losses import masked_mse
 from statevla.systems.system import Objective, Terms
 from stores.errors import UsageError
@@ -23,6 +24,8 @@ from stores.errors import UsageError
 HIDDEN: Final = 512
 FITTED_ROWS: Final = 8192
 """Of the train split, from which the targets' mean and deviation are taken."""
+LATENT_ROWS: Final = 65536
+"""Of the train split, from which latent actions are learned."""
 TINY: Final = 1e-12
 StateOf = Callable[[ObservationBatch], Tensor]
 """States [B F] of observations."""
@@ -32,8 +35,9 @@ class WorldHead(nn.Module):
     """MLP D → 512 → 512 → F, or → H P with ``motions``.
 
     target: ``state``, the one H steps later; ``motion``, its difference from now's; ``motions``, the H differences from
-    one frame to the next until then, of kept states (StaMo's chunk of motions). Each number is standardized as `fit`
-    found it. components: principal ones of a standardized motion, P, that stand for its numbers; all of them are
+    one frame to the next until then, of kept states (StaMo's chunk of motions); ``latent``, the code of the way there
+    that `LatentActions` gives, which `fit` learns from kept states alone. Each number is standardized as `fit` found
+    it. components: principal ones of a standardized motion, P, that stand for its numbers; all of them are
     divided by one number, so that their mean square is 1 and their proportions stay; 0: none. shuffled: a control, in
     training each row has the target of another episode's.
     """
@@ -52,6 +56,13 @@ class WorldHead(nn.Module):
                 f"world_components: {components} of world_target={self.target}, whose states have {numbers} numbers; "
                 f"expected world_target={MOTIONS} and no more than these; set it to 0, or a smaller number"
             )
+        code = options.world_code
+        if self.target == LATENT and code >= numbers:
+            raise UsageError(
+                f"world_code: {code} of states of {numbers} numbers, so that a code could hold the later state itself; "
+                "set a smaller one"
+            )
+        numbers_of_state, numbers = numbers, code if self.target == LATENT else numbers
         told = components or numbers
         self.shape = (horizon, told) if self.target == MOTIONS else (told,)
         self.layers = nn.Sequential(
@@ -61,12 +72,15 @@ class WorldHead(nn.Module):
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("scale", torch.ones(numbers))
         self.register_buffer("basis", torch.zeros(numbers, components) if components else None)
+        self.actions = LatentActions(numbers_of_state, code) if self.target == LATENT else None
 
     @property
     def needs(self) -> Needs:
         """What batches must hold for the targets."""
         if self.target == MOTIONS:
             return Needs(states=tuple(range(self.horizon + 1)))
+        if self.target == LATENT:
+            return Needs(states=(0, self.horizon))
         return Needs(offsets=(0, self.horizon))
 
     def forward(self, readout: Float[Tensor, "B D"] | Float[Tensor, "B Q D"]) -> Float[Tensor, "B *steps F"]:
@@ -84,6 +98,9 @@ class WorldHead(nn.Module):
             states = batch.obs.extras["states"].float()
             moved = states[:, 1:] - states[:, :-1]
             return moved, torch.zeros_like(moved), batch.obs.extras["states_there"][:, 1:]
+        if self.actions is not None:
+            now, later, keep = ends(batch)
+            return self.actions(now, later), self.actions(now, now), keep
         now, later, keep = state_of(batch.obs), state_of(batch.next_obs), batch.ahead == self.horizon
         if self.target == "motion":
             return later - now, torch.zeros_like(now), keep
@@ -107,6 +124,7 @@ class WorldHead(nn.Module):
             "world_copied": self.standardized(copied),
             "world_keep": keep,
             **({"world_episode": batch.episode} if self.shuffled else {}),
+            **({} if self.actions is None or self.training else self.actions.errors(*ends(batch)[:2])),
         }
 
     def loss(self, terms: Terms) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -126,17 +144,30 @@ class WorldHead(nn.Module):
         return parts["world_mse"] + parts["world_l1"], parts
 
     def monitors(self, terms: Terms) -> dict[str, float]:
-        """``world_copy_ratio``: error over that of "nothing changes"; ``world_rows``: share of rows with a target."""
-        parts = self.loss(terms)[1]
+        """``world_copy_ratio``: error over that of "nothing changes"; ``world_rows``: share of rows with a target. With
+        latent actions ``world_code_ratio``: error of the state that a code leads to, over that of "nothing changes".
+        """
+        parts, keep = self.loss(terms)[1], terms["world_keep"]
         ratio = parts["world_mse"] / parts["world_copy_mse"].clamp(min=TINY)
-        return {"world_copy_ratio": ratio.item(), "world_rows": terms["world_keep"].float().mean().item()}
+        found = {"world_copy_ratio": ratio.item(), "world_rows": keep.float().mean().item()}
+        if "code_error" in terms:
+            error, moved = (torch.where(keep, terms[name], 0.0).sum() for name in ("code_error", "code_moved"))
+            found["world_code_ratio"] = (error / moved.clamp(min=TINY)).item()
+        return found
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch], state_of: StateOf) -> None:
         """Mean and deviation of the targets, of motions of the first one in each row; a number that never changes is
         only centred. Raises UsageError where no row has a target.
         """
-        found = torch.cat(list(self._kept(batches, state_of)))
+        if self.actions is None:
+            found = torch.cat(list(self._kept(batches, state_of)))
+        else:
+            pairs = [(now[keep], later[keep]) for now, later, keep in map(ends, batches)]
+            now, later = (torch.cat(column) for column in zip(*pairs, strict=True))
+            if len(now):
+                self.actions.fit(now, later)
+            found = self.actions(now, later)
         if not len(found):
             where = "episode" if self.needs.states else "segment"
             raise UsageError(
@@ -155,6 +186,12 @@ class WorldHead(nn.Module):
             if self.target == MOTIONS:
                 wanted, keep = wanted[:, 0], keep[:, 0]
             yield wanted[keep]
+
+
+def ends(batch: Batch) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B F"], Bool[Tensor, " B"]]:
+    """The first and the last of a row's kept states, and where the episode has the last."""
+    states = batch.obs.extras["states"].float()
+    return states[:, 0], states[:, -1], batch.obs.extras["states_there"][:, -1]
 
 
 def principal(found: Float[Tensor, "N F"], components: int) -> Float[Tensor, "F P"]:
@@ -201,7 +238,9 @@ class Foretelling(Objective):
     @property
     def fit_rows(self) -> int:
         """For the world head's targets."""
-        return 0 if self.world is None else FITTED_ROWS
+        if self.world is None:
+            return 0
+        return FITTED_ROWS if self.world.actions is None else LATENT_ROWS
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """The world head's targets."""

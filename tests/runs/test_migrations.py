@@ -131,3 +131,10 @@ def test_no_head_foretold_motions() -> None:
     now = MIGRATIONS[16](old)["config"]
     assert (now["training"]["phase2"], now["film"]) == ({"world_components": 0}, {"hidden": 8, "world_components": 0})
     assert (now["stamo"], old["config"]["film"]) == ({}, {"hidden": 8})
+
+
+def test_no_latent_action_was_learned() -> None:
+    old = {"config": {"training": {"phase2": {}}, "act": {"width": 8}}}
+    now = MIGRATIONS[17](old)["config"]
+    assert (now["training"]["phase2"], now["act"]) == ({"world_code": 16}, {"width": 8, "world_code": 16})
+    assert old["config"]["act"] == {"width": 8}

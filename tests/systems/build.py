@@ -74,4 +74,5 @@ CASES.append(with_world("film", "temporal_jepa", "state"))
 CASES += [
     with_world("film", "stamo", "motions", "world_horizon=5", "world_components=4"),
     with_world("flow_matching", "", "motions", "world_horizon=5"),
+    with_world("vla", "temporal_jepa", "latent", "world_code=3"),
 ]

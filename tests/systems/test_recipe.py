@@ -99,7 +99,7 @@ def test_another_suite_is_refused(tmp_path: Path) -> None:
     assert "SUITE=libero_90: expected tabletop, libero_object, libero_goal," in said
 
 
-def test_four_arms_of_few_labels(tmp_path: Path) -> None:
+def test_five_arms_of_few_labels(tmp_path: Path) -> None:
     told = {"recipe": "few_labels.sh", "SEEDS": "0 1", "SYSTEM": "act", "STEPS": "7", "SHARE": "0.1"}
     status, commands, said = run(tmp_path, **told)
     assert (status, commands) == (2, [])
@@ -111,23 +111,25 @@ def test_four_arms_of_few_labels(tmp_path: Path) -> None:
     assert status == 0, said
     assert starts(commands[:2], 3) == ["train --system temporal_jepa", "train --system act"]
     assert starts(again[:2]) == ["train --resume", "eval tabletop"]
-    encoder, labels, motion, every, shuffled = (
-        " ".join(command) for command in [*commands[:2], *(each for each in again[1:7] if each[0] == "train")]
+    encoder, labels, motion, every, shuffled, latent = (
+        " ".join(command) for command in [*commands[:2], *(each for each in again[1:10] if each[0] == "train")]
     )
     assert "data.labelled_share=0.1" in encoder
     assert "training.max_steps=2500" in encoder
-    for arm, few, moving, control in (
-        (labels, True, False, False), (motion, True, True, False), (every, False, False, False),
-        (shuffled, True, True, True),
+    for arm, few, target, control in (
+        (labels, True, "", False), (motion, True, "motion", False), (every, False, "", False),
+        (shuffled, True, "motion", True), (latent, True, "latent", False),
     ):  # fmt: skip
+        moving = bool(target)
         assert ("data.labelled_share=0.1" in arm) == few
         assert ("data.unlabelled=keep" in arm) == moving
         assert ("few-labels/encoder-temporal_jepa --set act.encoder=temporal_jepa" in arm) == moving
         assert ("data.labelled_times=2 " in arm) == moving, "0.2 labelled rows for 0.9 others: nearest to 1 in 5"
-        assert ("act.world_target=motion --set act.world_weight=1" in arm) == moving
+        assert (f"act.world_target={target} --set act.world_weight=1" in arm) == moving
+        assert arm.count("world_target") == moving
         assert ("act.world_shuffled=true" in arm) == control
         assert "training.max_steps=7" in arm
-    assert len(again[-1]) == len(("compare", *range(8), "--out", "folder"))
+    assert len(again[-1]) == len(("compare", *range(10), "--out", "folder"))
     _, last, _ = run(tmp_path, **told)
     assert starts(last, 1) == ["compare"]
 
@@ -139,12 +141,12 @@ def test_another_target_has_runs_of_its_own(tmp_path: Path) -> None:
     run(tmp_path, **told)
     status, commands, said = run(tmp_path, TARGET="motions", **told)
     assert status == 0, said
-    motions, shuffled = (" ".join(command) for command in commands if command[0] == "train")
+    motions, shuffled = (" ".join(command) for command in commands if command[0] == "train")  # the others are done
     assert all("film.world_target=motions --set film.world_weight=1" in arm for arm in (motions, shuffled))
     assert "world_shuffled" not in motions
     assert "film.world_shuffled=true" in shuffled
-    assert [Path(name).parent.name for name in commands[-1][1:5]] == [
-        "labels-0", "motions-temporal_jepa-0", "all-0", "motions-shuffled-temporal_jepa-0",
+    assert [Path(name).parent.name for name in commands[-1][1:6]] == [
+        "labels-0", "motions-temporal_jepa-0", "all-0", "motions-shuffled-temporal_jepa-0", "latent-temporal_jepa-0",
     ]  # fmt: skip
 
 
@@ -154,11 +156,13 @@ def test_motion_of_stamos_states_is_learned_from_every_picture(tmp_path: Path) -
     told = {"recipe": "few_labels.sh", "SEEDS": "0", "SHARE": "0.03", "ENCODER": "stamo", "ENCODER_STEPS": "9"}
     status, commands, said = run(tmp_path, **told)
     assert status == 0, said
-    encoder, labels, motion, every, shuffled = (" ".join(command) for command in commands if command[0] == "train")
+    encoder, labels, motion, every, shuffled, latent = (
+        " ".join(command) for command in commands if command[0] == "train"
+    )
     assert encoder.startswith("train --system stamo")
     assert "training.max_steps=9" in encoder
     assert "labelled_share" not in encoder
-    for arm in (motion, shuffled):
+    for arm in (motion, shuffled, latent):
         assert "few-labels/encoder-stamo --set film.encoder=stamo" in arm
         assert "data.labelled_times=8 " in arm, "0.24 labelled rows for 0.97 others"
     assert "stamo" not in " ".join((labels, every)).replace(str(tmp_path), "")

@@ -14,6 +14,7 @@ from statevla.config.world import WorldOptions
 from statevla.data.batch import Batch
 from statevla.data.needs import NOW
 from statevla.models.flow import sinusoid
+from statevla.models.latent_actions import LatentActions
 from statevla.systems.acting import Scene
 from statevla.systems.describe import describe_system
 from statevla.systems.frozen import ENCODERS
@@ -300,3 +301,50 @@ def test_components_that_there_are_not_are_refused() -> None:
         motions_of(33)
     with pytest.raises(UsageError, match=r"components: 2 of world_target=state, .* expected world_target=motions"):
         made(with_world("film", "stamo", "state", "world_components=2"))
+
+
+@pytest.mark.parametrize("name", ["film", "flow_matching"])
+def test_a_latent_action_of_the_way_there_is_foretold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code, learned from the ends of the kept states, standardized; the policy's loss leaves it as it is."""
+    monkeypatch.setattr(LatentActions.fit, "__defaults__", (30,))
+    model = made(with_world(name, "stamo", "latent", "world_horizon=4", "world_code=3"))
+    assert (model.needs.offsets, model.needs.states, model.fit_rows) == ((0,), (0, 4), 65536)
+    plain = made(Case(find_system(name)))
+    if name == "flow_matching":
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in plain.state_dict().items())
+    data = with_states(model, batch(40))
+    before = [parameter.clone() for parameter in model.world.actions.parameters()]
+    model.fit([data, with_states(model, batch(30), seed=6)])
+    after = [parameter.clone() for parameter in model.world.actions.parameters()]
+    assert not any(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    states = data.obs.extras["states"]
+    code, still = (model.world.actions(states[:, 0], there) for there in (states[:, 1], states[:, 0]))
+    terms = model.terms(data, drawn(model, 40))
+    assert "code_error" not in terms, "in validation alone"
+    keep = terms["world_keep"]
+    assert keep.tolist() == [False, *[True] * 39]
+    torch.testing.assert_close(terms["world_wanted"], (code - model.world.mean) / model.world.scale)
+    torch.testing.assert_close(terms["world_copied"], (still - model.world.mean) / model.world.scale)
+    assert terms["world"].shape == (40, 3)
+    assert 0.5 < terms["world_wanted"][keep].std().item() < 1.5
+    model.loss(terms).total.backward()
+    assert all(parameter.grad is None for parameter in model.world.actions.parameters())
+    assert all(torch.equal(one, two) for one, two in zip(after, model.world.actions.parameters(), strict=True))
+    model.eval()
+    found = model.terms(data, drawn(model, 40))
+    errors = model.world.actions.errors(states[1:, 0], states[1:, 1])
+    ratio = errors["code_error"].sum() / errors["code_moved"].sum()
+    assert model.monitors(found)["world_code_ratio"] == pytest.approx(ratio.item(), rel=1e-4)
+
+
+def test_a_code_that_could_hold_the_state_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"world_code: 32 of states of 32 numbers, .* set a smaller one"):
+        made(with_world("film", "stamo", "latent", "world_code=32"))
+
+
+def test_no_pair_of_frames_so_far_apart_is_refused() -> None:
+    model = made(with_world("film", "stamo", "latent", "world_horizon=4"))
+    data = with_states(model, batch(4))
+    data.obs.extras["states_there"][:, 1] = False
+    with pytest.raises(UsageError, match=r"world_horizon: no episode of the train split holds an observation 4 steps"):
+        model.fit([data])

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ import pytest
 import torch
 
 from statevla.config import Config, load_config
+from statevla.data.batch import Batch
 from statevla.data.loaders import iterate_once
 from statevla.data.needs import Needs
 from statevla.data.views import Held, LaterStates
+from statevla.models.latent_actions import LatentActions
 from statevla.policies.policy import Policy
 from statevla.runs import layout
 from statevla.runs.files import MODEL, read_state, read_tensors
 from statevla.systems.chunk_policy import ChunkPolicy
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, find_system, sections
+from statevla.systems.world import WorldHead
 from statevla.trainers import kept, trainer
 from statevla.trainers.trainer import train
 from stores import reader
@@ -60,7 +63,7 @@ def latest(run: Path, system: str) -> Path:
 def trained(
     root: Path, run: Path, system: str, encoder: str, *more: str, resume: bool = False, progress: Any = None
 ) -> dict[str, torch.Tensor]:
-    told = (*(FILM if system == "film" else FLOW), *((f"film.encoder={encoder}",) if system == "film" else ()), *more)
+    told = (*{"film": (*FILM, f"film.encoder={encoder}"), "flow_matching": FLOW}.get(system, ()), *more)
     source = None if resume else latest(root / encoder, encoder)
     summary = train(
         system, configuration(*told), root / "store", run, resume=resume, encoder_checkpoint=source, progress=progress
@@ -149,6 +152,54 @@ def test_policies_on_one_encoder_share_its_states_and_the_flow_opens_no_picture(
     assert not any("encodes" in message for message in said)
     assert not torch.equal(whole["world.scale"], torch.ones_like(whole["world.scale"]))
     Policy.load(latest(tmp_path / "flow", "flow_matching"))
+
+
+def test_what_is_fitted_to_kept_states_opens_no_picture(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    fit = WorldHead.fit
+
+    def watched(head: WorldHead, batches: Iterable[Batch], state_of: Any) -> None:
+        held = list(batches)
+        seen.extend(len(batch.obs.images) for batch in held)
+        fit(head, held, state_of)
+
+    monkeypatch.setattr(WorldHead, "fit", watched)
+    trained(root, tmp_path, "film", "stamo")
+    assert seen
+    assert not any(seen)
+
+
+@pytest.mark.parametrize("system", ["film", "goal", "flow_matching"])
+def test_a_latent_action_is_learned_before_the_first_step_and_stays_in_the_checkpoint(
+    root: Path, tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From every pair of the train split, also of episodes whose actions are hidden."""
+    seen: list[int] = []
+    fit = LatentActions.fit
+
+    def watched(model: LatentActions, now: torch.Tensor, later: torch.Tensor) -> None:
+        seen.append(len(now))
+        fit(model, now, later, 20)
+
+    monkeypatch.setattr(LatentActions, "fit", watched)
+    section = find_system(system).section
+    encoder = "temporal_jepa" if system == "flow_matching" else "stamo"
+    told = [f"{section}.world_target=latent", f"{section}.world_horizon=2", f"{section}.world_components=0"]
+    told += ["data.labelled_share=0.3", "data.unlabelled=keep", f"{section}.world_code=5", "goal.image_size=32"]
+    told += [] if system == "flow_matching" else [f"{section}.encoder={encoder}"]
+    whole = trained(root, tmp_path / "whole", system, encoder, *told)
+    columns = Store.open(root / "store").episode_columns
+    frames = [n for n, split in zip(columns["frames"].tolist(), columns["split"], strict=True) if str(split) == "train"]
+    assert seen == [sum(n - 2 for n in frames)]
+    assert whole["world.layers.4.weight"].shape[0] == 5
+    interrupt = at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trained(root, tmp_path / "part", system, encoder, *told, progress=interrupt)
+    again = trained(root, tmp_path / "part", system, encoder, *told, resume=True)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert len(seen) == 2, "a resumed run has what was learned"
+    Policy.load(latest(tmp_path / "whole", system))
 
 
 def test_the_episode_bounds_the_motions_not_the_segment(root: Path, tmp_path: Path) -> None:
