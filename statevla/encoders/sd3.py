@@ -1,14 +1,24 @@
-"""Stable Diffusion 3's autoencoder and transformer, by `from_pretrained` of the package diffusers (extra ``stamo``)."""
+"""Stable Diffusion 3's autoencoder and transformer, by `from_pretrained` of the package diffusers, and low-rank
+adapters for the transformer by the package peft (extra ``stamo``).
+"""
 
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from statevla.encoders.hub import require_weights
 from stores.errors import UsageError
 
 DEFAULT_MODEL: Final = "stabilityai/stable-diffusion-3-medium-diffusers"
 VAE, TRANSFORMER = "vae", "transformer"
+ADAPTED: Final = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+    "attn.to_add_out",
+)  # fmt: skip
+"""Layers of the transformer's joint attention that get an adapter: those of diffusers' own script for it."""
+ADAPTER: Final = "lora_"
+"""In the names of the adapters' weights."""
 
 
 def load_sd3(model: str = DEFAULT_MODEL, revision: str | None = None) -> tuple[Any, Any]:
@@ -36,6 +46,21 @@ def load_sd3(model: str = DEFAULT_MODEL, revision: str | None = None) -> tuple[A
             f"to the network once, or set stamo.sd3_model to a folder with {VAE}/ and {TRANSFORMER}/ (safetensors), or "
             "use stamo.decoder=vae or pixel"
         ) from error
+
+
+def add_adapters(transformer: nn.Module, rank: int) -> None:
+    """Low-rank adapters (LoRA, 2106.09685) of `rank` in every projection of the transformer's attention, which alone
+    are trained further: W x + B A x, where B starts at zero, so that at first nothing changes. Raises UsageError
+    without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UsageError(
+            f"stamo.sd3_lora: the package peft cannot be imported ({error}): pip install 'statevla[stamo]', or set it "
+            "to 0, which trains the whole transformer"
+        ) from error
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ADAPTED)), transformer)
 
 
 def _load(kind: Any, model: str, folder: str, revision: str | None, local: bool) -> Any:

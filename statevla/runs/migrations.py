@@ -21,6 +21,7 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     16 a world head of the flow-matching policy
     17 motions on the way as what it foretells
     18 latent actions
+    19 adapters of StaMo's pretrained painter
 """
 
 import copy
@@ -29,7 +30,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 18
+FORMAT: Final = 19
 Tree = dict[str, Any]
 
 
@@ -226,6 +227,14 @@ def _latent_actions(old: Tree) -> Tree:
     return tree
 
 
+def _adapters(old: Tree) -> Tree:
+    """18 to 19: all of a pretrained painter was trained."""
+    tree = copy.deepcopy(old)
+    if "stamo" in tree["config"]:
+        tree["config"]["stamo"]["sd3_lora"] = 0
+    return tree
+
+
 def _with_world(config: Tree) -> list[Tree]:
     """Options of the systems that may have a world head."""
     named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
@@ -273,5 +282,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     15: _world_of_flow,
     16: _motions,
     17: _latent_actions,
+    18: _adapters,
 }
 """From the format of the key to the next one."""

@@ -25,7 +25,7 @@ from statevla.config.options import option
 from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
-from statevla.encoders.sd3 import DEFAULT_MODEL, load_sd3
+from statevla.encoders.sd3 import ADAPTER, DEFAULT_MODEL, add_adapters, load_sd3
 from statevla.encoders.vision import CONV
 from statevla.models.attention import Backbone
 from statevla.models.canvas import Canvas, OwnLatents
@@ -33,6 +33,7 @@ from statevla.models.dit import SMALLEST, Dit
 from statevla.models.encoder import StateEncoder
 from statevla.models.frozen_tokens import FrozenTokens
 from statevla.models.kl_vae import KL_WEIGHT
+from statevla.models.left_out import leave_out
 from statevla.models.losses import LossParts
 from statevla.models.monitors import rank_me
 from statevla.models.pixels import dtype_of, prepare_pixels
@@ -109,6 +110,9 @@ class StamoOptions(SystemOptions):
     )
     sd3_model: str = option(DEFAULT_MODEL, "hub name, or folder with vae/ and transformer/, of decoder sd3")
     sd3_revision: str | None = option(None, "branch, tag or commit of sd3_model at the hub; nothing: its main one")
+    sd3_lora: int = option(
+        0, "rank of low-rank adapters that are trained and saved in place of sd3's transformer; 0: all of it", least=0
+    )
     predict: str = option("x", "what the decoder gives: the velocity, or the clean picture", choices=("x", "v"))
     state_dropout: float = option(0.1, "share of the pictures that are painted without their state", least=0, most=1)
     motion_weight: float = option(
@@ -372,6 +376,10 @@ def _tower(config: Config, given: Given) -> FrozenFeatures | FrozenTokens | None
 
 def _painted(options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | FrozenTokens | None) -> StamoModel:
     """With the canvas and the painter of ``stamo.decoder``."""
+    if options.sd3_lora and options.decoder != "sd3":
+        raise UsageError(
+            f"stamo.sd3_lora: {options.sd3_lora} is of stamo.decoder=sd3, got {options.decoder}; set one of the two"
+        )
     if options.decoder == PIXEL:
         return StamoModel(options, spec, tower)
     if options.decoder == "vae":
@@ -379,5 +387,9 @@ def _painted(options: StamoOptions, spec: ObsSpec, tower: FrozenFeatures | Froze
     if options.predict != "v":
         raise UsageError(f"stamo.predict: {options.predict}, but what decoder sd3 gives is the velocity; set it to v")
     vae, transformer = load_sd3(options.sd3_model, options.sd3_revision)
+    if options.sd3_lora:
+        add_adapters(transformer, options.sd3_lora)
+        leave_out(transformer, lambda key: ADAPTER in key, "stamo.sd3_model")
+        leave_out(vae, lambda key: False, "stamo.sd3_model")
     canvas = PretrainedLatents(options.image_size, vae)
     return StamoModel(options, spec, tower, canvas, Sd3Painter(transformer, canvas, options.state_width))

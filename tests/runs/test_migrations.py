@@ -138,3 +138,10 @@ def test_no_latent_action_was_learned() -> None:
     now = MIGRATIONS[17](old)["config"]
     assert (now["training"]["phase2"], now["act"]) == ({"world_code": 16}, {"width": 8, "world_code": 16})
     assert old["config"]["act"] == {"width": 8}
+
+
+def test_a_pretrained_painter_was_trained_whole() -> None:
+    old = {"config": {"stamo": {"decoder": "sd3"}}}
+    assert MIGRATIONS[18](old)["config"]["stamo"] == {"decoder": "sd3", "sd3_lora": 0}
+    assert MIGRATIONS[18]({"config": {"data": {}}})["config"] == {"data": {}}
+    assert old["config"]["stamo"] == {"decoder": "sd3"}

@@ -16,6 +16,7 @@ from statevla.encoders.sd3 import load_sd3
 from statevla.models.canvas import OwnLatents
 from statevla.models.dit import Dit
 from statevla.models.kl_vae import KlVae
+from statevla.runs.files import load_strict
 from statevla.systems.describe import count, describe_system
 from statevla.systems.stamo import StamoModel, build
 from statevla.systems.system import Given
@@ -196,6 +197,89 @@ def test_sd3_trains_from_a_store_and_its_autoencoder_stays(sd3: Path, tmp_path: 
     told = describe_system(find_system("stamo"), config)
     assert told["frozen"] == count(vae)
     assert told["parts"]["decoder"] == count(transformer) + 8 * (24 + 12) + 24 + 12
+
+
+LORA = "stamo.sd3_lora=3"
+
+
+@pytest.fixture
+def peft() -> None:
+    pytest.importorskip("peft", reason="needs peft: pip install 'statevla[stamo]'")
+
+
+@pytest.mark.usefixtures("peft")
+def test_adapters_change_nothing_at_first_and_add_b_a_x(sd3: Path) -> None:
+    plain, made = model(*settings(sd3)), model(*settings(sd3), LORA)
+    for mine, theirs in (
+        (made.decoder.state_token, plain.decoder.state_token),
+        (made.decoder.whole_state, plain.decoder.whole_state),
+    ):
+        mine.load_state_dict(theirs.state_dict())
+    given = torch.randn(3, 4, 8, 8), torch.tensor([0.0, 0.5, 1.0]), torch.randn(3, 2, 8), 0
+    torch.testing.assert_close(made.velocity(*given), plain.velocity(*given))
+    blocks = made.decoder.transformer.transformer_blocks
+    layer, x = blocks[0].attn.to_q, torch.randn(5, 16)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(b)
+    assert (a.shape, b.shape) == ((3, 16), (16, 3))
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ a.T @ b.T)
+    assert not torch.allclose(made.velocity(*given), plain.velocity(*given))
+    adapted = {
+        name.rpartition(".lora_A")[0] for name, _ in made.decoder.transformer.named_parameters() if "lora_A" in name
+    }
+    each = {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj"}
+    assert adapted == {f"transformer_blocks.{n}.attn.{name}" for n in range(2) for name in each} | {
+        "transformer_blocks.0.attn.to_add_out"
+    }, "the last block gives no text on"
+
+
+@pytest.mark.usefixtures("peft")
+def test_adapters_and_compressor_alone_are_trained_and_saved(sd3: Path, tmp_path: Path) -> None:
+    store = micro_store(tmp_path / "store")
+    told = (*SETTINGS, *MICRO, *settings(sd3), LORA)
+    config = load_config("tiny", None, (*told, "training.max_steps=3"), sections())
+    train("stamo", config, store, tmp_path / "whole")
+    run = tmp_path / "part"
+    train("stamo", config, store, run, progress=at_step(2, lambda: signal.raise_signal(signal.SIGINT)))
+    train("stamo", config, store, run, resume=True)
+    whole, part = (load_file(latest(folder) / "model.safetensors") for folder in (tmp_path / "whole", run))
+    assert all(torch.equal(value, part[name]) for name, value in whole.items())
+    pretrained = {name for name in whole if name.startswith(("canvas.vae.", "decoder.transformer."))}
+    left = {name for name in pretrained if "lora_" not in name}
+    assert left == {"canvas.vae.origin", "decoder.transformer.origin"}
+    assert any(whole[name].any() for name in pretrained if "lora_B" in name)
+    optimized = {name.rpartition("/")[0] for name in load_file(latest(run) / "optimizer.safetensors")}
+    assert {name for name in optimized if name.startswith("decoder.transformer.")} == pretrained - left
+    assert any(name.startswith("compressor.") for name in optimized)
+    made = model(*settings(sd3), LORA)
+    vae, transformer = load_sd3(str(sd3))
+    load_strict(made, whole, "here")
+    frozen = {name.replace(".base_layer", ""): value for name, value in made.decoder.transformer.named_parameters()}
+    assert all(torch.equal(frozen[name], value) for name, value in transformer.named_parameters())
+    assert all(torch.equal(made.canvas.vae.get_parameter(name), value) for name, value in vae.named_parameters())
+    told_of = describe_system(find_system("stamo"), config)
+    assert told_of["frozen"] == count(vae) + count(transformer)
+    assert told_of["parts"]["decoder"] == sum(whole[n].numel() for n in pretrained - left) + 8 * (24 + 12) + 24 + 12
+
+
+@pytest.mark.usefixtures("peft")
+def test_adapters_beside_other_weights_than_they_were_trained_beside(sd3: Path, tmp_path: Path) -> None:
+    saved = model(*settings(sd3), LORA).state_dict()
+    vae, transformer = load_sd3(str(sd3))
+    with torch.no_grad():
+        next(transformer.parameters()).add_(1e-3)
+    vae.save_pretrained(tmp_path / "vae")
+    transformer.save_pretrained(tmp_path / "transformer")
+    with pytest.raises(UsageError, match=r"stamo.sd3_model: other weights than those that the checkpoint was trained"):
+        load_strict(model(*settings(tmp_path), LORA), saved, "here")
+
+
+def test_adapters_that_cannot_be_had_are_one_line(sd3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"stamo.sd3_lora: 3 is of stamo.decoder=sd3, got pixel; set one of the two"):
+        model(LORA)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UsageError, match=r"stamo.sd3_lora: the package peft cannot be imported .*statevla\[stamo\]'"):
+        model(*settings(sd3), LORA)
 
 
 def test_sd3_that_cannot_be_had_is_one_line(sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
