@@ -29,10 +29,12 @@ from statevla.encoders.features import open_kept, tower_of
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
 from statevla.policies.prepare import choose_device
-from statevla.runs.files import MODEL, CheckpointState, below, load_strict, read_state, read_tensors, require_store
+from statevla.runs.files import MODEL, CheckpointState, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST
 from statevla.systems.find import find_parent, resolve
+from statevla.systems.frozen import FrozenEncoder
 from statevla.systems.stamo import StamoModel
+from statevla.systems.system import Given, Parent
 from statevla.systems.table import SYSTEMS, config_of, find_system
 from statevla.trainers.setup import HOW_TRAINED, use_bf16
 from stores.derived import Derived, begin, key_of, open_derived
@@ -205,8 +207,14 @@ def latents_of_checkpoint(
     view = None if kept is None else open_features(kept, 0.0)
     backbone = load_backbone(config.model, chosen) if kept is None else tower_of(kept)
     require_identity(backbone, state.backbone, str(path))
-    encoder = StateEncoder(config.model, store.stats(), backbone, store.spec)
-    load_strict(encoder, below(read_tensors(path, state, MODEL), "encoder."), f"{path / MODEL} (encoder.)")
+    parent = Parent(path, state, read_tensors(path, state, MODEL))
+    system = find_system(state.system)
+    if system.kind != "encoder":
+        raise UsageError(
+            f"{path}: {system.name} is a policy; expected a state encoder: "
+            f"{' or '.join(row.name for row in SYSTEMS if row.kind == 'encoder')}"
+        )
+    encoder = FrozenEncoder(state.system, config, Given(store.spec, store.stats(), backbone, parent)).coder
     bf16 = use_bf16(precision, chosen)
     made = made_from(store, encoder, config.model, state.backbone, bf16, None if kept is None else kept.key)
     found = find_latents(store, made)

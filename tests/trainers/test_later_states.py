@@ -1,7 +1,9 @@
 """Kept states of later frames: which they are, how a run comes by them, and what it trains on them."""
 
 import dataclasses
+import math
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +24,12 @@ from statevla.policies.policy import Policy
 from statevla.runs import layout
 from statevla.runs.files import MODEL, read_state, read_tensors
 from statevla.systems.chunk_policy import ChunkPolicy
+from statevla.systems.stamo import StamoModel
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, find_system, sections
 from statevla.systems.world import WorldHead
 from statevla.trainers import kept, trainer
+from statevla.trainers.latents import latents_of_checkpoint
 from statevla.trainers.trainer import train
 from stores import reader
 from stores.errors import UsageError
@@ -244,3 +248,27 @@ def test_shards_in_order_have_no_later_states(root: Path, tmp_path: Path) -> Non
     pytest.importorskip("webdataset")
     with pytest.raises(UsageError, match=r"kept states are read by frame number; data\.stream=sequential cannot give"):
         trained(root, tmp_path, "film", "stamo", "data.stream=sequential")
+
+
+def test_states_of_stamo_are_kept_beforehand(root: Path, tmp_path: Path) -> None:
+    """By the command, where the training that wants them looks."""
+    store = Path(shutil.copytree(root / "store", tmp_path / "store", ignore=shutil.ignore_patterns("latents")))
+    encoder, said = latest(root / "stamo", "stamo"), []
+    config = configuration(*FILM, "film.encoder=stamo")
+    size = config.training.batch_size
+    summary = latents_of_checkpoint(store, encoder, batch=size, device="cpu")
+    assert (summary["computed"], summary["width"]) == (True, math.prod(stamo_shape(encoder, store)))
+    train(
+        "film", config, store, tmp_path / "film", encoder_checkpoint=encoder, progress=lambda e: said.append(e.message)
+    )
+    assert f"foretells {summary['folder']}" in said
+    assert not any("encodes every frame once" in message for message in said)
+    with pytest.raises(UsageError, match="film is a policy; expected a state encoder: temporal_jepa or stamo"):
+        latents_of_checkpoint(store, latest(tmp_path / "film", "film"), device="cpu")
+
+
+def stamo_shape(checkpoint: Path, store: Path) -> tuple[int, int]:
+    config = config_of(read_state(checkpoint), checkpoint)
+    model = find_system("stamo").build(config, Given(Store.open(store).spec))
+    assert isinstance(model, StamoModel)
+    return model.state_shape
