@@ -28,7 +28,8 @@ from statevla.reports.tables import markdown_table
 from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST, run_of
 from statevla.systems.find import resolve
-from statevla.systems.stamo import PARENT, StamoModel
+from statevla.systems.stamo import StamoModel
+from statevla.systems.stamo_options import PARENT
 from statevla.systems.system import Given, Objective
 from statevla.systems.table import SYSTEMS, config_of, require_kind
 from statevla.systems.temporal_jepa import JepaModel

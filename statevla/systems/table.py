@@ -6,6 +6,7 @@ from statevla.config.load import Sections, from_dict
 from statevla.config.schema import Config, Phase1Config, Phase2Config
 from statevla.runs.files import CheckpointState
 from statevla.systems import act, film, flow_matching, frozen, goal, stamo, temporal_jepa, vla
+from statevla.systems.stamo_options import StamoOptions
 from statevla.systems.system import System
 from stores.errors import UsageError
 
@@ -33,7 +34,7 @@ SYSTEMS: Final[list[System]] = [
         parent=ANY_ENCODER,
     ),
     System(
-        "stamo", "stamo", "encoder", "StaMo states", stamo.build, stamo.StamoOptions, "stamo",
+        "stamo", "stamo", "encoder", "StaMo states", stamo.build, StamoOptions, "stamo",
         parent=("temporal_jepa",),
     ),
 ]  # fmt: skip
