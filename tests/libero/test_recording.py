@@ -16,9 +16,9 @@ pytestmark = pytest.mark.libero
 STEPS = 10
 
 
-def record(simulator: Simulator, state: NDArray[np.float64], noise: float = 0.0) -> Track:
+def record(simulator: Simulator, state: NDArray[np.float64], noise: float = 0.0, steps: int = STEPS) -> Track:
     simulator.ask(Reset(state, suites.SETTLE_STEPS, expert_seed=(0,)))
-    track = simulator.ask(Demonstrate(STEPS, 10, noise)).track
+    track = simulator.ask(Demonstrate(steps, 10, noise, noise_seed=(1,))).track
     assert track is not None
     return track
 
@@ -78,8 +78,10 @@ def test_a_burner_that_glows_does_so_in_pictures_drawn_later(simulator_installed
 
 def test_noise_moves_the_arm_and_leaves_the_labels_to_the_expert(simulator: Simulator, task: suites.Task) -> None:
     state = suites.init_states(task)[2]
-    plain, noisy = record(simulator, state), record(simulator, state, noise=0.3)
+    plain, noisy = record(simulator, state, steps=60), record(simulator, state, noise=0.3, steps=60)
     np.testing.assert_array_equal(plain.executed, plain.labels)
+    pushed = (noisy.executed != noisy.labels).any(axis=1)
+    assert 0 < pushed.mean() < 0.7  # there are pushes, and pauses
     assert np.abs(noisy.executed - noisy.labels)[:, :6].max() > 0.05
     np.testing.assert_array_equal(noisy.executed[:, 6], noisy.labels[:, 6])
     assert np.abs(noisy.executed).max() <= 1
