@@ -83,9 +83,11 @@ def compare(
 
 @app.command()
 def reproduce(
-    suite: Annotated[str, typer.Argument(help="Suite with a plan: libero_object, libero_goal, libero_spatial.")],
+    suite: Annotated[
+        str, typer.Argument(help="Suite with a plan: libero_object, libero_goal, libero_spatial, libero_10.")
+    ],
     system: Annotated[
-        str | None, typer.Option(help="Policy: film, or of libero_object flow_matching, its default.")
+        str | None, typer.Option(help="Policy: vla (default), film, or of libero_object flow_matching, its default.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for everything; default: runs/reproduce-SUITE[-SYSTEM].")

@@ -56,8 +56,15 @@ def collect(
         raise UsageError("--append and --replace: expected one of them")
     if append and suite != "tabletop":
         raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
-    if from_policy is not None and (suite == "tabletop" or dry_run):
-        raise UsageError("--from-policy: for recordings in LIBERO; leave it out with tabletop and --dry-run")
+    of_libero = {
+        "--tasks": tasks, "--first-init": first_init, "--init-states": init_states, "--noise": noise,
+        "--scatter": scatter, "--from-policy": from_policy, "--dry-run": dry_run,
+    }  # fmt: skip
+    given = [name for name, value in of_libero.items() if value]
+    if suite == "tabletop" and given:
+        raise UsageError(f"{', '.join(given)}: for LIBERO; leave out with tabletop")
+    if from_policy is not None and dry_run:
+        raise UsageError("--from-policy: records, and --dry-run does not; leave one of them out")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop

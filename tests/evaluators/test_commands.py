@@ -17,8 +17,9 @@ from stores.errors import StoreMissing, UsageError
         ("eval robustness --policy replay-demos", "no demonstrations were given"),
         ("eval language --suite libero_object", "no policy's checkpoint below runs/"),
         ("reproduce libero_90", "libero_90: expected one of libero_object"),
-        ("collect tabletop --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
-        ("collect libero_object --dry-run --from-policy runs/x", "--from-policy: for recordings in LIBERO"),
+        ("collect tabletop --from-policy runs/x", "--from-policy: for LIBERO; leave out with tabletop"),
+        ("collect tabletop --dry-run --noise 0.2 --scatter 0.5", "--noise, --scatter, --dry-run: for LIBERO"),
+        ("collect libero_object --dry-run --from-policy runs/x", "--from-policy: records, and --dry-run does not"),
     ],
 )
 def test_what_cannot_be_is_one_line(
