@@ -16,8 +16,9 @@ import pytest
 from statevla.systems.table import SYSTEMS
 
 RECIPE = Path(__file__).parents[2] / "statevla/recipes/systems.sh"
-LEARNED, BY_CHANCE = 0.60, 0.15
-"""Shares of 100 trials. Four tasks: one that decides without knowing which is meant does one in four by chance."""
+LEARNED, APART = 0.60, 0.40
+"""Of 100 trials: the share that succeeds, and how much less the control has. Four tasks, and time for a second bowl: a
+policy that does not hear which is meant had 43 of 100 (docs/systems.md), so its share alone says little."""
 POLICIES = [row.name for row in SYSTEMS if row.kind == "policy" and row.name != "flow_matching"]
 """`make demo` holds flow matching to its own share."""
 
@@ -26,13 +27,12 @@ POLICIES = [row.name for row in SYSTEMS if row.kind == "policy" and row.name != 
 @pytest.mark.parametrize("system", POLICIES)
 def test_a_tiny_policy_learns_the_tasks_and_needs_its_instructions(system: str) -> None:
     folder = Path("runs/learnability").resolve()
-    told = {"SYSTEMS": system, "SEEDS": "0", "STATEVLA": f"{sys.executable} -m statevla"}
-    subprocess.run(["bash", str(RECIPE), str(folder)], check=True, env={**os.environ, **told})
-    for result in sorted(folder.glob(f"{system}-0/eval/*/results.json")):
-        found = json.loads(result.read_text())
+    settings = {"SYSTEMS": system, "SEEDS": "0", "STATEVLA": f"{sys.executable} -m statevla"}
+    subprocess.run(["bash", str(RECIPE), str(folder)], check=True, env={**os.environ, **settings})
+    for told in ("language", "image") if system == "goal" else ("tabletop",):
+        found = json.loads((folder / f"{system}-0/eval/{told}/results.json").read_text())
         assert (found["trials"], found["errors"]) == (100, 0)
-        assert found["success"] >= LEARNED, result
-    for result in sorted(folder.glob(f"{system}-0-shuffled/eval/language/results.json")) + sorted(
-        folder.glob(f"{system}-0-shuffled/eval/tabletop/results.json")
-    ):
-        assert json.loads(result.read_text())["success"] < BY_CHANCE, result
+        assert found["success"] >= LEARNED, told
+        control = json.loads((folder / f"{system}-0-shuffled/eval/{told}/results.json").read_text())
+        if told != "image":  # a picture of the goal tells the task, whatever the words were in training
+            assert found["success"] - control["success"] >= APART, told
