@@ -61,8 +61,8 @@ FILM: Final = Plan(
     "systems", ("film",), episodes=16, noise=0.2, overrides=("training.max_steps=6000",), trials=10, replan=5
 )  # fmt: skip
 VLA: Final = Plan(
-    "systems", ("vla",), episodes=16, noise=0.3, overrides=("training.max_steps=8000",), trials=10, replan=5
-)  # fmt: skip
+    "systems", ("vla",), episodes=16, noise=0.3, overrides=("training.max_steps=8000",), replan=1, ensemble=0.01
+)
 PLANS: Final[Mapping[str, Mapping[str, Plan]]] = {
     "libero_object": {
         # As in docs/results-libero.md, but 30 demonstrations of every task, and temporal ensembling at every step.
