@@ -158,6 +158,14 @@ def group(parent: h5py.Group, path: str) -> h5py.Group:
     return found
 
 
+def names_of(parent: h5py.Group, where: str) -> list[str]:
+    """Names of what is in a group, sorted. Raises SourceError where one is not UTF-8: it is a damaged one."""
+    found = list(parent)
+    for odd in (name for name in found if not isinstance(name, str)):
+        raise SourceError(f"{where}: expected names in UTF-8, got {odd!r}")
+    return sorted(found)
+
+
 def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, ...], limit: int) -> Rows:
     """The dataset at `path`, checked before any of it is read.
 

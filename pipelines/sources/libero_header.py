@@ -20,7 +20,7 @@ from pipelines.sources.gripper import Grip, see
 from pipelines.sources.libero_demo import GRIPPER, MAX_ROWS, image_dataset, image_datasets, read_numbers_of
 from pipelines.sources.masks import Split, demo_names, split_of
 from pipelines.sources.orientation import Look
-from pipelines.sources.ranges import claimed, overlapping, stored_ranges
+from pipelines.sources.ranges import astray_demos
 from pipelines.sources.source import EpisodeHead, SourceFile
 from pipelines.sources.texts import clean_instruction
 from statevla.observation import IMAGE_CONVENTIONS
@@ -61,7 +61,6 @@ def inspect_file(
         unwanted = {*split.out, *(demo for demo, _ in split.refused)}
         task = task_of(path.name)
         heads: dict[str, EpisodeHead] = {}
-        ranges: dict[str, list[tuple[int, int]]] = {}
         for position, name in enumerate(names, 1):
             pulse.at(position)
             if name in unwanted:
@@ -74,16 +73,9 @@ def inspect_file(
                     cameras = image_datasets(hdf5.group(data, name))
                     rows, height, width = (int(size) for size in next(iter(cameras.values())).shape[:3])
                     heads[name] = EpisodeHead(rows, ((height, width),) * len(cameras), task, instruction)
-                    ranges[name] = [part for data in cameras.values() for part in stored_ranges(data)]
             except SourceError as error:
                 refused.append((name, str(error)))
-        size = path.stat().st_size
-        astray = overlapping(ranges, size)  # two names of one dataset, too
-        astray |= {name.split("/")[1] for name in overlapping(claimed(file), size) if "/" in name}
-        for name in sorted(astray & heads.keys(), key=natural_key):
-            reason = "something of it lies where other data of the file do, or outside the file"
-            refused.append((name, f"{path.name}/{name}: {reason}"))
-            del heads[name]
+        refused += drop_astray(file, heads)
         demos = tuple(heads)
         seen, looks = gather(
             file, heads, {name: at for at, name in enumerate(names, 1)}, told, files if convention else 1
@@ -91,6 +83,17 @@ def inspect_file(
         parts = {demo: split.parts[demo] for demo in demos if demo in split.parts}
         evidence = Evidence(own, convention, seen, looks).to_dict()
         return SourceFile(path.name, LIBERO, heads, evidence, parts, tuple(refused), notes)
+
+
+def drop_astray(file: h5py.File, heads: dict[str, EpisodeHead]) -> list[tuple[str, str]]:
+    """Take demonstrations whose addresses are damaged out of `heads`; returns them with the reason."""
+    pulse.at(0)
+    path = Path(file.filename)
+    astray = sorted(astray_demos(file, path.stat().st_size) & heads.keys(), key=natural_key)
+    reason = "something of it lies where other data of the file do, or outside the file"
+    for name in astray:
+        del heads[name]
+    return [(name, f"{path.name}/{name}: {reason}") for name in astray]
 
 
 def require_header(file: h5py.File, instruction: str, convention: str | None) -> None:
@@ -151,11 +154,11 @@ def read_masks(file: h5py.File, demos: Sequence[str], told: str, where: str) -> 
     """The split of ``/mask``, and notes about what else lies beside ``/data``. Raises UsageError, SourceError."""
     others = sorted(str(name) for name in file if name not in ("data", "mask"))
     notes = (f"{where}: {', '.join('/' + name for name in others)} beside /data is not used",) if others else ()
-    if "mask" not in file:
+    if not file.id.links.exists(b"mask"):  # `in` takes what cannot be opened for absent
         return Split(), notes
     found: dict[str, list[str]] = {}
     group = hdf5.group(file, "mask")
-    for name in sorted(map(str, group)):
+    for name in hdf5.names_of(group, "/mask"):
         listed = hdf5.child(group, name)
         if not isinstance(listed, hdf5.Rows) or len(listed.shape) != 1 or listed.nbytes > MASK_LIMIT:
             raise SourceError(f"/mask/{name}: expected a list of demonstrations' names")

@@ -8,6 +8,7 @@ import h5py
 
 from pipelines.sources.hdf5 import HDF5_FAILURES, stored_chunks
 from pipelines.sources.rows import Rows
+from stores.errors import SourceError
 
 HEADER_BYTES: Final = 16
 
@@ -26,21 +27,51 @@ def header_range(item: h5py.Group | Rows) -> list[tuple[int, int]]:
 
 
 def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
-    """(begin, end) of all that every object of the file claims of it, by its path: also what nobody reads.
+    """(begin, end) of all that every object of the file claims of it, by each of its names: also what nobody reads.
 
-    An object that cannot be opened claims nothing here; who needs it is refused when it is read.
+    An object with two names claims its header twice. One that cannot be opened claims nothing but that; who needs it is
+    refused when it is read.
     """
     found: dict[str, list[tuple[int, int]]] = {}
+    waiting: list[tuple[bytes, Any]] = [(b"", file.id)]
+    known = {h5py.h5o.get_info(file.id).addr}
+    for above, folder in waiting:  # grows while it is gone through
+        for name, address in _linked(folder):
+            path = above + name
+            parts = found[path.decode(errors="backslashreplace")] = [(address, address + HEADER_BYTES)]
+            if address in known:
+                continue
+            known.add(address)
+            with contextlib.suppress(*HDF5_FAILURES, SourceError):
+                item = h5py.h5o.open(folder, name)
+                if isinstance(item, h5py.h5g.GroupID):
+                    waiting.append((path + b"/", item))
+                elif isinstance(item, h5py.h5d.DatasetID):
+                    parts += _claims(item)
+    return found
+
+
+def _linked(folder: h5py.h5g.GroupID) -> list[tuple[bytes, int]]:
+    """(name, address) of the hard links of a group, ``data`` first: what two names share counts as of that. None where
+    the list of them is damaged.
+    """
+    links: list[tuple[bytes, int]] = []
 
     def note(name: bytes, info: Any) -> None:
-        parts = [(info.addr, info.addr + HEADER_BYTES)]
-        with contextlib.suppress(*HDF5_FAILURES):
-            if info.type == h5py.h5o.TYPE_DATASET:
-                parts += _claims(h5py.h5d.open(file.id, name))
-            found[name.decode(errors="backslashreplace")] = parts
+        if info.type == h5py.h5l.TYPE_HARD:
+            links.append((name, info.u))
 
-    h5py.h5o.visit(file.id, note, info=True)
-    return found
+    with contextlib.suppress(*HDF5_FAILURES):
+        folder.links.iterate(note, info=True)
+    return sorted(links, key=lambda link: (link[0] != b"data", link))
+
+
+def astray_demos(file: h5py.File, size: int) -> set[str]:
+    """Demonstrations of ``/data`` that have something where other data of the file of `size` bytes are, or outside it:
+    a damaged address, or two names of one thing.
+    """
+    names = (path.split("/") for path in overlapping(claimed(file), size))
+    return {parts[1] for parts in names if parts[0] == "data" and len(parts) > 1}
 
 
 def _claims(item: h5py.h5d.DatasetID) -> list[tuple[int, int]]:

@@ -176,7 +176,8 @@ class Reader:
         try:
             return "value", self._calls[name](argument)
         except StateVLAError as error:
-            return type(error).__name__, str(error)
+            # A reader's own kind of SourceError is one to who asked, too.
+            return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS), str(error)
         except OSError as error:
             return "OSError", [error.errno, error.strerror or str(error), error.filename and str(error.filename)]
         except Exception:
@@ -285,6 +286,6 @@ def survive(reader: Reader, name: str, argument: dict[str, Any], where: str) -> 
                         "disk that does not answer. What is finished stays; run the same command again"
                     ) from death
             elif [item for item, _ in deaths].count(death.item) >= OWN_DEATHS:
-                if death.item == 0:
+                if death.item == 0 or str(death.item) in poison:  # it dies beside that demonstration, too
                     raise SourceError(f"{where}: {death.reason}") from death
                 poison[str(death.item)] = death.reason

@@ -29,6 +29,11 @@ def die(argument: dict[str, Any]) -> Any:
     return sorted(argument["poison"].items())
 
 
+def die_regardless(argument: dict[str, Any]) -> None:
+    pulse.at(argument["item"])
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def hang(argument: dict[str, Any]) -> Any:
     pulse.at(3)
     while argument != "stalled":
@@ -52,6 +57,14 @@ def refuse(_: Any) -> None:
     raise SourceError("this file is bad")
 
 
+class Particular(SourceError):
+    """A reader's own."""
+
+
+def refuse_in_particular(_: Any) -> None:
+    raise Particular("key 'data' is missing")
+
+
 def full_disk(_: Any) -> None:
     raise OSError(28, "No space left on device", "/somewhere/file")
 
@@ -60,7 +73,8 @@ def mistake(_: Any) -> None:
     raise KeyError("a mistake in the code")
 
 
-CALLS = {f.__name__: f for f in (die, hang, slow, eat, refuse, full_disk, mistake)} | {
+CALLS = {f.__name__: f for f in (
+    die, die_regardless, hang, slow, eat, refuse, refuse_in_particular, full_disk, mistake)} | {
     "echo": lambda value: value,
     "pid": lambda _: os.getpid(),
     "leave": lambda _: os._exit(5),
@@ -83,6 +97,8 @@ def test_values_of_any_size_come_back_from_another_process(reader: Reader) -> No
 def test_errors_keep_their_kind(reader: Reader) -> None:
     with pytest.raises(SourceError, match="this file is bad"):
         reader.call("refuse", None)
+    with pytest.raises(SourceError, match="key 'data' is missing"):
+        reader.call("refuse_in_particular", None)
     with pytest.raises(OSError, match="No space left") as caught:
         reader.call("full_disk", None)
     assert (caught.value.errno, caught.value.filename) == (28, "/somewhere/file")
@@ -129,6 +145,11 @@ def test_poison_is_what_kills_twice(reader: Reader) -> None:
     assert survive(reader, "die", argument, "unit") == [["2", reason], ["5", reason]]
     with pytest.raises(SourceError, match="a file: the process reading it ended with status 5"):
         survive(reader, "leave", {}, "a file")
+
+
+def test_a_file_that_kills_beside_a_demonstration_too_is_given_up(reader: Reader) -> None:
+    with pytest.raises(SourceError, match="a file: the process reading it died of SIGSEGV"):
+        survive(reader, "die_regardless", {"item": 2}, "a file")
 
 
 def test_a_file_is_not_blamed_for_a_kill_from_outside(reader: Reader) -> None:
