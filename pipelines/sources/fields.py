@@ -20,7 +20,7 @@ import yaml
 
 from statevla.observation import read_spec
 from stores.errors import SourceError, UsageError
-from stores.spec import KINDS, ActionField, ObsSpec
+from stores.spec import KINDS, ActionField, Camera, ObsSpec, StateField
 
 PARTS: Final = ("cameras", "robot_state", "action", "control_hz", "instruction")
 
@@ -138,6 +138,16 @@ def read_fields(path: Path) -> ObsSpec | Fields:
 def told_fields(fields: Fields | None, spec: ObsSpec | None) -> Fields:
     """What was told in either form; nothing: empty ones."""
     return fields or (Fields() if spec is None else Fields.of_spec(spec))
+
+
+def spec_of(
+    cameras: tuple[Camera, ...], robot_state: tuple[StateField, ...], action: tuple[ActionField, ...], control_hz: float
+) -> ObsSpec:
+    """The ObsSpec that a file leads to. Raises SourceError where there is none: other files may be well."""
+    try:
+        return ObsSpec(cameras, robot_state, action, control_hz)
+    except UsageError as error:
+        raise SourceError(str(error)) from error
 
 
 def pick(wanted: str, there: Mapping[str, Any], forms: tuple[Callable[[str], str], ...], where: str) -> str:

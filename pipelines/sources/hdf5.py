@@ -21,6 +21,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipelines.sources.rows import Rows as Rows
+from pipelines.sources.texts import plain
 from stores.errors import SourceError, SourceTrouble
 
 CHUNK_LIMIT: Final = 64 * 2**20
@@ -85,22 +86,14 @@ def reporting(where: str) -> Iterator[None]:
     try:
         yield
     except SourceError as error:
-        raise type(error)(_writable(f"{where}: {error}")) from error
+        raise type(error)(plain(f"{where}: {error}")) from error
     except HDF5_FAILURES as error:
         if (reason := outside(error)) is not None:
             raise SourceTrouble(
-                _writable(f"{where}: cannot be read: {reason}. Nothing was quarantined; run the same command again")
+                plain(f"{where}: cannot be read: {reason}. Nothing was quarantined; run the same command again")
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SourceError(_writable(f"{where}: HDF5 cannot read this: {reason}")) from error
-
-
-def _writable(reason: str) -> str:
-    """A reason is written to the quarantine and to terminals; what of it is no Unicode, or steers a terminal, because a
-    damaged file said so, is escaped.
-    """
-    plain = reason.encode(errors="backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in plain)
+        raise SourceError(plain(f"{where}: HDF5 cannot read this: {reason}")) from error
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Legend: T rows of the file, A actions of the episode, H, W rows and columns of a
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -106,12 +107,7 @@ def read_demo(
             raise SourceError(f"num_samples declares {declared} rows, images have {rows}")
         numbers = read_numbers_of(demo, rows, alignment, seen)
         parts |= numbers.parts
-        ranges = {key: stored_ranges(data) for key, data in parts.items()}
-        ranges |= {f"header of {key}": header_range(data) for key, data in parts.items()}
-        astray = overlapping(ranges, Path(file.filename).stat().st_size)
-        if astray:
-            raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
-
+        require_apart(file, parts)
         action = numbers.action
         if reading is not None:
             action = action.copy()
@@ -161,6 +157,23 @@ def read_numbers_of(demo: h5py.Group, rows: int, alignment: str, seen: Seen) -> 
     fingers = read_numbers(parts["obs/gripper_states"], "obs/gripper_states", seen)
     found = resolve_alignment(demo, joints, alignment, seen)
     return Numbers(actions[1:] if found == AFTER else actions, joints, fingers, found, parts)
+
+
+def require_apart(file: h5py.File, parts: Mapping[str, hdf5.Rows]) -> None:
+    """Raise SourceError where datasets (by key) lie on one another, or outside the file."""
+    ranges = {key: stored_ranges(data) for key, data in parts.items()}
+    ranges |= {f"header of {key}": header_range(data) for key, data in parts.items()}
+    astray = overlapping(ranges, Path(file.filename).stat().st_size)
+    if astray:
+        raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
+
+
+def read_hand(demo: h5py.Group, key: str, rows: int) -> NDArray[np.float64] | None:
+    """Positions of the hand [rows, 3] m; None where the file has none. Raises SourceError where it has, unreadable."""
+    try:
+        return read_numbers(number_dataset(demo, key, (rows, 3)), key, Seen())
+    except hdf5.Missing:
+        return None
 
 
 def init_state(demo: h5py.Group, seen: Seen) -> str:
@@ -216,7 +229,7 @@ def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, 
     if told not in (DETECT, AFTER, BEFORE):
         raise SourceError(f"alignment: expected {DETECT}, {AFTER} or {BEFORE}, got {told!r}")
     try:
-        fit = _fit(demo, joints, seen)
+        fit = fit_of(demo, joints, seen)
     except hdf5.Missing:  # what is there and cannot be read is no absence
         if told == DETECT:
             raise
@@ -232,7 +245,8 @@ def resolve_alignment(demo: h5py.Group, joints: NDArray[np.float64], told: str, 
     return found
 
 
-def _fit(demo: h5py.Group, joints: NDArray[np.float64], seen: Seen) -> Fit:
+def fit_of(demo: h5py.Group, joints: NDArray[np.float64], seen: Seen) -> Fit:
+    """How the observed `joints` [T, 7] fit those in ``states``, see `resolve_alignment`. Raises SourceError."""
     rows = seen.rows["states"] = number_dataset(demo, "states", (len(joints), None))
     states = read_numbers(rows, "states", seen)
     model = hdf5.text(demo, "model_file", seen.attribute)

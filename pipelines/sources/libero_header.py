@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import h5py
 import numpy as np
@@ -17,7 +17,7 @@ from pipelines.sources.alignment import DETECT
 from pipelines.sources.evidence import Evidence, Told, grips_of, look, looks_of, sample
 from pipelines.sources.fingerprint import Seen
 from pipelines.sources.gripper import Grip, see
-from pipelines.sources.libero_demo import GRIPPER, MAX_ROWS, image_dataset, image_datasets, read_numbers_of
+from pipelines.sources.libero_demo import GRIPPER, image_dataset, image_datasets, read_hand, read_numbers_of
 from pipelines.sources.masks import Split, demo_names, split_of
 from pipelines.sources.orientation import Look
 from pipelines.sources.ranges import astray_demos
@@ -27,6 +27,7 @@ from statevla.observation import IMAGE_CONVENTIONS
 from stores.errors import SourceError, SourceTrouble
 from stores.spec import LIBERO
 
+HAND: Final = "obs/ee_pos"
 MASK_LIMIT: Final = 2**20
 """Bytes of a list of demonstrations' names."""
 
@@ -76,11 +77,12 @@ def inspect_file(
             except SourceError as error:
                 refused.append((name, str(error)))
         refused += drop_astray(file, heads)
-        demos = tuple(heads)
-        seen, looks = gather(
-            file, heads, {name: at for at, name in enumerate(names, 1)}, told, files if convention else 1
-        )
-        parts = {demo: split.parts[demo] for demo in demos if demo in split.parts}
+        places = {name: at for at, name in enumerate(names, 1)}
+        seen, looks, unreadable = gather(file, heads, places, told, files if convention else 1)
+        for name, _ in unreadable:
+            del heads[name]
+        refused += unreadable
+        parts = {demo: split.parts[demo] for demo in heads if demo in split.parts}
         evidence = Evidence(own, convention, seen, looks).to_dict()
         return SourceFile(path.name, LIBERO, heads, evidence, parts, tuple(refused), notes)
 
@@ -111,8 +113,9 @@ def require_header(file: h5py.File, instruction: str, convention: str | None) ->
 
 def gather(
     file: h5py.File, heads: Mapping[str, EpisodeHead], positions: Mapping[str, int], told: Told, files: int
-) -> tuple[tuple[Grip, ...], tuple[Look, ...]]:
-    """What sampled demonstrations show of gripper and pictures; one that cannot be read shows nothing.
+) -> tuple[tuple[Grip, ...], tuple[Look, ...], list[tuple[str, str]]]:
+    """What sampled demonstrations show of gripper and pictures, and those (name, reason) that are refused for what
+    nobody reads but to be shown something. Another that cannot be read shows nothing: reading it says why.
 
     positions: of the demonstrations in the file, for `pulse`. files: that show of the pictures what this one does.
     """
@@ -127,14 +130,23 @@ def gather(
         return None
 
     looks: list[Look] = []
+    refused: list[tuple[str, str]] = []
     for name in sample(tuple(heads), looks_of(files)):
         pulse.at(positions[name])
+        try:
+            with hdf5.reporting(f"{where}/{name}"):
+                demo = hdf5.group(file, f"data/{name}")
+                hand = read_hand(demo, HAND, heads[name].rows)  # regenerated files may lack it
+        except SourceError as error:
+            refused.append((name, str(error)))
+            continue
         with contextlib.suppress(SourceError), hdf5.reporting(f"{where}/{name}"):
-            looks.append(_look(hdf5.group(file, f"data/{name}"), heads[name].rows))
-    return grips_of(tuple(heads), grip), tuple(looks)
+            looks.append(_look(demo, heads[name].rows, hand))
+    sound = [name for name in heads if name not in dict(refused)]
+    return grips_of(sound, grip), tuple(looks), refused
 
 
-def _look(demo: h5py.Group, rows: int) -> Look:
+def _look(demo: h5py.Group, rows: int, hand: NDArray[Any] | None) -> Look:
     images = image_dataset(demo, LIBERO.camera_names[0])
     buffer = np.empty((1, *images.shape[1:]), np.uint8)
 
@@ -144,9 +156,6 @@ def _look(demo: h5py.Group, rows: int) -> Look:
         frame: NDArray[np.uint8] = buffer[0]
         return frame
 
-    hand = None
-    with contextlib.suppress(SourceError):  # regenerated files may lack it
-        hand = hdf5.read_rows(hdf5.dataset(demo, "obs/ee_pos", "float", (rows, 3), MAX_ROWS * 3 * 8))
     return look(read, rows, hand)
 
 
@@ -182,9 +191,6 @@ def read_instruction(data: h5py.Group, file: str) -> tuple[str, bool, tuple[str,
         raise SourceError("problem_info: expected an object with language_instruction")
     given = fields["language_instruction"]
     instruction = clean_instruction(given)
-    hdf5.require_unicode(instruction, "problem_info.language_instruction")
-    if not instruction.isprintable():
-        raise SourceError(f"problem_info.language_instruction: expected printable text, got {instruction!r:.80}")
     if isinstance(given, str) and given.strip() == instruction:
         return instruction, True, ()
     return instruction, True, (f"{file}: instruction {given!r:.200} is read as {instruction!r}",)

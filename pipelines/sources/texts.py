@@ -14,10 +14,35 @@ QUOTES: Final = "\"'`\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00b
 OF_FILES: Final = "problem_info.language_instruction"
 
 
+def plain(text: str) -> str:
+    """What a terminal shows as it stands: what of `text` is no Unicode, or steers a terminal, is escaped."""
+    whole = text.encode(errors="backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in whole)
+
+
+def require_printable(value: Any, where: str) -> str:
+    """Raise SourceError unless `value` is text that a store may hold and a terminal may show; returns it."""
+    if not isinstance(value, str):
+        raise SourceError(f"{where}: expected text, got {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{where}: expected UTF-8 text, got {value!r:.80}") from error
+    if not value.isprintable():
+        raise SourceError(f"{where}: expected printable text, got {value!r:.80}")
+    return value
+
+
+def identifier(text: str) -> str:
+    """A name of letters, digits and '_' out of any."""
+    found = re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_") or "unnamed"
+    return found if not found[0].isdigit() else f"n{found}"
+
+
 def clean_instruction(value: Any, where: str = OF_FILES) -> str:
     """The text: words joined by a space, letters by nothing, outer quotation marks and surplus white space away.
 
-    where: for errors. Raises SourceError on what is no text of 1 to `INSTRUCTION_LIMIT` characters.
+    where: for errors. Raises SourceError on what is no printable text of 1 to `INSTRUCTION_LIMIT` characters.
     """
     text = value
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
@@ -30,7 +55,7 @@ def clean_instruction(value: Any, where: str = OF_FILES) -> str:
         text = text[1:-1].strip()
     if not text.strip(QUOTES + " ") or len(text) > INSTRUCTION_LIMIT:
         raise SourceError(f"{where}: expected text, got {value!r:.80}")
-    return text
+    return require_printable(text, where)
 
 
 def _quoted(text: str) -> bool:

@@ -73,8 +73,9 @@ def mistake(_: Any) -> None:
     raise KeyError("a mistake in the code")
 
 
-CALLS = {f.__name__: f for f in (
-    die, die_regardless, hang, slow, eat, refuse, refuse_in_particular, full_disk, mistake)} | {
+CALLS = {
+    f.__name__: f for f in (die, die_regardless, hang, slow, eat, refuse, refuse_in_particular, full_disk, mistake)
+} | {
     "echo": lambda value: value,
     "pid": lambda _: os.getpid(),
     "leave": lambda _: os._exit(5),

@@ -96,7 +96,7 @@ def test_strict_makes_quarantine_an_error_and_keeps_what_is_made(
 ) -> None:
     source = write_suite(tmp_path / "source", tasks=2, demos=2)
     monkeypatch.setattr(hdf5, "read_rows", _crash)
-    monkeypatch.setattr(libero_header, "gather", lambda *_: ((), ()))  # else it is refused before anything is made
+    monkeypatch.setattr(libero_header, "gather", lambda *_: ((), (), []))  # else it is refused before anything is made
     with pytest.raises(SourceError, match=r"--strict: 1 demonstrations cannot be used: .*demo_1.*SIGSEGV"):
         run(source, tmp_path / "store", strict=True)
     with pytest.raises(StoreMissing):

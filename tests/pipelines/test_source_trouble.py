@@ -234,3 +234,37 @@ def test_a_file_that_another_program_writes_stops_the_run_and_says_so(path: Path
             run(path.parent, tmp_path / "out")
         other.communicate()
     assert run(path.parent, tmp_path / "out").quarantined == 0
+
+
+@pytest.mark.parametrize("spoil", ["NaN", "a row short", "unreadable"])
+def test_positions_of_the_hand_that_cannot_be_read_are_not_absent(tmp_path: Path, spoil: str) -> None:
+    """They show the pictures' orientation; without them it would be taken from less."""
+    worlds = {f"demo_{n}": make_world(n) for n in range(2)}
+    demos = {name: {**demo_arrays(world), "obs/ee_pos": world.joints[1:, :3].copy()} for name, world in worlds.items()}
+    if spoil == "NaN":
+        demos["demo_0"]["obs/ee_pos"][3] = np.nan
+    elif spoil == "a row short":
+        demos["demo_0"]["obs/ee_pos"] = demos["demo_0"]["obs/ee_pos"][:-1]
+    path = write_file(tmp_path / "t_demo.hdf5", demos)
+    if spoil == "unreadable":
+        with h5py.File(path) as file:
+            address = h5py.h5o.get_info(file["data/demo_0/obs/ee_pos"].id).addr
+        data = bytearray(path.read_bytes())
+        data[address] = 0xFF
+        path.write_bytes(data)
+    header = inspect_file(path)
+    assert tuple(header.episodes) == ("demo_1",)
+    ((name, reason),) = header.refused
+    assert name == "demo_0"
+    assert "ee_pos" in reason or "cannot read" in reason
+
+
+@pytest.mark.parametrize("key", ["actions", "states", "obs/joint_states", "obs"])
+def test_what_two_demonstrations_share_is_refused(tmp_path: Path, key: str) -> None:
+    path = write_file(tmp_path / "t_demo.hdf5", {f"demo_{n}": demo_arrays(make_world(n)) for n in range(3)})
+    with h5py.File(path, "r+") as file:
+        del file[f"data/demo_2/{key}"]
+        file[f"data/demo_2/{key}"] = file[f"data/demo_0/{key}"]
+    header = inspect_file(path)
+    assert tuple(header.episodes) == ("demo_1",)
+    assert [demo for demo, _ in header.refused] == ["demo_0", "demo_2"]

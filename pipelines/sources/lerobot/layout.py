@@ -2,7 +2,6 @@
 export of this toolkit wrote beside them, or by ``--spec``.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 from pipelines.sources.fields import Entry, Fields, pick
 from pipelines.sources.lerobot.metadata import OWN, Feature, Info, read_json
+from pipelines.sources.texts import identifier
 from stores.errors import ObsSpecMismatch, SourceError, UsageError
 from stores.spec import CONTINUOUS, ActionField, Camera, ObsSpec, StateField
 
@@ -69,12 +69,6 @@ def layout_of(root: Path, info: Info, told: Fields) -> Layout:
         raise SourceError(f"--spec, action: {spec.action_dim} numbers, the dataset's action has {action.shape[0]}")
     sizes = tuple((key, features[key].shape[0]) for key in state)
     return Layout(spec, cameras, sizes, (ACTION, action.shape[0]), tuple(notes), own)
-
-
-def identifier(text: str) -> str:
-    """A name of letters, digits and '_' out of any."""
-    plain = re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_") or "unnamed"
-    return plain if not plain[0].isdigit() else f"n{plain}"
 
 
 def _cameras(pictures: dict[str, Feature], told: Sequence[Entry]) -> dict[str, str]:
