@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from statevla.progress_bars import bars, plain_lines
+from stores.printable import plain
 from stores.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def print_table(
 
 
 def cell_text(value: object) -> str:
-    """One value for people."""
+    """One value for people; what of a text would steer the terminal is escaped."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -69,7 +70,7 @@ def cell_text(value: object) -> str:
             return ", ".join(map(cell_text, value))
         more = [] if len(value) <= LISTED else [f"… and {len(value) - LISTED} more (--json lists all)"]
         return "\n".join([*map(cell_text, value[:LISTED]), *more])
-    return str(value)
+    return plain(str(value), keep="\n")
 
 
 def size_text(count: int) -> str:

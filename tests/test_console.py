@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from cli import _print_error
 from statevla import progress_bars
 from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
 from stores.progress import ProgressEvent
@@ -78,6 +79,20 @@ def test_a_result_is_shown_without_pythons_brackets() -> None:
     for part in ("3.0 MB", "0.7 s", "train 10, val 2", "a_demo.hdf5", "pick", "210", "[bold]NaN in actions"):
         assert part in shown
     assert "notes" not in shown
+
+
+def test_what_would_steer_the_terminal_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    console = terminal()
+    text = "fold\x1b[2J"
+    print_facts(
+        "Store", {"instructions": [text], "sources": [{"file": text}], "lines": "a\nb", "half": "\ud800"}, console
+    )
+    shown = text_of(console)
+    assert shown.count(r"fold\x1b[2J") == 2
+    assert "\x1b[2J" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert r"\ud800" in shown
+    _print_error("lost\x1b[2J\nrun again")
+    assert capsys.readouterr().err == "error: lost\\x1b[2J\nrun again\n"
 
 
 def test_a_long_list_says_how_much_is_not_shown() -> None:

@@ -10,6 +10,7 @@ import typer
 from pipelines.commands.options import QUARANTINED, Device, Json, Replace, Scheduler, Store, StoreArgument, Workers
 from statevla.console import print_json, print_table, report, show_progress
 from stores.errors import UsageError
+from stores.printable import plain
 
 app = typer.Typer()
 
@@ -172,7 +173,7 @@ def ingest(
             config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
         )
     for note in () if as_json else summary.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {plain(note)}", file=sys.stderr)
     told = summary.to_dict()
     if not as_json:
         del told["notes"]  # they stand above, a line each

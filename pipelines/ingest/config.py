@@ -23,6 +23,7 @@ from pipelines.sources.table import SOURCES, source_of
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
 from stores.images import JPEG_QUALITY
+from stores.printable import plain
 from stores.schema import CHUNK, IMAGE_CODECS, SEGMENT_FRAMES
 from stores.spec import ObsSpec
 
@@ -199,8 +200,8 @@ def file_stats(paths: Sequence[Path], name: str) -> tuple[tuple[int, int, int], 
 
 
 def written(name: str) -> str:
-    """A file's name as JSON and Parquet can hold it."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    """A file's or a demonstration's name as JSON, Parquet and a terminal can hold it."""
+    return plain(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def reasons(refused: Sequence[dict[str, str]], limit: int = 5) -> str:

@@ -9,6 +9,7 @@ from pipelines.ingest.plan import is_source, list_sources, natural_key
 from pipelines.sources.source import FolderSource
 from pipelines.sources.table import source_of
 from stores.errors import SourceTrouble, UsageError
+from stores.printable import plain
 
 HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 SHOWN: Final = 10
@@ -81,7 +82,7 @@ def other_entries(
 
 
 def _shown(path: Path) -> str:
-    return path.name.encode(errors="backslashreplace").decode()
+    return plain(path.name)
 
 
 def _is_hdf5(path: Path) -> bool:

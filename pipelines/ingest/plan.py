@@ -86,11 +86,15 @@ def stem_of(file: str) -> str:
 
 
 def require_fitting(name: str, limit: int) -> None:
-    """Raise SourceError when `name` cannot name things in a store: not UTF-8, or more than `limit` bytes as written."""
+    """Raise SourceError when `name` cannot name things in a store: not UTF-8, not printable (it would steer terminals),
+    or more than `limit` bytes as written.
+    """
     try:
         written = len(safe_name(name))
     except UnicodeEncodeError as error:
         raise SourceError(f"{os.fsencode(name)!r}: expected a name in UTF-8; rename it") from error
+    if not name.isprintable():
+        raise SourceError(f"{name!r}: expected a name of printable characters; rename it")
     if written > limit:
         raise SourceError(f"the name needs {written} bytes in a shard, expected at most {limit}; rename it")
 

@@ -21,8 +21,8 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipelines.sources.rows import Rows as Rows
-from pipelines.sources.texts import plain
 from stores.errors import SourceError, SourceTrouble
+from stores.printable import plain
 
 CHUNK_LIMIT: Final = 64 * 2**20
 """Bytes of one HDF5 chunk when unpacked; LIBERO's are below 1 MB."""

@@ -4,7 +4,7 @@ A file that crashes or hangs the child costs that demonstration or that file, wi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from pipelines.sources.sandbox import survive, thread_reader
 from pipelines.sources.source import SourceFile
 from pipelines.sources.table import recognize, source_of
 from stores.errors import SourceError
+from stores.printable import plain
 from stores.spec import LIBERO
 
 REPLAY_BYTES: Final = 64 * 2**20
@@ -111,7 +112,9 @@ def recognize_sources(paths: Sequence[Path], names: Sequence[str], isolated: boo
 def inspect_source(path: Path, source: str, told: Told, isolated: bool = True, files: int = 1) -> SourceFile:
     """`pipelines.sources.source.Source.inspect` in the child. Raises SourceError."""
     argument = {"path": str(path), "source": source, "told": told.to_dict(), "files": files}
-    return SourceFile.from_dict(_ask("inspect", argument, path.name, isolated))
+    found = SourceFile.from_dict(_ask("inspect", argument, path.name, isolated))
+    refused = tuple((plain(demo), plain(reason)) for demo, reason in found.refused)
+    return replace(found, refused=refused, notes=tuple(map(plain, found.notes)))
 
 
 def fingerprint_source(

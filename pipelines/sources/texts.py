@@ -14,12 +14,6 @@ QUOTES: Final = "\"'`\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00b
 OF_FILES: Final = "problem_info.language_instruction"
 
 
-def plain(text: str) -> str:
-    """What a terminal shows as it stands: what of `text` is no Unicode, or steers a terminal, is escaped."""
-    whole = text.encode(errors="backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in whole)
-
-
 def require_printable(value: Any, where: str) -> str:
     """Raise SourceError unless `value` is text that a store may hold and a terminal may show; returns it."""
     if not isinstance(value, str):

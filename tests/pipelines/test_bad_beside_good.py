@@ -73,3 +73,26 @@ def test_a_robomimic_file_of_no_use_costs_itself_only(tmp_path: Path, fault: str
     assert set(Store.open(tmp_path / "store").episode_columns["source"]) == {"a.hdf5"}
     (row,) = summary.quarantine
     assert (row["file"], row["demo"], row["reason"].startswith(reason)) == ("b.hdf5", "", True), row
+
+
+def test_a_name_that_steers_a_terminal_is_refused_and_shown_escaped(tmp_path: Path) -> None:
+    write_robomimic(tmp_path / "raw/a.hdf5", 2)
+    for name in ("put_\x1b[2J_it.hdf5", "notes\x1b[2J.txt"):
+        (tmp_path / "raw" / name).write_bytes((tmp_path / "raw/a.hdf5").read_bytes())
+
+    def rename(data: h5py.Group) -> None:
+        data.move("demo_1", "demo\x1b[2J")
+        for demo in data.values():
+            demo["obs/extra\x1b[2J"] = np.zeros(3)
+        data.file["beside\x1b[2J"] = 1
+
+    write_robomimic(tmp_path / "raw/b.hdf5", 3, change=rename)
+    summary = run(tmp_path / "raw", "robomimic")
+    assert summary.episodes == 4
+    assert [(row["file"], row["demo"]) for row in summary.quarantine] == [
+        ("b.hdf5", "demo\\x1b[2J"), ("put_\\x1b[2J_it.hdf5", "")
+    ]  # fmt: skip
+    assert all("expected a name of printable characters; rename it" in row["reason"] for row in summary.quarantine)
+    said = [*summary.notes, *(text for row in summary.quarantine for text in row.values())]
+    assert all(text.isprintable() for text in said), said
+    assert sum("x1b[2J" in note for note in summary.notes) == 3

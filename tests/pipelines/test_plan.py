@@ -64,6 +64,7 @@ def test_sources_are_sorted_and_hidden_ones_ignored(tmp_path: Path) -> None:
         (os.fsdecode(b"b\xff"), 100, "expected a name in UTF-8"),
         ("a" * 101, 100, "needs 101 bytes"),
         ("é" * 20, 100, "120"),
+        ("put_\x1b[2J_it", 100, r"'put_\\x1b\[2J_it': expected a name of printable characters"),
     ],
 )
 def test_a_name_that_fits_no_shard_is_refused(name: str, limit: int, said: str) -> None:
