@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.sources.fields import Entry, Fields, pick
+from pipelines.sources.fields import Entry, Fields, pick, spec_of
 from pipelines.sources.lerobot.metadata import OWN, Feature, Info, read_json
 from pipelines.sources.texts import identifier
 from stores.errors import ObsSpecMismatch, SourceError, UsageError
@@ -59,7 +59,7 @@ def layout_of(root: Path, info: Info, told: Fields) -> Layout:
     if spec is None or not own:
         if not told.action:
             notes.append("action: every dimension taken as continuous (--spec says otherwise)")
-        spec = ObsSpec(
+        spec = spec_of(
             cameras=tuple(Camera(name, *features[key].size) for name, key in cameras.items()),
             robot_state=_state([features[key] for key in state], told.robot_state),
             action=told.action or (ActionField(ACTION, action.shape[0], CONTINUOUS, "", _dims(action.names)),),

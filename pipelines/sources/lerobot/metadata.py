@@ -9,6 +9,7 @@ episodes share a file. Source: huggingface/lerobot, src/lerobot/datasets, 0.6.1.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import string
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipelines.sources import hdf5
 from stores.errors import SourceError, SourceTrouble
+from stores.printable import plain
 
 INFO: Final = "meta/info.json"
 TASKS: Final = "meta/tasks.parquet"
@@ -47,14 +49,14 @@ def reporting(where: str) -> Iterator[None]:
     try:
         yield
     except (SourceError, SourceTrouble) as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(plain(f"{where}: {error}")) from error
     except (pa.ArrowException, *hdf5.HDF5_FAILURES) as error:
         if (reason := hdf5.outside(error)) is not None:
             raise SourceTrouble(
-                f"{where}: cannot be read: {reason}. Nothing was quarantined; run the same command again"
+                plain(f"{where}: cannot be read: {reason}. Nothing was quarantined; run the same command again")
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SourceError(f"{where}: cannot be read: {reason:.300}") from error
+        raise SourceError(plain(f"{where}: cannot be read: {reason:.300}")) from error
 
 
 def require_file(path: Path, needed_by: str = "") -> None:
@@ -158,7 +160,10 @@ def read_info(root: Path) -> Info:
     if not isinstance(splits, dict) or not all(isinstance(value, str) for value in splits.values()):
         raise SourceError(f"{INFO}, splits: expected ranges as 'first:end' by name, got {splits!r:.80}")
     found = {str(key): _feature(str(key), value) for key, value in features.items()}
-    paths = [_template(data.get(name) or "", name) for name in ("data_path", "video_path")]
+    told = {"data_path": data.get("data_path"), "video_path": data.get("video_path")}
+    if not any(item.dtype == "video" for item in found.values()):
+        told["video_path"] = told["video_path"] or ""  # LeRobot writes null where there are no videos
+    paths = [_template(template, name) for name, template in told.items()]
     counts = [data.get(f"total_{name}") for name in ("episodes", "frames")]
     episodes, frames = (value if isinstance(value, int) else None for value in counts)
     return Info(version, fps, found, splits, paths[0], paths[1], episodes, frames)
@@ -166,6 +171,8 @@ def read_info(root: Path) -> Info:
 
 def _feature(key: str, data: Any) -> Feature:
     where = f"{INFO}, features, {key}"
+    if ".." in key.split("/"):
+        raise SourceError(f"{where}: expected a name that leads nowhere else, its videos are found by it")
     if not isinstance(data, dict) or not isinstance(data.get("dtype"), str):
         raise SourceError(f"{where}: expected dtype, shape and names, got {data!r:.80}")
     shape = data.get("shape")
@@ -176,7 +183,12 @@ def _feature(key: str, data: Any) -> Feature:
         (names,) = names.values()
     texts = tuple(map(str, names)) if isinstance(names, list) else ()
     listed = len(shape) == 1 and len(set(texts)) == shape[0]
-    told = {**(data.get("video_info") or {}), **(data.get("info") or {})}
+    told: dict[str, Any] = {}
+    for name in ("video_info", "info"):
+        said = data.get(name) or {}
+        if not isinstance(said, dict):
+            raise SourceError(f"{where}, {name}: expected an object, got {said!r:.80}")
+        told |= said
     depth = bool(told.get("is_depth_map") or told.get("video.is_depth_map"))
     return Feature(key, data["dtype"], tuple(shape), texts if listed else (), depth)
 
@@ -187,6 +199,8 @@ def _template(template: Any, name: str) -> str:
         fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except (ValueError, TypeError) as error:
         raise SourceError(f"{INFO}, {name}: expected a path, got {template!r:.80}") from error
+    if not template and name == "data_path":
+        raise SourceError(f"{INFO}, {name}: expected a path, got {template!r}")
     for field, form, conversion in fields:
         known = field in ("chunk_index", "file_index") or (field == "video_key" and not form)
         if not known or conversion or not re.fullmatch(r"(0\d)?d?", form or ""):
@@ -250,22 +264,28 @@ class Episodes:
     def __init__(self, root: Path, info: Info) -> None:
         self._info = info
         self.videos = [key for key, item in info.features.items() if item.dtype == "video" and not item.depth]
-        paths = sorted((root / EPISODES).glob("*/*.parquet"))
+        paths = self.paths = sorted((root / EPISODES).glob("*/*.parquet"))
         if not paths:
             raise SourceTrouble(f"{EPISODES}: no tables of episodes; fetch the whole dataset (hf download)")
         integers = ["episode_index", "length", "dataset_from_index", "dataset_to_index", "data/chunk_index",
                     "data/file_index"]  # fmt: skip
         clips = [f"videos/{key}/{part}" for key in self.videos for part in _CLIP]
         tables = [_episode_table(root, path, [*integers, "tasks", *clips]) for path in paths]
-        table = pa.concat_tables(tables, promote_options="default")
-        order = np.argsort(_numbers(table, "episode_index", np.int64), kind="stable")
-        self._columns = {name: _numbers(table, name, np.int64)[order] for name in integers}
-        for name in clips:
+
+        def numbers(name: str) -> NDArray[Any]:  # of each table by itself: writers differ in the width of integers
             kind = np.float64 if name.endswith("timestamp") else np.int64
-            self._columns[name] = _numbers(table, name, kind)[order]
-        self._tasks = [table["tasks"].to_pylist()[place] for place in order]
-        own = [name for name in (OWN_TASK, OWN_STEPS) if name in table.column_names]
-        self._own = {name: [table[name].to_pylist()[place] for place in order] for name in own}
+            return np.concatenate([_numbers(table, name, kind) for table in tables])
+
+        order = np.argsort(numbers("episode_index"), kind="stable")
+        self._columns = {name: numbers(name)[order] for name in (*integers, *clips)}
+
+        def values(name: str) -> list[Any]:
+            found = [table[name].to_pylist() if name in table.column_names else [None] * len(table) for table in tables]
+            together = list(itertools.chain.from_iterable(found))
+            return [together[place] for place in order]
+
+        self._tasks = [tuple(map(str, told if isinstance(told, list) else [told])) for told in values("tasks")]
+        self._own = {name: values(name) for name in (OWN_TASK, OWN_STEPS)}
         self.index = self._columns["episode_index"]
         self._places = {int(number): place for place, number in enumerate(self.index)}
 
@@ -296,7 +316,7 @@ class Episodes:
         own = {name: values[place] for name, values in self._own.items()}
         return Row(
             int(column["episode_index"]), int(column["length"]), int(column["dataset_from_index"]),
-            int(column["dataset_to_index"]), path, tuple(self._tasks[place] or ()), clips,
+            int(column["dataset_to_index"]), path, self._tasks[place], clips,
             own.get(OWN_TASK) or "", own.get(OWN_STEPS),
         )  # fmt: skip
 
@@ -321,5 +341,40 @@ def _numbers(table: pa.Table, name: str, kind: Any) -> NDArray[Any]:
     column = table[name]
     if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise SourceError(f"{EPISODES}, {name}: expected numbers, got {column.type} with {column.null_count} nulls")
-    values: NDArray[Any] = column.to_numpy().astype(kind)
-    return values
+    values: NDArray[Any] = column.to_numpy()
+    if kind is np.int64 and not (np.abs(values.astype(np.float64)) < 2**53).all():
+        raise SourceError(f"{EPISODES}, {name}: expected whole numbers, got NaN or one beyond any")
+    return values.astype(kind)
+
+
+def require_all(root: Path, info: Info, episodes: Episodes) -> None:
+    """Raise SourceTrouble naming episodes, and tables where their numbers show it, that the dataset should have and has
+    not: a part that was not fetched must not look like a smaller dataset.
+    """
+    known = {int(number) for number in episodes.index}
+    declared = max(known, default=-1) + 1 if info.episodes is None else info.episodes
+    if len(known) >= declared:
+        return
+    absent = declared - sum(number < declared for number in known)
+    gone = [str(number) for number in itertools.islice((n for n in range(declared) if n not in known), 10)]
+    more = f" and {absent - 10} more" if absent > 10 else ""
+    tables = _gaps([path.relative_to(root) for path in episodes.paths])
+    named = f" ({', '.join(tables[:5])})" if tables else ""
+    raise SourceTrouble(
+        f"{EPISODES}: episodes {', '.join(gone)}{more} of the {declared} that {INFO}, total_episodes, declares are "
+        f"missing{named}; fetch the whole dataset (hf download, git lfs pull), or correct total_episodes where these "
+        "are all. Nothing was changed"
+    )
+
+
+def _gaps(paths: Sequence[Path]) -> list[str]:
+    """Files that numbers of others in their folder say must be there."""
+    there: dict[Path, dict[int, Path]] = {}
+    for path in paths:
+        if found := re.fullmatch(r"file-(\d{3,9})\.parquet", path.name):
+            there.setdefault(path.parent, {})[int(found[1])] = path
+    return [
+        (folder / f"file-{number:03d}.parquet").as_posix()
+        for folder, numbers in there.items()
+        for number in itertools.islice((n for n in range(max(numbers)) if n not in numbers), 5)
+    ]

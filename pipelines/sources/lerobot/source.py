@@ -28,6 +28,7 @@ from pipelines.sources.lerobot.layout import Layout, layout_of
 from pipelines.sources.lerobot.metadata import (
     EPISODES,
     INFO,
+    OWN_TASK,
     STATS,
     TASKS,
     Episodes,
@@ -35,13 +36,15 @@ from pipelines.sources.lerobot.metadata import (
     Row,
     read_info,
     read_tasks,
+    require_all,
 )
 from pipelines.sources.lerobot.rows import DataFile
 from pipelines.sources.lerobot.statistics import Moments, differences
 from pipelines.sources.masks import IGNORE
 from pipelines.sources.source import Episode, EpisodeHead, SourceFile, Verdict
-from pipelines.sources.texts import clean_instruction, near_identical
+from pipelines.sources.texts import clean_instruction, near_identical, require_printable
 from stores.errors import SourceError, SourceTrouble
+from stores.printable import plain
 
 TRAIN: Final = "train"
 
@@ -197,13 +200,14 @@ def _naming(root: Path, episode: str = "") -> Iterator[None]:
     try:
         yield
     except (SourceError, SourceTrouble) as error:
-        known = str(error).startswith(where)
-        raise error if known else type(error)(f"{where}: {error}") from error
+        text = plain(str(error))
+        raise type(error)(text if text.startswith(plain(where)) else f"{plain(where)}: {text}") from error
 
 
 def _inspect(root: Path, told: Told) -> SourceFile:
     info, tasks = read_info(root), read_tasks(root)
     episodes = Episodes(root, info)
+    require_all(root, info, episodes)
     layout = layout_of(root, info, told_fields(told.fields, told.spec))
     notes = [f"{root.name}: {note}" for note in layout.notes]
     if told.alignment not in (AFTER, BEFORE) and not layout.own:
@@ -225,10 +229,11 @@ def _inspect(root: Path, told: Told) -> SourceFile:
             text = told.fields.instruction if told.fields and told.fields.instruction else row.tasks[0]
             try:
                 instruction = clean_instruction(text, TASKS)
+                task = require_printable(row.task or instruction, f"{EPISODES}, {OWN_TASK}")
             except SourceError as error:
                 refused[row.name] = f"{root.name}/{row.name}: {error}"
                 continue
-            heads[row.name] = EpisodeHead(row.length, layout.spec.image_sizes, row.task or instruction, instruction)
+            heads[row.name] = EpisodeHead(row.length, layout.spec.image_sizes, task, instruction)
     parts, out = _split(info, episodes, told.masks, root.name, notes)
     heads = {name: head for name, head in heads.items() if name not in out}
     evidence = {"codebase_version": info.version, "features": info.digest}

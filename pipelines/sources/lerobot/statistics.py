@@ -62,9 +62,13 @@ def differences(root: Path, found: Mapping[str, Moments], names: Mapping[str, It
 
 
 def _differs(said: Mapping[str, Any], moments: Moments, names: list[str]) -> str | None:
-    count = np.ravel(said.get("count", moments.count))
-    if len(count) and int(count[0]) != moments.count:
-        return f"count: it says {int(count[0])}, the data have {moments.count} rows"
+    if "count" in said:
+        try:
+            count = np.ravel(np.asarray(said["count"], np.float64))
+        except (TypeError, ValueError):
+            return f"count: expected a number, got {said['count']!r:.60}"
+        if len(count) != 1 or count[0] != moments.count:
+            return f"count: it says {', '.join(f'{n:.0f}' for n in count[:3])}, the data have {moments.count} rows"
     have = moments.told()
     reach = np.maximum(np.abs(have["min"]), np.abs(have["max"]))
     for name in ("min", "max", "mean", "std"):
