@@ -143,6 +143,8 @@ class Manifest:
 
 
 _OBJECT: Final = {"path": str, "bytes": int, "sha256": str}
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+"""It names files too (`stores.cloud.cache`)."""
 _OUTSIDE: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|\\")
 """A part that is empty, ``.`` or ``..``, or a backslash."""
 
@@ -155,8 +157,8 @@ def parse_objects(items: Any, where: str) -> tuple[StoreObject, ...]:
     for item in items:
         if not isinstance(item, dict) or {name: type(item[name]) for name in item} != _OBJECT:
             raise StoreCorrupt(f"{where}: expected objects {{path, bytes, sha256}}, got {str(item)[:200]}")
-        if item["bytes"] < 0 or not is_inside(item["path"]):
-            raise StoreCorrupt(f"{where}: expected paths below the store and sizes, got {str(item)[:200]}")
+        if item["bytes"] < 0 or not is_inside(item["path"]) or not _SHA256.fullmatch(item["sha256"]):
+            raise StoreCorrupt(f"{where}: expected paths below the store, sizes, sha256 in hex, got {str(item)[:200]}")
         objects.append(StoreObject(**item))
     return tuple(objects)
 

@@ -317,3 +317,8 @@ def test_clean_knows_the_cache_of_remote_stores(tmp_path):
     assert one_object(tmp_path, "clean-cache", "cache", "--yes")["bytes"] == 500
     assert cache.bytes() == 0
     assert (tmp_path / "cache" / "mine.txt").exists()
+    (tmp_path / "locale" / "de").mkdir(parents=True)
+    (tmp_path / "locale" / "de" / "messages.po").write_text("not a range")
+    _, refused = statevla(tmp_path, "clean-cache", "locale", "--yes", status=2)
+    assert "holds de/messages.po, which is not the cache's" in refused
+    assert (tmp_path / "locale" / "de" / "messages.po").exists()

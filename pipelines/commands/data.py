@@ -240,6 +240,7 @@ def clean_cache(
     from stores.cloud.cache import RangeCache
 
     cache = RangeCache(folder, 1)
+    cache.require_own()
     size = cache.bytes()
     if size and not yes:
         if as_json or not sys.stdin.isatty():

@@ -8,10 +8,14 @@ a reader gets.
 What was used last stays: reading renews a file's time, and the oldest go first. A process looks at the whole folder
 when what it has added since could break the limit, and at the latest after a sixteenth of it: the folder holds at most
 the limit, and a sixteenth of it for each further process.
+
+A folder is a cache by its mark (`MARK`), or by holding ranges and nothing else; any other one is refused. Nothing is
+counted or removed that has not the name of a range, at the range's place.
 """
 
 import contextlib
 import os
+import re
 import threading
 import time
 import weakref
@@ -27,12 +31,19 @@ ROOM: Final = 8
 """When there is no room, an eighth of the limit is made."""
 ABANDONED: Final = 3600.0
 """Seconds after which a temporary file is nobody's."""
+MARK: Final = ".statevla-cache"
+"""File that says whose the folder is."""
+_MARK: Final = b"Ranges of remote stores, kept by statevla; `statevla clean-cache` removes them.\n"
+_TEMPORARY: Final = re.escape(durable.TEMP_PREFIX) + "[0-9a-f]{12}-"
+_IGNORED: Final = re.compile(rf"\.DS_Store|{_TEMPORARY}{re.escape(MARK)}")
+_FOLDER: Final = re.compile("[0-9a-f]{2}")
+_RANGE: Final = re.compile(rf"(?:{_TEMPORARY})?([0-9a-f]{{2}})[0-9a-f]{{62}}-[0-9]+-[0-9]+")
 
 
 class RangeCache:
     """`folder` (made when needed) with at most `limit` bytes of ranges. Used by any thread of any process.
 
-    say: told once where nothing more can be kept (a full disk); readers go on without.
+    say: told once where nothing more can be kept (a full disk, a folder that is no cache); readers go on without.
     """
 
     def __init__(self, folder: Path, limit: int, say: Callable[[str], None] | None = None) -> None:
@@ -73,37 +84,67 @@ class RangeCache:
         if len(data) > self.limit // ROOM:
             return
         try:
+            if not (self.folder / MARK).is_file():  # the folder is new, or was removed while it was used
+                self._claim()
             self._make_room(len(data))
             durable.put_aside(self.path(content, offset, len(data)), data)
-        except OSError as error:
+        except (OSError, UsageError) as error:
             said, self.say = self.say, None
             if said is not None:
-                said(f"{self.folder}: cannot keep what is read from afar: {error.strerror or error}; reads go on")
+                why = (error.strerror if isinstance(error, OSError) else None) or error
+                said(f"{self.folder}: cannot keep what is read from afar: {why}; reads go on")
 
     def trouble(self) -> str | None:
-        """Why nothing can be kept here; None where it can."""
-        probe = self.folder / "00" / f"probe-{os.getpid()}"
+        """Why nothing can be kept here; None where it can. Raises as `require_own`."""
         try:
-            durable.put_aside(probe, b"")
+            self._claim()
         except OSError as error:
             return error.strerror or str(error)
-        durable.drop_aside(probe)
         return None
 
+    def require_own(self) -> None:
+        """Raise UsageError where the folder is no cache: it has no mark, and holds something else than ranges."""
+        if (self.folder / MARK).is_file():
+            return
+        other = next(self._others(), None)
+        if other is not None:
+            raise UsageError(
+                f"{self.folder}: expected a folder that keeps ranges of remote stores (with {MARK}), an empty one or "
+                f"none; it holds {other}, which is not the cache's. Nothing was changed; name another folder"
+            )
+
+    def _claim(self) -> None:
+        """Mark the folder as a cache. Raises UsageError where it is none, OSError where it cannot be written."""
+        self.require_own()
+        durable.put_aside(self.folder / MARK, _MARK)
+
+    def _others(self) -> Iterator[str]:
+        """Entries that are neither ranges nor folders of ranges, by their paths below the folder."""
+        for entry in _entries(self.folder):
+            if entry.is_dir(follow_symlinks=False):
+                inside = list(_entries(entry.path))
+                yield from (f"{entry.name}/{each.name}" for each in inside if not _is_range(entry.name, each))
+                if not inside and not _FOLDER.fullmatch(entry.name):
+                    yield entry.name
+            elif not _IGNORED.fullmatch(entry.name):
+                yield entry.name
+
     def files(self) -> Iterator[os.DirEntry[str]]:
-        """Every range that is there now."""
-        with contextlib.suppress(OSError), os.scandir(self.folder) as folders:
-            for folder in folders:
-                if len(folder.name) == 2 and folder.is_dir(follow_symlinks=False):
-                    with contextlib.suppress(OSError), os.scandir(folder.path) as entries:
-                        yield from entries
+        """Every range that is there now, and every one that is or was being written."""
+        for folder in _entries(self.folder):
+            if _FOLDER.fullmatch(folder.name) and folder.is_dir(follow_symlinks=False):
+                yield from (entry for entry in _entries(folder.path) if _is_range(folder.name, entry))
 
     def bytes(self) -> int:
         """What the ranges take."""
         return sum(size for _, size, _ in self._listed())
 
     def clear(self) -> int:
-        """Remove every range; the bytes that were freed. Readers of other processes fetch again."""
+        """Remove every range; the bytes that were freed. Readers of other processes fetch again.
+
+        Raises as `require_own`.
+        """
+        self.require_own()
         return self._remove(self._listed())
 
     def _listed(self) -> list[tuple[float, int, str]]:
@@ -139,6 +180,18 @@ class RangeCache:
         for _, _, path in items:
             durable.drop_aside(Path(path))
         return sum(size for _, size, _ in items)
+
+
+def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """What a folder holds; nothing where it is gone, or may not be read."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        yield from entries
+
+
+def _is_range(folder: str, entry: os.DirEntry[str]) -> bool:
+    """Whether `RangeCache.path`, or a temporary name of it, names this entry of the cache's folder `folder`."""
+    found = _RANGE.fullmatch(entry.name)
+    return found is not None and found[1] == folder and entry.is_file(follow_symlinks=False)
 
 
 class CachedStorage:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.cloud.cache import CachedStorage, RangeCache
+from stores.cloud.cache import MARK, CachedStorage, RangeCache
 from stores.cloud.storage import LocalStorage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
@@ -142,3 +142,56 @@ def test_a_full_disk_and_a_removed_folder_change_nothing_but_the_number_of_reque
 def test_room_for_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="room for a byte or more, got 0"):
         RangeCache(tmp_path, 0)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+STRANGERS = {
+    "locale": "de/messages.po",
+    "git": "de/" + "a" * 38,
+    "git of sha256": "de/" + "a" * 62,
+    "ccache": "a/b/result",
+    "a range elsewhere": f"cd/{CONTENT}-0-9",
+    "a range at the top": f"{CONTENT}-0-9",
+    "upper case": f"AB/{CONTENT.upper()}-0-9",
+    "a temporary file of another": "ab/.tmp-0123456789ab-photo.raw",
+    "one file": "thesis.tex",
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS.values(), ids=STRANGERS.keys())
+def test_a_folder_of_something_else_is_no_cache(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(bytes(9000))
+    os.utime(tmp_path / name, (1, 1))
+    before, said = files_of(tmp_path), []
+    cache = RangeCache(tmp_path, 10_000, said.append)
+    for refused in (cache.clear, cache.require_own, cache.trouble):
+        with pytest.raises(UsageError, match=r"holds .*, which is not the cache's. Nothing was changed"):
+            refused()
+    cache.put(CONTENT, 0, bytes(1200))
+    assert (files_of(tmp_path), cache.bytes(), len(said)) == (before, 0, 1)
+
+
+@pytest.mark.parametrize("name", STRANGERS.values(), ids=STRANGERS.keys())
+def test_what_somebody_puts_into_a_cache_is_neither_counted_nor_removed(name: str, tmp_path: Path) -> None:
+    cache = RangeCache(tmp_path, 10_000)
+    cache.put(CONTENT, 0, bytes(1200))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(bytes(9000))
+    os.utime(tmp_path / name, (1, 1))
+    again = RangeCache(tmp_path, 10_000)
+    again.put(CONTENT, 1, bytes(1200))
+    assert (again.trouble(), again.bytes(), again.clear()) == (None, 2400, 2400)
+    assert files_of(tmp_path).keys() == {MARK, name}
+
+
+def test_a_cache_of_before_the_mark_is_taken(tmp_path: Path) -> None:
+    cache = RangeCache(tmp_path, 10_000)
+    cache.put(CONTENT, 0, bytes(100))
+    (tmp_path / MARK).unlink()
+    cache.put(CONTENT, 1, bytes(100))
+    assert (tmp_path / MARK).exists()
+    assert RangeCache(tmp_path, 10_000).clear() == 200
