@@ -17,12 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.export import summaries
+from pipelines.export.place import require_place, write_own
 from pipelines.export.videos import LOSSLESS, LOSSY, VideoFiles
-from pipelines.sources.lerobot.layout import OWN_FORMAT
-from pipelines.sources.lerobot.metadata import INFO, OWN, OWN_STEPS, OWN_TASK, STATS, TASKS
+from pipelines.sources.lerobot.metadata import INFO, OWN_STEPS, OWN_TASK, STATS, TASKS
 from pipelines.sources.lerobot.videos import pyav
 from stores.disk import durable
-from stores.errors import UsageError
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 from stores.tables import ParquetWriter
@@ -67,32 +66,18 @@ def export_lerobot(
 
     lossless: pictures bit for bit as they are in the store. replace: an earlier export of another store may go.
     data_bytes, video_bytes: size from which a file gets no further episode.
-    Raises UsageError where `out` holds something else, StoreMissing or StoreCorrupt where the store cannot be read.
+    Raises UsageError where `out` holds something else or more (`pipelines.export.place`), StoreMissing or StoreCorrupt where the store cannot be read.
     """
     pyav()
     opened = Store.open(store)
-    require_place(out, opened.content_hash, replace)
-    with durable.staging_dir(out) as staging:
+    place = out.resolve() if out.is_dir() else out  # of a link, the folder is replaced and not the link
+    require_place(place, opened.content_hash, replace)
+    with durable.staging_dir(place) as staging:
         writer = _Writer(opened, staging, lossless, data_bytes, video_bytes)
         counts = writer.write(progress)
+        require_place(place, opened.content_hash, replace)  # hours may have passed
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Exported(str(out), str(store), *counts, size, lossless)
-
-
-def require_place(out: Path, content_hash: str, replace: bool) -> None:
-    """Raise UsageError unless `out` is absent, empty, or an export of the same store (of any, with `replace`)."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if not out.is_dir():
-        raise UsageError(f"{out}: expected a folder, or none yet, got a file")
-    if not any(out.iterdir()):
-        return
-    try:
-        told = json.loads((out / OWN).read_bytes())["content_hash"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{out}: expected an empty folder or none; it holds something that no export wrote") from None
-    if told != content_hash and not replace:
-        raise UsageError(f"{out}: holds an export of another store; replace it with --replace, or name another folder")
 
 
 class _Writer:
@@ -153,9 +138,8 @@ class _Writer:
         durable.write_json(
             self.root / STATS, summaries.plain({key: found.summary() for key, found in self.all.items()})
         )
-        own = {"format": OWN_FORMAT, "obs_spec": self.store.obs_spec, "content_hash": self.store.content_hash}
-        durable.write_json(self.root / OWN, own)
         durable.write_json(self.root / INFO, self._info(*counts))
+        write_own(self.root, self.store.obs_spec, self.store.content_hash)
         return counts
 
     def _episode(self, number: int, episode: int, first: int, tasks: dict[str, int]) -> None:

@@ -137,6 +137,56 @@ def test_an_export_of_another_store_goes_only_when_told(root: Path, tmp_path: Pa
     assert export_lerobot(root / "store", tmp_path / "out", replace=True).tasks == 2
 
 
+def all_of(folder: Path) -> dict[str, bytes | str]:
+    return {str(p): p.read_bytes() if p.is_file() else "" for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", ".git/HEAD", ".git/refs/", "data/chunk-000/file-001.parquet", "meta/notes.txt", "meta/info.json"],
+)
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_somebody_added_to_an_export_is_not_lost(root: Path, tmp_path: Path, name: str, replace: bool) -> None:
+    export_lerobot(root / "store", tmp_path / "out")
+    added = tmp_path / "out" / name
+    if name.endswith("/"):
+        added.mkdir(parents=True)
+    else:
+        added.parent.mkdir(exist_ok=True)
+        added.write_text("mine")
+    before = all_of(tmp_path)
+    with pytest.raises(UsageError, match="not as an export has written them, so they are not removed"):
+        export_lerobot(root / "store", tmp_path / "out", replace=replace)
+    assert all_of(tmp_path) == before
+
+
+def test_what_is_added_while_an_export_runs_is_not_lost(root: Path, tmp_path: Path) -> None:
+    export_lerobot(root / "store", tmp_path / "out")
+    mine = tmp_path / "out" / "README.md"
+    with pytest.raises(UsageError, match=r"README\.md"):
+        export_lerobot(root / "store", tmp_path / "out", progress=lambda event: mine.write_text("mine") and None)
+    assert mine.read_text() == "mine"
+
+
+def test_an_export_that_lists_no_files_is_left_alone(root: Path, tmp_path: Path) -> None:
+    export_lerobot(root / "store", tmp_path / "out")
+    own = tmp_path / "out/meta/statevla.json"
+    told = json.loads(own.read_text())
+    own.write_text(json.dumps({name: told[name] for name in ("format", "obs_spec", "content_hash")}))
+    assert len(back(tmp_path / "out", tmp_path / "store").episodes) == 4
+    with pytest.raises(UsageError, match="do not list their files"):
+        export_lerobot(root / "store", tmp_path / "out", replace=True)
+
+
+def test_a_link_to_a_folder_stays_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to("large")
+    for _ in range(2):
+        export_lerobot(root / "store", tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "large/meta/info.json").exists()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
