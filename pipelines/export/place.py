@@ -13,6 +13,7 @@ from pipelines.sources.lerobot.metadata import OWN
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 from stores.manifest import StoreObject, hash_object, hash_objects, parse_objects, read_sealed, seal
+from stores.nesting import require_outside
 
 _IGNORED: Final = frozenset({".DS_Store"})
 HASH: Final = "content_hash"
@@ -26,9 +27,10 @@ def write_own(root: Path, obs_spec: dict[str, Any], content_hash: str) -> None:
 
 
 def require_place(out: Path, content_hash: str, replace: bool) -> None:
-    """Raise UsageError unless `out` is absent, empty, or an export of the same store (of any, with `replace`) to which
-    nothing was added and in which nothing was changed.
+    """Raise UsageError where `out` lies in a store, and unless it is absent, empty, or an export of the same store (of
+    any, with `replace`) to which nothing was added and in which nothing was changed.
     """
+    require_outside(out)
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir():

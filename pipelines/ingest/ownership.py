@@ -20,6 +20,7 @@ from stores.disk.lock import LOCK_NAME
 from stores.errors import StoreError, UsageError
 from stores.layout import CLAIM, MANIFEST, OWN_FOLDERS, PUBLISHED, SHARDS, STAGED, UNITS, record_path, shard_path
 from stores.manifest import read_sealed, seal
+from stores.nesting import require_outside
 from stores.numbers import is_frame_object
 
 UNIT_FOLDERS: Final = (SHARDS, UNITS)
@@ -54,7 +55,7 @@ def holdings(root: Path) -> Holdings | None:
     if claim is not None and "ingest" in claim:
         units |= set(claim["units"])
         sources = claim["sources"]
-    if manifest is not None and "objects" in manifest:
+    if manifest is not None and {"objects", "sources"} <= manifest.keys():  # the seal of a derived folder has no sources
         units |= set(map(_unit_of, (item["path"] for item in manifest["objects"]))) - {""}
         sources = {row["file"]: row["episodes"] for row in manifest["sources"] if "episodes" in row}
     elif claim is None:
@@ -65,7 +66,10 @@ def holdings(root: Path) -> Holdings | None:
 
 
 def require_own_folder(root: Path) -> None:
-    """Refuse a folder that is not ours, or holds what nothing of ours names. Raises UsageError; writes nothing."""
+    """Refuse a folder that is not ours, lies in a store, or holds what nothing of ours names. Raises UsageError; writes
+    nothing.
+    """
+    require_outside(root)
     if not os.path.lexists(root):
         return
     if not root.is_dir():

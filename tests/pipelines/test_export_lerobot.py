@@ -178,6 +178,12 @@ def test_an_export_that_lists_no_files_is_left_alone(root: Path, tmp_path: Path)
         export_lerobot(root / "store", tmp_path / "out", replace=True)
 
 
+def test_no_dataset_goes_into_a_store(root: Path) -> None:
+    with pytest.raises(UsageError, match="lies in the store .*; choose a folder outside"):
+        export_lerobot(root / "store", root / "store/features/lerobot")
+    assert not (root / "store/features").exists()
+
+
 def test_a_link_to_a_folder_stays_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "out").symlink_to("large")

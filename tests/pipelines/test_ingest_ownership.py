@@ -13,7 +13,9 @@ import zarr
 
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
-from pipelines.ingest.ownership import CLAIM, holdings
+from pipelines.ingest.ownership import CLAIM, Holdings, holdings, write_claim
+from stores.arrays import ArraySpec, write_region
+from stores.derived import begin, seal_bytes
 from stores.errors import UsageError
 from stores.reader import Store
 from stores.verify import verify_store
@@ -174,3 +176,29 @@ def test_a_killed_prune_does_not_forget_what_the_store_had(
         run(source, tmp_path / "out")
     run(source, tmp_path / "out", prune=True)
     assert len(Store.open(tmp_path / "out").episodes) == 1
+
+
+@pytest.mark.parametrize("place", ["features/kept", "features/new/deep", "latents", "shards/more", "other", "link"])
+def test_no_store_goes_into_a_store(source: Path, tmp_path: Path, place: str) -> None:
+    run(source, tmp_path / "store")
+    made = begin(tmp_path / "store", "features", "kept", {"content_hash": "x"}, {"x": ArraySpec((1, 2), "float32", 1)})
+    write_region(made.root, "x", made.arrays["x"], 0, np.zeros((1, 2), np.float32))
+    made.commit({})
+    if place == "link":
+        (tmp_path / "link").symlink_to("store/features/kept")
+    before = listing(tmp_path)
+    with pytest.raises(UsageError, match=r"lies in the store .*store, where nothing is written .* Nothing was changed"):
+        run(source, tmp_path / place if place == "link" else tmp_path / "store" / place)
+    assert listing(tmp_path) == before
+
+
+def test_no_store_goes_into_one_that_is_being_made(source: Path, tmp_path: Path) -> None:
+    write_claim(tmp_path / "store", "toy", Holdings(frozenset(), {}))
+    with pytest.raises(UsageError, match="lies in the store"):
+        run(source, tmp_path / "store/features/kept")
+
+
+def test_a_derived_folder_that_was_moved_is_not_a_store(source: Path, tmp_path: Path) -> None:
+    put(tmp_path / "out/manifest.json", seal_bytes({"content_hash": "x"}, {}))
+    with pytest.raises(UsageError, match="expected an empty folder, or a store of ours"):
+        run(source, tmp_path / "out")
