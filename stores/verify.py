@@ -12,7 +12,7 @@ from typing import Final
 
 from stores.cloud.storage import Storage, open_storage
 from stores.derived import BEGUN, parse_seal
-from stores.errors import StoreCorrupt, StoreError
+from stores.errors import StoreCorrupt, StoreError, StoreMissing
 from stores.layout import MANIFEST, is_leftover, is_seal, is_writers
 from stores.manifest import Manifest, StoreObject, hash_stream
 from stores.numbers import check_frames
@@ -33,6 +33,8 @@ class Problem:
 def verify_store(root: Path | str | Storage, progress: Progress | None = None, threads: int = THREADS) -> list[Problem]:
     """Every problem of the store at a path or URL, sorted by object; empty when it is sound.
 
+    Where objects cannot be listed (http), those that the manifest names are checked: derived folders and what is extra
+    cannot be known.
     Raises StoreMissing when there is no manifest, StoreError when its schema version is another.
     """
     storage = open_storage(root)
@@ -40,7 +42,7 @@ def verify_store(root: Path | str | Storage, progress: Progress | None = None, t
         named = list(Manifest.load(storage).objects)
     except StoreCorrupt as error:
         return [Problem(MANIFEST, str(error))]
-    there = storage.sizes()
+    there = storage.sizes() if storage.lists else {}
     problems: list[Problem] = []
     sealed = sorted(name for name in there if is_seal(name))
     for name in sealed:
@@ -53,7 +55,7 @@ def verify_store(root: Path | str | Storage, progress: Progress | None = None, t
     known = {item.path for item in named} | {MANIFEST} | set(sealed)
     begun = tuple(name.removesuffix(BEGUN) for name in there if name.endswith(f"/{BEGUN}"))
     problems += [Problem(name, _extra(name, begun)) for name in there if name not in known and not is_writers(name)]
-    problems += _rehash(storage, named, there, progress, threads)
+    problems += _rehash(storage, named, there if storage.lists else None, progress, threads)
     if not problems:
         problems += _open(storage)
     return sorted(problems, key=lambda problem: (problem.object, problem.problem))
@@ -73,7 +75,7 @@ def _extra(name: str, begun: tuple[str, ...]) -> str:
 
 
 def _rehash(
-    storage: Storage, named: list[StoreObject], there: dict[str, int], progress: Progress | None, threads: int
+    storage: Storage, named: list[StoreObject], there: dict[str, int] | None, progress: Progress | None, threads: int
 ) -> Iterator[Problem]:
     total, done = sum(item.bytes for item in named), 0
     with ThreadPoolExecutor(threads) as pool:
@@ -85,19 +87,27 @@ def _rehash(
                 yield Problem(item.path, problem)
 
 
-def check_object(storage: Storage, item: StoreObject, there: dict[str, int]) -> str | None:
-    """What is wrong with one object, None when nothing is. there: sizes of what the storage holds."""
-    if item.path not in there:
-        return "missing"
-    size = there[item.path]
-    if size != item.bytes:
-        kind = "empty" if size == 0 else "short" if size < item.bytes else "long"
-        return f"{kind}: expected {item.bytes} bytes, got {size}"
+def check_object(storage: Storage, item: StoreObject, there: dict[str, int] | None) -> str | None:
+    """What is wrong with one object, None when nothing is. there: sizes of what the storage holds; None: not known."""
+    if there is not None:
+        if item.path not in there:
+            return "missing"
+        if there[item.path] != item.bytes:
+            return _wrong_size(item.bytes, there[item.path])
     try:
-        found = hash_stream(storage.pieces(item.path))
+        size, digest = hash_stream(storage.pieces(item.path))
+    except StoreMissing:
+        return "missing"
     except StoreError as error:
         return f"unreadable: {error}"
-    return None if found == (size, item.sha256) else f"altered: expected sha256 {item.sha256}, got {found[1]}"
+    if size != item.bytes:
+        return _wrong_size(item.bytes, size)
+    return None if digest == item.sha256 else f"altered: expected sha256 {item.sha256}, got {digest}"
+
+
+def _wrong_size(expected: int, size: int) -> str:
+    kind = "empty" if size == 0 else "short" if size < expected else "long"
+    return f"{kind}: expected {expected} bytes, got {size}"
 
 
 def _open(storage: Storage) -> Iterator[Problem]:

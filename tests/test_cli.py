@@ -306,6 +306,20 @@ def test_clean_asks_and_removes_what_no_reader_takes(tmp_path):
     assert one_object(tmp_path, "clean", "store")["removed"] == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("clean", "{}"), ("clean-cache", "{}"), ("publish", "{}", "s3://bucket/other"),
+        ("collect", "tabletop", "--out", "{}"),
+        ("export", "lerobot", "store", "{}"), ("ingest", "toy", "--out", "{}"),
+    ],
+)  # fmt: skip
+def test_a_url_is_no_folder(tmp_path, command):
+    _, refused = statevla(tmp_path, *(part.format("http://host:80/a/store") for part in command), status=2)
+    assert "http://host:80/a/store: expected a folder on this machine, got a URL" in refused
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_clean_knows_the_cache_of_remote_stores(tmp_path):
     from stores.cloud.cache import RangeCache
 

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.commands.options import QUARANTINED, Device, Json, Replace, Scheduler, Store, StoreArgument, Workers
+from pipelines.commands.options import (
+    QUARANTINED,
+    Device,
+    Json,
+    Replace,
+    Scheduler,
+    Store,
+    StoreArgument,
+    Workers,
+    require_folder,
+)
 from statevla.console import print_json, print_table, report, show_progress
 from stores.errors import UsageError
 from stores.printable import plain
@@ -19,7 +29,7 @@ app = typer.Typer()
 def collect(
     suite: Annotated[str, typer.Argument(help="tabletop, or a LIBERO suite such as libero_object.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes: in all (tabletop), a task (LIBERO).")] = 100,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: data/raw/SUITE.", callback=require_folder)] = None,
     seed: int = 0,
     tasks: Annotated[
         str | None, typer.Option(help="LIBERO task numbers, such as 0-2,5; default: all with an expert.")
@@ -105,7 +115,9 @@ def ingest(
         Path | None,
         typer.Option(help="Folder of HDF5 files, one such file, or a LeRobot dataset; default: data/raw/SUITE."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Store folder; default: data/stores/SUITE.", callback=require_folder)
+    ] = None,
     store: Annotated[
         str | None, typer.Option(help="Store: a folder (as --out), or s3://bucket/name, by way of --out.")
     ] = None,
@@ -193,24 +205,28 @@ def inspect(store: StoreArgument, as_json: Json = False) -> None:
 @app.command()
 def verify(store: StoreArgument, as_json: Json = False) -> None:
     """Rehash every object of a store; exit 1 and name what differs."""
+    from stores.cloud.storage import open_storage
     from stores.verify import count_objects, verify_store
 
+    storage = open_storage(store)
     with show_progress() as progress:
-        problems = verify_store(store, progress=progress)
+        problems = verify_store(storage, progress=progress)
     if as_json:
-        listed = [{"object": item.object, "problem": item.problem} for item in problems]
-        print_json({"ok": not problems, "objects": count_objects(store), "problems": listed})
+        rows = [{"object": item.object, "problem": item.problem} for item in problems]
+        told = {"ok": not problems, "objects": count_objects(storage), "listed": storage.lists, "problems": rows}
+        print_json(told)
     elif problems:
         print_table("Problems", ("object", "problem"), [(item.object, item.problem) for item in problems])
     else:
-        print(f"{count_objects(store)} objects, all as the manifest says")
+        unseen = "" if storage.lists else "; a web server lists nothing, so derived folders and extras are not checked"
+        print(f"{count_objects(storage)} objects, all as the manifest says{unseen}")
     if problems:
         raise typer.Exit(1)
 
 
 @app.command()
 def clean(
-    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    store: Annotated[Path, typer.Argument(help="Store folder.", callback=require_folder)],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -232,7 +248,12 @@ def clean(
 
 @app.command("clean-cache")
 def clean_cache(
-    folder: Annotated[Path, typer.Argument(help="Folder that `statevla train` names when it reads a remote store.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `statevla train` names when it reads a remote store.", callback=require_folder
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -251,7 +272,7 @@ def clean_cache(
 
 @app.command()
 def publish(
-    store: Annotated[Path, typer.Argument(help="Store folder.")],
+    store: Annotated[Path, typer.Argument(help="Store folder.", callback=require_folder)],
     url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/libero_object.")],
     replace: Replace = False,
     as_json: Json = False,
@@ -271,7 +292,9 @@ def publish(
 def export(
     format_: Annotated[Literal["lerobot"], typer.Argument(metavar="FORMAT", help="lerobot: LeRobotDataset v3.0.")],
     store: StoreArgument,
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset; absent or empty.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the dataset; absent or empty.", callback=require_folder)
+    ],
     lossless: Annotated[
         bool, typer.Option("--lossless", help="Pictures bit for bit (RGB H.264), four times the size.")
     ] = False,

@@ -5,8 +5,18 @@ from typing import Annotated
 
 import typer
 
+from stores.errors import UsageError
+
 QUARANTINED = 3
 SIGNALLED = 128
+
+
+def require_folder(path: Path | None) -> Path | None:
+    """Refuse a URL where a folder of this machine is meant; as a path it would name a new folder ``s3:``."""
+    if path is not None and len(path.parts) > 1 and path.parts[0].endswith(":") and not path.exists():
+        raise UsageError(f"{path.parts[0]}//{'/'.join(path.parts[1:])}: expected a folder on this machine, got a URL")
+    return path
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Workers = Annotated[int, typer.Option(min=0, help="Dask worker processes on this machine; 0 runs serially.")]

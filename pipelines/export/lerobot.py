@@ -66,7 +66,8 @@ def export_lerobot(
 
     lossless: pictures bit for bit as they are in the store. replace: an earlier export of another store may go.
     data_bytes, video_bytes: size from which a file gets no further episode.
-    Raises UsageError where `out` holds something else or more (`pipelines.export.place`), StoreMissing or StoreCorrupt where the store cannot be read.
+    Raises UsageError where `out` holds something else or more (`pipelines.export.place`), StoreMissing or StoreCorrupt
+    where the store cannot be read.
     """
     pyav()
     opened = Store.open(store)

@@ -29,7 +29,7 @@ def open_to_train(path: Path | str, data: DataConfig, say: Callable[[str], None]
 
 
 def open_cache(data: DataConfig, say: Callable[[str], None] | None = None) -> RangeCache:
-    """The cache of remote stores, as configured. Raises UsageError where its folder cannot be written or is no cache."""
+    """The cache of remote stores, as configured. Raises UsageError where its folder cannot be it."""
     folder = remote_cache_folder(data)
     cache = RangeCache(folder, 1)
     cache = RangeCache(folder, remote_cache_bytes(data, cache.bytes()), say)

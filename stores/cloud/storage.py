@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from stores.cloud.again import again
 from stores.disk import trouble
-from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing
+from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
 
 IOV_MAX: Final = 1024
 """Buffers that one system call may fill."""
@@ -64,7 +64,10 @@ class Storage(Protocol):
         """Where the object lies on this machine; None when it does not."""
 
     def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
-        """Bytes of every object below the root, but for those in the top-level folders `skip`."""
+        """Bytes of every object below the root, but for those in the top-level folders `skip`.
+
+        Raises UsageError where nothing can be listed.
+        """
 
 
 class LocalStorage:
@@ -219,16 +222,21 @@ class RemoteStorage:
             at += len(view)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """By ranges, so that a connection that breaks costs one of them."""
+        """By ranges, so that a connection that breaks costs one of them; whole where the server knows no ranges."""
         with named_errors(self.root, name):
             size = again(lambda: self.files.size(f"{self.path}/{name}"), self.root, name)
         if size is None:  # a server that does not say
             yield self.read(name)
             return
-        for start in range(0, size, REMOTE_PIECE):
+        with named_errors(self.root, name):
+            first = self._get(name, 0, min(REMOTE_PIECE, size)) if size else b""
+        yield first
+        for start in range(len(first), size, REMOTE_PIECE):
             yield self.read_range(name, start, min(REMOTE_PIECE, size - start))
 
     def sizes(self, skip: Collection[str] = ()) -> dict[str, int]:
+        if not self.lists:
+            raise UsageError(f"{self.root}: a web server lists no objects; copy the store, or serve it from a bucket")
         base = self.path.rstrip("/") + "/"
         with named_errors(self.root, "the list of objects"):
             self.files.invalidate_cache()

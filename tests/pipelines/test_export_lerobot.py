@@ -179,7 +179,7 @@ def test_an_export_that_lists_no_files_is_left_alone(root: Path, tmp_path: Path)
 
 
 def test_no_dataset_goes_into_a_store(root: Path) -> None:
-    with pytest.raises(UsageError, match="lies in the store .*; choose a folder outside"):
+    with pytest.raises(UsageError, match=r"lies in the store .*; choose a folder outside"):
         export_lerobot(root / "store", root / "store/features/lerobot")
     assert not (root / "store/features").exists()
 

@@ -1,18 +1,26 @@
 """Every kind of damage to every kind of object: `verify` names it, and the reader raises instead of inventing."""
 
+import contextlib
+import http.server
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli import main
+from statevla.bench.far import serve_folder
 from stores.derived import seal_bytes
-from stores.errors import StoreError
+from stores.errors import StoreError, UsageError
+from stores.kept import list_kept
 from stores.manifest import Manifest, content_hash, hash_object, hash_objects
 from stores.progress import ProgressEvent
 from stores.reader import Store
@@ -230,3 +238,59 @@ def test_reading_leaves_no_native_thread_that_could_outlive_the_interpreter(root
     )
     done = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
+
+
+class Plain(http.server.SimpleHTTPRequestHandler):
+    """As `python -m http.server`: no ranges."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def serve_plain(folder: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Plain, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def serve_ranges(folder: Path) -> Iterator[str]:
+    with serve_folder(folder) as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("serve", [serve_plain, serve_ranges])
+def test_a_web_server_lists_nothing_and_what_the_manifest_names_is_checked(
+    root: Path, serve: Callable[[Path], contextlib.AbstractContextManager[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.cloud.storage.REMOTE_PIECE", 30_000)  # objects of several pieces
+    with serve(root) as url:
+        assert verify_store(url) == []
+        for name in OBJECTS[1:-1:3]:
+            for damage, (spoil, kind) in DAMAGE.items():
+                before = (root / name).read_bytes()
+                spoil(root / name)
+                found = [(problem.object, problem.problem[: len(kind)]) for problem in verify_store(url)]
+                assert found == [(name, kind)], damage
+                (root / name).write_bytes(before)
+        with pytest.raises(UsageError, match="a web server lists no objects"):
+            list_kept(url)
+
+
+def test_verify_over_http_says_what_it_cannot_know(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_ranges(root) as url:
+        for as_json in (["--json"], []):
+            monkeypatch.setattr("sys.argv", ["statevla", "verify", url, *as_json])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code in (0, None)
+    told, line, _ = capsys.readouterr().out.split("\n")
+    assert json.loads(told) == {"ok": True, "objects": count_objects(root), "listed": False, "problems": []}
+    assert line.endswith("a web server lists nothing, so derived folders and extras are not checked")
