@@ -8,6 +8,7 @@ Legend: N frames, P patches, V feature width, S rows a shard.
 """
 
 import functools
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from stores.disk.lock import lock
 from stores.disk.room import require_room
 from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import FEATURES
+from stores.manifest import content_hash
 from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 from stores.sharded import ShardedSpec, write_shard
@@ -55,11 +57,13 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class _Unit:
-    """Shard m, for a worker."""
+    """Shard m. made_from: what the driver seals, as pairs. device: the one that the driver chose."""
 
     config: FeatureConfig
     folder: Path
     specs: dict[str, ShardedSpec]
+    made_from: tuple[tuple[str, Any], ...]
+    device: str
     m: int
 
 
@@ -73,20 +77,20 @@ def make_features(
 ) -> dict[str, Any]:
     """Compute what is not there yet. Returns folder, key, encoder, revision, frames, patches, width, bytes, computed.
 
+    The driver's device, and so the precision, goes for all workers.
     Raises UsageError for an encoder that is unknown or cannot be had and a store that is a URL, StateVLAError when the
-    disk has no room or features are not finite in float16, StoreLocked.
+    disk has no room or features are not finite in float16, StoreLocked; StaleKey when the store is changed meanwhile,
+    or a worker has another store or tower than the driver.
     """
     if "://" in str(config.store):
         raise UsageError(f"{config.store}: cannot be written in place; run this on a local copy, then publish it")
     if config.dtype not in DTYPES or config.pool not in (1, 2, 4):
         raise UsageError(f"--dtype {config.dtype}, --pool {config.pool}: expected one of {DTYPES} and 1, 2 or 4")
     store = Store.open(config.store)
-    kind, tower = _load(config.encoder, _device(config.device))
+    device = _device(config.device)
+    kind, tower = _load(config.encoder, device)
     specs, shape = _specs(store, config, tower)
-    precision = "bfloat16" if _device(config.device) == "cuda" else "float32"
-    made = made_from(
-        store, kind, tower.revision, tower.preprocessing, config.dtype, config.pool, precision, tower.prefix > 0
-    )
+    made = _made_from(store, kind, tower, config)
     name = config.name or _name(kind, config)
     size = sum(sum(spec.files().values()) for spec in specs.values())
     summary = {
@@ -102,13 +106,18 @@ def make_features(
     if dry_run:
         return {**summary, "computed": 0}
     with lock(config.store, "statevla features"):
+        if content_hash(config.store) != store.content_hash:
+            raise StaleKey(f"{config.store}: another ingest has changed it meanwhile; run the same command again")
         unfinished = begin(config.store, FEATURES, name, made, specs)
         missing = sorted({m for array in specs for m in unfinished.missing(array)})
         first = next(iter(specs.values()))
         done = first.shape[0] - sum(first.rows(m) for m in missing)
         require_room(unfinished.root, size * (first.shape[0] - done) // max(first.shape[0], 1), "these features")
-        units = [(f"{name}-{m:06d}", _Unit(config, unfinished.root, specs, m)) for m in missing]
-        for _, m in run_units(_make_shard, units, workers, scheduler):
+        sealed = tuple(sorted(made.items()))
+        units = [(f"{name}-{m:06d}", _Unit(config, unfinished.root, specs, sealed, device, m)) for m in missing]
+        alone = scheduler is None and workers == 0
+        make = functools.partial(_write_shard, store, tower) if alone else _make_shard
+        for _, m in run_units(make, units, workers, scheduler):
             done += first.rows(m)
             if progress is not None:
                 progress(ProgressEvent("features", done, first.shape[0], "frames", kind))
@@ -118,10 +127,41 @@ def make_features(
 
 
 def _make_shard(unit: _Unit) -> int:
+    """`_write_shard` on a worker. Raises StaleKey when its store or tower is not the driver's."""
+    return _write_shard(*_opened(unit.config, unit.device, unit.made_from), unit)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(
+    config: FeatureConfig, device: str, made_from: tuple[tuple[str, Any], ...]
+) -> tuple[Store, FrozenTower]:
+    """Store and tower, kept from shard to shard: a worker may outlive many drivers, so only while the same is sealed.
+
+    Raises StaleKey when what is here is something else: another content of the store, other weights, another precision.
+    """
+    store = Store.open(config.store)
+    kind, tower = _load(config.encoder, device)
+    found, wanted = _made_from(store, kind, tower, config), dict(made_from)
+    differs = sorted(field for field in {*found, *wanted} if found.get(field) != wanted.get(field))
+    if differs:
+        here, there = ({field: made.get(field) for field in differs} for made in (found, wanted))
+        raise StaleKey(
+            f"{config.store}: features of {config.encoder}: expected {there}, which the driver would seal, this worker "
+            f"({socket.gethostname()}) has {here}; give both the same store, weights and device"
+        )
+    return store, tower
+
+
+def _made_from(store: Store, kind: str, tower: FrozenTower, config: FeatureConfig) -> dict[str, Any]:
+    precision = str(tower.dtype).removeprefix("torch.")
+    return made_from(
+        store, kind, tower.revision, tower.preprocessing, config.dtype, config.pool, precision, tower.prefix > 0
+    )
+
+
+def _write_shard(store: Store, tower: FrozenTower, unit: _Unit) -> int:
     """Write shard m of every array."""
     config = unit.config
-    store = _open(config.store)
-    _, tower = _load(config.encoder, _device(config.device))
     spec = next(iter(unit.specs.values()))
     start, rows = unit.m * spec.shard, spec.rows(unit.m)
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in unit.specs}
@@ -169,12 +209,6 @@ def _specs(store: Store, config: FeatureConfig, tower: FrozenTower) -> tuple[dic
     return specs, (patches, size)
 
 
-@functools.lru_cache(maxsize=2)
-def _open(root: Path | str) -> Store:
-    return Store.open(root)
-
-
-@functools.lru_cache(maxsize=1)
 def _load(encoder: str, device: str) -> tuple[str, FrozenTower]:
     """The row's name and the tower: bfloat16 on a GPU, float32 elsewhere."""
     kind = encoder if encoder in VISION else _kind(encoder)

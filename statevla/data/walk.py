@@ -15,6 +15,7 @@ from statevla.data.batch import ObservationBatch
 from statevla.data.frames import Ints, Table
 from statevla.data.numbers import Numbers
 from statevla.data.views import View
+from stores.errors import StoreCorrupt
 from stores.reader import Store
 
 Pictures = tuple[NDArray[np.uint8], ...]
@@ -25,7 +26,8 @@ def walk_pictures(
 ) -> Iterator[tuple[int, Pictures]]:
     """Frames start … stop - 1 in pieces of `size`, the last one shorter: first frame, uint8 [n, H, W, 3] a camera.
 
-    Segments are decoded by `threads` threads, up to one piece ahead; each is decoded once a call.
+    Segments are decoded by `threads` threads, up to one piece ahead; each is decoded once a call. Raises StoreCorrupt
+    where a frame is in no segment of `table`.
     """
     firsts = table.rows(np.arange(len(table.steps), dtype=np.int64), np.zeros(len(table.steps), np.int64))
     coming: deque[tuple[int, Future[Pictures]]] = deque()
@@ -38,13 +40,20 @@ def walk_pictures(
                     coming.append((following, pool.submit(store.decode_segment, following)))
                     following += 1
                 out = tuple(np.empty((end - begin, *size, 3), np.uint8) for size in table.spec.image_sizes)
+                reached = begin
                 for segment, decoding in coming:
                     first = int(firsts[segment])
-                    if first >= end:
+                    if first >= end or first > reached:
                         break
                     low, high = max(first, begin), min(first + int(table.observations[segment]), end)
                     for whole, part in zip(out, decoding.result(), strict=True):
                         whole[low - begin : high - begin] = part[low - first : high - first]
+                    reached = max(reached, high)
+                if reached < end:
+                    raise StoreCorrupt(
+                        f"{store.root}: frames {reached} to {end - 1} are in no segment of its index; "
+                        f"run `statevla verify {store.root}`"
+                    )
                 while coming and _past(table, firsts, coming[0][0]) <= end:
                     coming.popleft()
                 yield begin, out

@@ -31,6 +31,11 @@ class FrozenTower:
         self.preprocessing, self.name, self.revision, self.prefix = preprocessing, name, revision, prefix
         self._mean, self._std = affine(preprocessing)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the features."""
+        return next(self.tower.parameters()).dtype
+
     def patch_features(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P V"]:
         """Upright RGB frames in [0, 255] -> the last hidden state of every patch, in the tower's dtype and device."""
         return self.tokens(images)[:, self.prefix :]

@@ -1,7 +1,10 @@
 """Features of a frozen tower: what it gives for the decoded pictures, by frame; resumable, previewed, never stale."""
 
+import contextlib
 import json
+import pickle
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from pipelines.derive import features
 from pipelines.derive.features import FeatureConfig, make_features
 from statevla.config import ModelConfig
+from statevla.data.frames import make_table
+from statevla.data.walk import walk_pictures
 from statevla.encoders import features as kept
 from statevla.encoders.features import kept_towers, open_kept, quantize, vectors
 from statevla.encoders.siglip import load_siglip
 from statevla.models.tokenizer import pool_patches
 from stores.disk import room
-from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreMissing, UsageError
+from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.progress import ProgressEvent
 from stores.reader import Store
 from stores.verify import verify_store
@@ -119,6 +125,118 @@ def test_workers_make_the_same_bytes(store: Path, tower: Path, tmp_path: Path) -
     make(other, tower)
     make_features(FeatureConfig(store, str(tower), name="kept", batch=8, device="cpu"), workers=2)
     assert read_tree(store / "features") == read_tree(other / "features")
+
+
+class Worker:
+    """Stands for a cluster: one worker, this process, that lives on from run to run. before: what happens to it first."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(features, "run_units", self)
+        self.before: Callable[[], None] = lambda: None
+
+    def __call__(self, function: Any, tasks: Any, workers: int, scheduler: str | None) -> Any:
+        if scheduler is not None:
+            self.before()
+        for name, task in tasks:
+            yield name, function(pickle.loads(pickle.dumps(task)))
+
+    def make(self, store: Path, tower: Path, device: str = "cpu") -> dict[str, Any]:
+        config = FeatureConfig(store, str(tower), name="kept", batch=8, device=device)
+        return make_features(config, scheduler="tcp://lives-on")
+
+
+def other_weights(tower: Path, folder: Path) -> Path:
+    """A tower like `tower`, of other numbers."""
+    copy = Path(shutil.copytree(tower, folder))
+    weights = load_file(copy / "model.safetensors")
+    save_file({name: values + 0.1 for name, values in weights.items()}, copy / "model.safetensors")
+    return copy
+
+
+def test_a_worker_that_lives_on_takes_the_store_and_tower_that_are_there_now(
+    store: Path, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = Path(shutil.copytree(tower, tmp_path / "tower"))
+    worker = Worker(monkeypatch)
+    worker.make(store, moving)
+    shutil.rmtree(store)
+    make_tiny_store(store, episodes=5, frames=30, image=24, window=8, seed=3)
+    worker.make(store, moving)
+    other = Path(shutil.copytree(store, tmp_path / "other", ignore=shutil.ignore_patterns("features")))
+    make(other, moving)
+    assert read_tree(store / "features") == read_tree(other / "features")
+    shutil.rmtree(moving)
+    other_weights(tower, moving)
+    worker.make(store, moving)
+    make(other, moving)
+    assert read_tree(store / "features") == read_tree(other / "features")
+    assert verify_store(store) == []
+
+
+def test_a_worker_with_another_store_or_tower_than_the_drivers_is_refused(
+    store: Path, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = Path(shutil.copytree(tower, tmp_path / "tower"))
+    worker = Worker(monkeypatch)
+
+    def change_weights() -> None:
+        shutil.rmtree(moving)
+        other_weights(tower, moving)
+
+    worker.before = change_weights
+    with pytest.raises(StaleKey, match=r"expected {'revision': 'sha256:.*this worker .* has {'revision': 'sha256:"):
+        worker.make(store, moving)
+    worker.before = lambda: (store / "manifest.json").write_bytes(elsewhere)
+    make_tiny_store(tmp_path / "elsewhere", episodes=3, frames=30, image=24, window=8, seed=3)
+    elsewhere = (tmp_path / "elsewhere/manifest.json").read_bytes()
+    with pytest.raises(StoreError):
+        worker.make(store, moving)
+    assert not (store / "features/kept/manifest.json").exists()
+
+
+def test_the_drivers_device_goes_for_all_workers(
+    store: Path, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(monkeypatch)
+    worker.before = lambda: monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    make(other, tower)
+    worker.make(store, tower, "auto")
+    assert read_tree(store / "features") == read_tree(other / "features")
+    original = features._load
+
+    def in_bfloat16(encoder: str, device: str) -> Any:
+        kind, loaded = original(encoder, device)
+        return kind, loaded.to("cpu", torch.bfloat16)
+
+    shutil.rmtree(store / "features")
+    features._opened.cache_clear()
+    worker.before = lambda: monkeypatch.setattr(features, "_load", in_bfloat16)
+    with pytest.raises(StaleKey, match=r"expected {'precision': 'float32'}.* has {'precision': 'bfloat16'}"):
+        worker.make(store, tower)
+
+
+def test_a_store_that_changes_between_opening_and_lock_is_refused(
+    store: Path, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def lock_after_an_ingest(*arguments: Any, **options: Any) -> Iterator[None]:
+        shutil.rmtree(store)
+        make_tiny_store(store, episodes=5, frames=30, image=24, window=8, seed=3)
+        yield
+
+    monkeypatch.setattr(features, "lock", lock_after_an_ingest)
+    with pytest.raises(StaleKey, match="another ingest has changed it meanwhile; run the same command again"):
+        make(store, tower)
+
+
+def test_frames_past_the_index_are_an_error(store: Path) -> None:
+    opened = Store.open(store)
+    frames = opened.manifest.counts["frames"]
+    pieces = walk_pictures(opened, make_table(opened, 1), frames - 4, frames + 3, 5, 1)
+    with pytest.raises(StoreCorrupt, match=f"frames {frames} to {frames} are in no segment"):
+        next(pieces)
 
 
 def test_the_size_is_said_before_and_a_full_disk_refuses(
