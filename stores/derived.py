@@ -2,7 +2,8 @@
 
     stats/<key>.json                 a seal with content and no other object
     features/<name>/manifest.json    the seal; beside it Zarr arrays, cut into row ranges (`stores.arrays`) or
-                                     sharded (`stores.sharded`)
+                                     sharded (`stores.sharded`). Where it was published, a pointer to a folder beside it
+                                     that has all of this (`stores.cloud.publish_derived`)
     latents/<name>/…, decoded/<name>/…   likewise
 
 A seal is sealed JSON (`stores.manifest.seal`) with ``key``, ``made_from`` (everything that the content is a function
@@ -21,11 +22,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from stores.cloud.storage import LocalStorage, Storage, open_storage
+from stores.cloud.storage import LocalStorage, Storage, open_storage, pointed
 from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, MANIFEST, STATISTICS, is_seal, seal_path
-from stores.manifest import StoreObject, hash_objects, is_inside, parse_objects, read_sealed, require_types, seal
+from stores.manifest import (
+    StoreObject,
+    hash_objects,
+    is_claim,
+    is_inside,
+    parse_objects,
+    read_sealed,
+    require_types,
+    seal,
+)
 
 if TYPE_CHECKING:  # statistics are sealed too, and are needed where no array can be read
     from stores.arrays import ArraySpec, CheckedArray
@@ -43,7 +53,7 @@ def key_of(made_from: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Derived:
-    """A sealed derived folder, open for reading. objects: paths below the folder."""
+    """A sealed derived folder, open for reading. objects: paths below `folder`, which is a path below the store."""
 
     storage: Storage
     kind: str
@@ -52,6 +62,7 @@ class Derived:
     made_from: dict[str, Any]
     about: dict[str, Any]
     objects: tuple[StoreObject, ...]
+    folder: str
 
     def array(self, name: str) -> "CheckedArray":
         """One of its arrays, to be read by row range; every chunk is checked by length and crc32c when it is read.
@@ -66,7 +77,7 @@ class Derived:
         """One of its sharded arrays. Raises as `array`."""
         from stores.sharded import open_sharded
 
-        contents = {f"{self.kind}/{self.name}/{item.path}": item.sha256 for item in self.objects}
+        contents = {f"{self.folder}/{item.path}": item.sha256 for item in self.objects}
         return open_sharded(self.storage, self._array(name), expected, contents)
 
     @property
@@ -87,7 +98,19 @@ class Derived:
             raise StoreMissing(
                 f"{self.storage.root}: {self.kind}/{self.name} has no array {name!r}, only {self.arrays}"
             )
-        return f"{self.kind}/{self.name}/{name}"
+        return f"{self.folder}/{name}"
+
+
+def find_seal(storage: Storage, path: str) -> tuple[str, bytes]:
+    """What the seal at `path` stands beside (a folder, or statistics' own file), and its bytes; a pointer is followed.
+
+    Raises StoreMissing when there is none, or one that is still on its way.
+    """
+    folder, data = path.removesuffix(f"/{MANIFEST}"), storage.read(path)
+    if is_claim(data):
+        raise StoreMissing(f"{storage.root}: {path}: not there yet, it is being published")
+    at = pointed(data)
+    return (folder, data) if at is None else (f"{folder}/{at}", storage.read(f"{folder}/{at}/{MANIFEST}"))
 
 
 def parse_seal(data: bytes, where: str) -> tuple[dict[str, Any], tuple[StoreObject, ...]]:
@@ -124,7 +147,7 @@ def open_derived(
     path = seal_path(_checked_kind(kind), name or key)
     where = f"{storage.root}: {path}"
     try:
-        data = storage.read(path)
+        folder, data = find_seal(storage, path)
     except StoreMissing as error:
         there = storage.sizes() if storage.lists else {}
         others = sorted(found for found in there if is_seal(found) and found.startswith(f"{kind}/"))
@@ -143,16 +166,16 @@ def open_derived(
             if fields["made_from"].get(field) != made_from.get(field)
         )  # fmt: skip
         raise StaleKey(f"{where}: made from another {', '.join(differs)} than this store's; run `{make}` again")
-    _check_presence(storage, kind, name or key, objects, make)
-    return Derived(storage, kind, name or key, key, fields["made_from"], fields["about"], objects)
+    _check_presence(storage, kind, folder, objects, make)
+    return Derived(storage, kind, name or key, key, fields["made_from"], fields["about"], objects, folder)
 
 
-def _check_presence(storage: Storage, kind: str, name: str, objects: tuple[StoreObject, ...], make: str) -> None:
+def _check_presence(storage: Storage, kind: str, folder: str, objects: tuple[StoreObject, ...], make: str) -> None:
     if not objects or not storage.lists:
         return
     there = storage.sizes(skip=DERIVED - {kind})
     for item in objects:
-        path = f"{kind}/{name}/{item.path}"
+        path = f"{folder}/{item.path}"
         size = there.get(path)
         if size != item.bytes:
             found = "it is missing" if size is None else f"it has {size}"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stores.cloud.storage import Storage, open_storage
-from stores.derived import BEGUN, parse_seal
+from stores.derived import BEGUN, find_seal, parse_seal
 from stores.disk import durable
 from stores.disk.lock import lock
-from stores.errors import StoreError, UsageError
+from stores.errors import StoreError, StoreMissing, UsageError
 from stores.layout import DERIVED, is_derived, is_leftover, is_seal
 from stores.manifest import content_hash
 
@@ -52,10 +52,12 @@ def _describe(storage: Storage, own: str, folder: str, objects: dict[str, int]) 
         state = UNFINISHED if f"{folder}/{BEGUN}" in objects else DAMAGED
         return Kept(folder, state, size, None, {}, {})
     try:
-        fields, named = parse_seal(storage.read(sealed), f"{storage.root}: {sealed}")
-    except StoreError:
-        return Kept(folder, DAMAGED, size, None, {}, {})
-    whole = all(objects.get(f"{folder}/{item.path}") == item.bytes for item in named)
+        at, data = find_seal(storage, sealed)
+        fields, named = parse_seal(data, f"{storage.root}: {sealed}")
+    except StoreError as error:
+        state = UNFINISHED if isinstance(error, StoreMissing) else DAMAGED
+        return Kept(folder, state, size, None, {}, {})
+    whole = all(objects.get(f"{at}/{item.path}") == item.bytes for item in named)
     fresh = fields["made_from"].get("content_hash", own) == own
     state = DAMAGED if not whole else FINISHED if fresh else STALE
     about = {} if sealed == folder else fields["about"]  # of statistics: the numbers themselves

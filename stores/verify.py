@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stores.cloud.storage import Storage, open_storage
-from stores.derived import BEGUN, parse_seal
+from stores.cloud.storage import Storage, is_publication, open_storage
+from stores.derived import BEGUN, find_seal, parse_seal
 from stores.errors import StoreCorrupt, StoreError, StoreMissing
-from stores.layout import MANIFEST, is_leftover, is_seal, is_writers
+from stores.layout import MANIFEST, is_derived, is_leftover, is_seal, is_writers
 from stores.manifest import Manifest, StoreObject, hash_stream
 from stores.numbers import check_frames
 from stores.progress import Progress, ProgressEvent
@@ -44,15 +44,17 @@ def verify_store(root: Path | str | Storage, progress: Progress | None = None, t
         return [Problem(MANIFEST, str(error))]
     there = storage.sizes() if storage.lists else {}
     problems: list[Problem] = []
-    sealed = sorted(name for name in there if is_seal(name))
-    for name in sealed:
+    known = {MANIFEST}
+    for name in sorted(name for name in there if is_seal(name)):
+        known.add(name)
         try:
-            folder = name.removesuffix(MANIFEST)
-            objects = parse_seal(storage.read(name), name)[1]
-            named += [StoreObject(folder + item.path, item.bytes, item.sha256) for item in objects]
+            folder, data = find_seal(storage, name)
+            known.add(f"{folder}/{MANIFEST}")
+            objects = parse_seal(data, name)[1]
+            named += [StoreObject(f"{folder}/{item.path}", item.bytes, item.sha256) for item in objects]
         except StoreError as error:
             problems.append(Problem(name, str(error)))
-    known = {item.path for item in named} | {MANIFEST} | set(sealed)
+    known |= {item.path for item in named}
     begun = tuple(name.removesuffix(BEGUN) for name in there if name.endswith(f"/{BEGUN}"))
     problems += [Problem(name, _extra(name, begun)) for name in there if name not in known and not is_writers(name)]
     problems += _rehash(storage, named, there if storage.lists else None, progress, threads)
@@ -69,6 +71,8 @@ def count_objects(root: Path | str | Storage) -> int:
 def _extra(name: str, begun: tuple[str, ...]) -> str:
     if is_leftover(name):
         return "left behind by an interrupted writer; the next ingest into this store removes it"
+    if is_derived(name) and any(map(is_publication, name.split("/"))):
+        return "left behind by an interrupted publisher; the next `statevla publish` removes it"
     if begun and name.startswith(begun):
         return "not finished: the writer of this derived folder was interrupted; run the same command again"
     return "extra: no manifest names it"

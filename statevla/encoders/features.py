@@ -15,7 +15,7 @@ from torch import Tensor
 
 from statevla.config import ModelConfig
 from statevla.encoders.preprocessing import Preprocessing
-from stores.derived import Derived, open_derived, parse_seal
+from stores.derived import Derived, find_seal, open_derived, parse_seal
 from stores.errors import StaleKey, StoreMissing, UsageError
 from stores.layout import FEATURES, is_seal, seal_path
 from stores.reader import Store
@@ -75,7 +75,7 @@ def open_named(store: Store, name: str, make: str = MAKE, **expected: Any) -> De
     """
     path = seal_path(FEATURES, name)
     try:
-        made = parse_seal(store.storage.read(path), f"{store.root}: {path}")[0]["made_from"]
+        made = parse_seal(find_seal(store.storage, path)[1], f"{store.root}: {path}")[0]["made_from"]
     except StoreMissing:
         made = {}  # `open_derived` says what is the matter
     wanted = {**made, **expected, "content_hash": store.content_hash}

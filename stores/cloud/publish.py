@@ -111,8 +111,7 @@ def publish_store(
         if now.at != LEGACY:
             _put_manifest(remote, _under(now.at, MANIFEST), content)
         if now.who is not None:
-            pointer = {"at": now.at, "manifest": target}
-            remote.put(MANIFEST, durable.json_bytes({POINTER: pointer}), now.tag)
+            remote.put(MANIFEST, pointer_to(now.at, target), now.tag)
             _remember(root, remote.root, [target])
         _remove_dead(remote, before)
     return target
@@ -140,20 +139,41 @@ def _registered(remote: ConditionalStorage) -> Registered | None:
 
 
 def _parse(url: str, data: bytes, tag: str) -> Registered:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError, StoreError):
+        if (found := parse_register(data, tag)) is not None:
+            return found
+        objects = tuple(item.path for item in Manifest.from_bytes(data, url).objects)
+        return Registered(hashlib.sha256(data).hexdigest(), LEGACY, tag, objects=objects)
+    raise StoreLocked(f"{url}: its {MANIFEST} is not one of a store (or is damaged); choose another prefix")
+
+
+def parse_register(data: bytes, tag: str) -> Registered | None:
+    """A claim or a pointer; None where `data` is neither. Raises StoreCorrupt when it is one that nobody could read."""
     try:
         if is_claim(data):
             who = json.loads(data)[CLAIM]
             at = who.get("at", LEGACY)
             if at == LEGACY or is_publication(at):
                 return Registered(str(who["manifest"]), at, tag, who)
-        elif (at := pointed(data)) is not None:
+            raise ValueError(f"a claim of {at!r}")
+        if (at := pointed(data)) is not None:
             return Registered(str(json.loads(data)[POINTER]["manifest"]), at, tag)
-        else:
-            objects = tuple(item.path for item in Manifest.from_bytes(data, url).objects)
-            return Registered(hashlib.sha256(data).hexdigest(), LEGACY, tag, objects=objects)
-    except (ValueError, KeyError, TypeError, RecursionError, StoreError):
-        pass
-    raise StoreLocked(f"{url}: its {MANIFEST} is not one of a store (or is damaged); choose another prefix")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreCorrupt(f"{MANIFEST}: {error}") from error
+    return None
+
+
+def claim_of(manifest: str, at: str | None) -> tuple[str, bytes]:
+    """A claim by this process for `manifest`: its folder (`at`, or a fresh one) and its bytes, which nobody else has."""
+    nonce = os.urandom(8).hex()
+    at = at or f"publication-{nonce}"
+    who = {"manifest": manifest, "at": at, "pid": os.getpid(), "host": socket.gethostname(), "nonce": nonce}
+    return at, durable.json_bytes({CLAIM: who})
+
+
+def pointer_to(at: str, manifest: str) -> bytes:
+    """What takes a claim's place."""
+    return durable.json_bytes({POINTER: {"at": at, "manifest": manifest}})
 
 
 def _claim(root: Path | str, remote: ConditionalStorage, target: str, allowed: set[str]) -> Registered:
@@ -166,16 +186,14 @@ def _claim(root: Path | str, remote: ConditionalStorage, target: str, allowed: s
     ours = _published(root).get(remote.root, [])
     # Before the claim: a claim that nobody remembers stays for ever.
     _remember(root, remote.root, [*dict.fromkeys([*ours, target])])
-    nonce = os.urandom(8).hex()
-    goes_on = found is not None and found.manifest == target and found.at != LEGACY
-    at = found.at if found is not None and goes_on else f"publication-{nonce}"
-    who = {"manifest": target, "at": at, "pid": os.getpid(), "host": socket.gethostname(), "nonce": nonce}
+    goes_on = found is not None and found.manifest == target
+    at, claim = claim_of(target, found.at if found is not None and goes_on else None)
     try:
-        tag = remote.put(MANIFEST, durable.json_bytes({CLAIM: who}), None if found is None else found.tag)
+        tag = remote.put(MANIFEST, claim, None if found is None else found.tag)
     except StoreChanged as error:
         now = _registered(remote)
         raise (_refused(remote.root, now) if now is not None else error) from error
-    return Registered(target, at, tag, who)
+    return Registered(target, at, tag, json.loads(claim)[CLAIM])
 
 
 def _send(

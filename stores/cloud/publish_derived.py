@@ -1,21 +1,28 @@
-"""What was computed from a store, beside the store in object storage: statistics, features, latents; seals last.
+"""What was computed from a store, beside the store in object storage: statistics, features, latents.
 
-A derived folder goes to where its store was published, under the same name. Its objects are created there, never
-replaced: of two publishers with different contents under one name neither gets to put a seal, and a reader takes
-nothing that has none. What is there under that name, of another key or unfinished, is removed first only when told to.
+A derived folder goes to where its store was published, under the same name, in the same way as the store
+(`stores.cloud.publish`): its ``manifest.json`` is a register. A claim takes it, the objects and the seal go into a fresh
+folder ``publication-<16 hex digits>/`` beside it, a pointer to that takes the claim's place, and what else lies there is
+removed. So under any stall a reader finds all of one content or nothing: an object's name has one right content for
+ever, and no claim names a folder that a register, read after a listing, did not.
+
+What is there under that name, of another content or unfinished, is replaced only when told to; a seal beside its
+objects (copied by other means) is read and replaced too. Statistics are a seal alone: one conditional put.
 Decoded pictures stay where they are: whoever wants them makes them in the time that it takes to read them.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any, Final
 
 from stores.cloud.conditional import ConditionalStorage, Entry
-from stores.cloud.storage import LocalStorage, open_storage, pointed
-from stores.derived import parse_seal
-from stores.errors import StoreCorrupt, StoreLocked, StoreMissing
+from stores.cloud.publish import LEGACY, Registered, claim_of, parse_register, pointer_to
+from stores.cloud.storage import LocalStorage, is_publication, open_storage, pointed
+from stores.derived import find_seal, parse_seal
+from stores.errors import StoreChanged, StoreCorrupt, StoreLocked, StoreMissing
 from stores.kept import FINISHED, Kept, list_kept
 from stores.layout import DECODED, MANIFEST, is_seal
-from stores.manifest import StoreObject, content_hash, hash_stream
+from stores.manifest import StoreObject, content_hash, hash_objects, hash_stream
 from stores.progress import Progress, ProgressEvent
 
 _NOT_SENT: Final = (DECODED,)
@@ -26,7 +33,8 @@ def publish_derived(
 ) -> list[str]:
     """Copy every finished derived folder of the store at folder `root` to where that store is published; their names.
 
-    replace: what else is there under a name is removed first. What is there already is not sent again.
+    replace: what else is there under a name is replaced, and what is there already is compared by content, not by size
+    alone; without, it is not sent again.
     Raises StoreMissing when no store is at `url`, StoreLocked when another one is, or something else under a name;
     StoreChanged when somebody else writes there, StoreCorrupt when a local object is not as its seal says.
     """
@@ -50,61 +58,131 @@ class _Folder:
     """One derived folder on its way. prefix: of the store's names at the remote."""
 
     def __init__(self, local: LocalStorage, remote: ConditionalStorage, prefix: str, item: Kept) -> None:
-        self.local, self.remote, self.prefix, self.item = local, remote, prefix, item
-        self.seal_name = item.path if is_seal(item.path) else f"{item.path}/{MANIFEST}"
-        self.seal = local.read(self.seal_name)
-        self.objects = parse_seal(self.seal, f"{local.root}: {self.seal_name}")[1]
+        self.local, self.remote, self.item = local, remote, item
+        path = item.path if is_seal(item.path) else f"{item.path}/{MANIFEST}"
+        self.source, self.seal = find_seal(local, path)
+        self.objects = parse_seal(self.seal, f"{local.root}: {path}")[1]
+        self.hash = hashlib.sha256(self.seal).hexdigest()
+        self.base, self.register = f"{prefix}{item.path}/", f"{prefix}{path}"
 
     def send(self, replace: bool, progress: Progress | None) -> None:
-        found = self.remote.get(self.prefix + self.seal_name)
-        there = self._there()
-        if found is not None and found[0] == self.seal and self._is_whole(there):
+        if not self.objects:
+            self._send_alone(replace)
             return
-        names = {self._name(item) for item in self.objects}
-        strange = sorted(name for name, entry in there.items() if name in names and not self._is_ours(name, entry))
-        other = found is not None and found[0] != self.seal
-        if (other or strange or there.keys() - names - {self.prefix + self.seal_name}) and not replace:
-            what = "another one" if other else "an unfinished or another one"
-            raise StoreLocked(
-                f"{self.remote.root}: {self.item.path}: {what} of that name is there. Nothing was overwritten; give "
-                "this one another name, or replace that one with --replace"
-            )
-        if other or strange:
-            self.remote.remove([self.prefix + self.seal_name])  # first: without it nobody reads the rest
-            self.remote.remove(there)
-            there = {}
+        there = self.remote.listing(self.base.rstrip("/"))
+        before = self._registered()
+        ours = before is not None and before.manifest == self.hash
+        there_already = before if before is not None and ours and before.who is None else None
+        if there_already is None or not self._is_whole(there_already.at, there, replace):
+            beside = {name for name in there if not is_publication(name.removeprefix(self.base).partition("/")[0])}
+            if not ours and (before is not None or beside) and not replace:
+                raise self._refused(before)
+            self._check_local()  # before the claim, which takes what is there away from its readers
+            now = there_already if there_already is not None and there_already.at else self._claim(before)
+            self._put_all(now.at, progress)
+            if now.who is not None:
+                self._commit(now)
+        self._remove_dead()
+
+    def _send_alone(self, replace: bool) -> None:
+        found = self.remote.get(self.register)
+        if found is not None and found[0] == self.seal:
+            return
+        if found is not None and not replace:
+            raise self._refused(None)
+        self.remote.put(self.register, self.seal, None if found is None else found[1])
+
+    def _registered(self) -> Registered | None:
+        """What the register says; of a seal that stands there itself, and of what nobody can read, with no folder."""
+        found = self.remote.get(self.register)
+        if found is None:
+            return None
+        try:
+            known = parse_register(*found)
+        except StoreCorrupt:
+            known = None
+        return known or Registered(hashlib.sha256(found[0]).hexdigest(), LEGACY, found[1])
+
+    def _claim(self, before: Registered | None) -> Registered:
+        goes_on = before is not None and before.manifest == self.hash
+        at, claim = claim_of(self.hash, before.at if before is not None and goes_on else None)
+        try:
+            tag = self.remote.put(self.register, claim, None if before is None else before.tag)
+        except StoreChanged as error:
+            raise self._refused(self._registered()) from error
+        return Registered(self.hash, at, tag, {"at": at})
+
+    def _put_all(self, at: str, progress: Progress | None) -> None:
+        """Every object, then the seal, into folder `at`; what is there as it should be stays."""
+        there = self.remote.listing(f"{self.base}{at}")
         done, total = 0, sum(item.bytes for item in self.objects)
         for item in self.objects:
-            if self._name(item) not in there:
-                self.remote.put(self._name(item), self._read(item), None)
+            self._put(f"{self.base}{at}/{item.path}", self._read(item), there)
             done += item.bytes
             if progress is not None:
                 progress(ProgressEvent("publish", done, total, "B", self.item.path))
-        if not self._is_whole(self._there()):
-            raise StoreLocked(f"{self.remote.root}: somebody else writes {self.item.path} there; run it again")
-        self.remote.put(self.prefix + self.seal_name, self.seal, None)
+        self._put(f"{self.base}{at}/{MANIFEST}", self.seal, there)
 
-    def _there(self) -> dict[str, Entry]:
-        """Objects of the folder at the remote, by their whole names."""
-        if not self.objects:
-            return {}
-        return self.remote.listing(f"{self.prefix}{self.item.path}")
+    def _put(self, name: str, data: bytes, there: dict[str, Entry]) -> None:
+        entry = there.get(name)
+        if entry is None or not self.remote.holds(name, entry, data):
+            self.remote.put(name, data, None if entry is None else entry.tag)
 
-    def _is_whole(self, there: dict[str, Entry]) -> bool:
-        return all(self._name(item) in there and there[self._name(item)].bytes == item.bytes for item in self.objects)
+    def _commit(self, now: Registered) -> None:
+        try:
+            self.remote.put(self.register, pointer_to(now.at, self.hash), now.tag)
+        except StoreChanged as error:
+            self._remove_dead()
+            raise self._refused(self._registered()) from error
 
-    def _is_ours(self, name: str, entry: Entry) -> bool:
-        item = next(item for item in self.objects if self._name(item) == name)
-        return self.remote.holds(name, entry, self._read(item))
+    def _remove_dead(self) -> None:
+        """Remove what the register does not name: folders of publications that lost, objects beside it."""
+        there = self.remote.listing(self.base.rstrip("/"))
+        now = self._registered()  # after the listing: a folder that is claimed in between is not in it
+        if now is not None and now.at != LEGACY:
+            kept = f"{self.base}{now.at}/"
+            self.remote.remove(name for name in there if name != self.register and not name.startswith(kept))
 
-    def _name(self, item: StoreObject) -> str:
-        return f"{self.prefix}{self.item.path}/{item.path}"
+    def _is_whole(self, at: str, there: dict[str, Entry], by_content: bool) -> bool:
+        """Whether all objects (in folder `at`, the seal too) are there, of their sizes or even `by_content`."""
+        folder = self.base if at == LEGACY else f"{self.base}{at}/"
+        if at != LEGACY and f"{folder}{MANIFEST}" not in there:
+            return False
+        for item in self.objects:
+            name = f"{folder}{item.path}"
+            if name not in there or there[name].bytes != item.bytes:
+                return False
+            if by_content and not self.remote.holds(name, there[name], self._read(item)):
+                return False
+        return True
+
+    def _check_local(self) -> None:
+        for item, found in zip(
+            self.objects, hash_objects(Path(self.local.root, self.source), [i.path for i in self.objects]), strict=True
+        ):
+            if found != item:
+                raise self._damaged(item)
 
     def _read(self, item: StoreObject) -> bytes:
-        data = self.local.read(f"{self.item.path}/{item.path}")
+        data = self.local.read(f"{self.source}/{item.path}")
         if hash_stream([data]) != (item.bytes, item.sha256):
-            raise StoreCorrupt(
-                f"{self.local.root}: {self.item.path}/{item.path} is not what its seal says; "
-                f"run `statevla verify {self.local.root}`"
-            )
+            raise self._damaged(item)
         return data
+
+    def _damaged(self, item: StoreObject) -> StoreCorrupt:
+        return StoreCorrupt(
+            f"{self.local.root}: {self.source}/{item.path} is not what its seal says; "
+            f"run `statevla verify {self.local.root}`"
+        )
+
+    def _refused(self, found: Registered | None) -> StoreLocked:
+        where = f"{self.remote.root}: {self.item.path}"
+        if found is not None and found.who is not None:
+            return StoreLocked(
+                f"{where} is being published there by process {found.who.get('pid')} on {found.who.get('host')}. Wait "
+                "for it; if it died, publish that one again, or replace it with --replace"
+            )
+        return StoreLocked(
+            f"{where}: another one of that name is there. Nothing was overwritten; give this one another name, or "
+            "replace that one with --replace"
+        )

@@ -8,7 +8,7 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,20 @@ class Gate:
 _current = threading.local()
 
 
+def use(gate: Callable[[], None]) -> None:
+    """Ask `gate` before every request of this thread."""
+    _current.gate = gate
+
+
+def let_pass() -> None:
+    """Requests of this thread do not stall."""
+    use(Gate(NEVER))
+
+
 class Gated(ConditionalStorage):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self.gate: Gate = _current.gate
+        self.gate: Callable[[], None] = _current.gate
 
     def listing(self, folder: str = "") -> dict[str, Entry]:
         self.gate()
@@ -85,7 +95,7 @@ class Publisher(threading.Thread):
     def run(self) -> None:
         _current.gate = self.gate
         try:
-            publish_store(self.root, self.target[0], replace=self.replace, **self.target[1])
+            self.publish()
             self.end = "won"
         except StoreLocked:
             self.end = "refused"
@@ -93,6 +103,20 @@ class Publisher(threading.Thread):
             self.end = "lost"
         finally:
             self.gate.there.set()
+
+    def publish(self) -> None:
+        publish_store(self.root, self.target[0], replace=self.replace, **self.target[1])
+
+
+def stall_both(owner: Publisher, other: Publisher) -> tuple[str, str, int, int]:
+    """Each goes to its stall; then the first ends, then the other: both ends, both counts of requests."""
+    for publisher in (owner, other):
+        publisher.start()
+        assert publisher.gate.there.wait(60)
+    for publisher in (owner, other):
+        publisher.gate.go.set()
+        publisher.join(60)
+    return owner.end, other.end, owner.gate.count, other.gate.count
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +140,7 @@ def fresh(made: Path, tmp_path: Path, target: Target) -> None:
     for name in ("one", "two"):
         shutil.rmtree(tmp_path / name, ignore_errors=True)
     shutil.copytree(made / "old", tmp_path / "one")
-    _current.gate = Gate(NEVER)
+    let_pass()
     publish_store(tmp_path / "one", target[0], **target[1])
     kept = (tmp_path / "one" / stores.cloud.publish.PUBLISHED).read_bytes()
     shutil.rmtree(tmp_path / "one")
@@ -128,15 +152,7 @@ def fresh(made: Path, tmp_path: Path, target: Target) -> None:
 def race(made: Path, tmp_path: Path, target: Target, k: int, m: int) -> tuple[str, str, int, int]:
     """The owner stalls before k, ``--replace`` before m; the owner ends, then the other: both ends, both counts."""
     fresh(made, tmp_path, target)
-    owner = Publisher(tmp_path / "one", target, k, False)
-    other = Publisher(tmp_path / "two", target, m, True)
-    for publisher in (owner, other):
-        publisher.start()
-        assert publisher.gate.there.wait(60)
-    for publisher in (owner, other):
-        publisher.gate.go.set()
-        publisher.join(60)
-    return owner.end, other.end, owner.gate.count, other.gate.count
+    return stall_both(Publisher(tmp_path / "one", target, k, False), Publisher(tmp_path / "two", target, m, True))
 
 
 def check(made: Path, target: Target, ends: tuple[str, str], where: object) -> None:
