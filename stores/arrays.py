@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.layout import remedy
 
 METADATA: Final = "zarr.json"
 TYPES: Final = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
@@ -205,7 +206,9 @@ def map_whole(array: "CheckedArray") -> NDArray[Any]:
     for start in range(0, len(body), _MAP_BYTES):
         checksum = google_crc32c.extend(checksum, body[start : start + _MAP_BYTES])
     if len(data) != spec.chunk_bytes or checksum != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
-        raise StoreCorrupt(f"{array.where}: {array.name}: its content does not match its crc32c")
+        raise StoreCorrupt(
+            f"{array.where}: {array.name}: its content does not match its crc32c; {remedy(array.where, array.name)}"
+        )
     return body.view(np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
 
 
@@ -228,12 +231,17 @@ class CheckedArray:
         try:
             data = self._read(name)
         except StoreMissing as error:
-            raise StoreCorrupt(f"{self.where}: chunk {name} is missing") from error
+            raise StoreCorrupt(f"{self.where}: chunk {name} is missing; {remedy(self.where, name)}") from error
         if len(data) != spec.chunk_bytes:
-            raise StoreCorrupt(f"{self.where}: chunk {name}: expected {spec.chunk_bytes} bytes, got {len(data)}")
+            raise StoreCorrupt(
+                f"{self.where}: chunk {name}: expected {spec.chunk_bytes} bytes, got {len(data)}; "
+                + remedy(self.where, name)
+            )
         body = data[:-_CRC_BYTES]
         if crc32c(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
-            raise StoreCorrupt(f"{self.where}: chunk {name}: its content does not match its crc32c")
+            raise StoreCorrupt(
+                f"{self.where}: chunk {name}: its content does not match its crc32c; {remedy(self.where, name)}"
+            )
         count = min(spec.chunk, spec.shape[0] - m * spec.chunk)
         dtype = np.dtype(spec.dtype).newbyteorder("<")
         rows = np.frombuffer(body, dtype, count * spec.row_bytes // dtype.itemsize)
@@ -269,10 +277,15 @@ def open_checked(
             tuple(fields["shape"]), fields["data_type"], fields["chunk_grid"]["configuration"]["chunk_shape"][0]
         )
         known = fields == spec.metadata()
-    except (ValueError, KeyError, TypeError, IndexError, UsageError) as error:
-        raise StoreCorrupt(f"{storage.root}: {name}/{METADATA}: not the metadata of an array: {error!r}") from error
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, UsageError) as error:
+        raise StoreCorrupt(
+            f"{storage.root}: {name}/{METADATA}: not the metadata of an array: {error!r}; {remedy(storage.root, name)}"
+        ) from error
     if not known or (expected is not None and spec != expected):
-        raise StoreCorrupt(f"{storage.root}: {name}/{METADATA}: expected {expected or spec.metadata()}, got {fields}")
+        raise StoreCorrupt(
+            f"{storage.root}: {name}/{METADATA}: expected {expected or spec.metadata()}, got {fields}; "
+            + remedy(storage.root, name)
+        )
     return CheckedArray(name, storage.root, spec, read, storage.local_path)
 
 

@@ -1,10 +1,11 @@
 """Derived folders of a store, as they are: what each was made from, its size, and whether it is still of the store.
 
 What is of another content of the store, damaged or unfinished can never be opened again and only takes room. What is
-finished and of this content is of use to whoever asks for its key.
+finished and of this content is of use to whoever asks for its key; it is removed by name only. That its bytes are still
+those that were sealed is for `stores.verify` to say.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,27 @@ def useless(root: Path | str | Storage) -> list[Kept]:
     return [item for item in list_kept(root) if item.state != FINISHED]
 
 
-def remove_kept(root: Path, items: list[Kept]) -> Iterator[Kept]:
-    """Remove derived folders of the store at folder `root`, one after the other, under its lock.
+def named_kept(root: Path | str | Storage, names: Sequence[str]) -> list[Kept]:
+    """Those that `names` (``features/<name>`` …) name, whatever their state. Raises UsageError for one that is none."""
+    there = {item.path: item for item in list_kept(root)}
+    wanted = [name.strip("/") for name in names]
+    if unknown := [name for name in wanted if name not in there]:
+        raise UsageError(f"{root}: {', '.join(unknown)}: no such derived folder; there are {', '.join(there) or 'none'}")
+    return [there[name] for name in dict.fromkeys(wanted)]
 
+
+def remove_kept(root: Path, items: Sequence[Kept]) -> Iterator[Kept]:
+    """Remove derived folders of the store at folder `root`, one after the other, under its lock; gives those removed.
+
+    What is no longer as it was listed stays: somebody may have finished it, or made it again, in the meantime.
     Raises UsageError for a path that is no derived folder, StoreLocked while somebody writes.
     """
     for item in items:
         if item.path.split("/")[0] not in DERIVED or not is_derived(item.path):
             raise UsageError(f"{item.path}: no derived folder; nothing is removed")
     with lock(root, "statevla clean"):
+        now = {item.path: (item.state, item.key) for item in list_kept(root)}
         for item in items:
-            durable.remove(root / item.path)
-            yield item
+            if now.get(item.path) == (item.state, item.key):
+                durable.remove(root / item.path)
+                yield item

@@ -5,6 +5,7 @@
 data after the commit and have seals of their own. What begins with a dot belongs to writers.
 """
 
+import os
 from typing import Final
 
 from stores.disk.durable import OLD_PREFIX, TEMP_PREFIX
@@ -82,6 +83,23 @@ def is_seal(path: str) -> bool:
 def seal_path(kind: str, name: str) -> str:
     """The seal of the derived folder `name` of a kind (`DERIVED`); statistics are nothing but their seal."""
     return f"{kind}/{name}.json" if kind == STATISTICS else f"{kind}/{name}/{MANIFEST}"
+
+
+def derived_folder(path: str) -> str:
+    """The derived folder that `path` is in, as people name it: ``features/<name>``; of statistics the file."""
+    return "/".join(path.split("/")[:2])
+
+
+def remedy(root: str, path: str) -> str:
+    """What to do where the content of the object at `path` below `root` is not what was written."""
+    if not is_derived(path):
+        return f"run `statevla verify {root}`"
+    folder = derived_folder(path)
+    if "://" in root:
+        return f"run `statevla publish STORE {root} --replace` with the folder STORE that it came from"
+    if not os.path.exists(os.path.join(root, MANIFEST)):
+        return f"remove the folder {root}/{folder}, then run the same command again"
+    return f"run `statevla clean {root} {folder}`, then compute it again"
 
 
 def is_hidden(path: str) -> bool:

@@ -16,3 +16,13 @@ class ProgressEvent:
 
 
 Progress = Callable[[ProgressEvent], None]
+
+
+def told(progress: Progress | None, task: str, unit: str) -> Callable[[str], None]:
+    """Say a line beside `task` before any of its things is done, where somebody listens."""
+
+    def say(message: str) -> None:
+        if progress is not None:
+            progress(ProgressEvent(task, 0, None, unit, message))
+
+    return say

@@ -29,6 +29,7 @@ from stores.cloud.cache import CachedStorage
 from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.layout import remedy
 
 ABSENT: Final = np.uint64(2**64 - 1)
 CRC_BYTES: Final = 4
@@ -295,7 +296,8 @@ class ShardedArray:
         # The checksum reads an array where it lies; it takes no memoryview.
         if crc32c(body) != int.from_bytes(checksum.tobytes(), "little"):
             raise StoreCorrupt(
-                f"{self.storage.root}: {self._object(m)}: chunk {chunk}: its content does not match its crc32c"
+                f"{self.storage.root}: {self._object(m)}: chunk {chunk}: its content does not match its crc32c; "
+                + remedy(self.storage.root, self._object(m))
             )
         self._checked[m][chunk] = True
 
@@ -311,15 +313,21 @@ class ShardedArray:
         try:
             data = self._checked_range(name, spec.shard_bytes(m) - spec.index_bytes, spec.index_bytes)
         except StoreMissing as error:
-            raise StoreCorrupt(f"{self.storage.root}: shard {name} is missing") from error
+            raise StoreCorrupt(
+                f"{self.storage.root}: shard {name} is missing; {remedy(self.storage.root, name)}"
+            ) from error
         body = data[:-CRC_BYTES]
         if crc32c(body) != int.from_bytes(data[-CRC_BYTES:], "little"):
-            raise StoreCorrupt(f"{self.storage.root}: {name}: its index does not match its crc32c")
+            raise StoreCorrupt(
+                f"{self.storage.root}: {name}: its index does not match its crc32c; {remedy(self.storage.root, name)}"
+            )
         places = np.frombuffer(body, "<u8").reshape(-1, 2)
         chunks = -(-spec.rows(m) // spec.chunk)
         expected = np.arange(chunks, dtype=np.uint64) * np.uint64(spec.chunk_bytes)
         if not np.array_equal(places[:chunks, 0], expected) or (places[:chunks, 1] != spec.chunk_bytes).any():
-            raise StoreCorrupt(f"{self.storage.root}: {name}: its index does not name every chunk once, in order")
+            raise StoreCorrupt(
+                f"{self.storage.root}: {name}: its index does not name every chunk once, in order; {remedy(self.storage.root, name)}"
+            )
         with self._lock:
             self._checked.setdefault(m, np.zeros(chunks, np.bool_))
 
@@ -348,8 +356,12 @@ def open_sharded(
         outer = fields["chunk_grid"]["configuration"]["chunk_shape"][0]
         spec = ShardedSpec(tuple(fields["shape"]), fields["data_type"], inner, outer)
         known = fields == spec.metadata()
-    except (ValueError, KeyError, TypeError, IndexError, UsageError) as error:
-        raise StoreCorrupt(f"{where}: not the metadata of a sharded array: {error!r}") from error
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, UsageError) as error:
+        raise StoreCorrupt(
+            f"{where}: not the metadata of a sharded array: {error!r}; {remedy(storage.root, name)}"
+        ) from error
     if not known or (expected is not None and spec != expected):
-        raise StoreCorrupt(f"{where}: expected {expected or spec.metadata()}, got {fields}")
+        raise StoreCorrupt(
+            f"{where}: expected {expected or spec.metadata()}, got {fields}; {remedy(storage.root, name)}"
+        )
     return ShardedArray(name, spec, storage, contents or {})

@@ -13,7 +13,7 @@ from typing import Final
 from stores.cloud.storage import Storage, is_publication, open_storage
 from stores.derived import BEGUN, find_seal, parse_seal
 from stores.errors import StoreCorrupt, StoreError, StoreMissing
-from stores.layout import MANIFEST, is_derived, is_leftover, is_seal, is_writers
+from stores.layout import MANIFEST, is_derived, is_leftover, is_seal, is_writers, remedy
 from stores.manifest import Manifest, StoreObject, hash_stream
 from stores.numbers import check_frames
 from stores.progress import Progress, ProgressEvent
@@ -52,10 +52,14 @@ def verify_store(root: Path | str | Storage, progress: Progress | None = None, t
             known.add(f"{folder}/{MANIFEST}")
             objects = parse_seal(data, name)[1]
             named += [StoreObject(f"{folder}/{item.path}", item.bytes, item.sha256) for item in objects]
+            known.add(f"{folder}/{BEGUN}")  # of a writer that died when all was done
         except StoreError as error:
             problems.append(Problem(name, str(error)))
     known |= {item.path for item in named}
-    begun = tuple(name.removesuffix(BEGUN) for name in there if name.endswith(f"/{BEGUN}"))
+    begun = tuple(
+        folder for folder in (name.removesuffix(BEGUN) for name in there if name.endswith(f"/{BEGUN}"))
+        if f"{folder}{MANIFEST}" not in there
+    )  # fmt: skip
     problems += [Problem(name, _extra(name, begun)) for name in there if name not in known and not is_writers(name)]
     problems += _rehash(storage, named, there if storage.lists else None, progress, threads)
     if not problems:
@@ -88,7 +92,8 @@ def _rehash(
             if progress is not None:
                 progress(ProgressEvent("verify", done, total, "B", item.path))
             if problem is not None:
-                yield Problem(item.path, problem)
+                told = f"; {remedy(storage.root, item.path)}" if is_derived(item.path) else ""
+                yield Problem(item.path, problem + told)
 
 
 def check_object(storage: Storage, item: StoreObject, there: dict[str, int] | None) -> str | None:

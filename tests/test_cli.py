@@ -304,6 +304,11 @@ def test_clean_asks_and_removes_what_no_reader_takes(tmp_path):
     removed = one_object(tmp_path, "clean", "store", "--yes")
     assert [row["folder"] for row in removed["removed"]] == ["latents/begun"]
     assert one_object(tmp_path, "clean", "store")["removed"] == []
+    (stats,) = (path.relative_to(tmp_path / "store") for path in (tmp_path / "store/stats").iterdir())
+    _, refused = statevla(tmp_path, "clean", "store", stats, status=2)
+    assert f"{stats} would be removed; say so with --yes" in refused
+    removed = one_object(tmp_path, "clean", "store", stats, "--yes")
+    assert [(row["folder"], row["state"]) for row in removed["removed"]] == [(str(stats), "finished")]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,23 @@
 """The decoded tier: the same batches from a mapped file, made once, checked, refused where there is no room."""
 
 import itertools
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
 
 from statevla.config import DataConfig
+from statevla.data import decoded
 from statevla.data.decoded import decode_store, find_decoded
 from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.needs import NOW, PAIRS, Needs
 from statevla.data.views import open_decoded
 from stores.disk import room
 from stores.errors import StateVLAError, StoreCorrupt
+from stores.progress import ProgressEvent
 from stores.reader import Store
 from stores.verify import verify_store
 from tests.stores.make_store import make_tiny_store
@@ -81,3 +85,31 @@ def test_an_interrupted_pass_is_nothing_to_a_reader(store: Store, monkeypatch: p
     assert find_decoded(store) is None
     assert decode_store(store, Path(store.root), 1).about == {"cameras": ["agentview", "eye_in_hand"]}
     assert verify_store(store.root) == []
+
+
+def test_a_second_process_waits_for_the_first_and_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, go = threading.Event(), threading.Event()
+    original = decoded.walk_pictures
+    passes = []
+
+    def walk(*arguments: Any) -> Any:
+        passes.append(arguments)
+        decoding.set()
+        assert go.wait(60)
+        return original(*arguments)
+
+    monkeypatch.setattr(decoded, "walk_pictures", walk)
+    first = threading.Thread(target=decode_store, args=(store, Path(store.root), 1), daemon=True)
+    first.start()
+    assert decoding.wait(60)
+    said = []
+
+    def listen(event: ProgressEvent) -> None:
+        said.append(event.message)
+        go.set()
+
+    assert decode_store(store, Path(store.root), 1, listen).about == {"cameras": ["agentview", "eye_in_hand"]}
+    first.join(60)
+    assert len(passes) == 1
+    (line,) = said
+    assert line.startswith(f"waits: {store.root} is being written by decoding (pid ")

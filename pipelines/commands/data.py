@@ -227,23 +227,31 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 @app.command()
 def clean(
     store: Annotated[Path, typer.Argument(help="Store folder.", callback=require_folder)],
+    folders: Annotated[
+        list[str] | None, typer.Argument(help="Derived folders to remove whatever their state, as `inspect` lists them.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove derived folders that no reader will take any more: stale, damaged or unfinished ones; asks first."""
-    from stores.kept import remove_kept, useless
+    """Remove derived folders that no reader will take any more (stale, damaged, unfinished), or those named; asks first."""
+    from stores.kept import named_kept, remove_kept, useless
 
-    found = useless(store)
-    rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in found]
+    found = named_kept(store, folders) if folders else useless(store)
     if found and not yes:
         if as_json or not sys.stdin.isatty():
             raise UsageError(f"{store}: {', '.join(item.path for item in found)} would be removed; say so with --yes")
         for item in found:
             print(f"{item.path}: {item.state}, {item.bytes:,} bytes")
         typer.confirm(f"Remove these from {store}?", abort=True)
+    removed = []
     for item in remove_kept(store, found) if found else ():
         print(f"removed {item.path}", file=sys.stderr)
-    report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in found), "removed": rows}, as_json)
+        removed.append(item)
+    for item in found:
+        if item not in removed:
+            print(f"left {item.path}: it is no longer as it was listed ({item.state})", file=sys.stderr)
+    rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in removed]
+    report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in removed), "removed": rows}, as_json)
 
 
 @app.command("clean-cache")

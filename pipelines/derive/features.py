@@ -30,7 +30,7 @@ from stores.disk.room import require_room
 from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import FEATURES
 from stores.manifest import content_hash
-from stores.progress import Progress, ProgressEvent
+from stores.progress import Progress, ProgressEvent, told
 from stores.reader import Store
 from stores.sharded import ShardedSpec, write_shard
 
@@ -79,8 +79,8 @@ def make_features(
 
     The driver's device, and so the precision, goes for all workers.
     Raises UsageError for an encoder that is unknown or cannot be had and a store that is a URL, StateVLAError when the
-    disk has no room or features are not finite in float16, StoreLocked; StaleKey when the store is changed meanwhile,
-    or a worker has another store or tower than the driver.
+    disk has no room or features are not finite in float16; StaleKey when the store is changed meanwhile, or a worker
+    has another store or tower than the driver. Another writer of the store is waited for.
     """
     if "://" in str(config.store):
         raise UsageError(f"{config.store}: cannot be written in place; run this on a local copy, then publish it")
@@ -98,16 +98,13 @@ def make_features(
         "dtype": config.dtype, "pool": config.pool, "frames": store.manifest.counts["frames"], "patches": shape[0],
         "width": shape[1], "bytes": size,
     }  # fmt: skip
-    try:
-        open_derived(store.storage, FEATURES, made, MAKE, name)
+    if dry_run or _are_there(store, made, name):
         return {**summary, "computed": 0}
-    except (StoreMissing, StaleKey, StoreCorrupt):
-        pass
-    if dry_run:
-        return {**summary, "computed": 0}
-    with lock(config.store, "statevla features"):
+    with lock(config.store, "statevla features", told(progress, "features", "frames")):
         if content_hash(config.store) != store.content_hash:
             raise StaleKey(f"{config.store}: another ingest has changed it meanwhile; run the same command again")
+        if _are_there(store, made, name):  # of another run, which was waited for
+            return {**summary, "computed": 0}
         unfinished = begin(config.store, FEATURES, name, made, specs)
         missing = sorted({m for array in specs for m in unfinished.missing(array)})
         first = next(iter(specs.values()))
@@ -124,6 +121,14 @@ def make_features(
         about = {"model": tower.name, "cameras": list(store.spec.camera_names), "patches": shape[0], "width": shape[1]}
         unfinished.commit(about)
     return {**summary, "computed": len(missing)}
+
+
+def _are_there(store: Store, made: dict[str, Any], name: str) -> bool:
+    try:
+        open_derived(store.storage, FEATURES, made, MAKE, name)
+    except (StoreMissing, StaleKey, StoreCorrupt):
+        return False
+    return True
 
 
 def _make_shard(unit: _Unit) -> int:

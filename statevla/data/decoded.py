@@ -15,7 +15,7 @@ from stores.disk.lock import lock
 from stores.disk.room import require_room
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing
 from stores.layout import DECODED
-from stores.progress import Progress, ProgressEvent
+from stores.progress import Progress, ProgressEvent, told
 from stores.reader import Store
 
 FORMAT: Final = 1
@@ -38,9 +38,8 @@ def find_decoded(store: Store, beside: Path | None = None) -> Derived | None:
 
 
 def decode_store(store: Store, root: Path, threads: int, progress: Progress | None = None) -> Derived:
-    """Write ``decoded/<key>`` below `root`, [N, H, W, 3] uint8 a camera. An interrupted call begins anew.
-
-    Raises StateVLAError when the disk has no room, StoreLocked.
+    """Write ``decoded/<key>`` below `root`, [N, H, W, 3] uint8 a camera, unless another process does it meanwhile, which
+    is waited for. An interrupted call begins anew. Raises StateVLAError when the disk has no room.
     """
     frames, made = store.manifest.counts["frames"], made_from(store)
     specs = {
@@ -48,9 +47,11 @@ def decode_store(store: Store, root: Path, threads: int, progress: Progress | No
         for name, size in zip(store.spec.camera_names, store.spec.image_sizes, strict=True)
     }
     size = sum(spec.chunk_bytes for spec in specs.values())
-    if progress is not None:
-        progress(ProgressEvent("decode", 0, frames, "frames", f"{size / 1e9:,.3f} GB"))
-    with lock(root, "decoding"):
+    with lock(root, "decoding", told(progress, "decode", "frames")):
+        with contextlib.suppress(StoreMissing, StaleKey, StoreCorrupt):
+            return open_derived(root, DECODED, made, MAKE)
+        if progress is not None:
+            progress(ProgressEvent("decode", 0, frames, "frames", f"{size / 1e9:,.3f} GB"))
         folder = begin(root, DECODED, key_of(made), made, specs)
         require_room(folder.root, size, "decoded pictures")
         with contextlib.ExitStack() as stack:

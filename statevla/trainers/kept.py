@@ -55,9 +55,8 @@ def _augments(config: Config) -> bool:
 
 
 def use_what_is_kept(run: "Run") -> None:
-    """Let the loaders give what stands for the pictures; states that are not there yet are computed first.
-
-    Raises StoreLocked while another process computes them.
+    """Let the loaders give what stands for the pictures; states that are not there yet are computed first, or waited
+    for while another process computes them.
     """
     if run.step == run.total:
         return

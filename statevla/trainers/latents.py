@@ -6,6 +6,7 @@ tower's revision, and the precision. So every policy on the same encoder shares 
 Legend: N frames of the store, D width, B batch.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -41,7 +42,7 @@ from stores.derived import Derived, begin, key_of, open_derived
 from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import LATENTS
-from stores.progress import Progress, ProgressEvent
+from stores.progress import Progress, ProgressEvent, told
 from stores.reader import Store
 from stores.sharded import ShardedSpec, write_shard
 
@@ -148,13 +149,17 @@ def compute_latents(
     about: dict[str, Any],
     progress: Progress | None = None,
 ) -> Derived:
-    """Write ``latents/<key>`` below `root`, going on where an interrupted call stopped. Raises StoreLocked."""
+    """Write ``latents/<key>`` below `root`, going on where an interrupted call stopped, unless another process does it
+    meanwhile, which is waited for.
+    """
     frames = store.manifest.counts["frames"]
     spec = ShardedSpec((frames, coder.width), "float32", ROWS_A_CHUNK, ROWS_A_SHARD)
     table = make_table(store, 1)
     numbers = Numbers(store, 2)
     coder.encoder.eval()
-    with lock(root, "statevla latents"):
+    with lock(root, "statevla latents", told(progress, "latents", "frames")):
+        with contextlib.suppress(StoreMissing, StaleKey, StoreCorrupt):
+            return open_derived(root, LATENTS, made, MAKE)
         folder = begin(root, LATENTS, key_of(made), made, {"z": spec})
         missing = folder.missing("z")
         done = frames - sum(spec.rows(m) for m in missing)

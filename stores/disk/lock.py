@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -38,18 +38,19 @@ def clean(root: Path | str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def lock(root: Path | str, holder: str) -> Iterator[None]:
+def lock(root: Path | str, holder: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Be the only writer of `root` (created when absent); leftovers of dead writers are removed on entry.
 
     The lock file is removed by its holder only, and only while it is the holder's own: somebody may have removed it by
     hand, and another writer made a new one. `holder` says in words who writes, for the other's error. The kernel frees
     the lock when the holder dies.
-    Raises StoreLocked naming the holder.
+    waiting: told once who holds it, and then the holder's end is waited for. A process that waits for itself waits for
+    ever. None: raises StoreLocked naming the holder.
     """
     root = Path(root)
     durable.make_dir(root)
     path = root / LOCK_NAME
-    descriptor = _take_lock(path, root)
+    descriptor = _take_lock(path, root, waiting)
     try:
         who = {"holder": holder, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}
         announce("truncate", path)
@@ -66,16 +67,27 @@ def lock(root: Path | str, holder: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _take_lock(path: Path, root: Path) -> int:
+def _take_lock(path: Path, root: Path, waiting: Callable[[str], None] | None) -> int:
+    told = False
     while True:
         announce("create", path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            who = _holder(os.pread(descriptor, 65536, 0))
-            os.close(descriptor)
-            raise StoreLocked(f"{root} is being written by {who}; wait until it ends, or stop it") from error
+            try:
+                who = _holder(os.pread(descriptor, 65536, 0))
+                if waiting is None:
+                    raise StoreLocked(
+                        f"{root} is being written by {who}; wait until it ends, or stop it"
+                    ) from error
+                if not told:
+                    waiting(f"waits: {root} is being written by {who}")
+                    told = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except BaseException:
+                os.close(descriptor)
+                raise
         except BaseException:
             os.close(descriptor)
             raise

@@ -25,6 +25,7 @@ from statevla.encoders.features import kept_towers, open_kept, quantize, vectors
 from statevla.encoders.siglip import load_siglip
 from statevla.models.tokenizer import pool_patches
 from stores.disk import room
+from stores.disk.lock import lock
 from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.progress import ProgressEvent
 from stores.reader import Store
@@ -229,6 +230,24 @@ def test_a_store_that_changes_between_opening_and_lock_is_refused(
     monkeypatch.setattr(features, "lock", lock_after_an_ingest)
     with pytest.raises(StaleKey, match="another ingest has changed it meanwhile; run the same command again"):
         make(store, tower)
+
+
+def test_another_writer_is_waited_for_and_its_features_are_taken(store: Path, tower: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    make(other, tower)
+    said = []
+    with contextlib.ExitStack() as writer:
+        writer.enter_context(lock(store, "another one"))
+
+        def finish(event: ProgressEvent) -> None:
+            said.append(event.message)
+            shutil.copytree(other / "features", store / "features")
+            writer.close()
+
+        config = FeatureConfig(store, str(tower), name="kept", batch=8, device="cpu")
+        assert make_features(config, progress=finish)["computed"] == 0
+    assert len(said) == 1
+    assert "is being written by another one" in said[0]
 
 
 def test_frames_past_the_index_are_an_error(store: Path) -> None:

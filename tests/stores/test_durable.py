@@ -187,6 +187,22 @@ def test_the_lock_is_refused_inside_one_process_too(tmp_path: Path) -> None:
         pass
 
 
+def test_one_that_waits_says_for_whom_and_comes_next(tmp_path: Path) -> None:
+    said = []
+    with contextlib.ExitStack() as first:
+        first.enter_context(lock(tmp_path, "first"))
+
+        def end(message: str) -> None:
+            said.append(message)
+            first.close()
+
+        with lock(tmp_path, "second", end), pytest.raises(StoreLocked, match="second"), lock(tmp_path, "third"):
+            pass
+    (line,) = said
+    assert line.startswith(f"waits: {tmp_path} is being written by first (pid {os.getpid()} on ")
+    assert read_tree(tmp_path) == {}
+
+
 def test_a_lock_removed_by_hand_lets_one_more_in_and_not_a_third(tmp_path: Path) -> None:
     """Who ends removes its own lock file, not that of the writer which came after the removal."""
     with contextlib.ExitStack() as first:

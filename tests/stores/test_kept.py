@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from stores.arrays import ArraySpec, write_region
-from stores.derived import begin
-from stores.kept import list_kept, remove_kept, useless
+from stores.derived import BEGUN, begin, open_derived
+from stores.errors import StoreCorrupt, UsageError
+from stores.kept import list_kept, named_kept, remove_kept, useless
 from stores.manifest import content_hash
+from stores.sharded import ShardedSpec, write_shard
 from stores.summary import inspect_store
 from stores.verify import verify_store
 from tests.stores.make_store import make_tiny_store
@@ -54,4 +56,66 @@ def test_what_no_reader_takes_is_removed_and_the_rest_stays(store: Path) -> None
     assert list(remove_kept(store, found)) == found
     assert {path.name for path in (store / "latents").iterdir()} == {"good"}
     assert useless(store) == []
+    assert verify_store(store) == []
+
+
+def test_what_is_finished_is_removed_by_its_name_alone(store: Path) -> None:
+    (good,) = named_kept(store, ["latents/good/"])
+    assert good.state == "finished"
+    assert list(remove_kept(store, [good])) == [good]
+    assert "latents/good" not in {item.path for item in list_kept(store)}
+    with pytest.raises(UsageError, match=r"latents/good: no such derived folder; there are latents/begun, .*stats/"):
+        named_kept(store, ["latents/begun", "latents/good"])
+
+
+def test_what_changes_between_listing_and_removing_stays(store: Path) -> None:
+    """Somebody finishes it, or makes another one of that name, while the other is being asked."""
+    own = content_hash(store)
+    found = useless(store)
+    write(store, "begun", own)
+    write(store, "old", own)
+    assert [item.path for item in remove_kept(store, found)] == ["latents/short"]
+    assert {path.name for path in (store / "latents").iterdir()} == {"good", "begun", "old"}
+    (good,) = named_kept(store, ["latents/good"])
+    write(store, "good", "0" * 64)
+    assert list(remove_kept(store, [good])) == []
+
+
+def test_a_writer_that_died_after_its_seal_leaves_a_sound_folder(store: Path) -> None:
+    list(remove_kept(store, useless(store)))
+    begun = store / "latents/good" / BEGUN
+    folder = begin(store, "latents", "other", {"content_hash": content_hash(store)}, {"z": SPEC})
+    begun.write_bytes((folder.root / BEGUN).read_bytes())
+    assert {problem.object.split("/")[1] for problem in verify_store(store)} == {"other"}
+    (other,) = useless(store)
+    list(remove_kept(store, [other]))
+    assert verify_store(store) == []
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_flipped_bit_is_mended_as_the_errors_say(store: Path, sharded: bool) -> None:
+    """By `statevla clean` with the folder's name, then by making it again."""
+    list(remove_kept(store, useless(store)))
+    made = {"content_hash": content_hash(store), "encoder": "tower"}
+    spec = ShardedSpec((4, 2), "float32", 2, 4)
+    if sharded:
+        folder = begin(store, "latents", "good", made, {"z": spec})
+        write_shard(folder.root, "z", spec, 0, [np.zeros((4, 2), np.float32)])
+        folder.commit({})
+    else:
+        write(store, "good", made["content_hash"])
+        made["encoder"] = "good"
+    (path,) = (path for path in (store / "latents/good/z/c").rglob("*") if path.is_file())
+    data = bytearray(path.read_bytes())
+    data[2] ^= 1
+    path.write_bytes(data)
+    remedy = rf"run `statevla clean {store} latents/good`, then compute it again"
+    (problem,) = verify_store(store)
+    assert problem.problem.startswith("altered")
+    assert problem.problem.endswith(remedy)
+    found = open_derived(store, "latents", made, "x", name="good")
+    with pytest.raises(StoreCorrupt, match=f"crc32c; {remedy}"):
+        found.sharded("z").read(0, 4) if sharded else found.array("z").read()
+    list(remove_kept(store, named_kept(store, ["latents/good"])))
+    write(store, "good", made["content_hash"])
     assert verify_store(store) == []

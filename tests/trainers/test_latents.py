@@ -1,5 +1,6 @@
 """Policies train from the states of their frozen encoder: computed once, the same losses, and no picture is opened."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from statevla.trainers import kept, latents
 from statevla.trainers.latents import latents_of_checkpoint
 from statevla.trainers.trainer import train
 from stores import reader
+from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, UsageError
 from stores.progress import ProgressEvent
 from stores.reader import Store
@@ -182,6 +184,25 @@ def test_an_interrupted_computation_goes_on_and_ends_in_the_same_bytes(
     assert not latents_of_checkpoint(store, encoder, batch=8, device="cpu")["computed"]
 
 
+def test_another_writer_is_waited_for_and_its_states_are_taken(fresh: tuple[Path, Path], tmp_path: Path) -> None:
+    store, encoder = fresh
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    latents_of_checkpoint(other, encoder, device="cpu")
+    said = []
+    with contextlib.ExitStack() as writer:
+        writer.enter_context(lock(store, "another one"))
+
+        def finish(event: ProgressEvent) -> None:
+            said.append(event.message)
+            shutil.copytree(other / "latents", store / "latents")
+            writer.close()
+
+        latents_of_checkpoint(store, encoder, device="cpu", progress=finish)
+    assert len(said) == 1
+    assert "is being written by another one" in said[0]
+    assert verify_store(store) == []
+
+
 def test_states_are_those_of_the_encoder_by_frame_number(fresh: tuple[Path, Path]) -> None:
     from statevla.data.frames import make_table
     from statevla.data.numbers import Numbers
@@ -192,7 +213,8 @@ def test_states_are_those_of_the_encoder_by_frame_number(fresh: tuple[Path, Path
     summary = latents_of_checkpoint(path, encoder, device="cpu")
     store = Store.open(path)
     fields, objects = parse_seal((path / summary["folder"] / "manifest.json").read_bytes(), "seal")
-    found = Derived(store.storage, "latents", summary["key"], summary["key"], fields["made_from"], {}, objects)
+    key, folder = summary["key"], summary["folder"]
+    found = Derived(store.storage, "latents", key, key, fields["made_from"], {}, objects, folder)
     z = found.sharded("z").read(0, summary["frames"])
     state = state_of(encoder)
     model = StateEncoder(micro_config().model, store.stats())
