@@ -128,7 +128,7 @@ def child(parent: h5py.Group, path: str) -> h5py.Group | Rows:
     for name in path.encode().split(b"/"):
         links = current.links if isinstance(current, h5py.h5g.GroupID) else None
         if links is None or not links.exists(name):
-            have = "a dataset" if links is None else sorted(h5py.Group(current))[:12]
+            have = "a dataset" if links is None else sorted(map(str, h5py.Group(current)))[:12]
             owner = current.id if isinstance(current, Rows) else current
             raise Missing(f"key {path!r} is missing; {h5py.h5i.get_name(owner).decode()} has {have}")
         if links.get_info(name).type != h5py.h5l.TYPE_HARD:

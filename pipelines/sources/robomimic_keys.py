@@ -140,6 +140,8 @@ def find_keys(
     shapes = dict(zip(places, shapes_of(data, places), strict=True))
     common = Counter(shapes.values())
     refused: SourceError | None = None
+    if not told.control_hz:
+        _rate(env, [])  # the file's fault, not that of a demonstration
     for name in sorted(places, key=lambda name: (-common[shapes[name]], places[name])):
         pulse.at(places[name])
         try:

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
+from pipelines.sources import hdf5
 from stores.reader import Store
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import write_suite
@@ -47,6 +48,14 @@ def test_hdf5_without_demonstrations_costs_itself_only(tmp_path: Path, format: s
     (row,) = summary.quarantine
     assert (row["file"], row["demo"]) == ("a_results.hdf5", "")
     assert "a_results.hdf5: key 'data' is missing" in row["reason"]
+
+
+def test_what_is_missing_beside_a_damaged_name_is_still_missing(tmp_path: Path) -> None:
+    path = write_results(tmp_path / "a.hdf5")
+    with h5py.File(path, "r+") as file:
+        file[b"metr\xffics"] = 1
+        with pytest.raises(hdf5.Missing, match="key 'data' is missing"), hdf5.reporting("a.hdf5"):
+            hdf5.group(file, "data")
 
 
 def damage_mask(data: h5py.Group) -> None:
