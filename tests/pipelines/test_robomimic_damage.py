@@ -163,7 +163,7 @@ def test_two_names_of_one_thing_are_refused(tmp_path: Path, key: str) -> None:
 
 
 ENVIRONMENTS: dict[str, tuple[dict[str, Any], str]] = {
-    "kwargs that are a list": ({"env_name": "Lift", "env_kwargs": [1]}, "b.hdf5: env_args, env_kwargs: expected an object"),
+    "kwargs that are a list": ({"env_name": "Lift", "env_kwargs": [1]}, "b.hdf5: env_args, env_kwargs: expected"),
     "a rate that is none": ({**ENV, "env_kwargs": {"control_freq": -20}}, "control_freq: expected a number above 0"),
     "a name that is none": ({"env_name": {"a": 1}}, "env_args, env_name: expected text"),
     "a name that steers a terminal": ({"env_name": "Li\x1b[2Jft"}, "env_args, env_name: expected printable text"),
