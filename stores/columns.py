@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stores.cloud.storage import Storage
 from stores.errors import StoreCorrupt
 from stores.manifest import StoreObject, hash_stream
+from stores.pages import require_bounded
 
 ROW_BYTES: Final = 1 << 16
 """Bytes of a row, unpacked, beyond which a table's file declares too much; a segment of 99 frames needs 8 KB."""
@@ -48,6 +49,7 @@ class Columns(Mapping[str, NDArray[Any]]):
                 f"run `statevla verify {storage.root}`, then ingest again"
             )
         self._path = path
+        self._bounded: set[str] = set()
         self._metadata: pq.FileMetaData | None = None
         found = self._metadata = self._file().metadata
         if found.schema.to_arrow_schema().names != schema.names:
@@ -83,6 +85,7 @@ class Columns(Mapping[str, NDArray[Any]]):
     def group(self, row: int, names: list[str]) -> tuple[pa.Table, int]:
         """(columns `names`, lists too, of the row group that holds `row`; the row's place in it)."""
         with self._reading():
+            self._require_bounded(names)
             file, start = self._file(), 0
             for number in range(file.num_row_groups):
                 count = file.metadata.row_group(number).num_rows
@@ -94,6 +97,7 @@ class Columns(Mapping[str, NDArray[Any]]):
     def table(self) -> pa.Table:
         """All of it, lists too; a kilobyte a segment."""
         with self._reading():
+            self._require_bounded(self._schema.names)
             return self._file().read(use_threads=False).cast(self._schema)
 
     def _column(self, name: str) -> NDArray[Any]:
@@ -104,6 +108,7 @@ class Columns(Mapping[str, NDArray[Any]]):
             codes, texts = self._text(name)
             return np.array(texts, dtype=object)[codes] if texts else np.empty(0, object)
         with self._reading():
+            self._require_bounded([name])
             column = self._file().read(columns=[name], use_threads=False)[name]
             if column.type != kind:
                 column = column.cast(kind)
@@ -113,6 +118,7 @@ class Columns(Mapping[str, NDArray[Any]]):
     def _text(self, name: str) -> tuple[NDArray[np.int32], list[str]]:
         if name not in self._codes:
             with self._reading():
+                self._require_bounded([name])
                 column = self._file(read_dictionary=[name]).read(columns=[name], use_threads=False)[name]
                 whole = column.combine_chunks() if len(column) else pa.array([], pa.string()).dictionary_encode()
                 if isinstance(whole, pa.ChunkedArray):
@@ -124,11 +130,23 @@ class Columns(Mapping[str, NDArray[Any]]):
 
     def _file(self, read_dictionary: list[str] | None = None) -> pq.ParquetFile:
         with self._reading():
-            source = pa.OSFile(self._path) if self._path is not None else pa.BufferReader(self._data)
             return pq.ParquetFile(
-                source, metadata=self._metadata, read_dictionary=read_dictionary, page_checksum_verification=True,
+                self._source(),
+                metadata=self._metadata,
+                read_dictionary=read_dictionary,
+                page_checksum_verification=True,
                 pre_buffer=False,
-            )  # fmt: skip
+            )
+
+    def _source(self) -> pa.NativeFile:
+        return pa.OSFile(self._path) if self._path is not None else pa.BufferReader(self._data)
+
+    def _require_bounded(self, names: list[str]) -> None:
+        """Before columns are read for the first time: what they become is bounded."""
+        fresh = set(names) - self._bounded
+        if fresh:
+            require_bounded(self._source(), self._metadata, fresh)
+            self._bounded |= fresh
 
     def _reading(self) -> "_Reading":
         return _Reading(self.where)

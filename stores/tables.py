@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 from stores.layout import EPISODES_FILE, SEGMENTS_FILE
+from stores.pages import require_bounded
 
 ROW_GROUP: Final = 1024
 """Rows of a row group, which a writer holds in memory: of segments, two MB."""
@@ -154,9 +155,11 @@ def write_table(path: Path | str, rows: list[dict[str, Any]] | pa.Table, schema:
 
 
 def parse_table(data: bytes, schema: pa.Schema, where: str) -> pa.Table:
-    """Inverse of `table_bytes`. Raises StoreCorrupt naming `where`."""
+    """Inverse of `table_bytes`. Raises StoreCorrupt naming `where`, also where it would become too large."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
+        source = pa.BufferReader(data)
+        file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+        require_bounded(source, file.metadata)
         table = file.read(use_threads=False)
         if table.schema.names != schema.names:
             raise StoreCorrupt(f"{where}: expected columns {schema.names}, got {table.schema.names}")

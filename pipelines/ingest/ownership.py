@@ -55,9 +55,7 @@ def holdings(root: Path) -> Holdings | None:
     if claim is not None and "ingest" in claim:
         units |= set(claim["units"])
         sources = claim["sources"]
-    if (
-        manifest is not None and {"objects", "sources"} <= manifest.keys()
-    ):  # the seal of a derived folder has no sources
+    if manifest is not None and {"objects", "sources"} <= manifest.keys():  # a derived folder's seal has no sources
         units |= set(map(_unit_of, (item["path"] for item in manifest["objects"]))) - {""}
         sources = {row["file"]: row["episodes"] for row in manifest["sources"] if "episodes" in row}
     elif claim is None:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.sources import hdf5
+from stores import pages
 from stores.errors import SourceError, SourceTrouble
 from stores.printable import plain
 
@@ -37,6 +38,8 @@ OWN_TASK, OWN_STEPS = "statevla/task", "statevla/steps"
 """Columns of the episodes' tables that only an export of this toolkit writes: the store's task, and its actions."""
 
 JSON_LIMIT: Final = 64 * 2**20
+ROOM: Final = 256 * 2**20
+"""Bytes that columns of a small file may become; more for a large one (`stores.pages`)."""
 CONVERTERS: Final = {"v2.1": "python -m lerobot.scripts.convert_dataset_v21_to_v30"}
 
 
@@ -86,6 +89,12 @@ def read_json(root: Path, name: str) -> Any:
 def parquet(path: Path) -> pq.ParquetFile:
     """The file, read without a thread of Arrow's own: this runs in a forked child."""
     return pq.ParquetFile(pa.OSFile(str(path)), pre_buffer=False, page_checksum_verification=True)
+
+
+def require_bounded(path: Path, file: pq.ParquetFile, names: Sequence[str] | None = None) -> None:
+    """Raise pyarrow's ArrowInvalid where columns `names` (None: all) become too much to be held; inflates nothing."""
+    with pa.OSFile(str(path)) as source:
+        pages.require_bounded(source, file.metadata, names, ROOM)
 
 
 @dataclass(frozen=True)
@@ -214,7 +223,9 @@ def read_tasks(root: Path) -> dict[int, str]:
     """Task by ``task_index``. Raises SourceError, SourceTrouble."""
     with reporting(TASKS):
         require_file(root / TASKS)
-        table = parquet(root / TASKS).read(use_threads=False)
+        file = parquet(root / TASKS)
+        require_bounded(root / TASKS, file)
+        table = file.read(use_threads=False)
         texts = [name for name in table.column_names if pa.types.is_string(table[name].type) or
                  pa.types.is_large_string(table[name].type)]  # fmt: skip
         if "task_index" not in table.column_names or len(texts) != 1:
@@ -334,6 +345,7 @@ def _episode_table(root: Path, path: Path, columns: Sequence[str]) -> pa.Table:
         if missing:
             raise SourceError(f"columns {', '.join(missing)} are missing; it has {len(there)} others")
         own = [column for column in (OWN_TASK, OWN_STEPS) if column in there]
+        require_bounded(path, file, [*columns, *own])
         return file.read(columns=[*columns, *own], use_threads=False).replace_schema_metadata(None)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.sources import pulse
-from pipelines.sources.lerobot.metadata import Info, Row, parquet, reporting, require_file
+from pipelines.sources.lerobot.metadata import Info, Row, parquet, reporting, require_bounded, require_file
 from stores.errors import SourceError
 
 MAX_ROWS: Final = 1_000_000
@@ -37,6 +37,8 @@ class DataFile:
             missing = sorted(set(INDEX) - set(self._file.schema_arrow.names))
             if missing:
                 raise SourceError(f"columns {', '.join(missing)} are missing")
+            self._place, self._bounded = root / path, set(INDEX)
+            require_bounded(self._place, self._file, list(INDEX))
             table = self._file.read(columns=list(INDEX), use_threads=False)
             self.columns = {name: _vector(table[name], name).astype(kind) for name, kind in INDEX.items()}
             counts = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
@@ -87,6 +89,7 @@ class DataFile:
     def numbers(self, keys: Sequence[tuple[str, int]], first: int, end: int) -> dict[str, NDArray[np.float32]]:
         """Rows first ... end of columns (key, width), float32 [T, D] each. Raises SourceError."""
         with reporting(self.path):
+            self._require_bounded(keys)
             groups = self._groups(first, end)
             table = self._file.read_row_groups(groups, columns=[key for key, _ in keys], use_threads=False)
             shift = int(self._ends[groups[0]])
@@ -96,6 +99,7 @@ class DataFile:
     def scan(self, keys: Sequence[tuple[str, int]]) -> Iterator[dict[str, NDArray[Any]]]:
         """All rows of columns (key, width), in pieces: [N, D] each. Raises SourceError."""
         with reporting(self.path):
+            self._require_bounded(keys)
             columns = [key for key, _ in keys]
             for batch in self._file.iter_batches(batch_size=BATCH, columns=columns, use_threads=False):
                 pulse.beat()
@@ -120,6 +124,12 @@ class DataFile:
                         )
                     yield data
                 at += len(column)
+
+    def _require_bounded(self, keys: Sequence[tuple[str, int]]) -> None:
+        fresh = {key for key, _ in keys} - self._bounded
+        if fresh:
+            require_bounded(self._place, self._file, sorted(fresh))
+            self._bounded |= fresh
 
     def _groups(self, first: int, end: int) -> list[int]:
         low = int(np.searchsorted(self._ends, first, side="right")) - 1
