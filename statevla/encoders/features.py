@@ -3,8 +3,10 @@
 Legend: N frames, C cameras, P patches, V feature width.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -103,6 +105,32 @@ def open_kept(store: Store, name: str, model: ModelConfig) -> Derived:
     if found.about["cameras"] != list(store.spec.camera_names):
         raise StaleKey(f"{where}: of cameras {found.about['cameras']}, the store has {store.spec.camera_names}")
     return found
+
+
+def made_from_by_name(store: Store, names: Sequence[str | None]) -> dict[str, dict[str, Any]]:
+    """What the store's features `names` are made from now; None, and what cannot be opened, is left out."""
+    found = {}
+    for name in names:
+        if name is not None:
+            with contextlib.suppress(StoreMissing, StaleKey):
+                found[name] = open_named(store, name).made_from
+    return found
+
+
+def require_same_kept(here: dict[str, dict[str, Any]], recorded: dict[str, dict[str, Any]], where: str) -> None:
+    """Raise StaleKey where features of a name are no longer those that a checkpoint was trained from.
+
+    here, recorded: `made_from_by_name` now, and then; of what is not in both nothing is known.
+    """
+    for name in sorted(here.keys() & recorded.keys()):
+        now, then = here[name], recorded[name]
+        differs = sorted(field for field in {*now, *then} if now.get(field) != then.get(field))
+        if differs:
+            said = ", ".join(f"{field}: {then.get(field)} then, {now.get(field)} now" for field in differs)
+            raise StaleKey(
+                f"{where}: {FEATURES}/{name} are not those that it was trained from ({said}); make them again as they "
+                "were, or train anew"
+            )
 
 
 def kept_towers(store: Store) -> list[Derived]:

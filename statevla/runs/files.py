@@ -26,18 +26,21 @@ from stores.errors import StaleKey, StoreCorrupt, StoreMissing
 MODEL: Final = "model.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
 LANGUAGE: Final = "language.safetensors"
+KEPT: Final = "kept"
+"""Field of `CheckpointState.loader`; checkpoints of before have none, and are not compared."""
 
 
 @dataclass(frozen=True)
 class CheckpointState:
     """All of a checkpoint that is not a tensor.
 
-    step: optimizer steps done. loader: epoch, batch and manifest hash to go on from. loss: training loss of the last
-    step. best: step and val_loss of the best validation so far, or None. scheduler: the learning rate's rule (a pure
-    function of the step). rng: torch's generator states in hex, and the seed of the per-step noise. statistics: the
-    store's normalization. instructions: rows of language.safetensors. init_states: by task, those that the store's
-    demonstrations start from. backbone: name and revision of the frozen vision weights, which no checkpoint holds.
-    parent: of a policy, where its frozen encoder came from. files: bytes and sha256 by name.
+    step: optimizer steps done. loader: epoch, batch and content hash to go on from, and ``kept``: by name, what the
+    features that it reads are made from. loss: training loss of the last step. best: step and val_loss of the best
+    validation so far, or None. scheduler: the learning rate's rule (a pure function of the step). rng: torch's
+    generator states in hex, and the seed of the per-step noise. statistics: the store's normalization. instructions:
+    rows of language.safetensors. init_states: by task, those that the store's demonstrations start from. backbone: name
+    and revision of the frozen vision weights, which no checkpoint holds. parent: of a policy, where its frozen encoder
+    came from. files: bytes and sha256 by name.
     """
 
     format: int

@@ -26,11 +26,11 @@ from statevla.data.frames import Table, make_table
 from statevla.data.numbers import Numbers
 from statevla.data.views import View, open_features
 from statevla.data.walk import walk_observations
-from statevla.encoders.features import open_kept, tower_of
+from statevla.encoders.features import open_kept, require_same_kept, tower_of
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
 from statevla.policies.prepare import choose_device
-from statevla.runs.files import MODEL, CheckpointState, read_state, read_tensors, require_store
+from statevla.runs.files import KEPT, MODEL, CheckpointState, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST
 from statevla.systems.find import find_parent, resolve
 from statevla.systems.frozen import FrozenEncoder
@@ -209,6 +209,8 @@ def latents_of_checkpoint(
     config = config_of(state, path)
     chosen = choose_device(device)
     kept = None if config.data.features is None else open_kept(store, config.data.features, config.model)
+    if kept is not None:
+        require_same_kept({kept.name: kept.made_from}, state.loader.get(KEPT, {}), str(path))
     view = None if kept is None else open_features(kept, 0.0)
     backbone = load_backbone(config.model, chosen) if kept is None else tower_of(kept)
     require_identity(backbone, state.backbone, str(path))

@@ -7,7 +7,7 @@ import torch
 from statevla.data.prefetch import Position
 from statevla.encoders.vision import identity
 from statevla.runs import write as checkpoint
-from statevla.runs.files import CheckpointState
+from statevla.runs.files import KEPT, CheckpointState
 from statevla.runs.migrations import FORMAT
 from statevla.version import __version__
 from stores.init_states import init_states_by_task
@@ -26,7 +26,7 @@ def snapshot(run: "Run", position: Position) -> checkpoint.Snapshot:
         system=run.system.name,
         epoch=position.epoch,
         step=run.step,
-        loader=run.loader.state(position),
+        loader={**run.loader.state(position), KEPT: run.kept},
         loss=run.last_loss,
         best=run.best,
         scheduler={

@@ -20,13 +20,14 @@ from statevla.data.machine import in_words
 from statevla.data.prefetch import Position
 from statevla.data.remote import open_to_train
 from statevla.data.sequential import SequentialLoader
+from statevla.encoders.features import made_from_by_name, require_same_kept
 from statevla.encoders.vision import require_identity
 from statevla.models.losses import LossParts
 from statevla.models.optim import parameter_groups
 from statevla.policies.prepare import choose_device
 from statevla.runs import layout
 from statevla.runs import write as checkpoint
-from statevla.runs.files import read_state, require_store
+from statevla.runs.files import KEPT, read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
 from statevla.runs.starts import note_start
 from statevla.systems.system import Given, System, Terms
@@ -144,6 +145,7 @@ class Run:
             require_identity(self.backbone, found.state.backbone, str(found.folder))
         self.model = system.build(config, Given(spec, self.statistics, self.backbone, found)).to(self.device)
         needs = self.model.needs
+        self.kept = made_from_by_name(store, (config.data.features, *needs.beside))
         require_learnable(system, needs, config, self.model.learns_unlabelled)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay, self.model.undecayed),
@@ -194,6 +196,7 @@ class Run:
         require_store(state, self.store.content_hash, source, str(self.store.root))
         require_same_config(self.config, config_of(state, source), self.system, source)
         require_identity(self.backbone, state.backbone, str(source))
+        require_same_kept(self.kept, state.loader.get(KEPT, {}), str(source))
         if state.step > self.total:
             raise UsageError(
                 f"{source}: already at step {state.step}, the run is to end at {self.total}; "

@@ -1,6 +1,7 @@
 """Training from kept features is training on the frozen tower, within the dtype's tolerance, without a picture."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from statevla.encoders import siglip
 from statevla.runs import layout
 from statevla.runs.files import read_state
 from statevla.systems.table import find_system
+from statevla.trainers.latents import latents_of_checkpoint
 from statevla.trainers.trainer import train
-from stores.errors import StoreMissing, UsageError
+from stores.errors import StaleKey, StoreMissing, UsageError
 from tests.encoders.test_siglip import save_small_siglip
-from tests.trainers.micro import micro_config, micro_store
+from tests.trainers.micro import at_step, micro_config, micro_store
 from tests.trainers.test_latents import encoder_of, no_pictures
+from tests.trainers.test_loop import interrupt
 
 JEPA, FLOW = "temporal_jepa", "flow_matching"
 
@@ -82,3 +85,25 @@ def test_features_that_are_not_there_or_do_not_fit(made: tuple[Path, Path], tmp_
         train(JEPA, settings(tower, "data.features=half", "model.vision_pool=2"), store, tmp_path / "b")
     with pytest.raises(UsageError, match=r"model\.vision=conv is not"):
         micro_config("data.features=half")
+
+
+def test_a_resumed_run_reads_the_features_that_it_began_with(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of the same name but made another way they are refused; a checkpoint of before, which has no record, goes on."""
+    store, tower = Path(shutil.copytree(made[0], tmp_path / "store")), made[1]
+    config, run = settings(tower, "data.features=half"), tmp_path / "run"
+    assert train(JEPA, config, store, run, progress=at_step(3, interrupt)).steps == 3
+    checkpoint = encoder_of(run)
+    make_features(FeatureConfig(store, str(tower), name="half", device="cpu", dtype="int8"))
+    said = "features/half are not those that it was trained from .dtype: float16 then, int8 now.*; make them again"
+    with pytest.raises(StaleKey, match=said):
+        train(JEPA, config, store, run, resume=True)
+    with pytest.raises(StaleKey, match=said):
+        latents_of_checkpoint(store, checkpoint, device="cpu")
+    before = tmp_path / "before"
+    shutil.copytree(run, before)
+    state = json.loads((encoder_of(before) / layout.STATE).read_text())
+    del state["loader"]["kept"]
+    (encoder_of(before) / layout.STATE).write_text(json.dumps(state))
+    assert train(JEPA, config, store, before, resume=True).steps == 6
+    make_features(FeatureConfig(store, str(tower), name="half", device="cpu"))
+    assert train(JEPA, config, store, run, resume=True).steps == 6
