@@ -49,7 +49,7 @@ class ExpertGoals:
                 world.come_up()
             world.begin(Start(start, seed, expert=True))
             world.receive()
-            world.run_expert(self.suite.max_steps, film=0)
+            world.run_expert(self.suite.max_steps, look=True, film=0)
             seen = world.receive()
         finally:
             world.close()

@@ -220,7 +220,7 @@ class Runner:
             elif not episode.begun:
                 world.begin(self._start_of(episode.trial))
             elif isinstance(policy, ExpertControl):
-                world.run_expert(count, film=episode.film)
+                world.run_expert(count, look=False, film=episode.film)
             elif isinstance(policy, ReplayDemos):
                 recorded = policy.demos[episode.trial.task.name][episode.trial.start].actions
                 still = np.zeros((REPLAY_PATIENCE, LIBERO.action_dim))

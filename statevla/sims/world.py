@@ -104,8 +104,8 @@ class World(Protocol):
         """Ask to execute actions ``[n, A]`` until success. film: also show every so many steps; 0: never."""
         ...
 
-    def run_expert(self, steps: int, *, film: int) -> None:
-        """As `run`, with actions of the scripted expert."""
+    def run_expert(self, steps: int, *, look: bool, film: int) -> None:
+        """As `run`, with actions of the scripted expert. look: show pictures of where it ended."""
         ...
 
     def receive(self) -> Answer:

@@ -54,7 +54,7 @@ class ToyWorld:
     def run(self, actions: NDArray[np.float64], *, look: bool, film: int) -> None:
         self.asked = actions, film
 
-    def run_expert(self, steps: int, *, film: int) -> None:
+    def run_expert(self, steps: int, *, look: bool, film: int) -> None:
         self.asked = np.tile([1.0 if self.task.index == 0 else -1.0, *[0.0] * 6], (steps, 1)), film
 
     def receive(self) -> Seen:

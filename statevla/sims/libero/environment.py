@@ -214,6 +214,9 @@ class Environment:
                 success_step = step
                 if not request.through:
                     break
+        if done and request.look and not drawn:  # success came before the step that was to be looked at
+            self._look()
+            drawn = True
         return self._reply(drawn, np.array(done).reshape(-1, 7), success_step, started, film=film)
 
     def demonstrate(self, request: Demonstrate) -> Reply:
@@ -277,14 +280,16 @@ class Environment:
     def observe(self) -> Reply:
         """Draws the present state."""
         started = time.perf_counter()
-        inner = self._env.env
-        with self._open(True):
-            self._obs = inner._get_observations(force_update=True)
+        self._look()
         return self._reply(True, np.zeros((0, 7)), None, started)
 
     def close(self) -> None:
         """Frees the rendering context."""
         self._env.close()
+
+    def _look(self) -> None:
+        with self._open(True):
+            self._obs = self._env.env._get_observations(force_update=True)
 
     def _pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return np.array(self._obs["robot0_eef_pos"]), np.array(self._obs["robot0_eef_quat"])

@@ -101,8 +101,8 @@ class LiberoWorld:
     def run(self, actions: NDArray[np.float64], *, look: bool, film: int) -> None:
         self.simulator.send(Run(actions, look, film))
 
-    def run_expert(self, steps: int, *, film: int) -> None:
-        self.simulator.send(RunExpert(steps, look=False, film=film))
+    def run_expert(self, steps: int, *, look: bool, film: int) -> None:
+        self.simulator.send(RunExpert(steps, look, film))
 
     def receive(self) -> Reply:
         return self.simulator.receive()

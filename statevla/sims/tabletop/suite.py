@@ -96,7 +96,7 @@ class TabletopWorld:
     def run(self, actions: NDArray[np.float64], *, look: bool, film: int) -> None:
         self._work = lambda: self._run(iter(actions), film)
 
-    def run_expert(self, steps: int, *, film: int) -> None:
+    def run_expert(self, steps: int, *, look: bool, film: int) -> None:
         self._work = lambda: self._run(self._expert(steps), film)
 
     def receive(self) -> Seen:
