@@ -75,7 +75,9 @@ def named_kept(root: Path | str | Storage, names: Sequence[str]) -> list[Kept]:
     there = {item.path: item for item in list_kept(root)}
     wanted = [name.strip("/") for name in names]
     if unknown := [name for name in wanted if name not in there]:
-        raise UsageError(f"{root}: {', '.join(unknown)}: no such derived folder; there are {', '.join(there) or 'none'}")
+        raise UsageError(
+            f"{root}: {', '.join(unknown)}: no such derived folder; there are {', '.join(there) or 'none'}"
+        )
     return [there[name] for name in dict.fromkeys(wanted)]
 
 

@@ -326,7 +326,8 @@ class ShardedArray:
         expected = np.arange(chunks, dtype=np.uint64) * np.uint64(spec.chunk_bytes)
         if not np.array_equal(places[:chunks, 0], expected) or (places[:chunks, 1] != spec.chunk_bytes).any():
             raise StoreCorrupt(
-                f"{self.storage.root}: {name}: its index does not name every chunk once, in order; {remedy(self.storage.root, name)}"
+                f"{self.storage.root}: {name}: its index does not name every chunk once, in order; "
+                + remedy(self.storage.root, name)
             )
         with self._lock:
             self._checked.setdefault(m, np.zeros(chunks, np.bool_))

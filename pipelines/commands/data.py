@@ -228,12 +228,13 @@ def verify(store: StoreArgument, as_json: Json = False) -> None:
 def clean(
     store: Annotated[Path, typer.Argument(help="Store folder.", callback=require_folder)],
     folders: Annotated[
-        list[str] | None, typer.Argument(help="Derived folders to remove whatever their state, as `inspect` lists them.")
+        list[str] | None,
+        typer.Argument(help="Derived folders to remove whatever their state, named as by `inspect`."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove derived folders that no reader will take any more (stale, damaged, unfinished), or those named; asks first."""
+    """Remove derived folders that no reader will take (stale, damaged, unfinished), or those named; asks first."""
     from stores.kept import named_kept, remove_kept, useless
 
     found = named_kept(store, folders) if folders else useless(store)

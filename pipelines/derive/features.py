@@ -137,9 +137,7 @@ def _make_shard(unit: _Unit) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(
-    config: FeatureConfig, device: str, made_from: tuple[tuple[str, Any], ...]
-) -> tuple[Store, FrozenTower]:
+def _opened(config: FeatureConfig, device: str, made_from: tuple[tuple[str, Any], ...]) -> tuple[Store, FrozenTower]:
     """Store and tower, kept from shard to shard: a worker may outlive many drivers, so only while the same is sealed.
 
     Raises StaleKey when what is here is something else: another content of the store, other weights, another precision.
@@ -227,15 +225,12 @@ def _kind(model: str) -> str:
     """The row whose name the model's type begins with."""
     from transformers import AutoConfig
 
-    from statevla.encoders.hub import require_weights
+    from statevla.encoders.hub import require_weights, usable
 
-    try:
+    with usable(
+        lambda reason: f"--encoder {model}: expected {', '.join(VISION)}, or a model's name or folder ({reason})"
+    ):
         found = str(AutoConfig.from_pretrained(model, local_files_only=require_weights(model)).model_type)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"--encoder {model}: expected {', '.join(VISION)}, or a model's name or folder ({reason})"
-        ) from error
     for kind in VISION:
         if found.startswith(kind):
             return kind

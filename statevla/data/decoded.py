@@ -38,8 +38,8 @@ def find_decoded(store: Store, beside: Path | None = None) -> Derived | None:
 
 
 def decode_store(store: Store, root: Path, threads: int, progress: Progress | None = None) -> Derived:
-    """Write ``decoded/<key>`` below `root`, [N, H, W, 3] uint8 a camera, unless another process does it meanwhile, which
-    is waited for. An interrupted call begins anew. Raises StateVLAError when the disk has no room.
+    """Write ``decoded/<key>`` below `root`, [N, H, W, 3] uint8 a camera, unless another process does it meanwhile,
+    which is waited for. An interrupted call begins anew. Raises StateVLAError when the disk has no room.
     """
     frames, made = store.manifest.counts["frames"], made_from(store)
     specs = {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from statevla.encoders.hub import require_weights
+from statevla.encoders.hub import require_weights, usable
 from statevla.encoders.text import TextEncoder
 from stores.errors import UsageError
 
@@ -27,19 +27,19 @@ def load_clip(model: str) -> TextEncoder:
     """
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-    try:
+    def unusable(reason: str) -> str:
+        return (
+            f"--language clip: no usable CLIP text weights at {model!r} ({reason}). Connect to the network once, or "
+            "pass --language-model FOLDER with a downloaded copy (safetensors), or use --language minilm (weights from "
+            "the package index) or --language hashed (word n-grams, no weights, no semantics)"
+        )
+
+    with usable(unusable):
         local = require_weights(model)
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
         tower, info = CLIPTextModelWithProjection.from_pretrained(
             model, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=local
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"--language clip: no usable CLIP text weights at {model!r} ({reason}). Connect to the network once, or "
-            "pass --language-model FOLDER with a downloaded copy (safetensors), or use --language minilm (weights from "
-            "the package index) or --language hashed (word n-grams, no weights, no semantics)"
-        ) from error
     if info["missing_keys"]:
         raise UsageError(f"{model}: the checkpoint lacks text weights {sorted(info['missing_keys'])[:4]}")
     size = int(tower.config.projection_dim)

@@ -1,7 +1,11 @@
 """Whether a model of a hub can be had, found out in seconds: a loader alone would retry for more than a minute."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+
+from stores.errors import StateVLAError, UsageError
 
 TIMEOUT_SECONDS: Final = 5.0
 CONFIG: Final = "config.json"
@@ -27,3 +31,21 @@ def require_weights(model: str, file: str = CONFIG, revision: str | None = None)
     except Exception as error:  # of whichever HTTP library, offline, no name service, no answer in time
         raise OSError(f"not in the local cache, and the hub does not answer: {error}") from error
     return False
+
+
+@contextlib.contextmanager
+def usable(say: Callable[[str], str]) -> Iterator[None]:
+    """Raise what loading a model raises as one UsageError, `say` of its reason.
+
+    The files are anybody's: a broken one makes a library raise whatever it stumbles over (JSON, safetensors, a key, a
+    type), of no common kind.
+    """
+    try:
+        yield
+    except (StateVLAError, MemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        plain = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
+        reason = type(error).__name__ if not lines else lines[0] if plain else f"{type(error).__name__}: {lines[0]}"
+        raise UsageError(say(reason)) from error

@@ -29,6 +29,7 @@ CUBIC: Final = -0.5
 """Pillow's bicubic (Keys 1981)."""
 UNIT: Final = 2**22
 """A weight of one."""
+MAX_SIDE: Final = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -114,30 +115,61 @@ def _filter(x: float, resample: str) -> float:
 
 def read_preprocessing(path: Path) -> Preprocessing:
     """Parse a ``preprocessor_config.json``. Raises UsageError naming the key that is missing or not as expected."""
-    fields = json.loads(path.read_text())
+    try:
+        fields = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON ({error}); download the model again") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path}: expected an object, got {str(fields)[:80]}; download the model again")
     missing = [key for key in ("size", "resample", "image_mean", "image_std") if key not in fields]
     if missing:
-        raise UsageError(f"{path.name}: keys {missing} are missing; without them the tower's input is not known")
+        raise UsageError(f"{path}: keys {missing} are missing; without them the tower's input is not known")
     off = [key for key in ("do_resize", "do_rescale", "do_normalize") if fields.get(key, True) is not True]
-    if off or not math.isclose(fields.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise UsageError(f"{path.name}: expected pixels resized, divided by 255 and normalized, got {off or fields}")
+    scale = fields.get("rescale_factor", 1 / 255)
+    if off or not _is_number(scale) or not math.isclose(scale, 1 / 255, rel_tol=1e-6):
+        got = f"{off} off" if off else f"rescale_factor {scale!r}"
+        raise UsageError(f"{path}: expected pixels resized, divided by 255 and normalized, got {got}")
     size, crop = _size(path, fields)
-    if fields["resample"] not in RESAMPLE:
-        raise UsageError(f"{path.name}: expected resample in {sorted(RESAMPLE)}, got {fields['resample']}")
-    mean, std = (tuple(float(value) for value in fields[key]) for key in ("image_mean", "image_std"))
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UsageError(f"{path.name}: expected three means and three positive stds, got {mean} and {std}")
-    return Preprocessing(size, RESAMPLE[fields["resample"]], mean, std, crop)
+    resample = fields["resample"]
+    if not isinstance(resample, int) or resample not in RESAMPLE:
+        raise UsageError(f"{path}: expected resample in {sorted(RESAMPLE)}, got {resample!r}")
+    mean, std = (_three(path, fields, key) for key in ("image_mean", "image_std"))
+    if min(std) <= 0:
+        raise UsageError(f"{path}: image_std: expected three positive stds, got {list(std)}")
+    return Preprocessing(size, RESAMPLE[resample], mean, std, crop)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _three(path: Path, fields: dict[str, Any], key: str) -> tuple[float, float, float]:
+    value = fields[key]
+    if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
+        raise UsageError(f"{path}: {key}: expected three numbers, one a channel, got {str(value)[:80]}")
+    return float(value[0]), float(value[1]), float(value[2])
 
 
 def _size(path: Path, fields: dict[str, Any]) -> tuple[int, int | None]:
-    size, crop = fields["size"], fields.get("crop_size") if fields.get("do_center_crop") else None
-    if isinstance(size, dict) and "shortest_edge" in size:
-        sides = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
-        if not sides["height"] or sides["height"] != sides["width"] or sides["height"] > size["shortest_edge"]:
-            raise UsageError(f"{path.name}: expected a square crop_size within size {size}, got {crop}")
-        return int(size["shortest_edge"]), int(sides["height"])
-    height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
-    if height != width or crop is not None:
-        raise UsageError(f"{path.name}: expected a square size, or a shortest_edge with a crop, got {size} and {crop}")
-    return int(height), None
+    """Size and crop."""
+    size, crop = _sides(fields["size"]), _sides(fields.get("crop_size")) if fields.get("do_center_crop") else None
+    if set(size) == {"shortest_edge"}:
+        side = size["shortest_edge"]
+        if crop is None or set(crop) != {"height", "width"} or not crop["height"] == crop["width"] <= side:
+            raise UsageError(
+                f"{path}: expected a square crop_size within size {fields['size']}, got {fields.get('crop_size')}"
+            )
+        return side, crop["height"]
+    if set(size) != {"height", "width"} or size["height"] != size["width"] or fields.get("do_center_crop"):
+        raise UsageError(
+            f"{path}: size: expected a square {{height, width}}, or a shortest_edge with a crop, got {fields['size']} "
+            f"and crop_size {fields.get('crop_size')}"
+        )
+    return size["height"], None
+
+
+def _sides(value: Any) -> dict[str, int]:
+    """A size as it may be written, a number or an object, without what is null; empty where it is neither."""
+    named = value if isinstance(value, dict) else {"height": value, "width": value}
+    found = {str(name): side for name, side in named.items() if side is not None}
+    return found if all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in found.values()) else {}

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from statevla.encoders.hub import require_weights
+from statevla.encoders.hub import require_weights, usable
 from stores.errors import UsageError
 
 DEFAULT_MODEL: Final = "stabilityai/stable-diffusion-3-medium-diffusers"
@@ -35,17 +35,18 @@ def load_sd3(model: str = DEFAULT_MODEL, revision: str | None = None) -> tuple[A
             f"stamo.decoder sd3: the package diffusers cannot be imported ({error}): pip install 'statevla[stamo]', or "
             "use stamo.decoder=vae or pixel"
         ) from error
-    try:
-        local = require_weights(model, f"{VAE}/config.json", revision)
-        vae = _load(AutoencoderKL, model, VAE, revision, local)
-        return vae, _load(SD3Transformer2DModel, model, TRANSFORMER, revision, local)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
+
+    def unusable(reason: str) -> str:
+        return (
             f"stamo.decoder sd3: no usable weights at {model!r} ({reason}). Accept its licence at the hub and connect "
             f"to the network once, or set stamo.sd3_model to a folder with {VAE}/ and {TRANSFORMER}/ (safetensors), or "
             "use stamo.decoder=vae or pixel"
-        ) from error
+        )
+
+    with usable(unusable):
+        local = require_weights(model, f"{VAE}/config.json", revision)
+        vae = _load(AutoencoderKL, model, VAE, revision, local)
+        return vae, _load(SD3Transformer2DModel, model, TRANSFORMER, revision, local)
 
 
 def add_adapters(transformer: nn.Module, rank: int) -> None:

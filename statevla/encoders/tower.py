@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from statevla.encoders.clip import folder_revision
-from statevla.encoders.hub import require_weights
+from statevla.encoders.hub import require_weights, usable
 from statevla.encoders.preprocessing import Preprocessing, affine, read_preprocessing, resize
 from stores.errors import UsageError
 
@@ -64,16 +64,16 @@ def load_tower(
     """
     from transformers.utils import cached_file
 
-    try:
+    def unusable(reason: str) -> str:
+        return (
+            f"model.vision {kind}: no usable weights at {model!r} ({reason}). Connect to the network once, or set "
+            "model.vision_model to a folder with a downloaded copy (safetensors), or use model.vision=conv"
+        )
+
+    with usable(unusable):
         local = require_weights(model)
         settings = cached_file(model, "preprocessor_config.json", local_files_only=local)
         tower, info = load(local)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"model.vision {kind}: no usable weights at {model!r} ({reason}). Connect to the network once, or set "
-            "model.vision_model to a folder with a downloaded copy (safetensors), or use model.vision=conv"
-        ) from error
     if info["missing_keys"]:
         raise UsageError(f"{model}: the checkpoint lacks vision weights {sorted(info['missing_keys'])[:4]}")
     return tower, read_preprocessing(Path(str(settings))), revision(model, tower)

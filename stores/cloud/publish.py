@@ -164,7 +164,7 @@ def parse_register(data: bytes, tag: str) -> Registered | None:
 
 
 def claim_of(manifest: str, at: str | None) -> tuple[str, bytes]:
-    """A claim by this process for `manifest`: its folder (`at`, or a fresh one) and its bytes, which nobody else has."""
+    """A claim by this process for `manifest`: folder (`at`, or a fresh one) and bytes, which nobody else has."""
     nonce = os.urandom(8).hex()
     at = at or f"publication-{nonce}"
     who = {"manifest": manifest, "at": at, "pid": os.getpid(), "host": socket.gethostname(), "nonce": nonce}

@@ -78,9 +78,7 @@ def _take_lock(path: Path, root: Path, waiting: Callable[[str], None] | None) ->
             try:
                 who = _holder(os.pread(descriptor, 65536, 0))
                 if waiting is None:
-                    raise StoreLocked(
-                        f"{root} is being written by {who}; wait until it ends, or stop it"
-                    ) from error
+                    raise StoreLocked(f"{root} is being written by {who}; wait until it ends, or stop it") from error
                 if not told:
                     waiting(f"waits: {root} is being written by {who}")
                     told = True

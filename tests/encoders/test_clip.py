@@ -87,3 +87,14 @@ def test_another_width_is_taken_and_missing_weights_are_refused(tmp_path: Path) 
     (narrow / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="lacks text weights"):
         load_text_encoder("clip", str(narrow))
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("model.safetensors", b"abc"), ("config.json", b"[]"), ("config.json", b"{"), ("tokenizer.json", b"{"),
+    ("tokenizer.json", b"[]"),
+])  # fmt: skip
+def test_a_broken_file_of_the_model_is_one_clear_error(tmp_path: Path, file: str, content: bytes) -> None:
+    folder = save_small_clip(tmp_path / "clip")
+    (folder / file).write_bytes(content)
+    with pytest.raises(UsageError, match=f"--language clip: no usable CLIP text weights at '{folder}'"):
+        load_text_encoder("clip", str(folder))

@@ -76,3 +76,41 @@ def test_what_cannot_be_reproduced_is_refused(tmp_path: Path) -> None:
         path.write_text(json.dumps({**good, **change}))
         with pytest.raises(UsageError, match=match):
             read_preprocessing(path)
+
+
+def test_a_broken_file_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    good = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    path.write_text(json.dumps({**good, "size": {"height": 32, "width": 32, "longest_edge": None}}))
+    assert read_preprocessing(path).side == 32
+    for change, match in (
+        ({"size": {"longest_edge": 32}}, "size: expected a square .*'longest_edge': 32"),
+        ({"size": None}, "size: expected a square"),
+        ({"size": [32, 32]}, "size: expected a square"),
+        ({"size": {"height": "32", "width": "32"}}, "size: expected a square"),
+        ({"size": {"height": 0, "width": 0}}, "size: expected a square"),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": True}, "crop_size within size"),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"width": 28}}, "crop_size within size"),
+        ({"resample": None}, "resample in"),
+        ({"resample": [3]}, "resample in"),
+        ({"rescale_factor": None}, "divided by 255 and normalized, got rescale_factor None"),
+        ({"rescale_factor": "x"}, "divided by 255"),
+        ({"image_mean": 0.5}, "image_mean: expected three numbers, one a channel, got 0.5"),
+        ({"image_mean": [0.5, None, 0.5]}, "image_mean: expected three numbers"),
+        ({"image_std": None}, "image_std: expected three numbers"),
+        ({"image_std": [0.5, 0.5]}, "image_std: expected three numbers"),
+        ({"image_std": [0.5, 0.5, float("nan")]}, "image_std: expected three numbers"),
+    ):
+        path.write_text(json.dumps({**good, **change}))
+        with pytest.raises(UsageError, match=match) as caught:
+            read_preprocessing(path)
+        assert str(path) in str(caught.value)
+    for text, match in (
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "expected an object"),
+        ("\xff", "not JSON"),
+    ):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(UsageError, match=match):
+            read_preprocessing(path)

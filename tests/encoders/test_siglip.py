@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from pipelines.derive.features import _load
 from statevla.encoders.preprocessing import Preprocessing, resize
 from statevla.encoders.siglip import load_siglip
 from stores.errors import UsageError
@@ -74,3 +75,19 @@ def test_absent_incomplete_or_contradicting_weights_are_refused(
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UsageError, match="image_mean"):
         load_siglip(str(folder))
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("model.safetensors", b"abc"), ("model.safetensors", b""), ("model.safetensors", None), ("config.json", b"{"),
+    ("config.json", b"[]"), ("config.json", b'{"model_type": "siglip_vision_model", "hidden_size": "x"}'),
+    ("preprocessor_config.json", b"{"),
+])  # fmt: skip
+def test_a_broken_file_of_the_model_is_one_clear_error(tmp_path: Path, file: str, content: bytes | None) -> None:
+    """content None: cut in half."""
+    path = save_small_siglip(tmp_path / "tower") / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+    with pytest.raises(UsageError, match=f"{tmp_path}/tower"):
+        load_siglip(str(tmp_path / "tower"))
+    if file != "preprocessor_config.json" and file != "model.safetensors":
+        with pytest.raises(UsageError, match=f"--encoder {tmp_path}/tower|model.vision siglip"):
+            _load(str(tmp_path / "tower"), "cpu")

@@ -1,8 +1,8 @@
 """Features of a frozen tower: what it gives for the decoded pictures, by frame; resumable, previewed, never stale."""
 
 import contextlib
+import copy
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_workers_make_the_same_bytes(store: Path, tower: Path, tmp_path: Path) -
 
 
 class Worker:
-    """Stands for a cluster: one worker, this process, that lives on from run to run. before: what happens to it first."""
+    """Stands for a cluster: one worker, this process, that lives on. before: what happens to it first."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(features, "run_units", self)
@@ -139,7 +139,7 @@ class Worker:
         if scheduler is not None:
             self.before()
         for name, task in tasks:
-            yield name, function(pickle.loads(pickle.dumps(task)))
+            yield name, function(copy.deepcopy(task))
 
     def make(self, store: Path, tower: Path, device: str = "cpu") -> dict[str, Any]:
         config = FeatureConfig(store, str(tower), name="kept", batch=8, device=device)
@@ -148,10 +148,10 @@ class Worker:
 
 def other_weights(tower: Path, folder: Path) -> Path:
     """A tower like `tower`, of other numbers."""
-    copy = Path(shutil.copytree(tower, folder))
-    weights = load_file(copy / "model.safetensors")
-    save_file({name: values + 0.1 for name, values in weights.items()}, copy / "model.safetensors")
-    return copy
+    other = Path(shutil.copytree(tower, folder))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: values + 0.1 for name, values in weights.items()}, other / "model.safetensors")
+    return other
 
 
 def test_a_worker_that_lives_on_takes_the_store_and_tower_that_are_there_now(

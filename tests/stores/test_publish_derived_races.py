@@ -72,7 +72,7 @@ def _gated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def race(made: Path, target: Target, there: str | None, k: int, m: int) -> tuple[str, str, int, int]:
-    """The first stalls before k, ``--replace`` before m. there: what lies there before, which the first replaces too."""
+    """The first stalls before k, ``--replace`` before m. there: what lies there, which the first replaces too."""
     publish_store(made / "old", target[0], **target[1])
     if there is not None:
         let_pass()
