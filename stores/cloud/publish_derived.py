@@ -2,7 +2,8 @@
 
 A derived folder goes to where its store was published, under the same name, in the same way as the store
 (`stores.cloud.publish`): its ``manifest.json`` is a register. A claim takes it, objects and seal go into a fresh folder
-``publication-<16 hex digits>/`` beside it, a pointer to that takes the claim's place, what else lies there is removed. So under any stall a reader finds all of one content or nothing: an object's name has one right content for
+``publication-<16 hex digits>/`` beside it, a pointer to that takes the claim's place, and what else lies there is
+removed. So under any stall a reader finds all of one content or nothing: an object's name has one right content for
 ever, and no claim names a folder that a register, read after a listing, did not.
 
 What is there under that name, of another content or unfinished, is replaced only when told to; a seal beside its
