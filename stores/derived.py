@@ -17,7 +17,8 @@ where an interrupted one stopped (`Unfinished.missing`), one of another key begi
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stores.cloud.storage import LocalStorage, Storage, open_storage, pointed
 from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
-from stores.layout import DERIVED, MANIFEST, STATISTICS, is_seal, seal_path
+from stores.layout import DERIVED, MANIFEST, STATISTICS, is_leftover, is_seal, seal_path
 from stores.manifest import (
     StoreObject,
     hash_objects,
@@ -43,6 +44,10 @@ if TYPE_CHECKING:  # statistics are sealed too, and are needed where no array ca
 
 BEGUN: Final = ".begun.json"
 """In an unfinished folder: its key, what it is made from, and its arrays."""
+_STATISTICS_FILE: Final = re.compile(rf"{STATISTICS}/[0-9a-f]{{16}}\.json")
+_FOLDER_FILE: Final = re.compile(
+    r"(publication-[0-9a-f]{16}/)?(manifest\.json|\.begun\.json|\.DS_Store|([^/]+/)?zarr\.json|[^/]+/c(/[0-9]+)+)"
+)
 _FIELDS: Final = {"key": str, "made_from": dict, "about": dict, "objects": list}
 
 
@@ -215,6 +220,15 @@ class Unfinished:
         return key_of(self.made_from)
 
 
+def is_foreign(folder: str, names: Collection[str]) -> bool:
+    """Whether `names`, objects of the derived folder at `folder`, all below the store, are not all those of a writer of
+    derived folders, going by their names alone.
+    """
+    if folder.startswith(f"{STATISTICS}/"):
+        return any(_STATISTICS_FILE.fullmatch(name) is None for name in names)
+    return any(_FOLDER_FILE.fullmatch(name.removeprefix(f"{folder}/")) is None for name in names)
+
+
 def begin(
     root: Path | str,
     kind: str,
@@ -224,7 +238,8 @@ def begin(
 ) -> Unfinished:
     """A folder of `arrays` below the store at folder `root`, to be filled and committed; under the store's lock.
 
-    What an interrupted writer of the same content and arrays left is kept; anything else under that name is removed.
+    What an interrupted writer of the same content and arrays left is kept; anything else under that name is removed,
+    but for what is foreign: raises UsageError.
     """
     from stores.arrays import METADATA, create_group
 
@@ -238,6 +253,10 @@ def begin(
     except (FileNotFoundError, NotADirectoryError):
         same = False
     if not same:
+        place = f"{kind}/{name}"
+        there = [name for name in LocalStorage(folder).sizes() if not is_leftover(name)] if folder.is_dir() else []
+        if is_foreign(place, [f"{place}/{name}" for name in there]):
+            raise UsageError(f"{folder}: holds files that are not of {kind}, so it is not replaced; move them away")
         durable.remove(folder)
         create_group(folder)
         for array, spec in arrays.items():

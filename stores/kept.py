@@ -2,7 +2,8 @@
 
 What is of another content of the store, damaged or unfinished can never be opened again and only takes room. What is
 finished and of this content is of use to whoever asks for its key; it is removed by name only. That its bytes are still
-those that were sealed is for `stores.verify` to say.
+those that were sealed is for `stores.verify` to say. What is not finished and holds a file that no writer of ours would
+have given that name is foreign, whatever else is in it, and is left to whoever put it there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from stores.cloud.storage import Storage, open_storage
-from stores.derived import BEGUN, find_seal, parse_seal
+from stores.derived import BEGUN, find_seal, is_foreign, parse_seal
 from stores.disk import durable
 from stores.disk.lock import lock
 from stores.errors import StoreError, StoreMissing, UsageError
 from stores.layout import DERIVED, is_derived, is_leftover, is_seal
 from stores.manifest import content_hash
 
-FINISHED, UNFINISHED, STALE, DAMAGED = "finished", "unfinished", "stale", "damaged"
+FINISHED, UNFINISHED, STALE, DAMAGED, FOREIGN = "finished", "unfinished", "stale", "damaged", "foreign"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """path: of the folder (of statistics: of the file) below the store. state: one of the four above."""
+    """path: of the folder (of statistics: of the file) below the store. state: one of the five above."""
 
     path: str
     state: str
@@ -49,35 +50,48 @@ def list_kept(root: Path | str | Storage) -> list[Kept]:
 def _describe(storage: Storage, own: str, folder: str, objects: dict[str, int]) -> Kept:
     size = sum(objects.values())
     sealed = next((name for name in objects if is_seal(name)), None)
+    unnamed = FOREIGN if is_foreign(folder, objects) else DAMAGED
     if sealed is None:
-        state = UNFINISHED if f"{folder}/{BEGUN}" in objects else DAMAGED
+        state = UNFINISHED if unnamed == DAMAGED and f"{folder}/{BEGUN}" in objects else unnamed
         return Kept(folder, state, size, None, {}, {})
     try:
         at, data = find_seal(storage, sealed)
         fields, named = parse_seal(data, f"{storage.root}: {sealed}")
     except StoreError as error:
-        state = UNFINISHED if isinstance(error, StoreMissing) else DAMAGED
+        state = UNFINISHED if unnamed == DAMAGED and isinstance(error, StoreMissing) else unnamed
         return Kept(folder, state, size, None, {}, {})
     whole = all(objects.get(f"{at}/{item.path}") == item.bytes for item in named)
     fresh = fields["made_from"].get("content_hash", own) == own
     state = DAMAGED if not whole else FINISHED if fresh else STALE
+    if state != FINISHED and is_foreign(folder, objects.keys() - {f"{at}/{item.path}" for item in named} - {sealed}):
+        state = FOREIGN
     about = {} if sealed == folder else fields["about"]  # of statistics: the numbers themselves
     return Kept(folder, state, size, fields["key"], fields["made_from"], about)
 
 
 def useless(root: Path | str | Storage) -> list[Kept]:
     """Those that no reader will ever take: stale, damaged or unfinished."""
-    return [item for item in list_kept(root) if item.state != FINISHED]
+    return [item for item in list_kept(root) if item.state not in (FINISHED, FOREIGN)]
 
 
 def named_kept(root: Path | str | Storage, names: Sequence[str]) -> list[Kept]:
-    """Those that `names` (``features/<name>`` …) name, whatever their state. Raises UsageError for one that is none."""
+    """Those that `names` (``features/<name>`` …) name, whatever their state.
+
+    Raises UsageError for one that is none, and for one that holds a file of somebody else.
+    """
     there = {item.path: item for item in list_kept(root)}
     wanted = [name.strip("/") for name in names]
     if unknown := [name for name in wanted if name not in there]:
         raise UsageError(
             f"{root}: {', '.join(unknown)}: no such derived folder; there are {', '.join(there) or 'none'}"
         )
+    objects = open_storage(root).sizes()
+    for folder in wanted:
+        inside = [name for name in objects if name == folder or name.startswith(f"{folder}/")]
+        if is_foreign(folder, [name for name in inside if not is_leftover(name)]):
+            raise UsageError(
+                f"{root}/{folder}: holds files that are not of {folder.split('/')[0]}; move them away first"
+            )
     return [there[name] for name in dict.fromkeys(wanted)]
 
 

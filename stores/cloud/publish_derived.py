@@ -18,7 +18,7 @@ from typing import Any, Final
 from stores.cloud.conditional import ConditionalStorage, Entry
 from stores.cloud.publish import LEGACY, Registered, claim_of, parse_register, pointer_to
 from stores.cloud.storage import LocalStorage, is_publication, open_storage, pointed
-from stores.derived import find_seal, parse_seal
+from stores.derived import find_seal, is_foreign, parse_seal
 from stores.errors import StoreChanged, StoreCorrupt, StoreLocked, StoreMissing
 from stores.kept import FINISHED, Kept, list_kept
 from stores.layout import DECODED, MANIFEST, is_seal
@@ -136,12 +136,14 @@ class _Folder:
             raise self._refused(self._registered()) from error
 
     def _remove_dead(self) -> None:
-        """Remove what the register does not name: folders of publications that lost, objects beside it."""
+        """Remove what publishers sent and the register does not name: folders of those that lost, objects beside it."""
         there = self.remote.listing(self.base.rstrip("/"))
         now = self._registered()  # after the listing: a folder that is claimed in between is not in it
         if now is not None and now.at != LEGACY:
             kept = f"{self.base}{now.at}/"
-            self.remote.remove(name for name in there if name != self.register and not name.startswith(kept))
+            dead = (name for name in there if name != self.register and not name.startswith(kept))
+            folder = self.base.rstrip("/")
+            self.remote.remove(name for name in dead if not is_foreign(folder, [name]))
 
     def _is_whole(self, at: str, there: dict[str, Entry], by_content: bool) -> bool:
         """Whether all objects (in folder `at`, the seal too) are there, of their sizes or even `by_content`."""

@@ -119,3 +119,32 @@ def test_a_flipped_bit_is_mended_as_the_errors_say(store: Path, sharded: bool) -
     list(remove_kept(store, named_kept(store, ["latents/good"])))
     write(store, "good", made["content_hash"])
     assert verify_store(store) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["latents/old/notes.txt", "latents/short/z/mine.npy", "latents/begun/c", "latents/mine/a", "features/thesis.tex",
+     "stats/mine.json", "stats/notes.txt"],
+)  # fmt: skip
+def test_what_holds_files_of_somebody_else_stays(store: Path, name: str) -> None:
+    (store / name).parent.mkdir(parents=True, exist_ok=True)
+    (store / name).write_text("{}")
+    folder = name if name.count("/") == 1 else "/".join(name.split("/")[:2])
+    assert {item.path: item.state for item in list_kept(store)}[folder] == "foreign"
+    assert list(remove_kept(store, useless(store)))
+    with pytest.raises(UsageError, match="holds files that are not of"):
+        named_kept(store, [folder])
+    assert (store / name).read_text() == "{}"
+
+
+def test_a_finished_folder_with_a_file_of_somebody_else_is_not_removed_by_its_name(store: Path) -> None:
+    (store / "latents/good/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds files that are not of latents"):
+        named_kept(store, ["latents/good"])
+
+
+def test_files_of_somebody_else_are_not_replaced(store: Path) -> None:
+    (store / "latents/old/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds files that are not of latents, so it is not replaced"):
+        write(store, "old", content_hash(store))
+    assert (store / "latents/old/notes.txt").read_text() == "mine"
