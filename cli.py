@@ -13,7 +13,7 @@ import typer
 from pipelines.commands import analysis, data, evaluation, machine, training
 from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
-from stores.printable import plain
+from stores.printable import shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,18 +33,14 @@ def main() -> None:
     try:
         app()
     except UsageError as error:
-        _print_error(str(error))
+        print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
     except StateVLAError as error:
-        _print_error(str(error))
+        print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        _print_error(describe_trouble(error))
+        print(f"error: {shown(describe_trouble(error))}", file=sys.stderr)
         sys.exit(1)
-
-
-def _print_error(text: str) -> None:
-    print(f"error: {plain(text, keep=chr(10))}", file=sys.stderr)
 
 
 def _print_version(wanted: bool) -> None:

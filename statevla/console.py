@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from statevla.progress_bars import bars, plain_lines
-from stores.printable import plain
+from stores.printable import shown
 from stores.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=any(header))
+    table = Table(title=Text(shown(title), style="table.title"), title_justify="left", show_header=any(header))
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(shown(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell_text(value)) for value in row))  # Text: a "[" in a name is no markup
     (console or Console(stderr=as_json)).print(table)
@@ -64,13 +64,13 @@ def cell_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {cell_text(item)}" for name, item in value.items())
+        return ", ".join(f"{shown(name)} {cell_text(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         if all(isinstance(item, int | float) for item in value):
             return ", ".join(map(cell_text, value))
         more = [] if len(value) <= LISTED else [f"… and {len(value) - LISTED} more (--json lists all)"]
         return "\n".join([*map(cell_text, value[:LISTED]), *more])
-    return plain(str(value), keep="\n")
+    return shown(value)
 
 
 def size_text(count: int) -> str:
@@ -115,7 +115,10 @@ def _rows_of(value: object) -> list[Mapping[str, Any]]:
 
 
 def print_markdown(text: str, console: "Console | None" = None) -> None:
-    """Markdown, drawn on a terminal; as it is elsewhere, for a file or another program."""
+    """Markdown, drawn on a terminal; as it is elsewhere, for a file or another program. What a terminal would obey is
+    escaped in both.
+    """
+    text = shown(text)
     if console is None and not sys.stdout.isatty():
         print(text)
         return

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from stores.printable import shown
 from stores.progress import Progress, ProgressEvent
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def plain_lines() -> Progress:
         if finished or now - last.get(event.task, float("-inf")) >= PLAIN_INTERVAL:
             last[event.task] = now
             left = left_text(_since(event, done), now - start)
-            parts = (counts_text(event), event.message, left and f"| {left}")
+            parts = (counts_text(event), shown(event.message), left and f"| {left}")
             print(f"{event.task}: {' '.join(part for part in parts if part)}", file=sys.stderr, flush=True)
 
     return update
@@ -85,7 +86,7 @@ def bars(console: "Console | None" = None) -> Iterator[Progress]:
         def update(event: ProgressEvent) -> None:
             if event.task not in tasks:
                 tasks[event.task] = drawn.add_task(event.task, total=event.total, counts="", message="")
-            fields: dict[str, Any] = {"counts": counts_text(event), "message": event.message}
+            fields: dict[str, Any] = {"counts": counts_text(event), "message": shown(event.message)}
             drawn.update(tasks[event.task], completed=event.done, total=event.total, **fields)
 
         yield update

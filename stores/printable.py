@@ -1,7 +1,19 @@
-"""Text that came from a file or a folder, on its way to a terminal or a log."""
+"""Text that came from a file, a folder or a store of somebody else, on its way to a terminal, a log or a record."""
 
 
-def plain(text: str, keep: str = "") -> str:
-    """`text` as a terminal shows it: what of it is no Unicode, or steers a terminal, is escaped, but for `keep`."""
-    whole = text.encode(errors="backslashreplace").decode()
-    return "".join(letter if letter.isprintable() or letter in keep else f"\\x{ord(letter):02x}" for letter in whole)
+def plain(text: object, keep: str = "") -> str:
+    """`text` in one line that nothing obeys: what is not printable, but for `keep`, as Python escapes it (``\\x1b``,
+    ``\\u202e``, half a surrogate pair).
+    """
+    whole = str(text)
+    if whole.isprintable():
+        return whole
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
+        for letter in whole
+    )
+
+
+def shown(text: object) -> str:
+    """`plain`, for a terminal: ends of lines and tabs stay."""
+    return plain(text, keep="\n\t")

@@ -6,9 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
-from cli import _print_error
+from cli import main
 from statevla import progress_bars
 from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
+from stores.printable import shown
 from stores.progress import ProgressEvent
 
 LONG = " ".join(f"metric_{number} 0.1234" for number in range(20))
@@ -81,20 +82,6 @@ def test_a_result_is_shown_without_pythons_brackets() -> None:
     assert "notes" not in shown
 
 
-def test_what_would_steer_the_terminal_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    console = terminal()
-    text = "fold\x1b[2J"
-    print_facts(
-        "Store", {"instructions": [text], "sources": [{"file": text}], "lines": "a\nb", "half": "\ud800"}, console
-    )
-    shown = text_of(console)
-    assert shown.count(r"fold\x1b[2J") == 2
-    assert "\x1b[2J" not in console.file.getvalue()  # type: ignore[attr-defined]
-    assert r"\ud800" in shown
-    _print_error("lost\x1b[2J\nrun again")
-    assert capsys.readouterr().err == "error: lost\\x1b[2J\nrun again\n"
-
-
 def test_a_long_list_says_how_much_is_not_shown() -> None:
     assert cell_text([f"file {n}" for n in range(15)]).splitlines()[-1] == "… and 3 more (--json lists all)"
 
@@ -113,3 +100,32 @@ def test_no_table_is_wider_than_the_terminal() -> None:
     console = terminal()
     print_table("Problems", ("object", "problem"), [("shards/" + "x" * 100, "y" * 200)], console=console)
     assert max(map(len, text_of(console).splitlines())) <= 80
+
+
+OBEYED = "\x1b]0;mine\x07 \x9b2J \u202egnp \r \u2028 \ud800"
+ESCAPED = r"\x1b]0;mine\x07 \x9b2J \u202egnp \r \u2028 \ud800"
+
+
+def test_what_a_terminal_would_obey_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(OBEYED) == ESCAPED
+    assert shown("Lege die rote Tasse → Schrank…\n\t紅い") == "Lege die rote Tasse → Schrank…\n\t紅い"
+    console = terminal(300)
+    print_facts(
+        OBEYED, {"suite": OBEYED, "tasks": {OBEYED: {OBEYED: OBEYED}}, "notes": [OBEYED], "x": {OBEYED: 1}}, console
+    )
+    print_table(OBEYED, (OBEYED,), [(OBEYED,)], console=console)
+    print_markdown(f"# {OBEYED}", console)
+    assert console.file.getvalue().count(ESCAPED) >= 9
+    progress_bars.plain_lines()(ProgressEvent("verify", 1, 1, "B", OBEYED))
+    print_markdown(f"# {OBEYED}")
+    printed = "".join(capsys.readouterr())
+    assert printed.count(ESCAPED) == 2
+    for text in (printed, re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())):
+        assert not set(text) & set("\x1b\x07\x9b\u202e\r\u2028\ud800")
+
+
+def test_errors_are_shown_escaped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["statevla", "inspect", "no\x1b[2Jstore"])
+    with pytest.raises(SystemExit):
+        main()
+    assert r"error: no\x1b[2Jstore" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import typer
 
 from pipelines.commands.options import Device, Ensemble, Json, MaxSteps, Out, Replan, Store, Tasks
 from statevla.console import print_json, print_table, report, show_progress
+from stores.printable import shown
 
 app = typer.Typer()
 
@@ -77,7 +78,7 @@ def compare(
     print_table("Policies", compare_results.POLICY_COLUMNS, compare_results.policy_rows(found))
     print_table("Pair by pair", compare_results.PAIR_COLUMNS, compare_results.pair_rows(found))
     for note in found.notes:
-        print(f"note: {note}")
+        print(f"note: {shown(note)}")
     print(f"page: {out / compare_results.PAGE}")
 
 

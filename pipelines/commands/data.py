@@ -20,7 +20,7 @@ from pipelines.commands.options import (
 )
 from statevla.console import print_json, print_table, report, show_progress
 from stores.errors import UsageError
-from stores.printable import plain
+from stores.printable import shown
 
 app = typer.Typer()
 
@@ -185,7 +185,7 @@ def ingest(
             config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress, strict=strict, prune=prune
         )
     for note in () if as_json else summary.notes:
-        print(f"note: {plain(note)}", file=sys.stderr)
+        print(f"note: {shown(note)}", file=sys.stderr)
     told = summary.to_dict()
     if not as_json:
         del told["notes"]  # they stand above, a line each
@@ -242,15 +242,15 @@ def clean(
         if as_json or not sys.stdin.isatty():
             raise UsageError(f"{store}: {', '.join(item.path for item in found)} would be removed; say so with --yes")
         for item in found:
-            print(f"{item.path}: {item.state}, {item.bytes:,} bytes")
+            print(f"{shown(item.path)}: {item.state}, {item.bytes:,} bytes")
         typer.confirm(f"Remove these from {store}?", abort=True)
     removed = []
     for item in remove_kept(store, found) if found else ():
-        print(f"removed {item.path}", file=sys.stderr)
+        print(f"removed {shown(item.path)}", file=sys.stderr)
         removed.append(item)
     for item in found:
         if item not in removed:
-            print(f"left {item.path}: it is no longer as it was listed ({item.state})", file=sys.stderr)
+            print(f"left {shown(item.path)}: it is no longer as it was listed ({item.state})", file=sys.stderr)
     rows = [{"folder": item.path, "state": item.state, "bytes": item.bytes} for item in removed]
     report("Removed", {"store": str(store), "bytes": sum(item.bytes for item in removed), "removed": rows}, as_json)
 
@@ -343,7 +343,7 @@ def stats(store: Store = None, as_json: Json = False) -> None:
     for name, constant in still.items():
         if constant:
             what = "never move; a policy returns their constant" if name == "action" else "never move"
-            print(f"{name}: {', '.join(constant)} {what} (std 0)")
+            print(f"{name}: {shown(', '.join(constant))} {what} (std 0)")
 
 
 @app.command()

@@ -29,6 +29,7 @@ from pipelines.commands.options import (
 )
 from statevla.console import report, show_progress
 from stores.errors import UsageError
+from stores.printable import shown
 
 app = typer.Typer()
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a policy: offline, in the tabletop world, in LIBERO.")
@@ -333,5 +334,5 @@ def _evaluate(
             **options,
         )  # fmt: skip
     for note in results.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print(f"warning: {shown(note)}", file=sys.stderr)
     report(suite, {"out": str(results_folder), **results.to_dict()}, as_json, results.to_markdown())

@@ -19,6 +19,7 @@ from pipelines.commands.options import (
     Store,
 )
 from statevla.console import print_json, print_table, report, show_progress
+from stores.printable import shown
 
 app = typer.Typer()
 
@@ -142,7 +143,7 @@ def report_runs(
 
 
 def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(shown(text), file=sys.stderr)
 
 
 def _unsaid(text: str) -> None:
