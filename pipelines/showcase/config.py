@@ -17,6 +17,8 @@ ENCODER, POLICY = "temporal_jepa", "flow_matching"
 RAW, STORE, TRAIN, TRAIN_SHUFFLED, EVAL = "raw", "store", "train", "train_shuffled", "eval"
 PHASE1: Final = ("phase1", "phase1_second_seed")
 REPORT, SUMMARY = "report.html", "summary.json"
+MARK: Final = ".demo.json"
+"""Says that what has the outputs' names in this folder is the demo's."""
 OUTPUTS: Final = (RAW, STORE, *PHASE1, TRAIN, TRAIN_SHUFFLED, EVAL, REPORT, SUMMARY)
 """Everything below the demo's folder that the demo writes, and removes before it starts."""
 

@@ -11,6 +11,7 @@ hardly longer than one with two threads: a model this small gains little from th
 
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.showcase.config import (
     ENCODER,
     EVAL,
+    MARK,
     OUTPUTS,
     PHASE1,
     POLICY,
@@ -50,6 +52,7 @@ from statevla.trainers.outcome import TrainSummary
 from statevla.trainers.trainer import train
 from stores.disk import durable
 from stores.disk.lock import lock
+from stores.errors import UsageError
 from stores.progress import Progress
 from stores.reader import Store
 
@@ -80,11 +83,14 @@ def run_demo(
 
     Only the demo's own earlier outputs are removed. A demo that does not learn returns too, with ``learned`` false.
 
-    Raises what its stages raise; StoreLocked when another demo runs in the same folder.
+    Raises what its stages raise; UsageError where `out` holds outputs that are not a demo's; StoreLocked when another
+    demo runs in the same folder.
     """
     config = config or DemoConfig()
+    require_own(out)
     durable.make_dir(out)
     with lock(out, "demo"):
+        durable.write_json(out / MARK, {"outputs": list(OUTPUTS)})
         for name in OUTPUTS:
             durable.remove(out / name)
         stages = Stages()
@@ -110,6 +116,16 @@ def run_demo(
         write_report(out / REPORT, report)
         durable.write_json(out / SUMMARY, {**summary.to_dict(), "config": asdict(config), "seed": seed})
     return summary
+
+
+def require_own(out: Path) -> None:
+    """Raise UsageError where `out` holds something under the name of an output, and no demo was made there."""
+    there = [name for name in OUTPUTS if os.path.lexists(out / name)]
+    if there and not (out / MARK).is_file():
+        raise UsageError(
+            f"{out}: holds {', '.join(there)}, and no {MARK} that says that a demo made it (demos of before 2026-11-28 "
+            "did not write one); remove it yourself, or name another --out. Nothing was changed"
+        )
 
 
 def _make_policies(

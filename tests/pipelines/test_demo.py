@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.showcase.config import OUTPUTS, DemoConfig, judge
+from pipelines.showcase.config import MARK, OUTPUTS, DemoConfig, judge
 from pipelines.showcase.looks import moving_names
 from pipelines.showcase.run import run_demo
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import Results
 from statevla.sims.tabletop.environment import TASKS
+from stores.errors import UsageError
 from stores.progress import ProgressEvent
 from stores.reader import Store
 
@@ -38,18 +39,29 @@ def outcome(successes: int, trials: int = 50) -> Results:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_no_demo_made_is_not_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("of the user")
+    with pytest.raises(UsageError, match=rf"holds {name}, and no .demo.json that says that a demo made it"):
+        run_demo(tmp_path, workers=0, config=SMALLEST)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "thesis.tex").exists()
+
+
 def test_the_whole_way_leaves_a_report_and_starts_clean(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     (out / "store").mkdir(parents=True)
     (out / "store" / "left_behind").write_text("of an earlier demo")
     (out / "mine.txt").write_text("of the user")
+    (out / MARK).write_text("{}")
     events: list[ProgressEvent] = []
     summary = run_demo(out, workers=0, seed=1, progress=events.append, config=SMALLEST)
     assert not summary.learned  # three steps teach nothing
     assert summary.trained.trials == summary.untrained.trials == summary.shuffled.trials == 3
     assert not (out / "store" / "left_behind").exists()
     assert (out / "mine.txt").read_text() == "of the user"
-    assert {path.name for path in out.iterdir()} - {".lock", "mine.txt"} == set(OUTPUTS)
+    assert {path.name for path in out.iterdir()} - {".lock", "mine.txt", MARK} == set(OUTPUTS)
     text = (out / "report.html").read_text()
     assert summary.report == str(out / "report.html")
     assert text.count('class="film"') == 2 * 3  # of the trained policy and the control, one a task
