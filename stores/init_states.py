@@ -6,7 +6,7 @@ simulator's first state where the file has no number).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +33,15 @@ def _order(state: str) -> tuple[bool, int, str]:
     return (not state.isdecimal(), int(state) if state.isdecimal() else 0, state)
 
 
-def first_free(states: Iterable[str]) -> int:
-    """The first number past all numbered ones; 0 where none is numbered."""
-    return max((int(state) + 1 for state in states if state.isdecimal()), default=0)
+def numbers_of(states: Iterable[str], hashes: Sequence[str] = ()) -> set[int]:
+    """Which of the benchmark's states those are: the numbered ones, and the hashed ones by where `hashes` has them.
+
+    hashes: of all of a task's benchmark states, in order; states that are equal count as used together.
+    """
+    known = set(states)
+    return {int(state) for state in known if state.isdecimal()} | {n for n, h in enumerate(hashes) if h in known}
+
+
+def first_free(states: Iterable[str], hashes: Sequence[str] = ()) -> int:
+    """The first number past all that `numbers_of` finds; 0 where it finds none."""
+    return max(numbers_of(states, hashes), default=-1) + 1

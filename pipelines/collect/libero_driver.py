@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from statevla.evaluators.known import require_trained
 from statevla.evaluators.runner import ChunkPolicy
 from statevla.observation import from_simulator, square_side
 from statevla.policies.execution import ChunkBuffer, Execution
@@ -30,10 +31,11 @@ def steps_of(seed: tuple[int, ...], suite: str) -> int:
 
 
 def check_driver(policy: ChunkPolicy, tasks: list[Task], image_size: int) -> None:
-    """Raises UsageError where a policy cannot drive: other pictures, or an instruction that it does not take."""
+    """Raises UsageError where a policy cannot drive: other pictures, or an instruction that it was not trained on."""
     side = square_side(policy.obs_spec, "LIBERO's")
     if side != image_size:
         raise UsageError(f"--from-policy: the policy sees {side} pixels a side, the collection has {image_size}")
+    require_trained(policy, tasks, "Name a policy of a store that has them, or other --tasks")
     vector = getattr(policy, "vector", None)
     if vector is None:
         return

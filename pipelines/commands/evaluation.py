@@ -24,6 +24,7 @@ from pipelines.commands.options import (
     Store,
     Tasks,
     Told,
+    UnknownInstructions,
     Videos,
     Vote,
 )
@@ -154,6 +155,7 @@ def eval_tabletop(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    unknown_instructions: UnknownInstructions = False,
     goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
@@ -169,6 +171,7 @@ def eval_tabletop(
     _evaluate(
         "tabletop", checkpoint, policy, source, as_json, out=out, tasks=tasks, episodes=episodes,
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
+        unknown_instructions=unknown_instructions,
         loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
                  "goals": goals},
     )  # fmt: skip
@@ -195,6 +198,7 @@ def eval_libero(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    unknown_instructions: UnknownInstructions = False,
     goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
@@ -211,7 +215,7 @@ def eval_libero(
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
-        videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures),
+        videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures), unknown_instructions=unknown_instructions,
         loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
                  "goals": goals},
     )  # fmt: skip
@@ -237,6 +241,7 @@ def eval_robustness(
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
     closed: Closed = False,
+    unknown_instructions: UnknownInstructions = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -260,6 +265,7 @@ def eval_robustness(
             chosen.policy, suite, out=folder, name=chosen.name, only=None if only is None else only.split(","),
             tasks=tasks, num_trials=num_trials, workers=workers, first_init=first_init, seed=seed,
             execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, progress=progress,
+            unknown_instructions=unknown_instructions,
         )  # fmt: skip
     report("Robustness", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 
@@ -279,6 +285,7 @@ def eval_language(
     vote: Vote = False,
     latency_steps: LatencySteps = 0,
     euler_steps: EulerSteps = None,
+    unknown_instructions: UnknownInstructions = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -301,6 +308,7 @@ def eval_language(
             chosen.policy, suite, out=folder, name=chosen.name, tasks=tasks, num_trials=num_trials, workers=workers,
             first_init=first_init, seed=seed, execution=Execution(replan, ensemble, vote, latency_steps),
             max_steps=max_steps, progress=progress,
+            unknown_instructions=unknown_instructions,
         )  # fmt: skip
     report("Language", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 

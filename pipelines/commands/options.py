@@ -39,6 +39,10 @@ LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can 
 Closed = Annotated[
     bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
 ]
+UnknownInstructions = Annotated[
+    bool,
+    typer.Option("--unknown-instructions", help="Also try tasks whose instruction was not trained on; results say it."),
+]
 EulerSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: as in training.")]
 Told = Annotated[
     str | None, typer.Option("--goals", help="A policy that takes goals is told them by language, or by an image.")

@@ -7,11 +7,13 @@ fails costs its trial an ``error``, which is neither success nor failure, and is
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from statevla.evaluators import known
 from statevla.evaluators.conditions import USUAL, Conditions
 from statevla.evaluators.results import Results, summarize
 from statevla.evaluators.runner import Policy, Runner
-from statevla.evaluators.start import first_start, overlap
+from statevla.evaluators.start import first_start, overlap, untold
 from statevla.evaluators.trials import RunDescription, Trial, describe_run, load_records, plan_trials
 from statevla.observation import square_side
 from statevla.policies.controls import ExpertControl, ReplayDemos
@@ -21,8 +23,13 @@ from statevla.sims.libero.row import LiberoSuite
 from statevla.sims.suites import Suite, find_suite
 from statevla.sims.world import Task
 from stores.disk.lock import lock
-from stores.errors import StoreMissing, UsageError
+from stores.errors import UsageError
 from stores.progress import Progress
+
+WAY_OUT: Final = (
+    "Choose tasks it knows (--tasks), train on a store that has them, or say "
+    f"{known.OPTION} to have them embedded by the policy's text encoder and told in the results"
+)
 
 
 def usual_execution(row: Suite, said: Execution | None = None) -> Execution:
@@ -53,6 +60,7 @@ def evaluate(
     max_steps: int | None = None,
     videos: int = 0,
     seed: int = 0,
+    unknown_instructions: bool = False,
     progress: Progress | None = None,
     label: str = "trials",
 ) -> Results:
@@ -76,11 +84,12 @@ def evaluate(
         max_steps: after settling; None: the suite's usual limit.
         videos: trials of each task, the first ones, to film.
         seed: another sample of a policy's noise, and of layouts where the suite has endless ones.
+        unknown_instructions: tasks whose instruction the policy was not trained on are tried too, and told in the notes.
         label: of the progress that is told.
 
     Raises:
         UsageError: no such suite or task, no expert where one is asked for, numbers out of range, an instruction that
-            the policy does not know, or ``out`` holds another evaluation.
+            the policy was not trained on, or cannot embed, or ``out`` holds another evaluation.
         ObsSpecMismatch: the policy was trained on other observations than the simulator gives.
         SimulatorMissing, SimulatorVersion: the simulator is not set up.
         SimulatorFailed: simulators do not even start, or no trial finished. Finished trials are kept.
@@ -95,14 +104,18 @@ def evaluate(
         )
     if not 0 <= seed < 2**20:
         raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
-    chosen = conditions.tell(row.tasks(tasks))
+    own = row.tasks(tasks)
+    chosen = conditions.tell(own)
     if isinstance(policy, ExpertControl):
         row.check_expert(chosen)
     if first_init is None:
         first_init = first_start(policy, row, chosen, num_trials if episodes is None else -(-episodes // len(chosen)))
     trials = _trials(policy, row, chosen, num_trials, episodes, first_init)
-    trained_on = overlap(policy, trials)
-    _check_instructions(policy, chosen)
+    if not unknown_instructions:  # what conditions tell instead is what is tried
+        known.require_trained(policy, own, WAY_OUT)
+    known.require_taken(policy, chosen)
+    told = overlap(policy, row, trials), untold(policy, row, own), known.note_of(policy, chosen)
+    notes = tuple(note for note in told if note is not None)
     resolved = Execution()
     if not isinstance(policy, ExpertControl | ReplayDemos):
         resolved = usual_execution(row, execution).resolve(policy.chunk)
@@ -135,7 +148,7 @@ def evaluate(
             runner.milliseconds,
             seconds=time.perf_counter() - started,
             steps_run=runner.steps_run,
-            notes=() if trained_on is None else (trained_on,),
+            notes=notes,
         )
         results.save(out)
     if not results.trials:
@@ -166,20 +179,6 @@ def _trials(
         raise UsageError(f"episodes: expected at least 1, got {episodes}")
     every = plan_trials(row, chosen, -(-episodes // len(chosen)), first)
     return sorted(every, key=lambda trial: (trial.start, trial.task.index))[:episodes]
-
-
-def _check_instructions(policy: Policy, chosen: Sequence[Task]) -> None:
-    vector = getattr(policy, "vector", None)  # controls take no instruction
-    if vector is None:
-        return
-    for task in chosen:
-        try:
-            vector(task.instruction)
-        except StoreMissing as error:
-            raise UsageError(
-                f"task {task.index} of {task.suite}: {error}. Choose tasks it knows (--tasks), or train on "
-                "a store that has this one"
-            ) from error
 
 
 def _image_size(policy: Policy, row: Suite) -> int:

@@ -123,6 +123,11 @@ class Listener:
         return getattr(self.policy, "init_states", {})
 
     @property
+    def trained(self) -> Mapping[str, Any]:
+        """See `Policy`."""
+        return getattr(self.policy, "trained", {})
+
+    @property
     def vector(self) -> Any:
         """See `Policy`; None of a control."""
         return getattr(self.policy, "vector", None)

@@ -114,7 +114,7 @@ def evaluate_robustness(
         try:
             results = evaluate(
                 policy, where, out=out / row, name=f"{name}, {row}", conditions=conditions, progress=progress,
-                label=row, **options,
+                label=row, **(options | {"unknown_instructions": True}),
             )  # fmt: skip
         except StateVLAError as error:
             rows.append(Row(row, what, None, error=str(error).splitlines()[0]))

@@ -92,8 +92,8 @@ class Policy:
         sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
         identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
         made = ready(model, config, spec, state.content_hash, language, str(where), str(folder), precision, identity)
-        made = dataclasses.replace(made, init_states=state.init_states)
-        return made if closed else dataclasses.replace(made, text_encoder=state.language, trained=dict(language))
+        encoder = None if closed else state.language
+        return dataclasses.replace(made, init_states=state.init_states, trained=dict(language), text_encoder=encoder)
 
     @classmethod
     def untrained(

@@ -50,6 +50,10 @@ class Suite(Protocol):
         """How many numbered initial states a task has; None: endless."""
         ...
 
+    def state_hashes(self, task: Task) -> Sequence[str]:
+        """Of its numbered initial states, in order (`stores.init_states.init_state_hash`); empty where endless."""
+        ...
+
     def check_expert(self, tasks: Sequence[Task]) -> None:
         """Raises UsageError for a task that has no scripted expert."""
         ...

@@ -99,6 +99,9 @@ class ToySuite:
     def available(self, task: Task) -> int:
         return 4
 
+    def state_hashes(self, task: Task) -> tuple[str, ...]:
+        return ()
+
     def open(self, task: Task, image_size: int, threads: int) -> ToyWorld:
         return ToyWorld(ToyTask(task.index))
 

@@ -12,6 +12,7 @@ from statevla.sims.libero.perturb import NONE, Perturbation
 from statevla.sims.libero.protocol import Reply, Reset, Run, RunExpert
 from statevla.sims.world import Start, Task, World
 from stores.errors import UsageError
+from stores.init_states import init_state_hash
 
 IMAGE_SIZE = 128
 TRIALS_A_SEED = 2**20
@@ -57,6 +58,9 @@ class LiberoSuite:
 
     def available(self, task: Task) -> int:
         return len(suites.init_states(_own(task)))
+
+    def state_hashes(self, task: Task) -> tuple[str, ...]:
+        return _hashes(_own(task))
 
     def check_expert(self, tasks: Sequence[Task]) -> None:
         """Raises UsageError for a suite or a task without."""
@@ -118,3 +122,7 @@ def _own(task: Task) -> suites.Task:
     if not isinstance(task, suites.Task):
         raise UsageError(f"LIBERO acts in its own tasks, got {task!r}")
     return task
+
+
+def _hashes(task: suites.Task) -> tuple[str, ...]:
+    return tuple(init_state_hash(state) for state in suites.init_states(task))

@@ -67,6 +67,10 @@ class TabletopSuite:
     def available(self, task: Task) -> None:
         return None
 
+    def state_hashes(self, task: Task) -> tuple[str, ...]:
+        """None are needed: no demonstration has an evaluation's layout."""
+        return ()
+
     def check_expert(self, tasks: Sequence[Task]) -> None:
         """Every task has one."""
 

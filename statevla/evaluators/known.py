@@ -1,0 +1,50 @@
+"""Does a policy know what it is told? An instruction that it was not trained on is another question than its tasks."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from statevla.sims.world import Task
+from stores.errors import StateVLAError, UsageError
+
+OPTION: Final = "--unknown-instructions"
+SHOWN: Final = 3
+
+
+def strangers(policy: Any, tasks: Sequence[Task]) -> list[Task]:
+    """Tasks whose instruction `policy` was not trained on; none of a control, which was trained on nothing."""
+    trained = getattr(policy, "trained", {})
+    return [task for task in tasks if trained and task.instruction not in trained]
+
+
+def require_trained(policy: Any, tasks: Sequence[Task], way_out: str) -> None:
+    """Raises UsageError where the policy was not trained on a task's instruction. way_out: what to do then."""
+    unknown = strangers(policy, tasks)
+    if unknown:
+        first, trained = unknown[0], sorted(policy.trained)
+        shown = "; ".join(trained[:SHOWN]) + (f"; and {len(trained) - SHOWN} more" if len(trained) > SHOWN else "")
+        raise UsageError(
+            f"{len(unknown)} of {len(tasks)} tasks of {first.suite} have an instruction that the policy was not trained "
+            f"on, such as task {first.index}, {first.instruction!r}; it knows: {shown}. {way_out}"
+        )
+
+
+def require_taken(policy: Any, tasks: Sequence[Task]) -> None:
+    """Raises UsageError where the policy cannot even embed what it is told."""
+    vector = getattr(policy, "vector", None)  # controls take no instruction
+    for task in tasks if vector is not None else ():
+        try:
+            vector(task.instruction)
+        except StateVLAError as error:
+            raise UsageError(
+                f"task {task.index} of {task.suite}: {error}. Choose tasks it knows (--tasks), or train on "
+                "a store that has this one"
+            ) from error
+
+
+def note_of(policy: Any, tasks: Sequence[Task]) -> str | None:
+    """A sentence where `tasks` tell the policy what it was not trained on."""
+    texts = list(dict.fromkeys(task.instruction for task in strangers(policy, tasks)))
+    if not texts:
+        return None
+    shown = ", ".join(map(repr, texts[:SHOWN])) + (", …" if len(texts) > SHOWN else "")
+    return f"{len(texts)} instructions were not trained on: {shown}"
