@@ -16,6 +16,8 @@ from stores.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
+WHOLE: Final = 13
+"""Letters of a word that a narrow terminal does not break, where there is room."""
 LISTED: Final = 12
 """Lines of a list that a table shows; ``--json`` gives all."""
 
@@ -44,13 +46,31 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
+    target = console or Console(stderr=as_json)
     table = Table(title=Text(shown(title), style="table.title"), title_justify="left", show_header=any(header))
-    for index, name in enumerate(header):
+    texts = [[shown(name), *(cell_text(row[index]) for row in rows)] for index, name in enumerate(header)]
+    for index, (named, width) in enumerate(zip(texts, _widths(texts, target.width), strict=True)):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(Text(shown(name)), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(named[0]), justify="right" if numeric else "left", overflow="fold", width=width)
     for row in rows:
         table.add_row(*(Text(cell_text(value)) for value in row))  # Text: a "[" in a name is no markup
-    (console or Console(stderr=as_json)).print(table)
+    target.print(table)
+
+
+def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int | None]:
+    """Of columns of texts, so that no short word is broken: words of up to as many letters as all columns have room
+    for, and the rest of the room for the texts that are longest. None: as wide as it likes, all have room. width: of
+    the terminal; each column has a border and two spaces beside its text."""
+    room = width - 3 * len(columns) - 1
+    wanted = [max((len(line) for text in texts for line in text.split("\n")), default=1) for texts in columns]
+    if sum(wanted) <= room or room < len(columns):
+        return [None] * len(columns)
+    lengths = [[len(word) for text in texts for word in text.split()] for texts in columns]
+    limits = ([max([1, *(n for n in each if n <= most)]) for each in lengths] for most in range(WHOLE, 0, -1))
+    found = next(least for least in limits if sum(least) <= room)
+    for _ in range(room - sum(found)):
+        found[max(range(len(found)), key=lambda column: wanted[column] - found[column])] += 1
+    return list(found)
 
 
 def cell_text(value: object) -> str:

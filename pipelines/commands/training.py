@@ -111,10 +111,20 @@ def list_training_runs(
     if as_json:
         print_json({"runs": [row.to_dict() for row in rows]})
         return
-    header = ("run", "system", "store", "step", "of", "best", "state", "size")
+    header = ("run", "system", "store", "step", "best", "state", "size")
     print_table(f"Runs below {root}/", header, [
-        (row.run, row.system, row.store, row.step, row.steps, row.best, row.state, size_text(row.bytes)) for row in rows
+        (_lines(Path(row.run), root), row.system, row.store and row.store.rstrip("/").rsplit("/")[-1],
+         _step(row.step, row.steps), row.best and f"{row.best:.3g}", row.state, size_text(row.bytes)) for row in rows
     ])  # fmt: skip
+
+
+def _lines(run: Path, root: Path) -> str:
+    """A run's path below `root`, a folder a line, so that a narrow terminal breaks no name."""
+    return "/\n".join(run.relative_to(root).parts or (run.name,))
+
+
+def _step(step: int | None, of: int | None) -> str:
+    return "-" if step is None else f"{step:,}" if step == of else f"{step:,} of {of:,}"
 
 
 @app.command("report")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from statevla.evaluators.costs import Costs, costs_of
+from statevla.evaluators.costs import Costs, costs_of, run_of_evaluation
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.paired import Paired, difference, trials_to_decide
 from statevla.evaluators.results import JSON
@@ -130,8 +130,10 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     if not (folder / JSON).is_file():
         raise StoreMissing(f"{folder}: this evaluation is not finished; run its command again, it goes on")
     results, description = _json(folder / JSON), _json(folder / RUN)
-    latency = results.get("latency") or {}
-    costs = costs_of(folder, str(results.get("policy", "")), latency.get("p50_ms"))
+    costs = costs_of(
+        folder, str(results.get("policy", "")), (results.get("latency") or {}).get("p50_ms"),
+        str(description.get("policy")), results.get("trained_steps"),
+    )  # fmt: skip
     tried = {(str(r["task"]), int(r["start"])) for r in results.get("records", ())}
     records = load_records(folder)
     return Evaluation(folder, name, description, {key: r for key, r in records.items() if key in tried}, costs)
@@ -177,6 +179,7 @@ def _notes(read: Sequence[Evaluation], pairs: int) -> list[str]:
         told = [key for key, r in other.records.items() if r.instruction != read[0].records[key].instruction]
         if told:
             notes.append(f"{other.name} was told another instruction than {read[0].name} in {len(told)} trials")
+    notes += [f"{each.name}: {each.costs.note}" for each in read if each.costs.note]
     for each in read:
         errors = len(each.records) - len(each.finished)
         if errors:
@@ -191,7 +194,7 @@ def _notes(read: Sequence[Evaluation], pairs: int) -> list[str]:
 def _names(folders: Sequence[Path]) -> list[str]:
     """Of the run, or of the evaluation's folder where it lies elsewhere; both, or the part of the paths in which they
     differ, where not distinct."""
-    runs = [(folder.parents[1] if folder.parent.name == "eval" else folder).resolve().name for folder in folders]
+    runs = [run_of_evaluation(folder.resolve()).name for folder in folders]
     both = [run if run == folder.name else f"{run} {folder.name}" for run, folder in zip(runs, folders, strict=True)]
     parts = [folder.resolve().parts for folder in folders]
     first = _shared(parts)

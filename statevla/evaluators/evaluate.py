@@ -84,7 +84,7 @@ def evaluate(
         max_steps: after settling; None: the suite's usual limit.
         videos: trials of each task, the first ones, to film.
         seed: another sample of a policy's noise, and of layouts where the suite has endless ones.
-        unknown_instructions: tasks whose instruction the policy was not trained on are tried too, and told in the notes.
+        unknown_instructions: also tries tasks whose instruction the policy was not trained on; the notes tell them.
         label: of the progress that is told.
 
     Raises:
@@ -148,6 +148,7 @@ def evaluate(
             runner.milliseconds,
             seconds=time.perf_counter() - started,
             steps_run=runner.steps_run,
+            trained_steps=getattr(policy, "step", None),
             notes=notes,
         )
         results.save(out)

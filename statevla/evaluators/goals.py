@@ -19,7 +19,8 @@ from statevla.systems.acting import Acted
 from stores.errors import UsageError
 
 EXPERT: Final = "expert"
-KINDS: Final = ("language", "image")
+LANGUAGE: Final = "language"
+KINDS: Final = (LANGUAGE, "image")
 
 
 class ExpertGoals:
@@ -66,7 +67,7 @@ class WithGoals:
 
     def __init__(self, policy: Policy, source: ExpertGoals) -> None:
         self.policy, self.source = policy, source
-        self.identity = identity_of({"policy": policy.identity, "goals": EXPERT})
+        self.identity = goals_identity(policy.identity)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
@@ -78,10 +79,24 @@ class WithGoals:
         return self.policy.act(observations, draws, [self.source.of(draw) for draw in draws])
 
 
+def goals_identity(policy: str) -> str:
+    """Of a policy that is told by pictures. policy: its own identity."""
+    return identity_of({"policy": policy, "goals": EXPERT})
+
+
 def told_by(policy: Policy) -> tuple[str, ...]:
     """How a policy can be told what to reach."""
     known: tuple[str, ...] = getattr(policy.model, "told_by", KINDS[:1])
     return known
+
+
+def told_in_words(policy: Policy, name: str) -> str | None:
+    """What to say where a policy that takes goals is told by its instruction, since nothing shows it a picture; None of
+    another policy. Raises UsageError for one that takes pictures alone."""
+    known = told_by(policy)
+    if LANGUAGE not in known:
+        raise UsageError(f"{name}: it is told what to reach by a picture alone, and there is none here; use a closed loop")
+    return f"{name} is told what to reach by language here, never by a picture" if len(known) > 1 else None
 
 
 def with_goals(policy: Policy, kind: str | None, suite: Suite, name: str) -> Policy | WithGoals:
@@ -98,7 +113,7 @@ def with_goals(policy: Policy, kind: str | None, suite: Suite, name: str) -> Pol
     if kind not in KINDS:
         raise UsageError(f"goals: expected {' or '.join(KINDS)}, got {kind!r}")
     if kind not in known:
-        raise UsageError(f"{name}: it was trained to be told by {' or '.join(known)}, not by {kind}; leave --goals out")
+        raise UsageError(f"{name}: it was trained to be told by {' or '.join(known)}, not by {kind}")
     if kind == KINDS[0]:
         return policy
     return WithGoals(policy, ExpertGoals(suite, square_side(policy.obs_spec, f"{suite.name}'s")))

@@ -23,8 +23,8 @@ def require_trained(policy: Any, tasks: Sequence[Task], way_out: str) -> None:
         first, trained = unknown[0], sorted(policy.trained)
         shown = "; ".join(trained[:SHOWN]) + (f"; and {len(trained) - SHOWN} more" if len(trained) > SHOWN else "")
         raise UsageError(
-            f"{len(unknown)} of {len(tasks)} tasks of {first.suite} have an instruction that the policy was not trained "
-            f"on, such as task {first.index}, {first.instruction!r}; it knows: {shown}. {way_out}"
+            f"{len(unknown)} of {len(tasks)} tasks of {first.suite} have an instruction that the policy was not "
+            f"trained on, such as task {first.index}, {first.instruction!r}; it knows: {shown}. {way_out}"
         )
 
 

@@ -123,6 +123,11 @@ class Listener:
         return getattr(self.policy, "init_states", {})
 
     @property
+    def step(self) -> int | None:
+        """See `Policy`."""
+        return getattr(self.policy, "step", None)
+
+    @property
     def trained(self) -> Mapping[str, Any]:
         """See `Policy`."""
         return getattr(self.policy, "trained", {})

@@ -50,7 +50,7 @@ class Results:
     nowhere else, run again on resume. interval: Wilson's, 95 %. success_over_tasks: mean of the tasks' rates, which
     papers report. steps: mean length of the successful episodes. per_task, instructions: by task name. seconds and
     steps_run: of this run, which may have resumed an earlier one; steps_per_second: both divided, all workers together.
-    notes: what must be known to read the numbers.
+    trained_steps: optimizer steps behind the policy; None of a control. notes: what must be known to read the numbers.
     """
 
     suite: str
@@ -71,6 +71,7 @@ class Results:
     steps_per_second: float | None
     settings: dict[str, Any]
     records: tuple[Record, ...]
+    trained_steps: int | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,6 +158,7 @@ def summarize(
     *,
     seconds: float,
     steps_run: int,
+    trained_steps: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> Results:
     """Results of ``records``; tasks in the order of ``instructions`` (task name -> text). name: the policy's."""
@@ -189,6 +191,7 @@ def summarize(
         steps_per_second=steps_run / seconds if steps_run else None,
         settings=settings,
         records=tuple(records),
+        trained_steps=trained_steps,
         notes=notes,
     )
 

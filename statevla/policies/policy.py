@@ -42,6 +42,7 @@ class Policy:
     options, precision, sampling steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each
     instruction. init_states: by task, those that its demonstrations started from. text_encoder: id and revision of what
     embedded the instructions; None where a new one is an error. trained: those of `language` that were trained on.
+    step: optimizer steps of its checkpoint.
     """
 
     model: PolicyNet
@@ -57,6 +58,7 @@ class Policy:
     init_states: dict[str, list[str]] = field(default_factory=dict)
     text_encoder: Mapping[str, str] | None = None
     trained: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    step: int | None = None
 
     @classmethod
     def load(
@@ -93,7 +95,9 @@ class Policy:
         identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
         made = ready(model, config, spec, state.content_hash, language, str(where), str(folder), precision, identity)
         encoder = None if closed else state.language
-        return dataclasses.replace(made, init_states=state.init_states, trained=dict(language), text_encoder=encoder)
+        return dataclasses.replace(
+            made, init_states=state.init_states, trained=dict(language), text_encoder=encoder, step=state.step
+        )
 
     @classmethod
     def untrained(

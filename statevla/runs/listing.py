@@ -1,7 +1,9 @@
 """Every training run below a folder: what it trains, on what, how far it is, and how it stands."""
 
+import fcntl
 import json
 import os
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,18 +11,21 @@ from typing import Any, Final
 from statevla.runs import layout
 from statevla.runs.files import CheckpointState, read_state
 from stores.disk.lock import LOCK_NAME
-from stores.errors import StateVLAError
+from stores.errors import StateVLAError, UsageError
+from stores.printable import plain
 
 DEPTH: Final = ("*", "*/*")
 """Where runs are looked for: right below the folder, then one folder deeper."""
+TRAINING: Final = "training"
 
 
 @dataclass(frozen=True)
 class RunRow:
     """One system of one run.
 
-    state: ``training`` (a live process holds it), ``finished``, ``stopped`` (can be resumed) or ``damaged``. store: as
-    it was trained. best: of validation. bytes: of its checkpoints.
+    state: ``training`` (a live process holds it), ``finished``, ``stopped`` (can be resumed), ``held on HOST`` (another
+    machine left a lock; whether its process lives cannot be seen from here) or ``damaged``. store: as it was trained.
+    best: of validation. bytes: of its checkpoints.
     """
 
     run: str
@@ -38,7 +43,14 @@ class RunRow:
 
 
 def list_runs(root: Path = layout.RUNS) -> list[RunRow]:
-    """Rows of all runs below `root`, by folder; a damaged checkpoint is a row too."""
+    """Rows of all runs below `root`, or of the run that it is, by folder; a damaged checkpoint is a row too.
+
+    Raises UsageError where `root` is no folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder; `statevla train` makes runs below {layout.RUNS}/, or name another")
+    if (root / layout.CHECKPOINTS).is_dir():
+        return rows_of(root)
     runs = sorted({path.parent for depth in DEPTH for path in root.glob(f"{depth}/{layout.CHECKPOINTS}")})
     return [row for run in runs for row in rows_of(run)]
 
@@ -51,16 +63,16 @@ def rows_of(run: Path) -> list[RunRow]:
 
 def _row(run: Path, folder: Path) -> RunRow | None:
     latest = folder / layout.LATEST
-    living = is_held(folder)
+    held = holder_of(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if not layout.is_checkpoint(latest):
-        return RunRow(str(run), folder.name, None, None, None, None, "training", size) if living else None
+        return RunRow(str(run), folder.name, None, None, None, None, held, size) if held else None
     try:
         state = read_state(latest)
     except StateVLAError:
         return RunRow(str(run), folder.name, None, None, None, None, "damaged", size)
     best = None if state.best is None else float(state.best["val_loss"])
-    standing = "training" if living else "finished" if state.finished else "stopped"
+    standing = held if held == TRAINING else "finished" if state.finished else held or "stopped"
     return RunRow(str(run), state.system, _store(state), state.step, state.total_steps, best, standing, size)
 
 
@@ -69,13 +81,43 @@ def _store(state: CheckpointState) -> str | None:
     return None if found is None else str(found)
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process of this machine that still lives holds the lock of `folder`."""
+def holder_of(folder: Path) -> str:
+    """Who holds the lock of `folder`: ``training``, ``held on HOST``, or empty for nobody.
+
+    The kernel frees a lock when its holder dies, so a file that a killed process left is no holder, whoever has its
+    number now. Between machines the kernels may not tell each other: another's file counts as held.
+    """
+    path = folder / LOCK_NAME
     try:
-        pid = int(json.loads((folder / LOCK_NAME).read_bytes())["pid"])
+        who = json.loads(path.read_bytes())
+        pid, host = int(who["pid"]), str(who["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    here = host == socket.gethostname()
+    if here and not _lives(pid):
+        return ""
+    if _is_locked(path):
+        return TRAINING
+    return "" if here else f"held on {plain(host)}"
+
+
+def _lives(pid: int) -> bool:
+    try:
         os.kill(pid, 0)
     except PermissionError:
-        return True  # it lives, as another user's
-    except (OSError, ValueError, KeyError, TypeError):
+        return True  # as another user's
+    except (OSError, OverflowError):
         return False
     return True
+
+
+def _is_locked(path: Path) -> bool:
+    """Asked only where a file names a holder: for the moment of asking, nobody else could take the lock."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -11,12 +11,16 @@ import pytest
 from statevla.config.load import load_config
 from statevla.evaluators.compare import compare
 from statevla.evaluators.compare_results import page, policy_rows, save, to_markdown
+from statevla.evaluators.costs import training_minutes
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.paired import Paired, difference
 from statevla.evaluators.trials import Record, RunDescription, record_line
 from statevla.observation import libero_spec
 from statevla.policies.controls import ExpertControl, ZeroPolicy
-from statevla.systems.table import sections
+from statevla.policies.policy import Policy
+from statevla.runs.files import CheckpointState
+from statevla.runs.migrations import FORMAT
+from statevla.systems.table import find_system, sections
 from statevla.trainers.trainer import train
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from tests.trainers.micro import SETTINGS, micro_store
@@ -24,10 +28,13 @@ from tests.trainers.micro import SETTINGS, micro_store
 DESCRIPTION = RunDescription("tabletop", "p", 5, None, False, 0, 100, 0, 64, 0, {"numpy": "2"})
 
 
-def written(folder: Path, outcomes: str, policy: str = "film", *, finished: bool = True, **changes: Any) -> Path:
+def written(
+    folder: Path, outcomes: str, policy: str = "film", *, finished: bool = True, identity: str = "", steps: Any = None,
+    **changes: Any,
+) -> Path:  # fmt: skip
     """An evaluation as it lies on disk: a letter a trial, s success, f failure, e simulator's error."""
     folder.mkdir(parents=True)
-    description = dataclasses.replace(DESCRIPTION, policy=policy, **changes)
+    description = dataclasses.replace(DESCRIPTION, policy=identity or policy, **changes)
     (folder / "run.json").write_text(json.dumps(dataclasses.asdict(description)))
     words = {"s": "success", "f": "failure", "e": "error"}
     records = [
@@ -38,6 +45,7 @@ def written(folder: Path, outcomes: str, policy: str = "film", *, finished: bool
     (folder / "trials.jsonl").write_text("".join(record_line(record) + "\n" for record in records))
     if finished:
         results = {"policy": policy, "latency": {"p50_ms": 4.5}, "records": [dataclasses.asdict(r) for r in records]}
+        results |= {} if steps is None else {"trained_steps": steps}
         (folder / "results.json").write_text(json.dumps(results))
     return folder
 
@@ -64,8 +72,10 @@ def test_pairs_are_counted_by_trial(tmp_path: Path) -> None:
     [
         (("a/eval/tabletop", "b/eval/tabletop"), ["a", "b"]),
         (("a/eval/tabletop", "a/eval/again"), ["a tabletop", "a again"]),
-        (("x/a/eval", "x/b/eval", "x/c/run/eval"), ["a", "b", "c/run"]),
-        (("x/eval", "x/y/eval"), ["eval", "y/eval"]),
+        (("x/a/eval", "x/b/eval", "x/c/run/eval"), ["a", "b", "run"]),
+        (("x/a/eval", "x/b/eval", "y/a/eval"), ["x/a", "x/b", "y/a"]),
+        (("x/eval", "x/y/eval"), ["x", "y"]),
+        (("a/eval/latest", "b/eval"), ["a", "b"]),
         (("x/1/out", "y/1/out"), ["x", "y"]),
     ],
 )
@@ -167,7 +177,8 @@ def test_the_page_links_films_side_by_side(tmp_path: Path) -> None:
 def test_a_trained_policy_tells_what_it_cost(tmp_path: Path) -> None:
     config = load_config("tiny", None, (*SETTINGS, "training.max_steps=4"), sections())
     summary = train("film", config, micro_store(tmp_path / "store"), tmp_path / "film-0")
-    run = written(tmp_path / "film-0" / "eval" / "tabletop", "sf", policy=summary.checkpoint)
+    identity = Policy.load(summary.checkpoint).identity
+    run = written(tmp_path / "film-0" / "eval" / "tabletop", "sf", policy=summary.checkpoint, identity=identity)
     control = written(tmp_path / "expert", "ss", policy="expert")
     told = compare([run.parents[1], control]).to_dict()["policies"]
     assert (told[0]["name"], told[0]["system"], told[0]["parameters"]) == ("film-0", "film", 191_590)
@@ -177,6 +188,51 @@ def test_a_trained_policy_tells_what_it_cost(tmp_path: Path) -> None:
     moved = compare([tmp_path / "moved", control])
     assert moved.to_dict()["policies"][0]["parameters"] == 191_590
     assert policy_rows(moved)[0][4] == "191,590"
+
+
+def test_minutes_are_those_of_the_policy_that_was_evaluated(tmp_path: Path) -> None:
+    store, run = micro_store(tmp_path / "store"), tmp_path / "film-0"
+    summary = train("film", load_config("tiny", None, (*SETTINGS, "training.max_steps=2"), sections()), store, run)
+    early = Policy.load(summary.checkpoint)
+    told = {"policy": summary.checkpoint, "identity": early.identity}
+    by_identity = written(run / "eval" / "early", "sf", **told)
+    recorded = written(run / "eval" / "recorded", "sf", **told, steps=early.step)
+    half = compare([by_identity, recorded]).to_dict()["policies"]
+    assert half[0]["training_minutes"] == half[1]["training_minutes"] > 0
+    longer = load_config("tiny", None, (*SETTINGS, "training.max_steps=8"), sections())
+    train("film", longer, store, run, resume=True)
+    late = written(run / "eval" / "late", "sf", **told | {"identity": Policy.load(summary.checkpoint).identity})
+    found = compare([by_identity, recorded, late])
+    minutes = [each["training_minutes"] for each in found.to_dict()["policies"]]
+    assert minutes[0] is None  # the checkpoint that is there now is another policy
+    assert minutes[1] == half[1]["training_minutes"]
+    assert minutes[2] > minutes[1]
+    assert [note for note in found.notes if "is not the policy that was evaluated" in note]
+
+
+def test_an_encoders_minutes_are_of_its_own_batch_and_steps(tmp_path: Path) -> None:
+    encoder, policy = find_system("temporal_jepa"), find_system("film")
+    latest = tmp_path / "checkpoints" / encoder.folder / "checkpoint_latest"
+    latest.mkdir(parents=True)
+    (latest / "state.json").write_text(json.dumps(state_of(16)))
+    for row in (encoder, policy):
+        lines = [json.dumps({"kind": "train", "step": step, "samples_per_s": 10.0}) for step in (10, 20, 30)]
+        (tmp_path / f"metrics_{row.folder}.jsonl").write_text("\n".join(lines))
+    parent = {"system": encoder.name, "checkpoint": latest.name, "step": 20}
+    state = CheckpointState(**state_of(160, parent=parent))
+    assert training_minutes(tmp_path, policy, state, 30) == pytest.approx((30 * 160 + 20 * 16) / 10 / 60)
+
+
+def state_of(batch_size: int, parent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A checkpoint's state with little in it."""
+    dicts: dict[str, Any] = {
+        name: {} for name in ("loader", "scheduler", "rng", "obs_spec", "statistics", "init_states")
+    }
+    texts = dict.fromkeys(("system", "content_hash", "code_version"), "")
+    return {
+        **dicts, **texts, "instructions": [], "format": FORMAT, "epoch": 0, "step": 30, "loss": 0.0, "best": None,
+        "backbone": None, "parent": parent, "config": {"training": {"batch_size": batch_size}},
+    }  # fmt: skip
 
 
 def test_controls_of_the_one_evaluator(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import socket
 import threading
 import urllib.request
 from pathlib import Path
@@ -9,13 +11,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli import app
 from statevla.reports.runs_page import read_runs, runs_page, serve_runs
 from statevla.runs import layout
 from statevla.runs.listing import list_runs
 from statevla.systems.table import find_system
 from statevla.trainers import trainer
 from statevla.trainers.trainer import train
-from stores.disk.lock import LOCK_NAME
+from stores.disk.lock import LOCK_NAME, lock
 from stores.errors import UsageError
 from tests.trainers.micro import config_of_all, micro_store
 
@@ -46,12 +49,44 @@ def test_runs_are_listed_as_they_stand(runs: Path, tmp_path: Path) -> None:
     folder = layout.checkpoints(tmp_path / "deep" / "c", find_system(JEPA).folder)
     folder.mkdir(parents=True)
     assert list_runs(tmp_path) == []
-    (folder / LOCK_NAME).write_text(json.dumps({"pid": os.getpid()}))
-    assert [row.state for row in list_runs(tmp_path)] == ["training"]
-    (folder / LOCK_NAME).unlink()
+    with lock(folder, "train"):
+        assert [row.state for row in list_runs(tmp_path)] == ["training"]
+    assert list_runs(tmp_path) == []
     (folder / layout.LATEST).mkdir()
     (folder / layout.LATEST / "state.json").write_text("{")
     assert [row.state for row in list_runs(tmp_path)] == ["damaged"]
+
+
+def test_a_lock_that_a_dead_process_left_is_no_holder(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(runs / "a", run)
+    folder = layout.checkpoints(run, find_system(JEPA).folder)
+    for pid, host in ((1, "elsewhere"), (os.getpid(), socket.gethostname())):  # a number may be somebody else's by now
+        (folder / LOCK_NAME).write_text(json.dumps({"pid": pid, "host": host}))
+        assert [row.state for row in list_runs(tmp_path)] == ["finished"]
+    state = json.loads((folder / layout.LATEST / layout.STATE).read_text())
+    state["scheduler"]["total_steps"] = 9
+    (folder / layout.LATEST / layout.STATE).write_text(json.dumps(state))
+    assert [row.state for row in list_runs(tmp_path)] == ["stopped"]
+    (folder / LOCK_NAME).write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert [row.state for row in list_runs(tmp_path)] == ["held on elsewhere"]
+    with lock(folder, "train"):
+        (folder / LOCK_NAME).write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+        assert [row.state for row in list_runs(tmp_path)] == ["training"]
+    assert [row.run for row in list_runs(run)] == [str(run)]  # a run is its own list
+
+
+def test_runs_that_are_nowhere_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        list_runs(tmp_path / "nowhere")
+
+
+def test_the_table_of_runs_breaks_no_word_at_80_columns(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "a", tmp_path / "few-labels" / "encoder-stamo")
+    told = CliRunner().invoke(app, ["runs", str(tmp_path)], env={"COLUMNS": "80"}).stdout
+    assert max(map(len, told.splitlines())) <= 80
+    words = told.replace("│", " ").split()
+    assert {"few-labels/", "encoder-stamo", "finished", JEPA, "store", "2", "MB"} <= set(words) | {"MB"}
 
 
 def test_two_runs_side_by_side_on_one_page(runs: Path) -> None:
