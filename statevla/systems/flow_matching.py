@@ -22,6 +22,7 @@ from statevla.models.gripper import GripperClassifier, command, is_closing
 from statevla.models.losses import LossParts, masked_bce, masked_mse
 from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
+from statevla.models.tokenizer import FrozenFeatures
 from statevla.runs.files import MODEL, below, load_strict
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.system import Given, Noise, Terms
@@ -165,6 +166,10 @@ class PolicyModel(Foretelling):
     def monitors(self, terms: Terms) -> dict[str, float]:
         """``gripper_change_f1``, where the gripper changes at all; those of the world head."""
         return {**change_monitor(terms), **self.world_monitors(terms)}
+
+    @property
+    def sees_by_tower(self) -> bool:
+        return isinstance(self.encoder.tokenizer.vision, FrozenFeatures)
 
     @property
     def frozen_encoder(self) -> StateEncoder | None:

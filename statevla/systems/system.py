@@ -80,6 +80,13 @@ class Objective(nn.Module):
         return frozenset()
 
     @property
+    def sees_by_tower(self) -> bool:
+        """Whether the frozen tower is all that it sees pictures by, so that kept features may come in their place; the
+        default: no.
+        """
+        return False
+
+    @property
     def frozen_encoder(self) -> StateEncoder | None:
         """Of a policy that sees of a frame only what this frozen encoder makes of it: its states may be kept, and come
         as ``obs.latent``. The default has none.

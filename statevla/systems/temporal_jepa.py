@@ -17,7 +17,7 @@ from statevla.models.losses import LossParts, masked_mse, mean_std, sigreg, vari
 from statevla.models.monitors import correlation_excess, rank_me, within_episodes
 from statevla.models.predictor import InverseDynamics, TemporalPredictor, ema_momentum, ema_update
 from statevla.models.standardize import Standardize
-from statevla.models.tokenizer import Backbone
+from statevla.models.tokenizer import Backbone, FrozenFeatures
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
@@ -58,6 +58,10 @@ class JepaModel(Objective):
     def state_shape(self) -> tuple[int, int]:
         """One token of so many numbers."""
         return 1, self.width
+
+    @property
+    def sees_by_tower(self) -> bool:
+        return isinstance(self.encoder.tokenizer.vision, FrozenFeatures)
 
     def state(self, obs: ObservationBatch) -> Float[Tensor, "B 1 D"]:
         """The encoder's."""

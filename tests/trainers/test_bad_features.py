@@ -11,12 +11,14 @@ from safetensors.numpy import load_file, save_file
 
 from pipelines.derive.features import FeatureConfig, make_features
 from statevla.encoders.features import FORMAT
+from statevla.systems.system import System
+from statevla.systems.table import SYSTEMS
 from statevla.trainers.trainer import train
 from stores.derived import BEGUN, begin, parse_seal, seal_bytes
 from stores.errors import StateVLAError, StoreMissing, UsageError
 from stores.sharded import ShardedSpec, write_shard
 from tests.encoders.test_siglip import save_small_siglip
-from tests.trainers.micro import micro_config, micro_store
+from tests.trainers.micro import config_of_all, micro_config, micro_store
 from tests.trainers.test_features import settings
 
 JEPA, FLOW = "temporal_jepa", "flow_matching"
@@ -100,3 +102,52 @@ def test_of_another_dtype_or_width_than_their_seal_says(
     folder.commit(fields["about"])
     with pytest.raises(StateVLAError, match=rf"expected float16 rows of \[4, 24\] as its seal says, got {dtype}"):
         begun(store, tower, tmp_path / "run")
+
+
+OWN_LAYERS = [row for row in SYSTEMS if row.name not in (JEPA, FLOW)]
+"""What they see pictures by is no frozen tower, but for options that say so (tests/systems/test_stamo_features.py)."""
+
+
+def towered(tower: Path, *more: str) -> Any:
+    keys = (
+        "model.vision=siglip", f"model.vision_model={tower}", "model.vision_width=24", "model.patch_size=16",
+        "training.max_steps=1", *more,
+    )  # fmt: skip
+    return config_of_all(*keys)
+
+
+@pytest.mark.parametrize("row", SYSTEMS, ids=lambda row: row.name)
+def test_features_stand_for_the_pictures_of_a_system_that_sees_by_their_tower_alone(
+    made: tuple[Path, Path], tmp_path: Path, row: System
+) -> None:
+    store, tower = made
+    config = towered(tower, "data.features=half")
+    if row in OWN_LAYERS:
+        with pytest.raises(UsageError, match=r"data\.features: .*(features/half of a|stamo\.features=conv does)"):
+            train(row, config, store, tmp_path / "run")
+        assert not list((tmp_path / "run/checkpoints").rglob("checkpoint_*"))
+    else:
+        begun(store, tower, tmp_path / "run")
+        parent = tmp_path / "run/checkpoints/phase1_temporal_jepa/checkpoint_latest"
+        encoder = parent if row.parents_of(config) else None
+        assert train(row, config, store, tmp_path / "own", encoder_checkpoint=encoder).steps == 1
+
+
+@pytest.mark.parametrize("row", OWN_LAYERS, ids=lambda row: row.name)
+def test_a_tower_that_nothing_sees_by(made: tuple[Path, Path], tmp_path: Path, row: System) -> None:
+    store, tower = made
+    with pytest.raises(UsageError, match=rf"model\.vision: {row.name} sees pictures by layers of its own .* siglip;"):
+        train(row, towered(tower), store, tmp_path / "run")
+
+
+@pytest.mark.parametrize("target", ["state", "motions"])
+def test_features_do_not_stand_for_pictures_beside_an_encoder_on_their_tower(
+    made: tuple[Path, Path], tmp_path: Path, target: str
+) -> None:
+    store, tower = made
+    begun(store, tower, tmp_path / "run")
+    encoder = tmp_path / "run/checkpoints/phase1_temporal_jepa/checkpoint_latest"
+    world = (f"film.world_target={target}", "film.world_horizon=2")
+    with pytest.raises(UsageError, match=r"data\.features: film sees pictures by layers of its own"):
+        train("film", towered(tower, *world, "data.features=half"), store, tmp_path / "a", encoder_checkpoint=encoder)
+    assert train("film", towered(tower, *world), store, tmp_path / "b", encoder_checkpoint=encoder).steps == 1
