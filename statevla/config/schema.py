@@ -146,6 +146,19 @@ class SystemOptions:
         """Of the systems whose frozen encoder the system `may` take, those that will do with these options."""
         return ()
 
+    def check(self, section: str) -> None:
+        """Raise UsageError, naming keys below `section`, where two options do not go together; the default: all do."""
+
+
+def require_heads(section: str, heads: int, **widths: int) -> None:
+    """Raise UsageError where the heads of an attention cannot share a width, by the name of its option."""
+    for name, width in widths.items():
+        if width % heads:
+            raise UsageError(
+                f"{section}.heads: {heads} heads cannot share {section}.{name} {width}, which is not a multiple of "
+                f"{heads}; set another number of heads, or another width"
+            )
+
 
 @dataclass(frozen=True)
 class Phase1Config(SystemOptions):
@@ -270,6 +283,8 @@ def check(config: Config) -> None:
     for name, part in config.parts().items():
         for key in keys(part, f"{name}."):
             key.option.check(key.name, key.value)
+    for name, options in config.sections.items():
+        options.check(name)
     model = config.model
     if model.image_size % model.patch_size:
         raise UsageError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.config.options import option
+from statevla.config.schema import require_heads
 from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, DecoderLayer, Queries, grid_sinusoids, sinusoids
 from statevla.models.heads import ChunkOutput
@@ -26,6 +27,7 @@ from statevla.models.tokenizer import embedding
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms
+from stores.errors import UsageError
 from stores.spec import ObsSpec
 
 LOG_VARIANCE = 10.0
@@ -185,6 +187,12 @@ class ActOptions(ChunkOptions):
     kl_weight: float = option(10.0, "weight of the divergence from the prior, summed over the latent", least=0)
     sample: bool = option(False, "act with a sample of the prior instead of its mean")
     dropout: float = option(0.0, "of every block", least=0, most=1)
+
+    def check(self, section: str) -> None:
+        """Positions on a grid are sines and cosines of rows and of columns."""
+        if self.width % 4:
+            raise UsageError(f"{section}.width: {self.width} is not a multiple of 4; set one that is")
+        require_heads(section, self.heads, width=self.width)
 
 
 class ActPolicy(ChunkPolicy):

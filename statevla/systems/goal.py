@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.config.options import option
+from statevla.config.schema import require_heads
 from statevla.data.batch import Batch
 from statevla.models.attention import Backbone
 from statevla.models.heads import ChunkOutput, split_output
@@ -167,6 +168,9 @@ class GoalOptions(ChunkOptions):
     dropout: float = option(0.0, "of every block", least=0, most=1)
 
     PARENT_FOR: ClassVar[str] = f"fusion=state or goal.{ChunkOptions.PARENT_FOR}"
+
+    def check(self, section: str) -> None:
+        require_heads(section, self.heads, width=self.width)
 
     @property
     def takes_encoder(self) -> bool:

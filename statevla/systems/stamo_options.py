@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from statevla.config.options import option
-from statevla.config.schema import SystemOptions
+from statevla.config.schema import SystemOptions, require_heads
 from statevla.encoders.sd3 import DEFAULT_MODEL
 from statevla.encoders.vision import CONV
 
@@ -61,6 +61,11 @@ class StamoOptions(SystemOptions):
     )
     motion_steps: int = option(5, "frames within which it moves", least=1)
     motion_threshold: float = option(0.08, "change of some colour that counts, of [0, 1]", above=0, most=1)
+
+    def check(self, section: str) -> None:
+        """A pretrained painter has sizes of its own."""
+        own = {} if self.decoder == "sd3" else {"decoder_width": self.decoder_width}
+        require_heads(section, self.heads, width=self.width, **own)
 
     def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
         """A Temporal JEPA where the features are its tokens."""

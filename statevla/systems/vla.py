@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.config.options import option
+from statevla.config.schema import require_heads
 from statevla.data.batch import Batch
 from statevla.models.attention import Backbone, CrossLayer, Queries
 from statevla.models.heads import Bins, ChunkOutput, split_output
@@ -172,6 +173,9 @@ class VlaOptions(ChunkOptions):
     bins: int = option(256, "of each pose dimension, head discrete", least=2)
     expectation: bool = option(False, "head discrete: act with the bins' mean instead of the most likely one")
     dropout: float = option(0.0, "of every block", least=0, most=1)
+
+    def check(self, section: str) -> None:
+        require_heads(section, self.heads, width=self.width)
 
 
 class VlaPolicy(ChunkPolicy):

@@ -27,6 +27,20 @@ def test_another_systems_option(row) -> None:  # type: ignore[no-untyped-def]
         load_config("tiny", None, (f"{row.section}.{key}=1",), sections())
 
 
+@pytest.mark.parametrize(("options", "named"), [
+    (("act.heads=5",), r"act\.heads: 5 heads cannot share act\.width 64"),
+    (("vla.width=65",), r"vla\.heads: 4 heads cannot share vla\.width 65"),
+    (("goal.heads=5",), r"goal\.heads: 5 heads cannot share goal\.width 64"),
+    (("stamo.heads=3",), r"stamo\.heads: 3 heads cannot share stamo\.width 128"),
+    (("stamo.heads=3", "stamo.width=96"), r"stamo\.heads: 3 heads cannot share stamo\.decoder_width 128"),
+    (("act.width=90", "act.heads=5"), r"act\.width: 90 is not a multiple of 4"),
+])  # fmt: skip
+def test_heads_that_cannot_share_a_width(options: tuple[str, ...], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        load_config("tiny", None, options, sections())
+    load_config("tiny", None, ("act.width=60", "act.heads=5", "vla.width=65", "vla.heads=5"), sections())
+
+
 def test_a_chunk_longer_than_every_episode(tmp_path: Path) -> None:
     store = tmp_path / "store"
     make_tiny_store(store, episodes=6, frames=5, image=16, window=4, stats=True)
