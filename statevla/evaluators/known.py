@@ -30,8 +30,10 @@ def require_trained(policy: Any, tasks: Sequence[Task], way_out: str) -> None:
 
 def require_taken(policy: Any, tasks: Sequence[Task]) -> None:
     """Raises UsageError where the policy cannot even embed what it is told."""
-    vector = getattr(policy, "vector", None)  # controls take no instruction
-    for task in tasks if vector is not None else ():
+    vector = getattr(policy, "vector", None)
+    if vector is None:  # controls take no instruction
+        return
+    for task in tasks:
         try:
             vector(task.instruction)
         except StateVLAError as error:
