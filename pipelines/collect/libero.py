@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,12 +19,15 @@ from pipelines.collect.libero_driver import Drive, check_driver
 from pipelines.collect.libero_parts import Settings, TaskWork, with_expert
 from pipelines.collect.tabletop import CollectSummary
 from pipelines.collect.writer import ALIGNMENTS, Align
+from statevla.evaluators.evaluate import usual_execution
 from statevla.evaluators.runner import ChunkPolicy
+from statevla.policies.execution import Execution
 from statevla.sims.libero import memory, paths, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import Reply, Run
 from statevla.sims.libero.scatter import check_scatter
 from statevla.sims.libero.worker import Simulator, Timeouts, ready
+from statevla.sims.suites import find_suite
 from stores.disk.lock import lock
 from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress, ProgressEvent
@@ -51,6 +54,7 @@ def collect_libero(
     noise_share: float = 1.0,
     scatter: float = 0.0,
     from_policy: ChunkPolicy | None = None,
+    execution: Execution | None = None,
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
     replace: bool = False,
@@ -74,6 +78,7 @@ def collect_libero(
         scatter: share of the attempts in which the things stand at random places (`statevla.sims.libero.scatter`).
         from_policy: drives the first steps of every attempt, as many as the attempt's seed says; then the expert takes
             over, and what it does is recorded (`libero_driver`).
+        execution: of the chunks of that policy; None, or where it says none: as evaluations in the suite.
         replace: a task's file or unfinished part of a collection with other settings gives way to this one.
 
     Raises:
@@ -101,10 +106,13 @@ def collect_libero(
     if from_policy is not None:
         check_driver(from_policy, chosen, image_size)
     check_scatter(suite, scatter)
-    driver = "" if from_policy is None else from_policy.identity
+    driver, driven = "", {}
+    if from_policy is not None:
+        driver = from_policy.identity
+        driven = asdict(usual_execution(find_suite(suite), execution).resolve(from_policy.chunk))
     settings = Settings(
         suite, episodes, seed, first_init, span, align, image_size, noise, noise_share, from_policy=driver,
-        scatter=scatter,
+        scatter=scatter, execution=tuple(driven.items()),
     )  # fmt: skip
     with lock(out, f"collection of {suite}"):
         todo = [TaskWork(task, out, settings, replace) for task in chosen]

@@ -4,6 +4,7 @@ gets to (DAgger: Ross et al. 2011; that only the expert's part is recorded is HG
 Legend: n actions of a request.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +19,7 @@ from statevla.policies.noise import Draw
 from statevla.sims.libero.protocol import Reply
 from statevla.sims.libero.suites import Task, max_steps
 from stores.errors import StateVLAError, UsageError
+from stores.spec import LIBERO
 
 LEAST: Final = 10
 MOST: Final = 0.3
@@ -32,7 +34,10 @@ def steps_of(seed: tuple[int, ...], suite: str) -> int:
 
 def check_driver(policy: ChunkPolicy, tasks: list[Task], image_size: int) -> None:
     """Raises UsageError where a policy cannot drive: other pictures, or an instruction that it was not trained on."""
-    side = square_side(policy.obs_spec, "LIBERO's")
+    wanted = policy.obs_spec
+    given = dataclasses.replace(LIBERO.sized(wanted.image_sizes), language_width=wanted.language_width)
+    given.require_same(wanted, "the simulator", "--from-policy")
+    side = square_side(wanted, "LIBERO's")
     if side != image_size:
         raise UsageError(f"--from-policy: the policy sees {side} pixels a side, the collection has {image_size}")
     require_trained(policy, tasks, "Name a policy of a store that has them, or other --tasks")
@@ -48,17 +53,19 @@ def check_driver(policy: ChunkPolicy, tasks: list[Task], image_size: int) -> Non
 
 @dataclass
 class Drive:
-    """A policy's part of an attempt. left: steps until the expert takes over. trial: of its noise."""
+    """A policy's part of an attempt. left: steps until the expert takes over. trial: of its noise. execution:
+    of its chunks, resolved."""
 
     policy: ChunkPolicy
     instruction: str
     left: int
     trial: int
+    execution: Execution
     _calls: int = 0
     _buffer: ChunkBuffer = field(init=False)
 
     def __post_init__(self) -> None:
-        self._buffer = ChunkBuffer(Execution().resolve(self.policy.chunk))
+        self._buffer = ChunkBuffer(self.execution)
 
     def actions(self, reply: Reply) -> NDArray[np.float64]:
         """What it does next ``[n, 7]``, after what it sees; none left when the expert's turn has come."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipelines.collect.libero_driver import Drive, steps_of
 from pipelines.collect.writer import SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
 from statevla.evaluators.runner import ChunkPolicy
+from statevla.policies.execution import Execution
 from statevla.sims.libero import paths, suites
 from statevla.sims.libero.experts import check_expert, program_of
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Reset, Scenery, Track
@@ -44,13 +45,16 @@ INIT_STATES: Final = "init_states_used"
 INIT_STATE: Final = "init_state_index"
 ATTEMPT: Final = "attempt"
 MADE_BY: Final = "made_by"
+RARE: Final = ("from_policy", "scatter", "execution")
+"""Settings that files have only where they say something."""
 PICTURES: Final = ".pictures.npz"
 
 
 @dataclass(frozen=True)
 class Settings:
     """What must be equal for demonstrations to belong to one file. from_policy: identity of the policy that drives;
-    empty: none does. scatter: share of the attempts in which the things stand elsewhere."""
+    empty: none does. scatter: share of the attempts in which the things stand elsewhere. execution: of that policy's
+    chunks, by field of `Execution`."""
 
     suite: str
     episodes: int
@@ -64,10 +68,13 @@ class Settings:
     expert_format: int = EXPERT_FORMAT
     from_policy: str = ""
     scatter: float = 0.0
+    execution: tuple[tuple[str, Any], ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready; without what most collections have not."""
-        return {name: value for name, value in vars(self).items() if name not in ("from_policy", "scatter") or value}
+        return {name: value for name, value in vars(self).items() if name not in RARE or value} | (
+            {"execution": dict(self.execution)} if self.execution else {}
+        )
 
     def noise_of(self, attempt: int) -> float:
         """Noise of an attempt: of any run of attempts, the share ``noise_share`` has it."""
@@ -197,7 +204,8 @@ class TaskWork:
     def drive(self, policy: ChunkPolicy) -> Drive:
         """What the policy does of the present attempt."""
         steps = steps_of(self.seed_of(self.attempt), self.task.suite)
-        return Drive(policy, self.task.instruction, steps, self.task.index * DRIVES + self.attempt)
+        execution = Execution(**dict(self.settings.execution)).resolve(policy.chunk)
+        return Drive(policy, self.task.instruction, steps, self.task.index * DRIVES + self.attempt, execution)
 
     def pass_over(self) -> None:
         """The policy was through before its steps were: nothing to learn from the present attempt.
@@ -287,9 +295,13 @@ class TaskWork:
                 made_by += ", things scattered"
             if policy := self.settings.from_policy:
                 steps = steps_of(self.seed_of(attempt), self.task.suite)
-                made_by += f", taking over from policy {policy[:12]} after {steps} steps"
+                made_by += f", taking over from policy {policy[:12]} after {steps} steps{self._executed()}"
             attrs = ((INIT_STATE, self.init_state_of(attempt)), (ATTEMPT, attempt), (MADE_BY, made_by))
             yield demo_of(self._read(attempt, ""), self._read(attempt, ".pictures"), attrs, noisy=noise > 0)
+
+    def _executed(self) -> str:
+        said = [f"{name} {value:g}" for name, value in self.settings.execution if value]
+        return f" ({', '.join(said)})" if said else ""
 
     def _read(self, attempt: int, kind: str) -> dict[str, NDArray[Any]]:
         file = self.parts / f"{attempt:05d}{kind}.npz"

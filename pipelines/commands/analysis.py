@@ -32,6 +32,7 @@ def diagnose(
     """Low loss, and the robot fails: which link between data and action is broken? Exit status 1 if one is."""
     from pipelines.replay import replay_of_files
     from statevla.evaluators.diagnose import diagnose as examine
+    from statevla.evaluators.goals import told_in_words
     from statevla.policies.execution import Execution
     from statevla.policies.policy import Policy
     from statevla.runs.layout import evaluation
@@ -46,9 +47,12 @@ def diagnose(
     where = suite or opened.manifest.suite
     raw = source or Path("data/raw") / where
     replay = replay_of_files(raw, where, tasks) if source is not None or raw.is_dir() else None
+    policy = Policy.load(path, device)
+    if (told := told_in_words(policy, str(path))) is not None:
+        print(f"note: {told}", file=sys.stderr)
     with show_progress() as progress:
         found = examine(
-            Policy.load(path, device), opened, name=str(path), suite=suite, tasks=tasks, trials=trials, replay=replay,
+            policy, opened, name=str(path), suite=suite, tasks=tasks, trials=trials, replay=replay,
             execution=Execution(replan, ensemble), max_steps=max_steps, progress=progress,
         )  # fmt: skip
     found.save(folder)

@@ -53,6 +53,7 @@ def eval_offline(
     as_json: Json = False,
 ) -> None:
     """Compare predicted chunks with the demonstrations'."""
+    from statevla.evaluators.goals import told_in_words
     from statevla.evaluators.offline import evaluate_offline
     from statevla.policies.policy import Policy
     from statevla.runs.layout import evaluation
@@ -63,9 +64,12 @@ def eval_offline(
     path = find_policy(checkpoint)
     chosen, folder = find_store(store), out if out is not None else evaluation(path, "offline")
     print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
+    policy = Policy.load(path, device, precision, euler_steps)
+    if (told := told_in_words(policy, str(path))) is not None:
+        print(f"note: {told}", file=sys.stderr)
     with show_progress() as progress:
         results = evaluate_offline(
-            Policy.load(path, device, precision, euler_steps), OpenStore.open(chosen), split=split, seed=seed,
+            policy, OpenStore.open(chosen), split=split, seed=seed,
             allow_other_store=allow_other_store, progress=progress,
         )  # fmt: skip
     results.save(folder)
@@ -242,6 +246,7 @@ def eval_robustness(
     euler_steps: EulerSteps = None,
     closed: Closed = False,
     unknown_instructions: UnknownInstructions = False,
+    goals: Told = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -256,7 +261,7 @@ def eval_robustness(
 
     chosen = choose_policy(
         policy, suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps,
-        closed=closed, seed=seed,
+        closed=closed, goals=goals, seed=seed,
     )  # fmt: skip
     folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-robustness")
     print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
@@ -295,12 +300,14 @@ def eval_language(
 ) -> None:
     """Does a policy do what it is told? Success and actions under other instructions."""
     from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.goals import LANGUAGE
     from statevla.evaluators.language import evaluate_language
     from statevla.policies.execution import Execution
 
     chosen = choose_policy(
-        "checkpoint", suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps
-    )
+        "checkpoint", suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps,
+        goals=LANGUAGE,
+    )  # fmt: skip
     folder = out if out is not None else chosen.out.with_name(f"{chosen.out.name}-language")
     print(f"policy {chosen.name}, results {folder}", file=sys.stderr)
     with show_progress() as progress:
@@ -329,11 +336,13 @@ def _evaluate(
     """What the closed-loop commands share. A replay's demonstrations are read here: evaluators know no sources."""
     from pipelines.replay import replay_of_files
     from statevla.evaluators.choose import choose_policy
+    from statevla.evaluators.conditions import USUAL
     from statevla.evaluators.evaluate import evaluate
 
     folder = source if source is not None else Path("data/raw") / suite
     demos = replay_of_files(folder, suite, tasks) if kind == "replay-demos" else None
-    chosen = choose_policy(kind, suite, checkpoint=checkpoint, seed=seed, demos=demos, **loading)
+    seen = options.get("conditions", USUAL)
+    chosen = choose_policy(kind, suite, checkpoint=checkpoint, seed=seed, demos=demos, conditions=seen, **loading)
     results_folder = out if out is not None else chosen.out
     print(f"policy {chosen.name}, results {results_folder}", file=sys.stderr)
     with show_progress() as progress:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from statevla.evaluators.conditions import USUAL, Conditions
 from statevla.evaluators.goals import with_goals
 from statevla.evaluators.runner import Policy
 from statevla.observation import libero_spec
@@ -44,13 +45,15 @@ def choose_policy(
     goals: str | None = None,
     seed: int = 0,
     demos: ReplayDemos | None = None,
+    conditions: Conditions = USUAL,
 ) -> ChosenPolicy:
     """Load the checkpoint or build the control.
 
     checkpoint: its folder or a run's; None: see `find_policy`. device, precision, euler_steps, closed: as
-    `Policy.load`. goals: how a policy that takes goals is told them, ``language`` or ``image``. seed: of the expert.
-    demos: what ``replay-demos`` replays. Raises UsageError for an unknown kind or suite, for Euler steps or goals of a
-    control, for goals that the policy was not trained on, and what loading raises.
+    `Policy.load`. goals: how a policy that takes goals is told them, ``language`` or ``image``. seed: of the
+    expert. demos: what ``replay-demos`` replays. conditions: of the trials, which a goal's picture shows too.
+    Raises UsageError for an unknown kind or suite, for Euler steps or goals of a control, for goals that the policy
+    was not trained on, and what loading raises.
     """
     row = find_suite(suite)
     if kind not in POLICIES:
@@ -63,7 +66,7 @@ def choose_policy(
         path = find_policy(checkpoint)
         trained = TrainedPolicy.load(path, device, precision, euler_steps, closed)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
-        told = with_goals(trained, goals, row, name)
+        told = with_goals(trained, goals, conditions.of(row), name)
         name = name if goals is None else f"{name}, told by {goals}"
         return ChosenPolicy(told, name, evaluation(path, _folder(suite, told.identity)))
     control: Policy

@@ -95,7 +95,7 @@ def told_in_words(policy: Policy, name: str) -> str | None:
     another policy. Raises UsageError for one that takes pictures alone."""
     known = told_by(policy)
     if LANGUAGE not in known:
-        raise UsageError(f"{name}: it is told what to reach by a picture alone, and here is none; use a closed loop")
+        raise UsageError(f"{name}: it is told what to reach by a picture alone, and there is none here")
     return f"{name} is told what to reach by language here, never by a picture" if len(known) > 1 else None
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from statevla.evaluators.conditions import USUAL, Conditions
 from statevla.evaluators.evaluate import evaluate
+from statevla.evaluators.goals import ExpertGoals, WithGoals
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.language import points_lost
 from statevla.evaluators.results import Results
@@ -21,6 +22,7 @@ from statevla.policies.controls import ReplayDemos
 from statevla.reports.tables import markdown_table, percent
 from statevla.sims.libero import pro, suites
 from statevla.sims.libero.perturb import Perturbation
+from statevla.sims.suites import find_suite
 from stores.disk import durable
 from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress
@@ -113,8 +115,8 @@ def evaluate_robustness(
         where = suite if row in PERTURBATIONS else f"{suite}_{row}"
         try:
             results = evaluate(
-                policy, where, out=out / row, name=f"{name}, {row}", conditions=conditions, progress=progress,
-                label=row, **(options | {"unknown_instructions": True}),
+                at(policy, where, conditions), where, out=out / row, name=f"{name}, {row}", conditions=conditions,
+                progress=progress, label=row, **(options | {"unknown_instructions": True}),
             )  # fmt: skip
         except StateVLAError as error:
             rows.append(Row(row, what, None, error=str(error).splitlines()[0]))
@@ -124,6 +126,13 @@ def evaluate_robustness(
     found = Robustness(suite, name, tuple(rows))
     found.save(out)
     return found
+
+
+def at(policy: Policy, suite: str, conditions: Conditions) -> Policy:
+    """`policy`; one that is told by pictures gets those of the trials that are tried."""
+    if not isinstance(policy, WithGoals):
+        return policy
+    return WithGoals(policy.policy, ExpertGoals(conditions.of(find_suite(suite)), policy.source.image_size))
 
 
 def what_of(kind: str) -> str:

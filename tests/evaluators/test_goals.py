@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from cli import app
 from statevla.config.load import load_config
 from statevla.evaluators.choose import choose_policy
+from statevla.evaluators.conditions import Conditions
 from statevla.evaluators.evaluate import evaluate
-from statevla.evaluators.goals import ExpertGoals, WithGoals, with_goals
+from statevla.evaluators.goals import ExpertGoals, WithGoals, told_in_words, with_goals
+from statevla.evaluators.robustness import at
 from statevla.observation import Observation
+from statevla.policies.controls import ExpertControl
 from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
 from statevla.sims.libero.errors import SimulatorFailed
+from statevla.sims.libero.row import LiberoSuite
 from statevla.sims.suites import find_suite
 from statevla.sims.tabletop.environment import TabletopEnv
 from statevla.sims.tabletop.suite import TabletopSuite, evaluation_seed
@@ -93,6 +98,31 @@ def test_other_policies_take_no_goals(run: Path) -> None:
         with_goals(told(run, ("image",)), None, SUITE, "p")
 
 
+def test_a_goal_shows_the_layout_of_its_trial(run: Path) -> None:
+    drawn = Conditions(fixtures="drawn")
+    chosen = choose_policy("checkpoint", "libero_object", checkpoint=run, goals="image", conditions=drawn).policy
+    assert isinstance(chosen, WithGoals)
+    assert chosen.source.suite == drawn.of(LiberoSuite("libero_object"))
+    usual = choose_policy("checkpoint", "libero_object", checkpoint=run, goals="image").policy
+    moved = at(usual, "libero_object", drawn)
+    assert isinstance(moved, WithGoals)
+    assert moved.source.suite == chosen.source.suite
+    assert moved.identity == usual.identity  # type: ignore[union-attr]
+    control = ExpertControl()
+    assert at(control, "libero_object", drawn) is control
+
+
+def test_language_is_measured_of_a_policy_that_takes_pictures_too(run: Path, tmp_path: Path) -> None:
+    options = ["--suite", "tabletop", "--checkpoint", str(run), "--num-trials", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match="not trained on"):  # asked of its instructions, not of --goals
+        app(["eval", "language", *options], standalone_mode=False)
+    policy = Policy.load(run / "checkpoints" / "goal" / "checkpoint_latest")
+    assert "told what to reach by language here" in str(told_in_words(policy, "p"))
+    assert told_in_words(told(run, ("language",)), "p") is None
+    with pytest.raises(UsageError, match="p: it is told what to reach by a picture alone"):
+        told_in_words(told(run, ("image",)), "p")
+
+
 def test_the_goals_reach_the_policy(run: Path, tmp_path: Path) -> None:
     policy = Policy.load(run / "checkpoints" / "goal" / "checkpoint_latest")
     suite = TabletopSuite()
@@ -118,7 +148,8 @@ def test_a_whole_evaluation_by_pictures(run: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Policy, "act", act)
     policy = with_goals(told(run, ("image",)), "image", SUITE, "looks")
     monkeypatch.setattr(Policy, "vector", lambda self, text: None)
-    evaluate(policy, "tabletop", out=tmp_path / "out", name="looks", episodes=3, tasks="0", max_steps=10)
+    trials = {"episodes": 3, "tasks": "0", "max_steps": 10}
+    evaluate(policy, "tabletop", out=tmp_path / "out", name="looks", unknown_instructions=True, **trials)
     assert len({trial for trial, _ in seen}) == 3
     assert len(set(seen)) == 3  # one goal a trial, however many calls
     assert len(seen) > 3

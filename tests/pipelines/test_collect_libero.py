@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from pipelines.collect.libero import collect_libero
 from pipelines.collect.libero_driver import LEAST
 from pipelines.collect.libero_parts import HOLD
 from statevla.observation import ObsSpec, libero_spec
+from statevla.policies.execution import Execution
 from statevla.sims.libero import experts, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Request, Reset, Run, Scenery, Track
 from statevla.systems.acting import Acted
-from stores.errors import StateVLAError, StoreMissing, UsageError
+from stores.errors import ObsSpecMismatch, StateVLAError, StoreMissing, UsageError
 
 INIT_STATES = 5
 STEPS_TO_SUCCESS = 7
@@ -209,8 +210,9 @@ def test_a_policy_drives_and_what_the_expert_does_then_is_recorded(world: World,
     with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
         told = [str(file[f"data/demo_{i}"].attrs["made_by"]) for i in range(3)]
         assert json.loads(file["data"].attrs["collected_with"])["from_policy"] == "d" * 64
+    executed = " (replan 1, ensemble 0.01)"  # as LIBERO's evaluations have it
     steps = [int(text.split(" after ")[1].split()[0]) for text in told]
-    assert told[0] == f"scripted expert, taking over from policy dddddddddddd after {steps[0]} steps"
+    assert told[0] == f"scripted expert, taking over from policy dddddddddddd after {steps[0]} steps{executed}"
     assert world.driven == steps
     assert min(steps) >= LEAST
     assert len(set(steps)) == 3
@@ -219,6 +221,24 @@ def test_a_policy_drives_and_what_the_expert_does_then_is_recorded(world: World,
     before = (tmp_path / "task_0_demo.hdf5").read_bytes()
     run(tmp_path / "again", tasks=[0], from_policy=Driver(), image_size=4, workers=2)
     assert (tmp_path / "again" / "task_0_demo.hdf5").read_bytes() == before
+
+
+def test_how_a_driving_policys_chunks_are_executed_can_be_said(world: World, tmp_path: Path) -> None:
+    few, many = Driver(), Driver()
+    run(tmp_path / "few", tasks=[0], from_policy=few, image_size=4, execution=Execution(4))
+    run(tmp_path / "many", tasks=[0], from_policy=many, image_size=4)
+    assert 3 * len(few.draws) < len(many.draws) == sum(world.driven[len(world.driven) // 2 :])
+    with h5py.File(tmp_path / "few" / "task_0_demo.hdf5") as file:
+        assert str(file["data/demo_0"].attrs["made_by"]).endswith("(replan 4)")
+        assert json.loads(file["data"].attrs["collected_with"])["execution"]["replan"] == 4
+    with pytest.raises(UsageError, match="was collected with"):
+        run(tmp_path / "few", tasks=[0], from_policy=Driver(), image_size=4)
+
+
+def test_a_driving_policy_sees_what_it_was_trained_on(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ObsSpecMismatch, match="orientation"):
+        run(tmp_path, from_policy=Driver(obs_spec=replace(libero_spec(4), orientation="opengl")), image_size=4)
+    assert not world.seeds
 
 
 def test_a_policy_that_succeeds_by_itself_teaches_nothing(world: World, tmp_path: Path) -> None:
