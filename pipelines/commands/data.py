@@ -69,13 +69,21 @@ def collect(
         raise UsageError(f"--append: for tabletop only; collect more of {suite} into another --out, with --first-init")
     of_libero = {
         "--tasks": tasks, "--first-init": first_init, "--init-states": init_states, "--noise": noise,
-        "--scatter": scatter, "--from-policy": from_policy, "--dry-run": dry_run,
+        "--noise-share": noise_share != 1, "--scatter": scatter, "--from-policy": from_policy, "--dry-run": dry_run,
+        "--image-size": image_size != 128,
     }  # fmt: skip
     given = [name for name, value in of_libero.items() if value]
     if suite == "tabletop" and given:
         raise UsageError(f"{', '.join(given)}: for LIBERO; leave out with tabletop")
     if from_policy is not None and dry_run:
         raise UsageError("--from-policy: records, and --dry-run does not; leave one of them out")
+    unseen = {
+        "--init-states": init_states, "--noise-share": noise_share != 1, "--align": align != "after",
+        "--image-size": image_size != 128,
+    }  # fmt: skip
+    if dry_run and any(unseen.values()):
+        given = [name for name, value in unseen.items() if value]
+        raise UsageError(f"{', '.join(given)}: not seen by --dry-run; leave out, or record")
     with show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop

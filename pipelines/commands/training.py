@@ -38,11 +38,15 @@ def describe(
     from statevla.systems.describe import describe_system
     from statevla.systems.table import find_system, sections
     from statevla.trainers.jobs import ask
+    from statevla.trainers.said import require_used
 
     row = None if system is None else find_system(system)
-    wanted = ask(row, preset, recipe, config, tuple(set_ or ())).config(sections())
+    request = ask(row, preset, recipe, config, tuple(set_ or ()))
+    wanted = request.config(sections())
     title = recipe or f"Preset {preset or 'base'}"
     if row is not None:
+        require_used(row, wanted, request)
+        title = recipe or row.shown_as(preset or "base")
         alone = describe_system(row, wanted)
         rows = [*alone["parts"].items(), ("trainable", alone["trainable"]), ("frozen", alone["frozen"])]
         print_json(alone) if as_json else print_table(f"{row.title}, {title}", ("part", "parameters"), rows)

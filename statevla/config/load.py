@@ -25,10 +25,15 @@ COMMON_RATE: Final = "training.learning_rate"
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for: a preset, and dotted keys with their values. preset: None where none was named."""
+    """What a user asks for: a preset, and dotted keys with their values. preset: None where none was named.
+
+    said: which of them an override says. filed: which a file says that is no recipe.
+    """
 
     preset: str | None
     changes: dict[str, Any]
+    said: frozenset[str] = frozenset()
+    filed: frozenset[str] = frozenset()
 
     def config(self, sections: Sections = NO_SECTIONS) -> Config:
         """The configuration. Raises UsageError with the nearest key or preset."""

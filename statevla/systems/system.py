@@ -34,6 +34,8 @@ class Objective(nn.Module):
     """A model with its loss. The forward pass is `terms`, so that wrappers which change it wrap what has gradients."""
 
     needs: Needs = NOW
+    has_target: bool = False
+    """Whether it keeps a moving average of its own, beside which no other is taken."""
 
     @property
     def learns_unlabelled(self) -> bool:
@@ -147,10 +149,22 @@ class System:
     section: str
     parent: tuple[str, ...] = ()
 
+    @property
+    def sized_by_model(self) -> bool:
+        """Whether its sizes are the documents' ``model.*``; those of a system with a section of its own are there."""
+        return self.section.startswith("training.")
+
     def options_of(self, config: Config) -> SystemOptions:
         """This system's options in `config`."""
         options: SystemOptions = config.section(self.section)
         return options
+
+    def shown_as(self, preset: str) -> str:
+        """For people: whose sizes are those of a preset."""
+        if self.sized_by_model or preset in self.options.PRESETS:
+            return f"preset {preset}"
+        own = ", ".join(self.options.PRESETS)
+        return f"preset {preset}, of which {self.name} has no sizes of its own: its defaults, small (others: {own})"
 
     def parents_of(self, config: Config) -> tuple[str, ...]:
         """Systems of which `config` wants a checkpoint's frozen encoder; none where it wants no encoder."""

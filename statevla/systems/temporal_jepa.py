@@ -29,6 +29,8 @@ TINY = 1e-12
 class JepaModel(Objective):
     """encoder (trained), target (its moving average, never trained by gradient), predictor, inverse (an option)."""
 
+    has_target = True
+
     def __init__(
         self,
         config: Config,

@@ -1,4 +1,4 @@
-"""Exponential moving average of a policy's weights: validated, saved as what acts, and left alone by training.
+"""Exponential moving average of a model's weights: validated, saved as what acts, and left alone by training.
 
 Legend: t optimizer steps done.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from statevla.config.schema import TrainingConfig
 from statevla.runs.write import TRAINED
+from statevla.systems.system import Objective
 from stores.errors import StoreCorrupt
 
 
@@ -58,6 +59,6 @@ class WeightAverage:
             parameter.copy_(values[name])
 
 
-def average_of(model: nn.Module, kind: str, training: TrainingConfig) -> WeightAverage | None:
-    """Of a policy, where it is on; an encoder has its own target."""
-    return WeightAverage(model, training.policy_ema) if kind == "policy" and training.policy_ema > 0 else None
+def average_of(model: Objective, training: TrainingConfig) -> WeightAverage | None:
+    """Where it is on, of all but a model that has a moving average of its own."""
+    return WeightAverage(model, training.policy_ema) if training.policy_ema > 0 and not model.has_target else None

@@ -20,6 +20,7 @@ from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, config_of, find_system, sections
 from statevla.trainers.outcome import TrainSummary
 from statevla.trainers.parents import inherit, takes_none
+from statevla.trainers.said import require_used
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.manifest import content_hash
@@ -75,7 +76,8 @@ def ask(
             raise UsageError(f"recipe {recipe}: systems: expected some of {known}, got {', '.join(unknown)}")
         request = found.request("" if system is None else system.name)
     given = {} if file is None else read_keys(file)
-    return Request(request.preset, {**request.changes, **given, **parse_overrides(overrides)})
+    said = parse_overrides(overrides)
+    return Request(request.preset, {**request.changes, **given, **said}, frozenset(said), frozenset(given))
 
 
 def plan_training(
@@ -95,6 +97,7 @@ def plan_training(
     encoder's alone, because the policy has a section of its own, its sizes are those of the encoder in any case.
     """
     config = request.config(sections())
+    require_used(system, config, request)
     wanted = system.parents_of(config)
     if not wanted:
         if encoder is not None:
@@ -146,6 +149,7 @@ def plan_resume(
             fixed = [key.name for key in keys(part, f"{name}.") if not key.option.resume]
             changes = {**{key: values[key] for key in fixed if key != "training.seed"}, **changes}
     config = replace(saved, changes)
+    require_used(row, config, request)
     chosen = find_store(store if store is not None else config.data.store)
     config = replace(config, {"data.store": str(chosen)})
     return TrainingJob(row, config, chosen, run_of(checkpoint), None, checkpoint)

@@ -12,9 +12,7 @@ from statevla.config.load import flatten
 from statevla.config.options import Key, keys
 from statevla.config.schema import SystemOptions
 from statevla.data.needs import Needs
-from statevla.encoders.vision import CONV
-from statevla.models.tokenizer import FrozenFeatures
-from statevla.systems.system import Objective, System
+from statevla.systems.system import System
 from statevla.systems.table import own_sections
 from stores.errors import UsageError
 
@@ -52,24 +50,6 @@ def require_learnable(system: System, needs: Needs, config: Config, learns_unlab
         raise UsageError(
             f"data.{off}, and the targets of {system.section}.world_target are made of kept ones as it is configured; "
             "leave it out, or use world_target=state or motion"
-        )
-
-
-def require_pictures(system: System, model: Objective, features: str | None) -> None:
-    """Raise UsageError where kept features would stand in the place of pictures that are looked at otherwise."""
-    if features is not None and not (model.sees_by_tower or model.needs.features_beside):
-        raise UsageError(
-            f"data.features: {system.name} sees pictures by layers of its own, which features/{features} of a frozen "
-            "tower cannot stand for; leave it out"
-        )
-
-
-def require_tower(system: System, model: Objective, vision: str) -> None:
-    """Raise UsageError where a frozen tower is configured that no part of `model` sees by."""
-    if vision != CONV and not any(isinstance(part, FrozenFeatures) for part in model.modules()):
-        raise UsageError(
-            f"model.vision: {system.name} sees pictures by layers of its own as it is configured, not by the frozen "
-            f"tower {vision}; leave it out"
         )
 
 

@@ -40,15 +40,8 @@ from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, 
 from statevla.trainers.parents import load_parent, origin, sources
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import (
-    attention_kernel,
-    require_learnable,
-    require_pictures,
-    require_same_config,
-    require_tower,
-    rows_of_rank,
-    use_bf16,
-)
+from statevla.trainers.setup import attention_kernel, require_learnable, require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.sight import require_pictures, require_tower
 from statevla.trainers.snapshot import snapshot
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
@@ -172,7 +165,7 @@ class Run:
         self.share = Share.of(self.loader.order, self.loader.lanes, ranks)
         self.parts = micro_batches(rows_of_rank(training.batch_size, ranks.world), training.accumulate)
         ranks.copy_from_first_(self.model.state_dict().values())
-        self.average = average_of(self.model, system.kind, training)
+        self.average = average_of(self.model, training)
         self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
         self.validation = self._validation_reader()
         self.step = self.began = 0

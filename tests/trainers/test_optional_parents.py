@@ -32,8 +32,7 @@ from tests.trainers.micro import SETTINGS, at_step, micro_store
 
 SIZES = (*SETTINGS, *(text for text in SMALL if text.startswith("stamo.")), "stamo.tokens=3", "model.d_state=2")
 MICRO = (
-    *(text for text in SETTINGS if not text.startswith("model.")), "goal.image_size=32", "film.image_size=32",
-    "training.max_steps=3",
+    *(text for text in SETTINGS if not text.startswith(("model.", "training.phase"))), "training.max_steps=3",
 )  # fmt: skip
 COMPRESSED = (*(text for text in SMALL if text.startswith("stamo.")), "stamo.features=parent")
 WORLD = ("film.world_target=motion", "film.world_horizon=2")
@@ -61,8 +60,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(
     root: Path, system: str, *settings: str, encoder: str | None = "stamo", run: Path | None = None
 ) -> TrainFlags:
+    small = () if find_system(system).kind == "encoder" else (f"{system}.image_size=32",)
     return TrainFlags(
-        system=system, store=str(root / "store"), preset="tiny", overrides=(*MICRO, *settings), run=run,
+        system=system, store=str(root / "store"), preset="tiny", overrides=(*MICRO, *small, *settings), run=run,
         encoder=None if encoder is None else root / encoder,
     )  # fmt: skip
 
