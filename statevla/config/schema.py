@@ -215,7 +215,10 @@ class TrainingConfig:
         1, "micro-batches in which a batch is computed, to the same gradients", least=1, resume=True
     )
     policy_ema: float = option(
-        0.0, "decay of an average of the weights of a policy or of stamo, which is validated and acts; 0: none", least=0, most=0.999999
+        0.0,
+        "decay of an average of the weights of a policy or of stamo, which is validated and acts; 0: none",
+        least=0,
+        most=0.999999,
     )
     augment_shift: float = option(
         0.0, "largest shift of pictures, in pixels of 128; documents' kind: 4", least=0, most=64
