@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands import analysis, data, evaluation, machine, training
+from pipelines.commands import analysis, data, evaluation, keeping, machine, training
 from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
 from stores.printable import shown
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
 )
 app.add_typer(data.app)
+app.add_typer(keeping.app)
 app.add_typer(training.app)
 app.add_typer(evaluation.app)
 app.add_typer(analysis.app)

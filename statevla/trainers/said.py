@@ -38,9 +38,8 @@ def _unused(system: System, config: Config, request: Request) -> Iterator[str]:
         seen |= {name for row in map(find_system, system.parent) for name in own_sections(row, config)}
     for key in sorted(request.changes):
         section, name = key.split(".")[0], key.rpartition(".")[2]
-        if key in request.said or key in request.filed:
-            if section in sections() and section not in seen:
-                yield key
+        if (key in request.said or key in request.filed) and section in sections() and section not in seen:
+            yield key
         if key not in request.said or wanted:
             continue
         if key == "training.policy_ema" and system.name == "temporal_jepa":

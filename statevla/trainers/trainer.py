@@ -32,7 +32,7 @@ from statevla.runs.metrics import plot_losses, read_metrics
 from statevla.runs.starts import note_start
 from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, find_system, own_sections
-from statevla.trainers import pictures
+from statevla.trainers import pictures, sight
 from statevla.trainers.average import average_of
 from statevla.trainers.fit import fit_to_data
 from statevla.trainers.kept import choose_backbone, use_what_is_kept
@@ -41,7 +41,6 @@ from statevla.trainers.parents import load_parent, origin, sources
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 from statevla.trainers.setup import attention_kernel, require_learnable, require_same_config, rows_of_rank, use_bf16
-from statevla.trainers.sight import require_pictures, require_tower
 from statevla.trainers.snapshot import snapshot
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
@@ -148,7 +147,7 @@ class Run:
         needs = self.model.needs
         self.kept = made_from_by_name(store, (config.data.features, *needs.beside))
         require_learnable(system, needs, config, self.model.learns_unlabelled)
-        require_pictures(system, self.model, config.data.features)
+        sight.require_pictures(system, self.model, config.data.features)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay, self.model.undecayed),
             lr=self.options.learning_rate,
@@ -187,7 +186,7 @@ class Run:
 
     def start(self) -> Position:
         """Begin at step 0 with an empty metrics file."""
-        require_tower(self.system, self.model, self.config.model.vision)
+        sight.require_tower(self.system, self.model, self.config.model.vision)
         if self.ranks.first:
             write_bytes(self.metrics, b"")
             write_json(layout.configuration(self.run_dir, self.system.folder), self.config.to_dict())
