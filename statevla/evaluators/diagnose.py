@@ -69,9 +69,10 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """A sentence."""
+        """A sentence or two."""
         if self.broken is None:
-            return "No link is broken"
+            unknown = [link.name for link in self.links if link.ok is None]
+            return f"No link is seen to be broken; not known: {', '.join(unknown)}" if unknown else "No link is broken"
         later = [link.name for link in self.links if link.ok is False][1:]
         more = f" What comes after it may follow from it: {', '.join(later)}." if later else ""
         return f"Broken: {self.broken.name}. {self.broken.evidence}. {self.broken.advice}.{more}"
@@ -132,7 +133,7 @@ def diagnose(
     every = row.tasks(None)
     told = {task.name: task.instruction for task in every if task.name in set(store.episode_columns["task"])}
     chain = [
-        links.pictures(pairs, spec.camera_names),
+        links.pictures(pairs, spec.camera_names, look.knows_starts(episodes, chosen)),
         links.statistics(held, now, names, pairs, (states.min(0), states.max(0))),
         links.alignment(pairs, scale),
         links.gripper(pairs, spec),
@@ -172,10 +173,17 @@ class _Look:
         return found
 
     def _start_of(self, episode: int) -> Start:
-        number, rows = start_number(self.store, episode), self.store.episode_columns
-        if number is not None:
-            return Start(number)
-        return Start(0, state=self.states.get(f"{rows['source'][episode]}/{rows['demo'][episode]}"))
+        number = start_number(self.store, episode)
+        return Start(0, state=self.states.get(self._source(episode))) if number is None else Start(number)
+
+    def knows_starts(self, episodes: dict[str, list[int]], tasks: Sequence[Task]) -> bool:
+        """Whether it is known where the episodes of `pairs` began."""
+        seen = [episode for task in tasks for episode in episodes[task.name][:EPISODES]]
+        return all(start_number(self.store, i) is not None or self._source(i) in self.states for i in seen)
+
+    def _source(self, episode: int) -> str:
+        rows = self.store.episode_columns
+        return f"{rows['source'][episode]}/{rows['demo'][episode]}"
 
     def trials(self, task: Task, count: int, execution: Execution, steps: int) -> list[Episode]:
         """Trials of the policy in a task."""

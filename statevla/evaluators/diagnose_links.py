@@ -36,6 +36,8 @@ FIRST_FRAMES: Final = 5
 LAGS: Final = (-3, -2, -1, 0, 1, 2, 3)
 SHIFTED: Final = 0.9
 """A lag is the right one where it leaves less than this share of the difference without a lag."""
+UNLIKE: Final = 0.25
+"""Share of the motion that may stay different, with the best lag, in a world that repeats an episode."""
 SETTLES: Final = range(1, 8)
 """Steps after which a gripper may have followed its command."""
 CLEAR: Final = 0.5
@@ -51,7 +53,7 @@ LEARNT: Final = 0.7
 
 @dataclass(frozen=True)
 class Link:
-    """ok: None where there was nothing to look at. evidence: what was seen. advice: what to do, of a broken one."""
+    """ok: None where nothing can be told. evidence: what was seen. advice: what to do where it is not true."""
 
     name: str
     ok: bool | None
@@ -64,8 +66,10 @@ class Link:
         return {True: "ok", False: "BROKEN", None: "not known"}[self.ok]
 
 
-def pictures(pairs: Sequence[Pair], cameras: Sequence[str]) -> Link:
-    """Size, order, orientation and brightness of the first frames, camera by camera."""
+def pictures(pairs: Sequence[Pair], cameras: Sequence[str], same_start: bool = True) -> Link:
+    """Size, order, orientation and brightness of the first frames, camera by camera. same_start: both are known to show
+    one layout; otherwise what differs by little says nothing.
+    """
     name = "pictures"
     for camera, here, there in zip(cameras, pairs[0][0].images, pairs[0][1].images, strict=True):
         if here.shape[1:] != there.shape[1:]:
@@ -95,6 +99,9 @@ def pictures(pairs: Sequence[Pair], cameras: Sequence[str]) -> Link:
     if abs(bright - 1) > DARKER:
         evidence = f"the simulator's pictures have {100 * bright:.0f} % of the stored ones' brightness"
         return Link(name, False, evidence, "Run statevla doctor: other MuJoCo versions draw darker scenes")
+    if not same_start:
+        told.append("of another layout: the store does not say which start its episodes have")
+        return Link(name, None, "; ".join(told), "Name the files that the store was made of: --source")
     return Link(name, True, "; ".join(told))
 
 
@@ -162,6 +169,14 @@ def alignment(pairs: Sequence[Pair], scale: Array) -> Link:
             f"the simulator moves {abs(best)} steps {when} than the store's frames: {100 * left[0] / moved:.0f} % of "
             f"the motion differs, with that lag {100 * left[best] / moved:.0f} %",
             "Actions and observations are shifted: ingest with --alignment before or after, whichever the data are",
+        )
+    if left[best] > UNLIKE * moved:
+        return Link(
+            "alignment",
+            None,
+            f"the simulator does not repeat these episodes: {evidence.partition(': ')[2]}",
+            "Known causes: the store's actions are labels, and others were executed (collect --noise, --from-policy); "
+            "another start (--source); another simulator",
         )
     return Link("alignment", True, evidence)
 

@@ -163,6 +163,29 @@ def test_what_is_broken_in_the_world_is_named(
     assert found.verdict.startswith(f"Broken: {broken}. ")
 
 
+def test_pictures_of_another_layout_are_not_said_to_be_alike(store: Store, policy: Policy) -> None:
+    """The store knows no start of its own, and nobody names its files."""
+    found = look(policy, store, replay=None)
+    told = found.links[0]
+    assert (told.name, told.word) == ("pictures", "not known"), found.to_markdown()
+    assert "of another layout" in told.evidence
+    assert "--source" in told.advice
+
+
+def test_motion_that_nothing_explains_is_not_said_to_be_aligned() -> None:
+    """Labels that were not what moved the robot: no lag explains the motion, and none is the right one."""
+    rng = np.random.default_rng(0)
+    pushed, led = (np.cumsum(rng.normal(0, 1, (80, 9)), axis=0) for _ in range(2))
+    same = alignment([(episode(led, led), episode(led, led))], np.ones(9))
+    assert same.ok is True
+    found = alignment([(episode(pushed + led, led), episode(led, led))], np.ones(9))
+    assert found.ok is None
+    assert "does not repeat these episodes" in found.evidence
+    assert "labels" in found.advice
+    verdict = Diagnosis("p", "s", (same, found)).verdict
+    assert verdict == "No link is seen to be broken; not known: alignment"
+
+
 def test_other_statistics_are_named(store: Store) -> None:
     policy = Policy.untrained(micro_config(), store)
     with torch.no_grad():
