@@ -15,6 +15,7 @@ from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.trainer import train
 from stores.errors import StateVLAError
 from stores.progress import ProgressEvent
+from tests.trainers.double import in_double
 from tests.trainers.micro import config_of_all
 
 
@@ -22,6 +23,12 @@ def do(job: dict[str, Any], ranks: Ranks) -> None:
     """`signal_at`: the step after which the rank `signal_rank` gets that signal."""
     if job.get("kill_rank") == ranks.rank:
         os.kill(os.getpid(), signal.SIGKILL)
+    wide = in_double() if job.get("double") else contextlib.nullcontext()
+    with wide:
+        _train(job, ranks)
+
+
+def _train(job: dict[str, Any], ranks: Ranks) -> None:
     extra = [f"data.cache_gib={ranks.rank}"] if job.get("caches_differ") else []
     train(
         job["system"], config_of_all(*job["set"], *extra), job["store"], Path(job["run"]),
