@@ -149,7 +149,13 @@ def test_ranks_with_a_world_head_on_a_frozen_encoder_are_one_process(store: Path
     jobs.append(job(FLOW, told, store, tmp_path / "flow" / "many", encoder=str(jepa)))
     found = run_ranks(2, jobs, tmp_path / "jobs")
     assert [status for status, _ in found] == [0, 0], found
-    for name, system in (("motion", "film"), ("shuffled", "film"), ("motions", "film"), ("latent", "film"), ("flow", FLOW)):
+    for name, system in (
+        ("motion", "film"),
+        ("shuffled", "film"),
+        ("motions", "film"),
+        ("latent", "film"),
+        ("flow", FLOW),
+    ):
         assert_same_training(tmp_path / name / "many", tmp_path / name / "one", system)
 
 
