@@ -6,7 +6,7 @@ Legend: B batch, R rows of all batches that one optimizer step sees.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from statevla.models.optim import undecayed_names
 from statevla.runs.files import CheckpointState
 from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
+
+SMALL: Final = "small"
+"""The preset that options have where nothing else is said."""
 
 Noise = Mapping[str, Tensor]
 """Everything random in one step, rows first, on the CPU: a rank takes its rows of the global batch's."""
@@ -160,11 +163,10 @@ class System:
         return options
 
     def shown_as(self, preset: str) -> str:
-        """For people: whose sizes are those of a preset."""
-        if self.sized_by_model or preset in self.options.PRESETS:
+        """For people: whose sizes the options have with a preset; the defaults are ``small``."""
+        if self.sized_by_model or preset == SMALL or preset in self.options.PRESETS:
             return f"preset {preset}"
-        own = ", ".join(self.options.PRESETS)
-        return f"preset {preset}, of which {self.name} has no sizes of its own: its defaults, small (others: {own})"
+        return f"preset {preset}, of which {self.name} has no sizes: those of {SMALL}"
 
     def parents_of(self, config: Config) -> tuple[str, ...]:
         """Systems of which `config` wants a checkpoint's frozen encoder; none where it wants no encoder."""

@@ -19,6 +19,9 @@ from stores.errors import StoreMissing, UsageError
         ("reproduce libero_90", "libero_90: expected one of libero_object"),
         ("collect tabletop --from-policy runs/x", "--from-policy: for LIBERO; leave out with tabletop"),
         ("collect tabletop --dry-run --noise 0.2 --scatter 0.5", "--noise, --scatter, --dry-run: for LIBERO"),
+        ("collect tabletop --noise-share 0.3", "--noise-share: for LIBERO; leave out with tabletop"),
+        ("collect libero_object --dry-run --noise-share 0.3", "--noise-share: not seen by --dry-run"),
+        ("collect libero_object --dry-run --init-states 5", "--init-states: not seen by --dry-run"),
         ("collect libero_object --dry-run --from-policy runs/x", "--from-policy: records, and --dry-run does not"),
     ],
 )

@@ -109,3 +109,24 @@ def test_tokens_are_required_where_they_are_context() -> None:
     policy = FlowPolicy(micro("model.policy_context=z+tokens").model)
     with pytest.raises(ValueError, match="needs the encoder's tokens"):
         policy(torch.randn(2, 10, 6), torch.rand(2), torch.randn(2, 32))
+
+
+def test_of_gaussian_data_a_line_fitted_to_the_loss_is_the_closed_form() -> None:
+    """Data N(m, s²): v*(x, σ) = [σ - (1 - σ) s²] / V (x - (1 - σ) m) - m, V = (1 - σ)² s² + σ², and the loss that it
+    leaves is s² / V.
+    """
+    mean, deviation, rows = 0.7, 1.6, 400_000
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(rows, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    clean = mean + deviation * clean
+    for level in (0.1, 0.5, 0.9):
+        x = interpolate(clean, noise, torch.full((rows,), level, dtype=torch.float64)).flatten()
+        wanted = velocity_target(clean, noise).flatten()
+        columns = torch.stack([x, torch.ones_like(x)], dim=1)
+        slope, offset = torch.linalg.lstsq(columns, wanted[:, None]).solution.flatten().tolist()
+        variance = (1 - level) ** 2 * deviation**2 + level**2
+        closed = (level - (1 - level) * deviation**2) / variance
+        assert slope == pytest.approx(closed, abs=0.01)
+        assert offset == pytest.approx(-closed * (1 - level) * mean - mean, abs=0.01)
+        left = (columns @ torch.tensor([slope, offset], dtype=torch.float64) - wanted).square().mean().item()
+        assert left == pytest.approx(deviation**2 / variance, rel=0.02)

@@ -8,6 +8,7 @@ from statevla.config import load_config
 from statevla.systems.describe import describe, describe_system
 from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, find_system, sections
+from stores.errors import UsageError
 from tests.test_cli import one_object
 
 COUNTS = [
@@ -71,6 +72,27 @@ def test_the_phases_add_up_to_the_whole() -> None:
     alone = [describe_system(find_system(name), config) for name in ("temporal_jepa", "flow_matching")]
     assert sum(each["trainable"] for each in alone) == describe(config)["trainable"]
     assert alone[1]["frozen"] == alone[0]["parts"]["encoder"]
+
+
+@pytest.mark.parametrize(("name", "preset", "wanted"), [
+    ("film", "tiny", "preset tiny"), ("film", "small", "preset small"), ("act", "small", "preset small"),
+    ("act", "base", "preset base, of which act has no sizes: those of small"),
+    ("goal", "original", "preset original, of which goal has no sizes: those of small"),
+    ("stamo", "base", "preset base, of which stamo has no sizes: those of small"),
+    ("vla", "base", "preset base"), ("flow_matching", "original", "preset original"),
+])  # fmt: skip
+def test_what_is_shown_is_what_the_title_says(name: str, preset: str, wanted: str) -> None:
+    row = find_system(name)
+    assert row.shown_as(preset) == wanted
+    small, own = (
+        describe_system(row, load_config(which, None, (), sections()))["trainable"] for which in ("small", preset)
+    )
+    assert (small == own) == (preset == "small" or "of small" in wanted)
+
+
+def test_an_unknown_preset_says_which_there_are() -> None:
+    with pytest.raises(UsageError, match=r"preset 'document': expected one of base, original, small, tiny"):
+        load_config("document", None, (), sections())
 
 
 def test_the_command(tmp_path: Path) -> None:

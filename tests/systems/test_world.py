@@ -81,6 +81,17 @@ def test_it_changes_no_other_weight_and_nothing_of_what_is_done(name: str) -> No
         assert torch.equal(off.decide(scene).chunk, on.decide(scene).chunk)
 
 
+def test_motions_add_up_and_standing_still_is_none() -> None:
+    model = made(with_world("film", "stamo", "motions", "world_horizon=5"))
+    data = with_states(model, batch(4))
+    states = data.obs.extras["states"]
+    motions = model.world.targets(data, model.state_of)[0]
+    assert torch.allclose(motions.sum(dim=1), states[:, -1] - states[:, 0], atol=1e-5)
+    still = {**data.obs.extras, "states": states[:, :1].expand_as(states)}
+    rest = dataclasses.replace(data, obs=dataclasses.replace(data.obs, extras=still))
+    assert not model.world.targets(rest, model.state_of)[0].any()
+
+
 def test_only_the_head_and_what_is_frozen_are_more_parameters() -> None:
     for name in FORETELLING:
         parts = describe_system(find_system(name), with_world(name, "stamo", "state").config)

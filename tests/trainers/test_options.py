@@ -143,6 +143,16 @@ def test_the_average_is_validated_saved_and_acts_and_training_goes_on_from_its_o
     assert all(torch.equal(acting[name], value) for name, value in average.items())
 
 
+def test_stamo_has_an_average_too_and_what_has_a_target_none(store: Path, tmp_path: Path) -> None:
+    more = ("stamo.image_size=16", "stamo.patch_size=4", "stamo.stages=8-16", "training.policy_ema=0.9")
+    for system in ("stamo", "temporal_jepa"):
+        for name, settings in (("plain", more[:-1]), ("average", more)):
+            train(system, film(*settings), store, tmp_path / name)
+        plain, average = weights(tmp_path / "plain", system), weights(tmp_path / "average", system)
+        same = all(torch.equal(plain[name], value) for name, value in average.items())
+        assert same == (system == "temporal_jepa")
+
+
 def test_the_average_by_hand() -> None:
     from statevla.trainers.average import WeightAverage
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from statevla.config.load import flatten
+from statevla.policies.policy import Policy
 from statevla.systems.table import SYSTEMS, find_system, sections
 from statevla.trainers.command import TrainFlags, run_training
 from statevla.trainers.jobs import ask
@@ -62,5 +63,7 @@ def test_a_file_of_another_system_and_a_recorded_run(tmp_path: Path) -> None:
     again.write_text(yaml.safe_dump(recorded))
     resumed = TrainFlags(resume=run, config=again, overrides=("training.max_steps=2",))
     assert run_training(resumed, [].append).steps == 2
+    with pytest.raises(UsageError, match=r"euler_steps: 3, but .* is of film, which samples nothing"):
+        Policy.load(run / "checkpoints/film/checkpoint_latest", euler_steps=3)
     with pytest.raises(UsageError, match=r"act\.kl_weight: not seen by film"):
         run_training(TrainFlags(resume=run, overrides=("act.kl_weight=2",)), [].append)
