@@ -78,9 +78,7 @@ class Policy:
         config = config_of(state, folder)
         if euler_steps is not None:
             if not system.sized_by_model:
-                raise UsageError(
-                    f"euler_steps: {euler_steps}, but {folder} is of {system.name}, which samples nothing"
-                )
+                raise UsageError(f"euler_steps: {euler_steps}, but {folder} is of {system.name}, which samples nothing")
             config = replace(config, {"model.euler_steps": euler_steps})
         precision = torch_dtype(dtype)
         where = choose_device(device)
