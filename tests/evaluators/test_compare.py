@@ -226,7 +226,8 @@ def test_an_encoders_minutes_are_of_its_own_batch_and_steps(tmp_path: Path) -> N
 def state_of(batch_size: int, parent: dict[str, Any] | None = None) -> dict[str, Any]:
     """A checkpoint's state with little in it."""
     dicts: dict[str, Any] = {
-        name: {} for name in ("loader", "scheduler", "rng", "obs_spec", "statistics", "init_states")
+        name: {}
+        for name in ("loader", "scheduler", "rng", "obs_spec", "statistics", "init_states", "language", "files")
     }
     texts = dict.fromkeys(("system", "content_hash", "code_version"), "")
     return {
