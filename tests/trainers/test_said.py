@@ -1,6 +1,7 @@
 """What a user says and the training of that system would not see is refused; recipes and recorded runs may say more."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from statevla.trainers.jobs import ask
 from statevla.trainers.said import require_used
 from stores.errors import UsageError
 from tests.trainers.micro import micro_store
+
+QUIET: Callable[[str], None] = [].append
 
 
 def say(system: str, *overrides: str, file: Path | None = None, recipe: str | None = None) -> None:
@@ -56,14 +59,14 @@ def test_a_file_of_another_system_and_a_recorded_run(tmp_path: Path) -> None:
     store, run = micro_store(tmp_path / "store"), tmp_path / "run"
     small = ("training.max_steps=1", "training.batch_size=8", "data.lanes=4", "film.image_size=32")
     said = TrainFlags(system="film", preset="tiny", store=str(store), run=run, overrides=small)
-    run_training(said, [].append)
+    run_training(said, QUIET)
     recorded = json.loads((run / "config_film.json").read_text())
     assert "model.image_size" in flatten(recorded)
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(recorded))
     resumed = TrainFlags(resume=run, config=again, overrides=("training.max_steps=2",))
-    assert run_training(resumed, [].append).steps == 2
+    assert run_training(resumed, QUIET).steps == 2
     with pytest.raises(UsageError, match=r"euler_steps: 3, but .* is of film, which samples nothing"):
         Policy.load(run / "checkpoints/film/checkpoint_latest", euler_steps=3)
     with pytest.raises(UsageError, match=r"act\.kl_weight: not seen by film"):
-        run_training(TrainFlags(resume=run, overrides=("act.kl_weight=2",)), [].append)
+        run_training(TrainFlags(resume=run, overrides=("act.kl_weight=2",)), QUIET)
