@@ -11,14 +11,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from statevla.evaluators.known import require_trained
+from statevla.evaluators.known import in_trained_words, require_taken, require_trained
 from statevla.evaluators.runner import ChunkPolicy
 from statevla.observation import from_simulator, square_side
 from statevla.policies.execution import ChunkBuffer, Execution
 from statevla.policies.noise import Draw
 from statevla.sims.libero.protocol import Reply
 from statevla.sims.libero.suites import Task, max_steps
-from stores.errors import StateVLAError, UsageError
+from stores.errors import UsageError
 from stores.spec import LIBERO
 
 LEAST: Final = 10
@@ -40,15 +40,9 @@ def check_driver(policy: ChunkPolicy, tasks: list[Task], image_size: int) -> Non
     side = square_side(wanted, "LIBERO's")
     if side != image_size:
         raise UsageError(f"--from-policy: the policy sees {side} pixels a side, the collection has {image_size}")
-    require_trained(policy, tasks, "Name a policy of a store that has them, or other --tasks")
-    vector = getattr(policy, "vector", None)
-    if vector is None:
-        return
-    for task in tasks:
-        try:
-            vector(task.instruction)
-        except StateVLAError as error:
-            raise UsageError(f"--from-policy, task {task.index}: {error}") from error
+    told = in_trained_words(policy, tasks)
+    require_trained(policy, told, "Name a policy of a store that has them, or other --tasks")
+    require_taken(policy, told)
 
 
 @dataclass

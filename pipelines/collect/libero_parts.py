@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.collect.libero_driver import Drive, steps_of
 from pipelines.collect.writer import SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
+from statevla.evaluators.known import in_trained_words
 from statevla.evaluators.runner import ChunkPolicy
 from statevla.policies.execution import Execution
 from statevla.sims.libero import paths, suites
@@ -205,7 +206,8 @@ class TaskWork:
         """What the policy does of the present attempt."""
         steps = steps_of(self.seed_of(self.attempt), self.task.suite)
         execution = Execution(**dict(self.settings.execution)).resolve(policy.chunk)
-        return Drive(policy, self.task.instruction, steps, self.task.index * DRIVES + self.attempt, execution)
+        (told,) = in_trained_words(policy, [self.task])
+        return Drive(policy, told.instruction, steps, self.task.index * DRIVES + self.attempt, execution)
 
     def pass_over(self) -> None:
         """The policy was through before its steps were: nothing to learn from the present attempt.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statevla.evaluators import diagnose_links as links
+from statevla.evaluators import known
 from statevla.evaluators.diagnose_episodes import Episode, shown, start_number, stored
 from statevla.evaluators.diagnose_links import Affine, Link, Pair
 from statevla.evaluators.diagnose_loop import act_in, closed_loop
@@ -120,8 +121,9 @@ def diagnose(
         raise UsageError(f"expected trials and max_steps of at least 1, got {trials} and {max_steps}")
     row = find_suite(suite or store.manifest.suite)
     row.prepare()
-    episodes = _episodes_by_task(store, row.tasks(tasks), limit=None if tasks is not None else 2)
-    chosen = [task for task in row.tasks(tasks) if task.name in episodes]
+    asked = known.in_trained_words(policy, row.tasks(tasks))
+    episodes = _episodes_by_task(store, asked, limit=None if tasks is not None else 2)
+    chosen = [task for task in asked if task.name in episodes]
     look = _Look(policy, store, row, _first_states(replay), progress)
     pairs = [pair for task in chosen for pair in look.pairs(task, episodes[task.name])]
     spec, stats = store.spec, store.stats()
@@ -130,7 +132,7 @@ def diagnose(
     states = store.frames["robot_state"]
     held = _held(policy)
     scale = now["robot_state"][1]
-    every = row.tasks(None)
+    every = known.in_trained_words(policy, row.tasks(None))
     told = {task.name: task.instruction for task in every if task.name in set(store.episode_columns["task"])}
     chain = [
         links.pictures(pairs, spec.camera_names, look.knows_starts(episodes, chosen)),

@@ -104,7 +104,8 @@ def evaluate(
         )
     if not 0 <= seed < 2**20:
         raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
-    own = row.tasks(tasks)
+    listed = row.tasks(tasks)
+    own = known.in_trained_words(policy, listed)
     chosen = conditions.tell(own)
     if isinstance(policy, ExpertControl):
         row.check_expert(chosen)
@@ -114,7 +115,10 @@ def evaluate(
     if not unknown_instructions:  # what conditions tell instead is what is tried
         known.require_trained(policy, own, WAY_OUT)
     known.require_taken(policy, chosen)
-    told = overlap(policy, row, trials), untold(policy, row, own), known.note_of(policy, chosen)
+    told = (
+        overlap(policy, row, trials), untold(policy, row, own), known.note_of_words(own, listed),
+        known.note_of(policy, chosen),
+    )  # fmt: skip
     notes = tuple(note for note in told if note is not None)
     resolved = Execution()
     if not isinstance(policy, ExpertControl | ReplayDemos):

@@ -1,13 +1,26 @@
 """Does a policy know what it is told? An instruction that it was not trained on is another question than its tasks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
+from statevla.sims.libero import suites
 from statevla.sims.world import Task
 from stores.errors import StateVLAError, UsageError
 
 OPTION: Final = "--unknown-instructions"
 SHOWN: Final = 3
+
+
+def in_trained_words(policy: Any, tasks: Sequence[Task]) -> list[Task]:
+    """`tasks`, those of LIBERO by their ``language`` where `policy` was trained on that and not on the BDDL's text."""
+    trained = getattr(policy, "trained", {})
+    return [
+        replace(task, instruction=task.language)
+        if isinstance(task, suites.Task) and task.instruction not in trained and task.language in trained
+        else task
+        for task in tasks
+    ]
 
 
 def strangers(policy: Any, tasks: Sequence[Task]) -> list[Task]:
@@ -41,6 +54,17 @@ def require_taken(policy: Any, tasks: Sequence[Task]) -> None:
                 f"task {task.index} of {task.suite}: {error}. Choose tasks it knows (--tasks), or train on "
                 "a store that has this one"
             ) from error
+
+
+def note_of_words(told: Sequence[Task], tasks: Sequence[Task]) -> str | None:
+    """A sentence where `told` are `tasks` in other words (`in_trained_words`)."""
+    other = [now.instruction for now, task in zip(told, tasks, strict=True) if now.instruction != task.instruction]
+    if not other:
+        return None
+    return (
+        f"{len(other)} of {len(tasks)} tasks are told by the benchmark's task.language, which the policy was trained "
+        f"on, not by the BDDL's text: {other[0]!r}" + (", …" if len(other) > 1 else "")
+    )
 
 
 def note_of(policy: Any, tasks: Sequence[Task]) -> str | None:

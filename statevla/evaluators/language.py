@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from statevla.evaluators import known
 from statevla.evaluators.conditions import Conditions
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.paired import Paired, difference
@@ -286,7 +287,7 @@ def evaluate_language(
         raise UsageError(f"{name} sees no instruction: language is measured of a checkpoint")
     row = find_suite(suite)
     row.prepare()
-    chosen, every = row.tasks(tasks), row.tasks(None)
+    chosen, every = (known.in_trained_words(policy, row.tasks(which)) for which in (tasks, None))
     _give_no_words(policy)
     texts = {kind: instructions_of(kind, chosen, every) for kind in KINDS}
     others = {

@@ -81,3 +81,28 @@ def test_controls_and_untrained_policies_know_no_instruction_and_are_told_all() 
     require_trained(Knows(trained={}), TASKS, "")
     assert note_of(object(), TASKS) is None
     assert note_of(Knows(trained={TASKS[0].instruction: 0, TASKS[1].instruction: 0}), TASKS) is None
+
+
+def test_a_policy_that_was_trained_on_the_benchmarks_words_is_told_by_them(world: World, tmp_path: Path) -> None:  # noqa: F811
+    """Other formats of LIBERO's demonstrations have `task.language`, not the BDDL's text."""
+    assert TASKS[0].language != TASKS[0].instruction
+    results = run(Knows(trained={TASKS[0].language: 0}), tmp_path, tasks="0")
+    assert {record.instruction for record in results.records} == {TASKS[0].language}
+    assert any(note.startswith("1 of 1 tasks are told by the benchmark's task.language") for note in results.notes)
+    both = run(Knows(trained={TASKS[0].language: 0, TASKS[0].instruction: 1}), tmp_path / "both", tasks="0")
+    assert {record.instruction for record in both.records} == {TASKS[0].instruction}
+    assert not [note for note in both.notes if "task.language" in note]
+    with pytest.raises(UsageError, match="not trained on"):
+        run(Knows(trained={TASKS[1].language: 0}), tmp_path / "other", tasks="0")
+
+
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [
+        ("pick_up_the_milk_and_place_it_in_the_basket", "pick up the milk and place it in the basket"),
+        ("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet", "close the top drawer of the cabinet"),
+        ("LIVING_ROOM_SCENE2_put_both_the_soup_in_the_basket", "put both the soup in the basket"),
+    ],
+)
+def test_the_benchmarks_words_are_those_of_the_files_name(name: str, language: str) -> None:
+    assert suites.Task("libero_10", 0, name, "", Path(), Path()).language == language

@@ -44,6 +44,11 @@ class Task:
     bddl: Path
     init_file: Path
 
+    @property
+    def language(self) -> str:
+        """The benchmark's ``task.language``, words of the file's name: the instruction in other formats of the data."""
+        return re.sub(r"^[A-Z_]+_SCENE\d+_", "", self.name).replace("_", " ").lower()
+
 
 BASES = tuple(MAX_STEPS)
 """LIBERO's own suites, in the order of their paper's tables."""
