@@ -150,10 +150,8 @@ class Run:
         sight.require_pictures(system, self.model, config.data.features)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, training.weight_decay, self.model.undecayed),
-            lr=self.options.learning_rate,
-            betas=ADAM_BETAS,
-            fused=True,
-        )
+            lr=self.options.learning_rate, betas=ADAM_BETAS, fused=True,
+        )  # fmt: skip
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         chunk = config.model.action_seq_len
         kind = SequentialLoader if config.data.stream == "sequential" else SegmentLoader
