@@ -41,13 +41,15 @@ class Start:
     """How an episode begins.
 
     number: of the initial state, from 0; equal numbers are equal states. seed: of the evaluation, for suites that have
-    endless initial states, and for the expert. expert: whether `World.run_expert` will be asked. state: ``[S]``, to
-    begin from this recorded state instead of a numbered one.
+    endless initial states, and for the expert. expert: whether `World.run_expert` will be asked. attempt: of the expert
+    at the same layout, which it goes about otherwise. state: ``[S]``, to begin from this recorded state instead of a
+    numbered one.
     """
 
     number: int
     seed: int = 0
     expert: bool = False
+    attempt: int = 0
     state: NDArray[np.float64] | None = None
 
 

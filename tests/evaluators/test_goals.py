@@ -23,7 +23,7 @@ from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.row import LiberoSuite
 from statevla.sims.suites import find_suite
 from statevla.sims.tabletop.environment import TabletopEnv
-from statevla.sims.tabletop.suite import TabletopSuite, evaluation_seed
+from statevla.sims.tabletop.suite import TabletopSuite, TabletopWorld, evaluation_seed
 from statevla.systems.acting import Acted
 from statevla.systems.table import sections
 from statevla.trainers.trainer import train
@@ -66,6 +66,21 @@ def test_it_is_made_once_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     for trial, call in ((4, 0), (4, 1), (8, 0), (8, 1)):
         source.of(Draw(0, trial, call))
     assert made == [(0, 4), (0, 8)]
+
+
+def test_an_expert_that_fails_at_first_tries_again_at_the_same_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    able, starts = TabletopWorld._expert, []
+
+    def expert(world: TabletopWorld, steps: int) -> Any:
+        starts.append(world._start)
+        return iter(np.zeros((steps, 7))) if len(starts) < 3 else able(world, steps)
+
+    monkeypatch.setattr(TabletopWorld, "_expert", expert)
+    goal = ExpertGoals(SUITE, 32).of(Draw(seed=1, trial=6))
+    assert [start.attempt for start in starts] == [0, 1, 2]
+    assert {(start.number, start.seed) for start in starts} == {(6, 1)}
+    begun = np.ascontiguousarray(TabletopEnv(32).reset(task=0, seed=evaluation_seed(1, 6))["agentview_image"][::-1])
+    assert not np.array_equal(goal.images[0], begun)
 
 
 def test_an_expert_that_fails_gives_no_goal() -> None:

@@ -98,7 +98,8 @@ class LiberoWorld:
         if start.state is not None:
             self.simulator.send(Reset(start.state, suites.SETTLE_STEPS, True, fixtures=fixtures, perturbation=eyes))
             return
-        expert = (start.seed, self.task.index, start.number) if start.expert else None
+        again = (start.attempt,) if start.attempt else ()
+        expert = (start.seed, self.task.index, start.number, *again) if start.expert else None
         state = suites.init_states(self.task)[start.number]
         self.simulator.send(Reset(state, suites.SETTLE_STEPS, expert_seed=expert, fixtures=fixtures, perturbation=eyes))
 

@@ -122,8 +122,9 @@ class TabletopWorld:
         return Seen(frame, np.zeros((0, LIBERO.action_dim)))
 
     def _expert(self, steps: int) -> Iterator[NDArray[np.float64]]:
+        again = (self._start.attempt,) if self._start.attempt else ()
         for _ in range(steps):
-            rng = np.random.default_rng([self._start.seed, self._start.number, self.env.steps])
+            rng = np.random.default_rng([self._start.seed, self._start.number, self.env.steps, *again])
             yield TabletopExpert(self.env, rng).act({})
 
     def _run(self, actions: Iterator[NDArray[np.float64]], film: int) -> Seen:
