@@ -7,6 +7,7 @@ from typing import Any
 from stores.cloud.storage import Storage
 from stores.errors import StateVLAError
 from stores.kept import list_kept
+from stores.made_by import made_by
 from stores.reader import Store
 from stores.verify import count_objects
 
@@ -43,6 +44,7 @@ def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
         "obs_spec": manifest.obs_spec,
         "episode_frames": span([int(frames) for frames in columns["frames"]]),
         "tasks": tasks,
+        "made_by": {text or "not said": count for text, count in made_by(manifest.sources).items()},
         "sources": list(manifest.sources),
         "statistics": has_statistics(store),
         "derived": derived_rows(store.storage),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.collect.libero_driver import Drive, steps_of
-from pipelines.collect.writer import SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
+from pipelines.collect.writer import EXPERT, MADE_BY, SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
 from statevla.evaluators.known import in_trained_words
 from statevla.evaluators.runner import ChunkPolicy
 from statevla.policies.execution import Execution
@@ -45,7 +45,7 @@ TAG: Final = "statevla-scripted-expert"
 INIT_STATES: Final = "init_states_used"
 INIT_STATE: Final = "init_state_index"
 ATTEMPT: Final = "attempt"
-MADE_BY: Final = "made_by"
+DRIVEN_STEPS: Final = "driven_steps"
 RARE: Final = ("from_policy", "scatter", "execution")
 """Settings that files have only where they say something."""
 PICTURES: Final = ".pictures.npz"
@@ -292,13 +292,15 @@ class TaskWork:
     def _demos(self) -> Iterator[Demo]:
         for attempt in self.recorded:
             noise = self.settings.noise_of(attempt)
-            made_by = "scripted expert" + (f", noise {noise:g} on its actions" if noise else "")
+            made_by = EXPERT + (f", noise {noise:g} on its actions" if noise else "")
             if self.scatter_of(attempt) is not None:
                 made_by += ", things scattered"
+            driven: tuple[tuple[str, int], ...] = ()
             if policy := self.settings.from_policy:
-                steps = steps_of(self.seed_of(attempt), self.task.suite)
-                made_by += f", taking over from policy {policy[:12]} after {steps} steps{self._executed()}"
-            attrs = ((INIT_STATE, self.init_state_of(attempt)), (ATTEMPT, attempt), (MADE_BY, made_by))
+                driven = ((DRIVEN_STEPS, steps_of(self.seed_of(attempt), self.task.suite)),)
+                made_by += f", taking over from policy {policy[:12]}{self._executed()}"
+            attrs: tuple[tuple[str, Attribute], ...]
+            attrs = ((INIT_STATE, self.init_state_of(attempt)), (ATTEMPT, attempt), (MADE_BY, made_by), *driven)
             yield demo_of(self._read(attempt, ""), self._read(attempt, ".pictures"), attrs, noisy=noise > 0)
 
     def _executed(self) -> str:

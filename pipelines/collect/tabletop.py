@@ -13,6 +13,8 @@ import numpy as np
 from pipelines.collect.writer import (
     ALIGNMENTS,
     EXISTING,
+    EXPERT,
+    MADE_BY,
     SETTINGS,
     Align,
     Demo,
@@ -247,4 +249,5 @@ def _to_demo(obs: list[Obs], poses: Floats, states: Floats, actions: Floats) -> 
         ee_pos=poses[:, :3],
         ee_axis_angle=turn,
         model_file=model_xml(),
+        attrs=((MADE_BY, EXPERT),),
     )

@@ -1,6 +1,7 @@
 """What the manifest of a store says, from the facts of its units. Pure but for a look at each source file."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,7 @@ def _entries(
                 "episodes": sum(len(unit.ids) for unit in of_file),
                 **plan.facts.get(path.name, {}),
                 "init_states": _init_states(of_file),
+                "made_by": dict(sorted(Counter(text for unit in of_file for text in unit.made_by if text).items())),
                 "notes": [
                     *([] if header is None else header.notes),
                     *said.get(path.name, ()),

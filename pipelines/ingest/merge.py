@@ -39,8 +39,8 @@ MEMBERS: Final = {STATE: "robot_state.npy", ACTION: "action.npy"}
 class UnitFacts:
     """What the driver keeps of a unit's record: all that the manifest needs, and nothing that grows with segments.
 
-    ids, tasks, contents, init_states: of its episodes, in order. notes: demonstration and what is wrong with its
-    cameras.
+    ids, tasks, contents, init_states, made_by: of its episodes, in order. notes: demonstration and what is wrong with
+    its cameras.
     """
 
     name: str
@@ -57,6 +57,7 @@ class UnitFacts:
     quarantined: tuple[dict[str, str], ...]
     contents: tuple[str, ...]
     init_states: tuple[str, ...]
+    made_by: tuple[str, ...]
     notes: tuple[dict[str, str], ...]
 
 
@@ -78,6 +79,7 @@ def unit_facts(record: Mapping[str, Any], file: str) -> UnitFacts:
         quarantined=tuple(record["quarantined"]),
         contents=tuple(row["content"] for row in rows),
         init_states=tuple(row["init_state"] for row in rows),
+        made_by=tuple(sys.intern(row.get("made_by", "")) for row in rows),  # records of before have none
         notes=tuple(record["notes"]),
     )
 

@@ -255,6 +255,7 @@ def episode_row(file: str, episode: Episode, task: str, instruction: str) -> dic
         "demo": episode.demo,
         "alignment": episode.alignment,
         "init_state": episode.init_state,
+        "made_by": episode.made_by,
         "content": episode_hash(episode),
     }
 

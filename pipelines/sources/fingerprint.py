@@ -28,7 +28,10 @@ FORMAT: Final = 1
 """Raised by hand when the same demonstration gets another fingerprint."""
 INIT_STATE: Final = "init_state"
 INIT_STATE_INDEX: Final = "init_state_index"
-ATTRIBUTES: Final = ("num_samples", "model_file", INIT_STATE_INDEX, INIT_STATE)
+MADE_BY: Final = "made_by"
+ATTRIBUTES: Final = ("num_samples", "model_file", INIT_STATE_INDEX, INIT_STATE, MADE_BY)
+LATER: Final = (MADE_BY,)
+"""Attributes that count where they are there: without them a demonstration has the fingerprint that it always had."""
 DATASETS: Final = (
     "actions",
     "states",
@@ -131,6 +134,8 @@ def _digest(group: h5py.Group, stored: Stored, seen: Seen, attributes: Sequence[
     digest = Digest()
     for name in attributes:
         value = seen.attribute(group, name)
+        if value is None and name in LATER:
+            continue
         value = value.tobytes().hex() if isinstance(value, np.ndarray) else value
         digest.update(f"{name}\0{type(value).__name__}\0{value}\0".encode("utf-8", "surrogateescape"))
     for path in datasets:

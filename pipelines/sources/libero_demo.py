@@ -26,7 +26,7 @@ from pipelines.sources.alignment import (
     fit_joints,
     joint_layout,
 )
-from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, Seen
+from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, MADE_BY, Seen
 from pipelines.sources.gripper import Reading, convert, require_agreement
 from pipelines.sources.ranges import header_range, overlapping, stored_ranges
 from pipelines.sources.source import Episode
@@ -114,6 +114,7 @@ def read_demo(
             action[:, GRIPPER] = convert(action[:, GRIPPER], reading)
             require_agreement(action[:, GRIPPER], numbers.fingers)
         start_state = init_state(demo, seen)
+        made_by = hdf5.text(demo, MADE_BY, seen.attribute) or ""
 
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
@@ -127,6 +128,7 @@ def read_demo(
         sizes=((height, width),) * len(cameras),
         images=images,
         init_state=start_state,
+        made_by=made_by,
     )
 
 

@@ -94,7 +94,7 @@ class Episode:
     images(camera, start, stop, into): uint8 [stop - start, H, W, 3], upright, while the file is open; a view of `into`
     (uint8 [>= stop - start, H, W, 3]), which the next call may overwrite, or of fresh memory where that is None.
     init_state: number of the benchmark's initial state that it starts from, or ``sha256:`` of its first simulator
-    state; empty where the file has neither.
+    state; empty where the file has neither. made_by: how the demonstration was made, where the file says.
     """
 
     demo: str
@@ -104,6 +104,7 @@ class Episode:
     sizes: tuple[tuple[int, int], ...]
     images: Images
     init_state: str = ""
+    made_by: str = ""
 
 
 class Opened(Protocol):

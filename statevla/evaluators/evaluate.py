@@ -153,6 +153,7 @@ def evaluate(
             seconds=time.perf_counter() - started,
             steps_run=runner.steps_run,
             trained_steps=getattr(policy, "step", None),
+            made_by=getattr(policy, "made_by", None),
             notes=notes,
         )
         results.save(out)

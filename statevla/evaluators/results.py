@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from statevla.evaluators.trials import Record, RunDescription
 from statevla.reports.results_page import Film, Rate, ResultsPage, results_page
 from statevla.reports.tables import markdown_table, percent
 from stores.disk import durable
+from stores.made_by import told
 
 JSON: Final = "results.json"
 MARKDOWN: Final = "results.md"
@@ -50,7 +51,8 @@ class Results:
     nowhere else, run again on resume. interval: Wilson's, 95 %. success_over_tasks: mean of the tasks' rates, which
     papers report. steps: mean length of the successful episodes. per_task, instructions: by task name. seconds and
     steps_run: of this run, which may have resumed an earlier one; steps_per_second: both divided, all workers together.
-    trained_steps: optimizer steps behind the policy; None of a control. notes: what must be known to read the numbers.
+    trained_steps: optimizer steps behind the policy; None of a control. made_by: how
+    its demonstrations were made, and how many so (`stores.made_by`). notes: what must be known to read the numbers.
     """
 
     suite: str
@@ -72,6 +74,7 @@ class Results:
     settings: dict[str, Any]
     records: tuple[Record, ...]
     trained_steps: int | None = None
+    made_by: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +107,7 @@ class Results:
             f"Policy {self.identity[:12]}, seed {settings['seed']}. Executed: {_executed(settings)}; at most "
             f"{settings['max_steps']} steps after {settings['settle_steps']} of settling.",
             f"Initial states (or demonstrations) {_ranges(starts)}.",
+            *([] if (made := told(self.made_by)) is None else [f"Trained on {made}."]),
             *([f"Not as usual: {json.dumps(settings['conditions'])}."] if settings.get("conditions") else []),
             "Versions: " + ", ".join(f"{package} {version}" for package, version in settings["versions"].items()) + ".",
         ]
@@ -159,6 +163,7 @@ def summarize(
     seconds: float,
     steps_run: int,
     trained_steps: int | None = None,
+    made_by: Mapping[str, int] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Results:
     """Results of ``records``; tasks in the order of ``instructions`` (task name -> text). name: the policy's."""
@@ -192,6 +197,7 @@ def summarize(
         settings=settings,
         records=tuple(records),
         trained_steps=trained_steps,
+        made_by=dict(made_by or {}),
         notes=notes,
     )
 

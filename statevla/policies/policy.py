@@ -40,7 +40,8 @@ class Policy:
     language: float32 [L] by instruction, those that the policy was trained on and those it was asked for since.
     content_hash: the store that it was trained on. name: for reports, where it came from. identity: sha256 of weights,
     options, precision, sampling steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each
-    instruction. init_states: by task, those that its demonstrations started from. text_encoder: id and revision of what
+    instruction. init_states: by task, those that its demonstrations started from. made_by: how these
+    were made (`stores.made_by`). text_encoder: id and revision of what
     embedded the instructions; None where a new one is an error. trained: those of `language` that were trained on.
     step: optimizer steps of its checkpoint.
     """
@@ -56,6 +57,7 @@ class Policy:
     actor: Actor
     conditions: dict[str, Tensor]
     init_states: dict[str, list[str]] = field(default_factory=dict)
+    made_by: Mapping[str, int] = field(default_factory=dict)
     text_encoder: Mapping[str, str] | None = None
     trained: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     step: int | None = None
@@ -98,7 +100,12 @@ class Policy:
         made = ready(model, config, spec, state.content_hash, language, str(where), str(folder), precision, identity)
         encoder = None if closed else state.language
         return dataclasses.replace(
-            made, init_states=state.init_states, trained=dict(language), text_encoder=encoder, step=state.step
+            made,
+            init_states=state.init_states,
+            made_by=state.made_by,
+            trained=dict(language),
+            text_encoder=encoder,
+            step=state.step,
         )
 
     @classmethod

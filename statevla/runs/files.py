@@ -38,8 +38,9 @@ class CheckpointState:
     features that it reads are made from. loss: training loss of the last step. best: step and val_loss of the best
     validation so far, or None. scheduler: the learning rate's rule (a pure function of the step). rng: torch's
     generator states in hex, and the seed of the per-step noise. statistics: the store's normalization. instructions:
-    rows of language.safetensors. init_states: by task, those that the store's demonstrations start from. backbone: name
-    and revision of the frozen vision weights, which no checkpoint holds. parent: of a policy, where its frozen encoder
+    rows of language.safetensors. init_states: by task, those that the store's demonstrations start from. made_by: how
+    these were made, and how many so (`stores.made_by`). backbone: name and revision of the frozen vision weights, which
+    no checkpoint holds. parent: of a policy, where its frozen encoder
     came from. files: bytes and sha256 by name.
     """
 
@@ -58,6 +59,7 @@ class CheckpointState:
     content_hash: str
     instructions: list[str]
     init_states: dict[str, list[str]]
+    made_by: dict[str, int]
     language: dict[str, Any]
     backbone: dict[str, Any] | None
     parent: dict[str, Any] | None

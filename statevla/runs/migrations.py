@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 19
+FORMAT: Final = 20
 Tree = dict[str, Any]
 
 
@@ -235,6 +235,11 @@ def _adapters(old: Tree) -> Tree:
     return tree
 
 
+def _made_by(old: Tree) -> Tree:
+    """19 to 20: nothing was kept of how the demonstrations were made."""
+    return {**old, "made_by": {}}
+
+
 def _with_world(config: Tree) -> list[Tree]:
     """Options of the systems that may have a world head."""
     named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
@@ -283,5 +288,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     16: _motions,
     17: _latent_actions,
     18: _adapters,
+    19: _made_by,
 }
 """From the format of the key to the next one."""

@@ -11,6 +11,7 @@ from statevla.runs.files import KEPT, CheckpointState
 from statevla.runs.migrations import FORMAT
 from statevla.version import __version__
 from stores.init_states import init_states_by_task
+from stores.made_by import made_by
 
 if TYPE_CHECKING:
     from statevla.trainers.trainer import Run
@@ -42,6 +43,7 @@ def snapshot(run: "Run", position: Position) -> checkpoint.Snapshot:
         content_hash=store.content_hash,
         instructions=instructions,
         init_states=init_states_by_task(store.manifest.sources),
+        made_by=made_by(store.manifest.sources),
         language={"encoder": language.encoder, "revision": language.revision},
         backbone=identity(run.backbone),
         parent=run.parent,

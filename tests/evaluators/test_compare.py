@@ -227,7 +227,17 @@ def state_of(batch_size: int, parent: dict[str, Any] | None = None) -> dict[str,
     """A checkpoint's state with little in it."""
     dicts: dict[str, Any] = {
         name: {}
-        for name in ("loader", "scheduler", "rng", "obs_spec", "statistics", "init_states", "language", "files")
+        for name in (
+            "loader",
+            "scheduler",
+            "rng",
+            "obs_spec",
+            "statistics",
+            "init_states",
+            "made_by",
+            "language",
+            "files",
+        )
     }
     texts = dict.fromkeys(("system", "content_hash", "code_version"), "")
     return {

@@ -43,10 +43,10 @@ def test_a_policy_drives_and_what_the_expert_does_then_is_recorded(world: World,
     assert summary.episodes == 3
     with h5py.File(tmp_path / "task_0_demo.hdf5") as file:
         told = [str(file[f"data/demo_{i}"].attrs["made_by"]) for i in range(3)]
+        steps = [int(file[f"data/demo_{i}"].attrs["driven_steps"]) for i in range(3)]
         assert json.loads(file["data"].attrs["collected_with"])["from_policy"] == "d" * 64
     executed = " (replan 1, ensemble 0.01)"  # as LIBERO's evaluations have it
-    steps = [int(text.split(" after ")[1].split()[0]) for text in told]
-    assert told[0] == f"scripted expert, taking over from policy dddddddddddd after {steps[0]} steps{executed}"
+    assert set(told) == {f"scripted expert, taking over from policy dddddddddddd{executed}"}
     assert world.driven == steps
     assert min(steps) >= LEAST
     assert len(set(steps)) == 3

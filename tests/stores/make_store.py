@@ -105,7 +105,9 @@ def make_tiny_store(
             "language": {"encoder": "random", "revision": "test"},
         },
         provenance={"code_version": "test", "formats": {}, "libraries": {}},
-        sources=tuple({"file": f"{s}.hdf5", "sha256": "0" * 64, "bytes": 0, "alignment": "after"} for s in indexes),
+        sources=tuple(
+            {"file": f"{s}.hdf5", "sha256": "0" * 64, "bytes": 0, "alignment": "after", "episodes": 1} for s in indexes
+        ),
         counts={
             "episodes": len(made),
             "frames": sum(len(e.images) for e in made),

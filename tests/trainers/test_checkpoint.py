@@ -63,8 +63,8 @@ def make_snapshot(step: int) -> checkpoint.Snapshot:
         format=FORMAT, system="temporal_jepa", epoch=0, step=step, loader={"epoch": 0, "batch": step}, loss=0.5,
         best=None,
         scheduler={"name": "constant"}, rng=checkpoint.rng_state(), config=micro_config().to_dict(), obs_spec={},
-        statistics={}, content_hash="ab" * 32, instructions=["push"], init_states={}, language={}, backbone=None,
-        parent=None, code_version="test", files={},
+        statistics={}, content_hash="ab" * 32, instructions=["push"], init_states={}, made_by={}, language={},
+        backbone=None, parent=None, code_version="test", files={},
     )  # fmt: skip
     tensors = checkpoint.copy_tensors(checkpoint.optimizer_tensors(optimizer))
     return checkpoint.Snapshot(state, checkpoint.copy_tensors(model.state_dict()), tensors, torch.zeros(1, 512))
