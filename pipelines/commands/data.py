@@ -10,8 +10,10 @@ import typer
 from pipelines.commands.options import (
     QUARANTINED,
     Device,
+    Ensemble,
     Json,
     Replace,
+    Replan,
     Scheduler,
     Store,
     StoreArgument,
@@ -55,6 +57,8 @@ def collect(
     from_policy: Annotated[
         Path | None, typer.Option(help="LIBERO: a run that drives first; what is recorded is the expert taking over.")
     ] = None,
+    replan: Replan = None,
+    ensemble: Ensemble = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="LIBERO: try the expert, draw and write nothing.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to recordings that are there (tabletop).")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite recordings that are there.")] = False,
@@ -77,6 +81,10 @@ def collect(
         raise UsageError(f"{', '.join(given)}: for LIBERO; leave out with tabletop")
     if from_policy is not None and dry_run:
         raise UsageError("--from-policy: records, and --dry-run does not; leave one of them out")
+    if from_policy is None and (replan is not None or ensemble is not None):
+        raise UsageError(
+            "--replan, --ensemble: how a policy's chunks are executed; give --from-policy, or leave them out"
+        )
     unseen = {
         "--init-states": init_states, "--noise-share": noise_share != 1, "--align": align != "after",
         "--image-size": image_size != 128,
@@ -101,6 +109,7 @@ def collect(
             )  # fmt: skip
         else:
             from pipelines.collect.libero import collect_libero
+            from statevla.policies.execution import Execution
             from statevla.policies.policy import Policy
             from statevla.systems.find import find_policy
 
@@ -108,7 +117,8 @@ def collect(
             summary = collect_libero(
                 suite, folder, tasks=tasks, episodes=episodes, workers=workers, seed=seed, first_init=first_init,
                 init_states=init_states, align=align, image_size=image_size, noise=noise, noise_share=noise_share,
-                scatter=scatter, from_policy=driver, progress=progress, replace=replace,
+                scatter=scatter, from_policy=driver, execution=Execution(replan, ensemble),
+                progress=progress, replace=replace,
             )  # fmt: skip
     if suite != "tabletop" and dry_run:
         report("Expert", trials.to_dict(), as_json, trials.to_markdown())

@@ -22,6 +22,10 @@ from stores.errors import StoreMissing, UsageError
         ("collect tabletop --noise-share 0.3", "--noise-share: for LIBERO; leave out with tabletop"),
         ("collect libero_object --dry-run --noise-share 0.3", "--noise-share: not seen by --dry-run"),
         ("collect libero_object --dry-run --init-states 5", "--init-states: not seen by --dry-run"),
+        (
+            "collect libero_object --replan 5",
+            "--replan, --ensemble: how a policy's chunks are executed; give --from-policy",
+        ),
         ("collect libero_object --dry-run --from-policy runs/x", "--from-policy: records, and --dry-run does not"),
     ],
 )

@@ -9,6 +9,7 @@ import h5py
 import pytest
 import torch
 
+from cli import app
 from pipelines.collect.libero_driver import LEAST
 from statevla.observation import ObsSpec, libero_spec
 from statevla.policies.execution import Execution
@@ -67,6 +68,24 @@ def test_how_a_driving_policys_chunks_are_executed_can_be_said(world: World, tmp
         assert json.loads(file["data"].attrs["collected_with"])["execution"]["replan"] == 4
     with pytest.raises(UsageError, match="was collected with"):
         run(tmp_path / "few", tasks=[0], from_policy=Driver(), image_size=4)
+
+
+def test_the_command_passes_on_how_chunks_are_executed(
+    world: World,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("statevla.systems.find.find_policy", lambda run: run)
+    monkeypatch.setattr("statevla.policies.policy.Policy.load", lambda folder: Driver(obs_spec=libero_spec(16)))
+    command = "collect libero_object --tasks 0 --episodes 1 --image-size 16 --workers 1 --from-policy RUN --out"
+    for name, more, told in (
+        ("four", ("--replan", "4"), "(replan 4)"),
+        ("two", ("--replan", "2", "--ensemble", "0.5"), "(replan 2, ensemble 0.5)"),
+        ("usual", (), "(replan 1, ensemble 0.01)"),
+    ):
+        app([*command.split(), str(tmp_path / name), *more], standalone_mode=False)
+        with h5py.File(tmp_path / name / "task_0_demo.hdf5") as file:
+            assert str(file["data/demo_0"].attrs["made_by"]).endswith(told)
 
 
 def test_a_driving_policy_sees_what_it_was_trained_on(world: World, tmp_path: Path) -> None:  # noqa: F811
