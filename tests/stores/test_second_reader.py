@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipelines.derive.stats import compute_statistics
 from pipelines.ingest.config import IngestConfig
@@ -12,6 +13,7 @@ from stores.derived import begin
 from stores.disk.lock import lock
 from stores.manifest import Manifest
 from stores.reader import Store
+from stores.sharded import ShardedSpec, write_shard
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
 from tests.stores import second_reader
 from tests.stores.make_store import make_tiny_store
@@ -76,6 +78,29 @@ def test_it_reads_a_derived_folder(tmp_path: Path) -> None:
         folder.commit({"words": ["把"]})
     seal, arrays = second_reader.derived(tmp_path, "latents", "mine")
     assert (seal["made_from"], seal["about"]) == (made_from, {"words": ["把"]})
+    assert set(arrays) == set(wanted)
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(arrays[name], values)
+        assert arrays[name].dtype == values.dtype
+
+
+@pytest.mark.parametrize("frames", [1, 15, 16, 17, 40])
+def test_it_reads_sharded_features_and_latents(frames: int, tmp_path: Path) -> None:
+    make_tiny_store(tmp_path, episodes=1, frames=9, image=8)
+    rng = np.random.default_rng(frames)
+    wanted = {
+        "agentview": rng.integers(-128, 127, (frames, 3, 4), np.int8),
+        "agentview_scale": rng.normal(size=(frames, 3)).astype(np.float16),
+        "z": rng.normal(size=(frames, 5)).astype(np.float32),
+    }
+    specs = {name: ShardedSpec(values.shape, values.dtype.name, 4, 16) for name, values in wanted.items()}
+    with lock(tmp_path, "test"):
+        made = begin(tmp_path, "features", "mine", {"content_hash": Manifest.load(tmp_path).content_hash}, specs)
+        for name, values in wanted.items():
+            for m in range(specs[name].shards):
+                write_shard(made.root, name, specs[name], m, [values[16 * m : 16 * (m + 1)]])
+        made.commit({})
+    _, arrays = second_reader.derived(tmp_path, "features", "mine")
     assert set(arrays) == set(wanted)
     for name, values in wanted.items():
         np.testing.assert_array_equal(arrays[name], values)
