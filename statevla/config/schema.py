@@ -160,6 +160,15 @@ def require_heads(section: str, heads: int, **widths: int) -> None:
             )
 
 
+def require_vision(key: str, wanted: str, vision: str) -> None:
+    """Raise UsageError where the option `key` names another frozen tower than ``model.vision``."""
+    if vision != wanted:
+        raise UsageError(
+            f"{key}: {wanted}, but model.vision is {vision}; set model.vision={wanted}, and model.vision_model and "
+            "model.vision_width of that tower"
+        )
+
+
 @dataclass(frozen=True)
 class Phase1Config(SystemOptions):
     """Temporal JEPA."""

@@ -137,11 +137,17 @@ class FrozenFeatures(nn.Module):
 
 
 class SiglipVision(FrozenFeatures):
-    """A linear projection for each camera of a frozen backbone's patch features; kept ones enter through `project`."""
+    """A linear projection for each camera of a frozen backbone's patch features; kept ones enter through `project`.
 
-    def __init__(self, config: ModelConfig, backbone: Backbone | None, spec: ObsSpec = LIBERO) -> None:
+    width: D; None: that of the documents' model.
+    """
+
+    def __init__(
+        self, config: ModelConfig, backbone: Backbone | None, spec: ObsSpec = LIBERO, width: int | None = None
+    ) -> None:
         super().__init__(config, backbone)
-        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, config.embed_dim) for _ in spec.cameras)
+        width = config.embed_dim if width is None else width
+        self.cameras = nn.ModuleList(nn.Linear(config.vision_width, width) for _ in spec.cameras)
 
     def project(self, features: Float[Tensor, "B C P V"]) -> Float[Tensor, "B C P D"]:
         """Features (float16 caches too) -> patch tokens."""

@@ -236,8 +236,12 @@ def _adapters(old: Tree) -> Tree:
 
 
 def _made_by(old: Tree) -> Tree:
-    """19 to 20: nothing was kept of how the demonstrations were made."""
-    return {**old, "made_by": {}}
+    """19 to 20: it was not kept how the demonstrations were made, and `film` and `vla` saw by no frozen tower."""
+    tree = {**copy.deepcopy(old), "made_by": {}}
+    for name in ("film", "vla"):
+        if name in tree["config"]:
+            tree["config"][name]["vision"] = "conv"
+    return tree
 
 
 def _with_world(config: Tree) -> list[Tree]:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from statevla.config import Config
+from statevla.config.schema import require_vision
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
 from statevla.encoders.sd3 import ADAPTER, add_adapters, load_sd3
@@ -308,11 +309,7 @@ def _tower(config: Config, given: Given) -> FrozenFeatures | FrozenTokens | None
         if given.parent is not None:
             load_strict(encoder, below(given.parent.tensors, "encoder."), f"{given.parent.folder / MODEL} (encoder.)")
         return FrozenTokens(encoder)
-    if config.model.vision != options.features:
-        raise UsageError(
-            f"stamo.features: {options.features}, but model.vision is {config.model.vision}; set "
-            f"model.vision={options.features}, and model.vision_model and model.vision_width of that tower"
-        )
+    require_vision("stamo.features", options.features, config.model.vision)
     return FrozenFeatures(config.model, given.backbone)
 
 

@@ -6,7 +6,7 @@ token (head ``chunked``: one query a step) look at all of them, so that the acti
 Legend: B batch, C cameras, P patches, D width, N tokens, K chunk, A pose dimensions, I instructions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.config.options import option
-from statevla.config.schema import require_heads
-from statevla.data.batch import Batch
+from statevla.config.schema import require_heads, require_vision
+from statevla.data.batch import Batch, ObservationBatch
+from statevla.encoders.vision import CONV, VISION
 from statevla.models.attention import Backbone, CrossLayer, Queries
 from statevla.models.heads import Bins, ChunkOutput, split_output
 from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.stems import PATCH_STEMS
-from statevla.models.tokenizer import embedding
+from statevla.models.tokenizer import SiglipVision, embedding
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms
+from stores.errors import UsageError
 from stores.spec import ObsSpec
 
 FUSIONS = ("concat", "cross_attention", "perceiver")
@@ -34,41 +36,59 @@ CROSS_LAYERS = 2
 
 
 class VisionTokens(nn.Module):
-    """Patches of each camera through blocks whose weights the cameras share."""
+    """Patches of each camera through blocks whose weights the cameras share.
+
+    tower: what makes features of patches, and tokens of these; None: each camera has a stem of its own.
+    """
 
     def __init__(
         self, size: int, patch: int, width: int, heads: int, hidden: int, blocks: int, cameras: int, dropout: float,
-        stem: str,
+        stem: str, tower: SiglipVision | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.size = size
-        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width) for _ in range(cameras))
-        self.position = embedding(cameras, (size // patch) ** 2, width)
+        self.size, self.tower = size, tower
+        own = 0 if tower is not None else cameras
+        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width) for _ in range(own))
+        places = (size // patch) ** 2 if tower is None else tower.expected[0]
+        self.position = embedding(cameras, places, width)
         self.camera = embedding(cameras, width)
         self.blocks = Backbone(width, heads, hidden, blocks, dropout)
 
     def forward(self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...]) -> Float[Tensor, "B N D"]:
         """All cameras' tokens, one camera after the other."""
-        tokens = []
-        for number, (stem, frames) in enumerate(zip(self.stems, images, strict=True)):
-            patches = stem(prepare_pixels(frames, self.size)).float()
-            tokens.append(self.blocks(patches + self.position[number] + self.camera[number]))
+        if self.tower is not None:
+            return self._placed(self.tower(images).unbind(dim=1))
+        seen = zip(self.stems, images, strict=True)
+        return self._placed([stem(prepare_pixels(frames, self.size)) for stem, frames in seen])
+
+    def of(self, obs: ObservationBatch) -> Float[Tensor, "B N D"]:
+        """`forward` of an observation: of the features that were kept of it, where it has some."""
+        if self.tower is None or not obs.features:
+            out: Tensor = self(obs.images)
+            return out
+        return self._placed(self.tower.project(self.tower.kept(obs)).unbind(dim=1))
+
+    def _placed(self, cameras: Sequence[Float[Tensor, "B P D"]]) -> Float[Tensor, "B N D"]:
+        tokens = [
+            self.blocks(patches.float() + self.position[number] + self.camera[number])
+            for number, patches in enumerate(cameras)
+        ]
         return torch.cat(tokens, dim=1)
 
 
 class VlaNet(nn.Module):
-    """The spec's cameras and widths; chunk: steps. bins: of head ``discrete``."""
+    """The spec's cameras and widths; chunk: steps. bins: of head ``discrete``. tower: sees in the place of stems."""
 
     def __init__(
         self, *, size: int, patch: int, width: int, heads: int, vision_blocks: int, blocks: int, chunk: int,
         spec: ObsSpec, fusion: str, head: str, queries: int = 16, bins: int = 256, dropout: float = 0.0,
-        stem: str = "patch",
+        stem: str = "patch", tower: SiglipVision | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         hidden, pose, binary = 4 * width, len(spec.continuous), len(spec.binary)
         cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
         self.chunk, self.pose, self.bins, self.kind, self.fusion = chunk, pose, bins, head, fusion
-        self.vision = VisionTokens(size, patch, width, heads, hidden, vision_blocks, cameras, dropout, stem)
+        self.vision = VisionTokens(size, patch, width, heads, hidden, vision_blocks, cameras, dropout, stem, tower)
         self.language, self.language_embedding = nn.Linear(language, width), embedding(1, width)
         self.robot = nn.Sequential(nn.Linear(robot, width), nn.GELU(), nn.Linear(width, width))
         self.robot_embedding, self.readout = embedding(1, width), embedding(1, width)
@@ -97,11 +117,10 @@ class VlaNet(nn.Module):
         return out
 
     def tokens(
-        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B N D"]:
+        self, vision: Float[Tensor, "B N D"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "B M D"]:
         """What the backbone reads, readouts first."""
         rows = len(robot)
-        vision = self.vision(images)
         text = torch.stack([condition, self.robot(robot) + self.robot_embedding[0]], dim=1)
         readout = self.steps(rows) if self.kind == "chunked" else self.readout.expand(rows, 1, -1)
         if self.kind == "chunked":
@@ -118,18 +137,20 @@ class VlaNet(nn.Module):
         return torch.cat([readout.to(everything.dtype), everything], dim=1)
 
     def read(
-        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
+        self, vision: Float[Tensor, "B N D"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B Q D"]:
-        """The readouts after the backbone; Q is K with head ``chunked``, else 1. robot: standardized."""
+        """The readouts after the backbone; Q is K with head ``chunked``, else 1. vision: `VisionTokens`. robot:
+        standardized.
+        """
         readouts = self.chunk if self.kind == "chunked" else 1
-        out: Tensor = self.hidden(self.backbone(self.tokens(images, robot, condition))[:, :readouts].float())
+        out: Tensor = self.hidden(self.backbone(self.tokens(vision, robot, condition))[:, :readouts].float())
         return out
 
     def forward(
         self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B D"]
     ) -> ChunkOutput:
         """Pose and gripper logits of a head that regresses."""
-        return self.told(self.read(images, robot, condition))
+        return self.told(self.read(self.vision(images), robot, condition))
 
     def told(self, read: Float[Tensor, "B Q D"]) -> ChunkOutput:
         """`forward` of the readouts."""
@@ -158,6 +179,9 @@ class VlaOptions(ChunkOptions):
     }  # fmt: skip
 
     learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
+    vision: str = option(
+        CONV, "what sees: stems of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
+    )
     image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
     patch_size: int = option(16, "pixels a side of a patch", least=1)
     stem: str = option(
@@ -176,6 +200,11 @@ class VlaOptions(ChunkOptions):
 
     def check(self, section: str) -> None:
         require_heads(section, self.heads, width=self.width)
+        if self.stem != "patch" and self.vision != CONV:
+            raise UsageError(
+                f"{section}.stem: {self.stem} is for {section}.vision={CONV}, not for a frozen tower; set "
+                f"{section}.stem=patch"
+            )
 
 
 class VlaPolicy(ChunkPolicy):
@@ -189,10 +218,20 @@ class VlaPolicy(ChunkPolicy):
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
             vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len,
             spec=given.spec, fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins,
-            dropout=options.dropout, stem=options.stem,
+            dropout=options.dropout, stem=options.stem, tower=self._tower(config, given),
         )  # fmt: skip
         self.bins = self._make_bins(given) if options.head == "discrete" else None
         self.add_world(config, options.width)
+
+    def _tower(self, config: Config, given: Given) -> SiglipVision | None:
+        if self.options.vision == CONV:
+            return None
+        require_vision("vla.vision", self.options.vision, config.model.vision)
+        return SiglipVision(config.model, given.backbone, given.spec, self.options.width)
+
+    @property
+    def sees_by_tower(self) -> bool:
+        return self.net.vision.tower is not None
 
     def _make_bins(self, given: Given) -> Bins:
         """Between the train split's 1% and 99% quantiles, standardized; without statistics, still to be loaded."""
@@ -213,8 +252,8 @@ class VlaPolicy(ChunkPolicy):
         `ChunkPolicy.foretell`.
         """
         obs = batch.obs
-        inputs = obs.images, self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
-        read = self.net.read(*inputs)
+        robot, condition = self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
+        read = self.net.read(self.net.vision.of(obs), robot, condition)
         beside = {**self.wanted(batch), **self.foretell(read, batch)}
         if self.bins is None:
             pose, logits = self.net.told(read)
@@ -229,18 +268,20 @@ class VlaPolicy(ChunkPolicy):
         return self.bins.loss(terms["bins"], terms["wanted"], terms["keep"])
 
     def decide(self, scene: Scene) -> Acted:
-        inputs = scene.images, self.standardize_robot_state(scene.robot_state), scene.condition
+        robot = self.standardize_robot_state(scene.robot_state)
+        read = self.net.read(self.net.vision(scene.images), robot, scene.condition)
         if self.bins is None:
-            return self.acted(*self.net(*inputs))
-        bins, logits = self.net.bin_logits(self.net.read(*inputs))
+            return self.acted(*self.net.told(read))
+        bins, logits = self.net.bin_logits(read)
         if self.options.expectation:
             values = self.bins.value(torch.arange(self.options.bins, device=bins.device).unsqueeze(-1))  # [N P]
             return self.acted((bins.softmax(dim=-1) * values.T).sum(dim=-1), logits)
         return self.acted(self.bins.value(bins.argmax(dim=-1)), logits)
 
     def matrices(self) -> Iterator[Tensor]:
-        stems = (stem for stem in self.net.vision.stems)
-        return parameters_of(*stems, self.net.vision.blocks, self.net.cross, self.net.backbone)
+        vision = self.net.vision
+        seeing = vision.stems if vision.tower is None else vision.tower.cameras
+        return parameters_of(seeing, vision.blocks, self.net.cross, self.net.backbone)
 
 
 def build(config: Config, given: Given) -> VlaPolicy:

@@ -1,5 +1,7 @@
 """What a system sees pictures by, against what its configuration says of a frozen tower and of its kept features."""
 
+from dataclasses import fields
+
 from statevla.encoders.vision import CONV
 from statevla.models.tokenizer import FrozenFeatures
 from statevla.systems.system import Objective, System
@@ -11,7 +13,7 @@ def require_pictures(system: System, model: Objective, features: str | None) -> 
     if features is not None and not (model.sees_by_tower or model.needs.features_beside):
         raise UsageError(
             f"data.features: {system.name} sees pictures by layers of its own, which features/{features} of a frozen "
-            "tower cannot stand for; leave it out"
+            f"tower cannot stand for; leave it out{_or(system)}"
         )
 
 
@@ -20,5 +22,11 @@ def require_tower(system: System, model: Objective, vision: str) -> None:
     if vision != CONV and not any(isinstance(part, FrozenFeatures) for part in model.modules()):
         raise UsageError(
             f"model.vision: {system.name} sees pictures by layers of its own as it is configured, not by the frozen "
-            f"tower {vision}; leave it out"
+            f"tower {vision}; leave it out{_or(system)}"
         )
+
+
+def _or(system: System) -> str:
+    """The way to a tower, where the system has one."""
+    named = {field.name for field in fields(system.options)}
+    return f", or set {system.section}.vision to that tower" if "vision" in named else ""

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from statevla.config import Config, load_config
 from statevla.config.world import WorldOptions
@@ -22,6 +24,24 @@ SMALL = (
 )  # fmt: skip
 
 
+class Squares:
+    """A frozen tower: 24 numbers of each square of 12 pixels, of which every pixel counts."""
+
+    name, revision = "squares", "1"
+
+    def __init__(self) -> None:
+        self.weights = torch.randn(432, 24, generator=torch.Generator().manual_seed(3)) / 432**0.5
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> [B, P, 24]."""
+        pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return F.unfold(pixels, 12, stride=12).transpose(1, 2) @ self.weights
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Squares":
+        """It stays."""
+        return self
+
+
 @dataclass(frozen=True)
 class Case:
     """A policy and options of it, as ``--set`` takes them."""
@@ -35,7 +55,8 @@ class Case:
 
     def make(self, seed: int = 0) -> Objective:
         torch.manual_seed(seed)
-        return self.row.build(self.config, Given(statistics=normalization()))
+        backbone = Squares() if self.config.model.vision != "conv" else None
+        return self.row.build(self.config, Given(statistics=normalization(), backbone=backbone))
 
     def __str__(self) -> str:
         return " ".join((self.row.name, *(text.partition(".")[2] for text in self.options)))
@@ -70,6 +91,9 @@ LATENTS = ("stamo.decoder=vae", "stamo.patch_size=2")
 CASES.append(Case(find_system("goal"), ("goal.fusion=state", "goal.encoder=stamo", *LATENTS)))
 CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if issubclass(row.options, WorldOptions)]
 CASES += [Case(find_system(name), (f"{name}.stem=conv",)) for name in ("vla", "goal")]
+TOWER = ("model.vision=siglip", "model.vision_model=squares", "model.vision_width=24", "model.patch_size=16")
+CASES += [Case(find_system(name), (*TOWER, f"{name}.vision=siglip")) for name in ("film", "vla")]
+CASES.append(Case(find_system("vla"), (*TOWER, "vla.vision=siglip", "vla.fusion=perceiver", "vla.head=discrete")))
 CASES.append(with_world("film", "temporal_jepa", "state"))
 CASES += [
     with_world("film", "stamo", "motions", "world_horizon=5", "world_components=4"),
