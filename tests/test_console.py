@@ -2,11 +2,16 @@
 
 import io
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cli import main
+from pipelines.collect.tabletop import collect_tabletop
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.driver import ingest
 from statevla import progress_bars
 from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
 from stores.printable import shown
@@ -129,3 +134,26 @@ def test_errors_are_shown_escaped(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit):
         main()
     assert r"error: no\x1b[2Jstore" in capsys.readouterr().err
+
+
+def test_inspect_breaks_no_word_of_its_tables_at_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real sources have a fingerprint and the hash of an initial state for each demonstration: those are in --json."""
+    collect_tabletop(tmp_path / "raw", 4)
+    ingest(IngestConfig("tabletop", tmp_path / "raw", tmp_path / "store", language="hashed"), isolated=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["statevla", "inspect", str(tmp_path / "store")])
+    with pytest.raises(SystemExit):
+        main()
+    out = capsys.readouterr().out
+    assert "sha256:" not in out
+    header = next(line for line in out.splitlines() if "alignment" in line and "┃" in line)
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["file", "bytes", "episodes", "alignment"]
+    for line in (
+        "camera agentview: 64 x 64",
+        "robot state joint_pos: 7 rad",
+        "action rotation: rx, ry, rz; continuous; OSC_POSE delta",
+        "action gripper: 1; binary; -1 open, +1 close",
+    ):
+        assert line in out

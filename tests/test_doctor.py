@@ -1,9 +1,13 @@
 """The doctor names what is broken and what to run, and breaks itself over nothing."""
 
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from cli import main
 from statevla import doctor as module
 from statevla.doctor import Check, doctor, healthy
 from statevla.sims.libero import assets, paths, render_check
@@ -109,3 +113,26 @@ def test_a_store_that_is_none(tmp_path: Path) -> None:
     (check,) = module._store(tmp_path)
     assert check.status == "failed"
     assert str(tmp_path) in check.value
+
+
+def test_what_to_run_is_one_line_that_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advice = "python -m statevla.sims.libero.assets --pro"
+    monkeypatch.setattr(module, "doctor", lambda store: [Check("LIBERO-PRO", "absent", "not here", advice)])
+    monkeypatch.setattr(sys, "argv", ["statevla", "doctor"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (0, None)
+    assert f"LIBERO-PRO: {advice}" in capsys.readouterr().out.splitlines()
+
+
+def test_every_extra_that_brings_a_package_for_a_run_is_checked() -> None:
+    """But those with lines of their own (gpu, libero) and what is for work on the toolkit."""
+    given = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(module.EXTRAS) == set(given) - {"gpu", "libero", "dev"}
+    for name, packages in module.EXTRAS.items():
+        assert packages == tuple(re.split("[<>=]", requirement)[0] for requirement in given[name])

@@ -187,6 +187,7 @@ def ingest(
     from pipelines.ingest.driver import ingest as run_ingest
     from pipelines.ingest.remote import ingest_to_url, place
     from pipelines.sources.fields import Fields, read_fields
+    from stores.summary import spec_lines
 
     folder, url = place(suite, out, store)
     named = None if spec is None else read_fields(spec)
@@ -207,6 +208,8 @@ def ingest(
     told = summary.to_dict()
     if not as_json:
         del told["notes"]  # they stand above, a line each
+        if "obs_spec" in told:
+            told["obs_spec"] = spec_lines(told["obs_spec"])
     report("Plan" if dry_run else "Ingested", told, as_json)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED)

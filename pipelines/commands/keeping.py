@@ -22,9 +22,10 @@ app = typer.Typer()
 @app.command()
 def inspect(store: StoreArgument, as_json: Json = False) -> None:
     """Show what a store holds."""
-    from stores.summary import inspect_store
+    from stores.summary import for_people, inspect_store
 
-    report(f"Store {store}", inspect_store(store), as_json)
+    told = inspect_store(store)
+    report(f"Store {store}", told if as_json else for_people(told), as_json)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import typer
 
 from pipelines.commands.options import Json, Store, Workers
 from statevla.console import print_json, print_table, report, show_progress
+from stores.printable import shown
 
 app = typer.Typer()
 
@@ -24,8 +25,11 @@ def doctor(store: Store = None, as_json: Json = False) -> None:
     if as_json:
         print_json({"ok": healthy(checks), "checks": [asdict(check) for check in checks]})
     else:
-        rows = [(check.name, check.status, check.value, check.advice) for check in checks]
-        print_table("Doctor", ("check", "status", "found", "what to do"), rows)
+        rows = [(check.name, check.status, check.value) for check in checks]
+        print_table("Doctor", ("check", "status", "found"), rows)
+        for check in checks:
+            if check.advice:  # lines of their own: a command that a column breaks cannot be copied
+                print(shown(f"{check.name}: {check.advice}"))
     if not healthy(checks):
         raise typer.Exit(1)
 

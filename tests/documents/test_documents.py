@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from pipelines.commands.options import Recipe
 from statevla.config import PRESETS, load_config
 from statevla.documents import eval as documents_eval
 from statevla.documents import run_libero_eval
@@ -45,6 +47,13 @@ def test_the_documents_configuration_is_the_base_preset(tmp_path: Path) -> None:
     file.write_text(VERBATIM)
     assert load_config("base", file) == PRESETS["base"]
     assert load_recipe("documents").request("flow_matching").config() == PRESETS["base"]
+
+
+def test_help_and_quickstart_name_every_recipe() -> None:
+    page = (ROOT / "docs/quickstart.md").read_text()
+    for name in names():
+        assert f"{name}," in get_args(Recipe)[1].help
+        assert f"| `{name}` |" in page
 
 
 @pytest.mark.parametrize("name", names())
