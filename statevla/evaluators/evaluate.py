@@ -168,23 +168,24 @@ def evaluate(
 def _trials(
     policy: Policy, row: Suite, chosen: Sequence[Task], num_trials: int, episodes: int | None, first: int
 ) -> list[Trial]:
+    if episodes is not None and episodes < 1:
+        raise UsageError(f"episodes: expected at least 1, got {episodes}")
     if isinstance(policy, ReplayDemos):
+        most = num_trials if episodes is None else episodes
         trials = [
             Trial(task, i)
             for task in chosen
-            for i in range(first, min(first + num_trials, len(policy.demos.get(task.name, ()))))
+            for i in range(first, min(first + most, len(policy.demos.get(task.name, ()))))
         ]
         if not trials:
             raise UsageError(
                 f"no demonstration to replay for {[t.name for t in chosen]}; there are some for {sorted(policy.demos)}"
             )
-        return trials
+    else:
+        trials = plan_trials(row, chosen, num_trials if episodes is None else -(-episodes // len(chosen)), first)
     if episodes is None:
-        return plan_trials(row, chosen, num_trials, first)
-    if episodes < 1:
-        raise UsageError(f"episodes: expected at least 1, got {episodes}")
-    every = plan_trials(row, chosen, -(-episodes // len(chosen)), first)
-    return sorted(every, key=lambda trial: (trial.start, trial.task.index))[:episodes]
+        return trials
+    return sorted(trials, key=lambda trial: (trial.start, trial.task.index))[:episodes]
 
 
 def _image_size(policy: Policy, row: Suite) -> int:

@@ -178,6 +178,15 @@ def test_a_demonstration_is_replayed_from_its_state(tmp_path: Path) -> None:
     assert results.records[0].steps == len(actions)
 
 
+def test_episodes_are_the_demonstrations_replayed_in_all(tmp_path: Path) -> None:
+    env = TabletopEnv(32)
+    env.reset(task=0, seed=5)
+    demo = ReplayDemo("made", env.get_state(), np.zeros((1, 7)))
+    demos = ReplayDemos({TabletopTask(0).name: (demo,), TabletopTask(2).name: (demo,) * 9})
+    results = run(demos, tmp_path, episodes=4)
+    assert [record.start for record in results.records] == [0, 0, 1, 2]
+
+
 def test_evaluation_seeds_are_fresh() -> None:
     seeds = [evaluation_seed(s, e) for s in range(3) for e in range(60)]
     assert len(set(seeds)) == len(seeds)
