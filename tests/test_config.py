@@ -46,6 +46,8 @@ def test_file_then_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
+        ("training.lr=1", "did you mean 'training.learning_rate'"),
+        ("training.wd=1", "did you mean 'training.weight_decay'"),
         ("training.phase1.learning_rat=1", "did you mean 'training.phase1.learning_rate'"),
         ("training.batch_size=many", "expected int, got 'many'"),
         ("training.batch_size=0", "1 or more"),

@@ -169,8 +169,15 @@ def _hint(key: str, known: Mapping[str, Any]) -> str:
         return f": {name} is an option of {owners[0]}, not of {section or 'the top'}; did you mean {owners[0]}.{name}?"
     if key in EARLIER_NAMES:
         return f"; it is {EARLIER_NAMES[key]!r} now"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    near = [other for other in known if _initials(other) == key]  # lr, wd: nearer than what is spelled alike
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _initials(key: str) -> str:
+    """training.learning_rate -> training.lr"""
+    section, _, name = key.rpartition(".")
+    return f"{section}.{''.join(word[:1] for word in name.split('_'))}"
 
 
 def _rebuild(node: Any, changes: Mapping[str, Any], prefix: str) -> Any:
