@@ -32,6 +32,7 @@ from stores.disk.sync import unsafe_without_fsync as unsafe_without_fsync
 TEMP_PREFIX: Final = ".tmp-"
 OLD_PREFIX: Final = ".old-"
 _TEMP: Final = re.compile(re.escape(TEMP_PREFIX) + r"[0-9a-f]{12}-.+", re.DOTALL)
+_OLD: Final = re.compile(re.escape(OLD_PREFIX) + r"[0-9a-f]{12}-(.+)", re.DOTALL)
 
 
 def fsync_dir(path: Path | str) -> None:
@@ -70,9 +71,15 @@ def is_temporary(name: str) -> bool:
     return _TEMP.fullmatch(name) is not None
 
 
+def replaced_by(name: str) -> str | None:
+    """Which folder `name` was set aside for by `replace_dir`; None where it is no such name."""
+    found = _OLD.fullmatch(name)
+    return None if found is None else found[1]
+
+
 def is_leftover(name: str) -> bool:
     """Whether only an interrupted writer leaves a file or folder of this name."""
-    return name.startswith(OLD_PREFIX) or is_temporary(name)
+    return replaced_by(name) is not None or is_temporary(name)
 
 
 class Writer:
@@ -301,8 +308,8 @@ def staging_dir(final: Path | str) -> Iterator[Path]:
 def replace_dir(temp: Path | str, final: Path | str) -> None:
     """Make folder `temp` durable and give it the name `final`; an old `final` is replaced in one atomic exchange.
 
-    Where the file system has no exchange, the old folder is set aside as ``.old-<name>`` for a moment; the next writer
-    puts it back if this one dies in that moment.
+    Where the file system has no exchange, the old folder is set aside as ``.old-<12 hex digits>-<name>`` for a moment;
+    the next writer puts it back if this one dies in that moment.
     """
     temp, final = Path(temp), Path(final)
     group = sync.current()
@@ -319,8 +326,7 @@ def replace_dir(temp: Path | str, final: Path | str) -> None:
         fsync_dir(final.parent)
         remove(temp)
     else:
-        aside = final.with_name(OLD_PREFIX + final.name)
-        remove(aside)
+        aside = final.with_name(f"{OLD_PREFIX}{os.urandom(6).hex()}-{final.name}")
         announce("rename", final, aside)
         final.rename(aside)
         announce("rename", temp, final)

@@ -18,17 +18,22 @@ LOCK_NAME: Final = ".lock"
 
 
 def clean(root: Path | str) -> list[Path]:
-    """Remove what interrupted writers left anywhere below `root`; returns the paths removed. Call it under `lock`."""
+    """Remove what interrupted writers left anywhere below `root`; returns the paths removed. Call it under `lock`.
+
+    Folders with a lock of their own are left to their own next writer: somebody may be writing there now.
+    """
     removed: list[Path] = []
     for folder, folders, files in os.walk(Path(root)):
+        if LOCK_NAME in files and Path(folder) != Path(root):
+            folders.clear()
+            continue
         for name in sorted(folders):
-            if name.startswith(durable.OLD_PREFIX):
-                aside, final = Path(folder, name), Path(folder, name.removeprefix(durable.OLD_PREFIX))
-                if final.exists():
-                    durable.remove(aside)
-                    removed.append(aside)
-                else:
-                    durable.rename(aside, final)
+            final = durable.replaced_by(name)
+            if final is not None and Path(folder, final).exists():
+                durable.remove(Path(folder, name))
+                removed.append(Path(folder, name))
+            elif final is not None:
+                durable.rename(Path(folder, name), Path(folder, final))
         for name in sorted(folders + files):
             if durable.is_temporary(name):
                 durable.remove(Path(folder, name))

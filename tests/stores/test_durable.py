@@ -220,9 +220,19 @@ def test_only_what_this_code_leaves_behind_is_cleaned(tmp_path: Path) -> None:
     for name in (".tmp-notes", ".tmp-12-x", "deep/.tmp-0123456789ab"):
         durable.write_bytes(tmp_path / name, b"theirs")
     durable.write_bytes(tmp_path / "deep" / durable.temp_name(Path("x")).name, b"ours")
+    for name in (".old-photos", "photos", ".old-0123456789abc", ".old-0123456789ab"):
+        durable.write_bytes(tmp_path / name / "picture", b"theirs")
     before = len(read_tree(tmp_path))
     assert len(clean(tmp_path)) == 1
     assert len(read_tree(tmp_path)) == before - 1
+
+
+def test_what_a_writer_below_is_writing_is_not_cleaned(tmp_path: Path) -> None:
+    with lock(tmp_path / "run/checkpoints", "train"), durable.atomic(tmp_path / "run/checkpoints/deep/state") as writer:
+        writer.write(b"half of it, ")
+        with lock(tmp_path, "demo"):
+            writer.write(b"and the rest")
+    assert (tmp_path / "run/checkpoints/deep/state").read_bytes() == b"half of it, and the rest"
 
 
 def test_an_absence_is_made_durable(tmp_path: Path) -> None:
