@@ -2,7 +2,9 @@
 
 The footer's sizes say little: a page of a hundred bytes may hold a billion zeros, or a text that repeats as often. What
 a page becomes is bounded by its own header (apache/parquet-format: Thrift, compact protocol), by which it is inflated
-too: the reader takes no more values, and no more bytes of a page, than stand there.
+too: the reader takes no more values, and no more bytes of a page, than stand there. pyarrow shows no page headers and
+holds none of them against the footer. What it and this file could read in two ways is refused: a field twice or of
+another type, a second dictionary, fewer values than the footer has (it goes on reading behind the column).
 """
 
 from collections.abc import Collection, Iterator
@@ -47,11 +49,13 @@ def require_bounded(
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     places = [place for place, leaf in enumerate(leaves) if names is None or _is_of(leaf.path, names)]
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    columns = [(group.column(place), leaves[place].length) for group in groups for place in places]
+    columns = [(group.column(place), leaves[place]) for group in groups for place in places]
+    if sum(column.total_compressed_size for column, _ in columns) > source.size():
+        raise pa.ArrowInvalid("its columns lie over one another")  # each would be walked through as often
     for exact in (False, True):  # dictionaries are looked into only where it matters
         total = 0
-        for column, length in columns:
-            total += _inflated(source, column, length, limit, exact)
+        for column, leaf in columns:
+            total += _inflated(source, column, leaf, limit, exact)
             if total > limit:
                 break
         else:
@@ -80,11 +84,14 @@ class _Page:
 
 
 def _inflated(
-    source: pa.NativeFile, column: pq.ColumnChunkMetaData, length: int | None, limit: int, exact: bool
+    source: pa.NativeFile, column: pq.ColumnChunkMetaData, leaf: pq.ColumnSchema, limit: int, exact: bool
 ) -> int:
-    """Bytes that a column becomes at most, with its largest page. exact: by the longest text of its dictionary."""
-    width = (length or 0) if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else _WIDTHS.get(column.physical_type)
-    total, largest, spread = 0, 0, 0
+    """Bytes that a column becomes at most, with its largest page. exact: by the longest text of its dictionary.
+
+    leaf: of the file's schema, by whose type values are read, whatever the column says of itself.
+    """
+    width = (leaf.length or 0) if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else _WIDTHS.get(leaf.physical_type)
+    total, largest, spread, values = 0, 0, 0, 0
     dictionary: _Page | None = None
     for page in _pages(source, column):
         largest = max(largest, page.inflated)
@@ -99,9 +106,18 @@ def _inflated(
             spread += page.values
         else:
             total += page.inflated
-        dictionary = page if page.type == _DICTIONARY else dictionary
+        if page.type == _DICTIONARY:
+            if dictionary is not None:
+                raise pa.ArrowInvalid(f"{column.path_in_schema}: it has a second dictionary")
+            dictionary = page
+        else:
+            values += page.values
         if largest + total > limit:
             return largest + total
+    if values < column.num_values:
+        raise pa.ArrowInvalid(
+            f"{column.path_in_schema}: its pages hold {values:,} values, the footer says {column.num_values:,}"
+        )
     if dictionary is not None and spread:
         longest = _longest(source, dictionary, column.compression) if exact else dictionary.inflated
         total += spread * longest
@@ -172,7 +188,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Numbers and structs of a struct by field, and where it ends. Raises IndexError where `data` ends before."""
+    """Numbers of 32 bits and structs of a struct by field, and where it ends. Raises IndexError where `data` ends
+    before, ArrowInvalid for a field that is there twice.
+    """
     found: dict[int, Any] = {}
     field = 0
     while True:
@@ -188,8 +206,14 @@ def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
             field = (raw >> 1) ^ -(raw & 1)
         if kind in (1, 2):  # true, false
             continue
-        if kind in (4, 5, 6):
+        if kind in (5, 12) and field in found:
+            raise pa.ArrowInvalid(f"the header of a page has field {field} twice")
+        if kind in (4, 6):
+            _, at = _varint(data, at)
+        elif kind == 5:
             raw, at = _varint(data, at)
+            if raw >> 32:
+                raise pa.ArrowInvalid(f"the header of a page has a number of more than 32 bits in field {field}")
             found[field] = (raw >> 1) ^ -(raw & 1)
         elif kind == 8:
             raw, at = _varint(data, at)
