@@ -55,7 +55,7 @@ def dictionary(*texts: bytes) -> bytes:
 def same(count: int, more: Iterable[Field] = (), kind: int = 0) -> bytes:
     """A page of `count` times the first text of the dictionary."""
     body = b"\1" + varint(count * 2) + b"\0"
-    fields = (1, I32, count), *more, (2, I32, DICTIONARY), (3, I32, 3), (4, I32, 3)
+    fields = (1, I32, count), (2, I32, DICTIONARY), (3, I32, 3), (4, I32, 3), *more
     return thrift((1, I32, kind), (2, I32, len(body)), (3, I32, len(body)), (5, STRUCT, fields)) + body
 
 
