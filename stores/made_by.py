@@ -4,17 +4,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from stores.errors import StoreCorrupt
+from stores.layout import MANIFEST
+
 UNSAID: Final = ""
 """Stands for demonstrations whose files do not say."""
 
 
 def made_by(sources: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """What the files say -> episodes. sources: of a manifest; of older ones none says anything."""
+    """What the files say -> episodes. sources: of a manifest; of older ones none says anything.
+
+    Raises StoreCorrupt where a source says it of more episodes than it has, or in another form.
+    """
     found: Counter[str] = Counter()
     for source in sources:
-        said = source.get("made_by", {})
+        said, episodes = source.get("made_by", {}), source.get("episodes", 0)
+        counts = list(said.values()) if isinstance(said, dict) else [None]
+        if not all(type(n) is int and n >= 0 for n in [*counts, episodes]) or sum(counts) > episodes:
+            raise StoreCorrupt(
+                f"{MANIFEST}: sources: made_by: expected how many of {episodes!r:.20} episodes by text, got {said!r:.80}"
+            )
         found.update(said)
-        found[UNSAID] += source["episodes"] - sum(said.values())
+        found[UNSAID] += episodes - sum(counts)
     return {text: count for text, count in sorted(found.items()) if count}
 
 

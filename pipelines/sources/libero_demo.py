@@ -33,6 +33,7 @@ from pipelines.sources.source import Episode
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, JOINTS, robot_state, upright
 from stores.errors import SourceError
 from stores.init_states import init_state_hash
+from stores.printable import plain
 from stores.spec import LIBERO
 
 IMAGE_SIDE: Final = (8, 2048)
@@ -114,7 +115,7 @@ def read_demo(
             action[:, GRIPPER] = convert(action[:, GRIPPER], reading)
             require_agreement(action[:, GRIPPER], numbers.fingers)
         start_state = init_state(demo, seen)
-        made_by = hdf5.text(demo, MADE_BY, seen.attribute) or ""
+        made_by = plain(hdf5.text(demo, MADE_BY, seen.attribute) or "")
 
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):

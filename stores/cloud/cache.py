@@ -25,7 +25,7 @@ from typing import Final
 
 from stores.cloud.storage import Sound, Storage
 from stores.disk import durable
-from stores.errors import UsageError
+from stores.errors import StoreError, UsageError
 
 ROOM: Final = 8
 """When there is no room, an eighth of the limit is made."""
@@ -142,10 +142,17 @@ class RangeCache:
     def clear(self) -> int:
         """Remove every range; the bytes that were freed. Readers of other processes fetch again.
 
-        Raises as `require_own`.
+        Raises as `require_own`; StoreError where some may not be removed.
         """
         self.require_own()
-        return self._remove(self._listed())
+        listed = self._listed()
+        freed, wanted = self._remove(listed), sum(size for _, size, _ in listed)
+        if freed < wanted:
+            raise StoreError(
+                f"{self.folder}: {wanted - freed:,} bytes of {wanted:,} may not be removed by this user; "
+                "run it again as the one whose they are"
+            )
+        return freed
 
     def _listed(self) -> list[tuple[float, int, str]]:
         """(time of the last use, bytes, path), the oldest first; temporary files that nobody writes any more before."""
@@ -177,9 +184,7 @@ class RangeCache:
             self._added += size
 
     def _remove(self, items: Sequence[tuple[float, int, str]]) -> int:
-        for _, _, path in items:
-            durable.drop_aside(Path(path))
-        return sum(size for _, size, _ in items)
+        return sum(size for _, size, path in items if durable.drop_aside(Path(path)))
 
 
 def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:

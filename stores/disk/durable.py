@@ -166,10 +166,13 @@ def put_aside(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-def drop_aside(path: Path) -> None:
-    """Remove what `put_aside` wrote; no error when it is not there, or may not be removed."""
-    with contextlib.suppress(OSError):
-        path.unlink()
+def drop_aside(path: Path) -> bool:
+    """Remove what `put_aside` wrote; whether it is gone now. No error when it was not there, or may not be removed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def write_text(path: Path | str, text: str) -> None:

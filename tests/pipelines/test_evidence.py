@@ -344,19 +344,19 @@ def test_how_demonstrations_were_made_is_in_the_manifest_and_moves_no_fingerprin
     plain = [entry["fingerprint"] for entry in Manifest.load(tmp_path / "plain").sources]
     with h5py.File(source / "move_a_demo.hdf5", "r+") as file:
         file["data/demo_0"].attrs["made_by"] = "scripted expert"
-        file["data/demo_2"].attrs["made_by"] = "scripted expert, noise 0.3 on its actions"
+        file["data/demo_2"].attrs["made_by"] = "scripted expert, noise 0.3\x1b[2J"
     run(source, tmp_path / "out")
     entries = Manifest.load(tmp_path / "out").sources
-    assert entries[0]["made_by"] == {"scripted expert": 1, "scripted expert, noise 0.3 on its actions": 1}
+    assert entries[0]["made_by"] == {"scripted expert": 1, "scripted expert, noise 0.3\\x1b[2J": 1}
     assert entries[1]["made_by"] == {}
     assert entries[0]["fingerprint"] != plain[0]
     assert entries[1]["fingerprint"] == plain[1]
     found = made_by.made_by(entries)
-    assert found == {"": 2, "scripted expert": 1, "scripted expert, noise 0.3 on its actions": 1}
+    assert found == {"": 2, "scripted expert": 1, "scripted expert, noise 0.3\\x1b[2J": 1}
     assert inspect_store(tmp_path / "out")["made_by"] == {text or "not said": count for text, count in found.items()}
     assert made_by.told(found) == (
         "4 demonstrations: 2 that do not say how they were made; 1 scripted expert; "
-        "1 scripted expert, noise 0.3 on its actions"
+        "1 scripted expert, noise 0.3\\x1b[2J"
     )
 
 

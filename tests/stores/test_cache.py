@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stores.cloud.cache import MARK, CachedStorage, RangeCache
 from stores.cloud.storage import LocalStorage
 from stores.disk import durable
-from stores.errors import StoreCorrupt, UsageError
+from stores.errors import StoreCorrupt, StoreError, UsageError
 from stores.reader import Store
 from tests.stores.make_store import make_tiny_store
 
@@ -195,3 +195,20 @@ def test_a_cache_of_before_the_mark_is_taken(tmp_path: Path) -> None:
     cache.put(CONTENT, 1, bytes(100))
     assert (tmp_path / MARK).exists()
     assert RangeCache(tmp_path, 10_000).clear() == 200
+
+
+def test_ranges_that_may_not_be_removed_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = RangeCache(tmp_path, 10_000)
+    for content in ("aa" * 32, "bb" * 32):
+        cache.put(content, 0, bytes(100))
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("aa"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(StoreError, match="100 bytes of 200 may not be removed by this user"):
+        cache.clear()
+    assert cache.bytes() == 100

@@ -16,6 +16,7 @@ from stores import schema
 from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.language import LANGUAGE_FILE, LanguageCache, LanguageRow, write_language
+from stores.made_by import made_by
 from stores.manifest import MANIFEST, Manifest, content_hash, hash_objects, seal
 from stores.reader import Store
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, parse_table, table_bytes, write_table
@@ -201,3 +202,12 @@ def test_a_bad_language_cache_is_neither_written_nor_read(tmp_path: Path, rows: 
     write_table(tmp_path / LANGUAGE_FILE, dicts, LANGUAGE)
     with pytest.raises(StoreCorrupt, match=r"language\.parquet"):
         LanguageCache.load(tmp_path, 512)
+
+
+@pytest.mark.parametrize(
+    "said", [{"expert": "1"}, ["expert"], "expert", {"expert": 3}, {"expert": -1}, {"expert": True}]
+)
+def test_who_made_demonstrations_is_one_error_where_it_cannot_be(said: object) -> None:
+    with pytest.raises(StoreCorrupt, match="manifest.json: sources: made_by: expected how many of 2 episodes by text"):
+        made_by([{"episodes": 2, "made_by": said}])
+    assert made_by([{"episodes": 2}, {"episodes": 1, "made_by": {"expert": 1}}]) == {"": 2, "expert": 1}
