@@ -236,9 +236,9 @@ def _adapters(old: Tree) -> Tree:
 
 
 def _made_by(old: Tree) -> Tree:
-    """19 to 20: it was not kept how the demonstrations were made, and `film` and `vla` saw by no frozen tower."""
+    """19 to 20: it was not kept how the demonstrations were made, and no policy saw by a frozen tower itself."""
     tree = {**copy.deepcopy(old), "made_by": {}}
-    for name in ("film", "vla"):
+    for name in ("film", "act", "vla"):
         if name in tree["config"]:
             tree["config"][name]["vision"] = "conv"
     return tree

@@ -6,6 +6,7 @@ The output is the decoder's last layer's (the original reads its first, so that 
 Legend: B batch, C cameras, N tokens, K chunk, D width, Z latent, P pose dimensions, R robot state, I instructions.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from statevla.config import Config
 from statevla.config.options import option
 from statevla.config.schema import require_heads
-from statevla.data.batch import Batch
+from statevla.data.batch import Batch, ObservationBatch
+from statevla.encoders.vision import CONV, VISION
 from statevla.models.attention import Backbone, DecoderLayer, Queries, grid_sinusoids, sinusoids
 from statevla.models.heads import ChunkOutput
 from statevla.models.losses import LossParts
 from statevla.models.pixels import dtype_of
 from statevla.models.stems import ConvStem, stages_of
-from statevla.models.tokenizer import embedding
+from statevla.models.tokenizer import SiglipVision, embedding
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, seen_by
 from statevla.systems.system import Given, Noise, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
@@ -89,19 +91,21 @@ class ChunkEncoder(nn.Module):
 
 
 class ActNet(nn.Module):
-    """The spec's cameras and widths; chunk: steps. prior: ``standard`` or ``learned``."""
+    """The spec's cameras and widths; chunk: steps. prior: ``standard`` or ``learned``. tower: in the stem's place."""
 
     position: Tensor
 
     def __init__(
         self, *, size: int, width: int, heads: int, hidden: int, chunk_blocks: int, blocks: int, decoder_blocks: int,
         latent: int, stages: tuple[int, ...], chunk: int, spec: ObsSpec, prior: str = "standard", dropout: float = 0.0,
+        tower: SiglipVision | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         robot, language = spec.robot_state_dim, spec.language_width
         self.latent_size = latent
-        self.stem = ConvStem(size, stages, width)
-        self.register_buffer("position", grid_sinusoids(self.stem.side, width), persistent=False)
+        self.stem = ConvStem(size, stages, width) if tower is None else tower
+        side = math.isqrt(self.stem.expected[0]) if isinstance(self.stem, SiglipVision) else self.stem.side
+        self.register_buffer("position", grid_sinusoids(side, width), persistent=False)
         self.camera = embedding(len(spec.cameras), width)
         self.robot, self.language, self.latent = (
             nn.Linear(robot, width),
@@ -139,16 +143,28 @@ class ActNet(nn.Module):
         condition: Float[Tensor, "B L"], latent: Float[Tensor, "B Z"],
     ) -> ChunkOutput:  # fmt: skip
         """robot: standardized. latent: q's sample in training, the prior's mean when acting."""
-        return self.told(self.read(images, robot, condition, latent))
+        return self.told(self.read(self.see(images), robot, condition, latent))
+
+    def see(self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...]) -> tuple[Float[Tensor, "B P D"], ...]:
+        """What each camera's picture shows, place by place."""
+        if isinstance(self.stem, SiglipVision):
+            return tuple(self.stem(images).unbind(dim=1))
+        return tuple(self.stem(frames) for frames in images)
+
+    def see_of(self, obs: ObservationBatch) -> tuple[Float[Tensor, "B P D"], ...]:
+        """`see` of an observation: of the features that were kept of it, where it has some."""
+        if isinstance(self.stem, SiglipVision) and obs.features:
+            return tuple(self.stem.project(self.stem.kept(obs)).unbind(dim=1))
+        return self.see(obs.images)
 
     def read(
-        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"],
+        self, seen: tuple[Float[Tensor, "B P D"], ...], robot: Float[Tensor, "B R"],
         condition: Float[Tensor, "B L"], latent: Float[Tensor, "B Z"],
     ) -> Float[Tensor, "B K D"]:  # fmt: skip
-        """What each step is read from by one linear layer."""
+        """What each step is read from by one linear layer. seen: `see`."""
         small = torch.stack([self.latent(latent), self.robot(robot), self.language(condition)], dim=1) + self.kinds
-        seen = [self.stem(frames).float() + self.position + self.camera[number] for number, frames in enumerate(images)]
-        memory = self.encoder(torch.cat([small, *seen], dim=1))
+        placed = [tokens.float() + self.position + self.camera[number] for number, tokens in enumerate(seen)]
+        memory = self.encoder(torch.cat([small, *placed], dim=1))
         steps = self.queries(len(robot)).to(dtype_of(self.decoder))
         for layer in self.decoder:
             steps = layer(steps, memory.to(steps.dtype))
@@ -172,6 +188,9 @@ class ActOptions(ChunkOptions):
     }  # fmt: skip
 
     learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)
+    vision: str = option(
+        CONV, "what sees: a stem of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
+    )
     image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
     width: int = option(256, "of the tokens", least=8)
     heads: int = option(8, "of every attention", least=1)
@@ -207,8 +226,13 @@ class ActPolicy(ChunkPolicy):
             chunk_blocks=options.chunk_blocks, blocks=options.blocks, decoder_blocks=options.decoder_blocks,
             latent=options.latent, stages=stages_of("act.stages", options.stages),
             chunk=config.model.action_seq_len, spec=given.spec, prior=options.prior, dropout=options.dropout,
+            tower=seen_by("act.vision", options.vision, options.width, config, given),
         )  # fmt: skip
         self.add_world(config, options.width)
+
+    @property
+    def sees_by_tower(self) -> bool:
+        return isinstance(self.net.stem, SiglipVision)
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:
@@ -228,11 +252,12 @@ class ActPolicy(ChunkPolicy):
         robot, condition = self.standardize_robot_state(obs.robot_state), self.condition(obs.language)
         wanted = self.wanted(batch)
         q, p = self.net.chunk_encoder(robot, self.shown(batch), batch.is_pad), self.net.prior(robot, condition)
-        read = self.net.read(obs.images, robot, condition, q.sample(noise["latent"]))
+        seen = self.net.see_of(obs)
+        read = self.net.read(seen, robot, condition, q.sample(noise["latent"]))
         pose, logits = self.net.told(read)
         found = {"pose": pose, "logits": logits, "divergence": divergence(q, p), **wanted, **self.foretell(read, batch)}
         if not self.training:
-            found["pose_of_prior"] = self.net(obs.images, robot, condition, p.mean).pose
+            found["pose_of_prior"] = self.net.told(self.net.read(seen, robot, condition, p.mean)).pose
         return found
 
     def loss(self, terms: Terms) -> LossParts:

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.config.options import option
-from statevla.config.schema import SystemOptions
+from statevla.config.schema import SystemOptions, require_vision
 from statevla.config.world import FORETOLD, WorldOptions
 from statevla.data.batch import Batch, ObservationBatch
+from statevla.encoders.vision import CONV
 from statevla.models.gripper import command, is_closing
 from statevla.models.heads import gripper_terms, pose_error
 from statevla.models.losses import LossParts
 from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
+from statevla.models.tokenizer import SiglipVision
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.frozen import ENCODERS, FrozenEncoder
 from statevla.systems.system import Given, Noise, Terms
@@ -151,6 +153,17 @@ class ChunkPolicy(Foretelling):
     def matrices(self) -> Iterator[Tensor]:
         """The weights of large matrix products, which may be stored in bfloat16."""
         raise NotImplementedError
+
+
+def seen_by(key: str, vision: str, width: int, config: Config, given: Given) -> SiglipVision | None:
+    """Tokens of the frozen tower that the option `key` names, of `width`; None for a stem of the policy's own.
+
+    Raises UsageError where ``model.vision`` is another one.
+    """
+    if vision == CONV:
+        return None
+    require_vision(key, vision, config.model.vision)
+    return SiglipVision(config.model, given.backbone, given.spec, width)
 
 
 def parameters_of(*modules: nn.Module) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.config.options import option
-from statevla.config.schema import require_heads, require_vision
+from statevla.config.schema import require_heads
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.encoders.vision import CONV, VISION
 from statevla.models.attention import Backbone, CrossLayer, Queries
@@ -25,7 +25,7 @@ from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.stems import PATCH_STEMS
 from statevla.models.tokenizer import SiglipVision, embedding
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, seen_by
 from statevla.systems.system import Given, Noise, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
@@ -218,16 +218,11 @@ class VlaPolicy(ChunkPolicy):
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
             vision_blocks=options.vision_blocks, blocks=options.blocks, chunk=config.model.action_seq_len,
             spec=given.spec, fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins,
-            dropout=options.dropout, stem=options.stem, tower=self._tower(config, given),
+            dropout=options.dropout, stem=options.stem,
+            tower=seen_by("vla.vision", options.vision, options.width, config, given),
         )  # fmt: skip
         self.bins = self._make_bins(given) if options.head == "discrete" else None
         self.add_world(config, options.width)
-
-    def _tower(self, config: Config, given: Given) -> SiglipVision | None:
-        if self.options.vision == CONV:
-            return None
-        require_vision("vla.vision", self.options.vision, config.model.vision)
-        return SiglipVision(config.model, given.backbone, given.spec, self.options.width)
 
     @property
     def sees_by_tower(self) -> bool:

@@ -92,7 +92,7 @@ CASES.append(Case(find_system("goal"), ("goal.fusion=state", "goal.encoder=stamo
 CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if issubclass(row.options, WorldOptions)]
 CASES += [Case(find_system(name), (f"{name}.stem=conv",)) for name in ("vla", "goal")]
 TOWER = ("model.vision=siglip", "model.vision_model=squares", "model.vision_width=24", "model.patch_size=16")
-CASES += [Case(find_system(name), (*TOWER, f"{name}.vision=siglip")) for name in ("film", "vla")]
+CASES += [Case(find_system(name), (*TOWER, f"{name}.vision=siglip")) for name in ("film", "act", "vla")]
 CASES.append(Case(find_system("vla"), (*TOWER, "vla.vision=siglip", "vla.fusion=perceiver", "vla.head=discrete")))
 CASES.append(with_world("film", "temporal_jepa", "state"))
 CASES += [
