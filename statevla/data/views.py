@@ -6,7 +6,7 @@ are the store's frames, and is read by frame number, in the same order of the sa
 Legend: B rows of a batch, C cameras, N frames of the store, P patches, V feature width, D width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stores.arrays import map_whole
 from stores.derived import Derived
-from stores.errors import StaleKey, UsageError
+from stores.errors import StaleKey
 from stores.sharded import ShardedArray
 
 Ints = NDArray[np.int64]
@@ -254,10 +254,3 @@ comes beside them, as `ObservationBatch.extras`.
 """
 
 INSTEAD: Final = frozenset({"pixels", "decoded", "features", "latents"})
-
-
-def require_views(names: Sequence[str]) -> None:
-    """Raise UsageError for a view that is not in the table."""
-    unknown = [name for name in names if name not in VIEWS]
-    if unknown:
-        raise UsageError(f"view: expected one of {', '.join(VIEWS)}, got {unknown[0]!r}")

@@ -53,7 +53,6 @@ class RangeCache:
         self._lock = threading.Lock()
         self._known: int | None = None
         self._added = 0
-        self.hits = self.misses = 0
 
     def path(self, content: str, offset: int, size: int) -> Path:
         """Where a range lies, or would."""
@@ -74,9 +73,7 @@ class RangeCache:
             data = path.read_bytes()
             os.utime(path)
         except OSError:
-            self.misses += 1
             return None
-        self.hits += len(data) == size
         return data if len(data) == size else None
 
     def put(self, content: str, offset: int, data: bytes | memoryview) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from statevla.sims.libero import custom_objects, paths, render_check, scatter
 from statevla.sims.libero.errors import SimulatorMissing
-from statevla.sims.libero.experts import DONE, Expert, make_expert, program_of
+from statevla.sims.libero.experts import DONE, Expert, make_expert
 from statevla.sims.libero.perturb import Eyes
 from statevla.sims.libero.protocol import (
     IMAGE_KEYS,
@@ -119,7 +119,6 @@ class Environment:
             },
             bddl_content=spec.bddl.read_text(),
             image_convention=str(macros.IMAGE_CONVENTION),
-            has_expert=program_of(spec.suite, spec.index) is not None,
         )
 
     @property

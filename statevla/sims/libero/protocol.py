@@ -137,7 +137,6 @@ class Scenery:
     env_kwargs: dict[str, Any]
     bddl_content: str
     image_convention: str
-    has_expert: bool
 
 
 @dataclass(frozen=True, eq=False)
