@@ -155,11 +155,6 @@ def write_region(root: Path | str, name: str, spec: ArraySpec, start: int, value
     return written
 
 
-def write_array(root: Path | str, name: str, values: NDArray[Any], chunk: int) -> None:
-    """`create` and write the whole of `values`."""
-    write_region(root, name, create(root, name, values.shape, values.dtype.name, chunk), 0, values)
-
-
 @contextlib.contextmanager
 def whole_writer(root: Path | str, name: str, spec: ArraySpec) -> Iterator[Callable[[NDArray[Any]], None]]:
     """Write the only chunk of an array by pieces of its rows, atomically; holds one piece.
@@ -287,12 +282,3 @@ def open_checked(
             + remedy(storage.root, name)
         )
     return CheckedArray(name, storage.root, spec, read, storage.local_path)
-
-
-def missing_chunks(root: Path | str | Storage, name: str) -> list[str]:
-    """Chunks of array `name` that are not there, without reading any: what an interrupted writer still has to do."""
-    storage = open_storage(root)
-    spec = open_checked(storage, name).spec
-    there = storage.sizes()
-    names = (f"{name}/{spec.chunk_name(m)}" for m in range(spec.chunks))
-    return [chunk for chunk in names if there.get(chunk) != spec.chunk_bytes]

@@ -106,15 +106,6 @@ def frames_writer(root: Path | str, frames: int, spec: ObsSpec) -> Iterator[Fram
         writer.close()
 
 
-def write_frames(root: Path | str, fields: Mapping[str, NDArray[Any]], spec: ObsSpec) -> list[str]:
-    """Write all frames (`FramesWriter.add`) at once; returns the paths below `root` of the objects written."""
-    if "index" not in fields:
-        raise UsageError(f"frames: expected {sorted(FIELDS)}, got {sorted(fields)}")
-    with frames_writer(root, len(fields["index"]), spec) as writer:
-        writer.add(fields)
-    return frame_objects(len(fields["index"]), spec)
-
-
 def frame_objects(frames: int, spec: ObsSpec) -> list[str]:
     """Paths below the store of everything in ``frames.zarr``."""
     names = [f"{FRAMES}/zarr.json"]

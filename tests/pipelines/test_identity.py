@@ -200,8 +200,8 @@ def golden(folder: Path) -> dict[str, str]:
     members = segment_members("task/demo_0-000000", Span(0, 5, 5), meta, state, action, pictures, 10, "png")
     shard = write_shard(folder / "a.tar", [members])
     fields = {"robot_state": state, "action": action, "episode": np.zeros(5, np.int64), "index": np.arange(5)}
-    from stores.numbers import write_frames
     from stores.spec import LIBERO
+    from tests.stores.make_store import write_frames
 
     frames = b"".join((folder / name).read_bytes() for name in write_frames(folder, fields, LIBERO))
     table = pa.table({"task": ["a", "b"] * 600, "steps": list(range(1200))})

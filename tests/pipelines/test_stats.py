@@ -18,6 +18,7 @@ from stores.reader import Store
 from stores.spec import ObsSpec
 from stores.summary import inspect_store
 from tests.pipelines.make_hdf5 import write_suite
+from tests.stores.make_store import write_frames
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def size_of_chunks(root: Path, out: Path, size: int) -> Path:
     frames = {name: arrays.open_checked(root, f"frames.zarr/{name}").read() for name in stores.numbers.FIELDS}
     manifest = Manifest.load(root)
     spec = ObsSpec.from_dict(manifest.obs_spec)
-    paths = stores.numbers.write_frames(out, frames, spec)
+    paths = write_frames(out, frames, spec)
     kept = [item for item in manifest.objects if not item.path.startswith("frames.zarr/")]
     replace(manifest, objects=(*kept, *hash_objects(out, paths))).save(out)
     return out

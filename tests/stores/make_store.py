@@ -5,9 +5,10 @@ Legend: F frames and S steps of an episode, H side of the square images.
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,10 @@ from stores.images import encode_image
 from stores.language import LanguageRow, write_language
 from stores.layout import EPISODES_FILE, LANGUAGE_FILE, SEGMENTS_FILE
 from stores.manifest import Manifest, hash_objects, read_manifest
-from stores.numbers import write_frames
+from stores.numbers import frame_objects, frames_writer
 from stores.segments import SegmentMembers, segment_key, segment_members, segment_spans
 from stores.shards import SegmentIndex, write_shard
-from stores.spec import LIBERO, libero_spec
+from stores.spec import LIBERO, ObsSpec, libero_spec
 from stores.tables import write_table
 
 SOURCES = ("put_the_red_block_in_the_bin_demo", "put_the_blue_block_on_the_plate_demo")
@@ -66,6 +67,13 @@ def make_episodes(episodes: int, frames: int, image: int, seed: int) -> list[Mad
     return made
 
 
+def write_frames(root: Path, fields: Mapping[str, NDArray[Any]], spec: ObsSpec) -> list[str]:
+    """``frames.zarr`` of all frames at once; returns the paths below `root` of its objects."""
+    with frames_writer(root, len(fields["index"]), spec) as writer:
+        writer.add(fields)
+    return frame_objects(len(fields["index"]), spec)
+
+
 def make_tiny_store(
     path: Path | str,
     episodes: int = 4,
@@ -88,8 +96,8 @@ def make_tiny_store(
     write_table(path / EPISODES_FILE, _episode_rows(made, window), schema.EPISODES)
     write_table(path / SEGMENTS_FILE, _segment_rows(made, window, indexes), schema.SEGMENTS)
     write_language(path / LANGUAGE_FILE, _language(made))
-    frame_objects = write_frames(path, _frames(made), LIBERO)
-    paths = [EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, *frame_objects, *(f"shards/{s}-000.tar" for s in indexes)]
+    frames_written = write_frames(path, _frames(made), LIBERO)
+    paths = [EPISODES_FILE, SEGMENTS_FILE, LANGUAGE_FILE, *frames_written, *(f"shards/{s}-000.tar" for s in indexes)]
     objects = tuple(hash_objects(path, paths))
     manifest = Manifest(
         suite="tiny",
