@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from statevla.data import loaders
 from statevla.data.loaders import training_plans
-from statevla.data.order import LanePlan, Order, batch_transitions, lane_blocks, plan_epoch, rank_lanes
+from statevla.data.order import LanePlan, Order, lane_blocks, plan_epoch, rank_lanes
 from statevla.data.prefetch import BatchPlan, Position
-from tests.test_order import orders
+from tests.test_order import global_batch, orders
 
 Lanes = dict[int, list[tuple[int, int]]]
 
@@ -40,7 +40,7 @@ def test_any_ranks_from_anywhere_give_the_same_global_batches(order: Order, epoc
         lanes: Lanes = {}
         for plan in plans:
             lanes |= by_lane(plan)
-        segment, step = batch_transitions(order, at.epoch, at.batch)
+        segment, step = global_batch(order, at.epoch, at.batch)
         assert [row for lane in sorted(lanes) for row in lanes[lane]] == list(
             zip(segment.tolist(), step.tolist(), strict=True)
         )

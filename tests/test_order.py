@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statevla.data.loaders import training_plans
 from statevla.data.order import (
+    Ints,
     Order,
-    batch_transitions,
     block_transitions,
     deal,
     lane_blocks,
@@ -18,6 +19,7 @@ from statevla.data.order import (
     plan_order,
     rank_lanes,
 )
+from statevla.data.prefetch import Position
 from stores.errors import UsageError
 
 
@@ -34,10 +36,17 @@ def orders(draw: st.DrawFn) -> Order:
     )
 
 
+def global_batch(order: Order, epoch: int, batch: int) -> tuple[Ints, Ints]:
+    """Segment and step of every row, lanes in order: what a training run on one rank reads when it starts there."""
+    every = np.arange(order.counts.size)
+    plan = next(training_plans(order, every, range(order.lanes), Position(epoch, batch)))
+    return np.concatenate([rows.segment for rows in plan.rows]), np.concatenate([rows.step for rows in plan.rows])
+
+
 def whole_epoch(order: Order, epoch: int) -> list[tuple[int, int]]:
     rows = []
     for batch in range(order.batches):
-        segment, step = batch_transitions(order, epoch, batch)
+        segment, step = global_batch(order, epoch, batch)
         assert segment.shape == step.shape == (order.batch_size,)
         rows += list(zip(segment.tolist(), step.tolist(), strict=True))
     return rows
@@ -71,7 +80,7 @@ def test_ranks_read_their_own_lanes_and_together_make_the_global_batch(
 ) -> None:
     world = data.draw(st.sampled_from([w for w in range(1, order.lanes + 1) if order.lanes % w == 0]))
     batch = data.draw(st.integers(0, order.batches - 1))
-    segment, step = batch_transitions(order, epoch, batch)
+    segment, step = global_batch(order, epoch, batch)
     by_lane = [set(hand.tolist()) for hand in deal(order, epoch)]
     seen: list[int] = []
     for rank in range(world):
@@ -95,7 +104,7 @@ def test_walking_the_lanes_block_by_block_meets_the_same_batches(order: Order, e
         assert plan.first[-1] == streams[-1][0].size
     for batch in range(order.batches):
         cut = slice(batch * order.share, (batch + 1) * order.share)
-        segment, step = batch_transitions(order, epoch, batch)
+        segment, step = global_batch(order, epoch, batch)
         np.testing.assert_array_equal(segment, np.concatenate([s[cut] for s, _ in streams]))
         np.testing.assert_array_equal(step, np.concatenate([t[cut] for _, t in streams]))
 

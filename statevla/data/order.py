@@ -152,15 +152,3 @@ def rank_lanes(order: Order, rank: int = 0, world: int = 1) -> range:
             f"{fit}; for a new run, data.lanes and training.batch_size may also be multiples of the ranks"
         )
     return range(rank, order.lanes, world)
-
-
-def batch_transitions(order: Order, epoch: int, batch: int) -> tuple[Ints, Ints]:
-    """Segment and step of every row of one global batch, lanes in order: int64 [B] each."""
-    segments, steps = [], []
-    for plan in plan_epoch(order, epoch):
-        blocks = lane_blocks(order, plan, batch)
-        parts = [block_transitions(order, epoch, plan, block) for block in blocks]
-        low = batch * order.share - plan.first[blocks[0]]
-        segments.append(np.concatenate([part[0] for part in parts])[low : low + order.share])
-        steps.append(np.concatenate([part[1] for part in parts])[low : low + order.share])
-    return np.concatenate(segments), np.concatenate(steps)
