@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -125,24 +124,3 @@ class Mamba(nn.Module):
         if name == "cuda":
             return cuda.layer(xz, *parameters, self.out_proj.weight)
         return self.out_proj(_INNER[name](xz, *parameters))  # type: ignore[no-any-return]
-
-    def empty_state(self, batch: int) -> MambaState:
-        """State before the first step of `batch` sequences: zeros, on the parameters' device."""
-        weight = self.conv1d.weight
-        acc = reference.accumulation_dtype(weight.dtype)
-        return MambaState(
-            weight.new_zeros(batch, self.d_conv - 1, self.d_inner),
-            weight.new_zeros(batch, self.d_inner, self.d_state, dtype=acc),
-        )
-
-    def step(self, x: Float[Tensor, "B D"], state: MambaState) -> tuple[Float[Tensor, "B D"], MambaState]:
-        """Advance every sequence by one input. The same numbers as `forward`, one at a time; O(1) in the past."""
-        inner, gate = self.in_proj(x).chunk(2, dim=-1)
-        window = torch.cat([state.conv, inner[:, None]], dim=1)
-        u = reference.conv_silu(window, self.conv1d.weight[:, 0], self._conv_bias())[:, -1:]
-        sizes = [self.dt_rank, self.d_state, self.d_state]
-        dt, b, c = torch.split(self.x_proj(u), sizes, dim=-1)
-        dt = F.linear(dt, self.dt_proj.weight)
-        a = -torch.exp(self.A_log.to(state.ssm.dtype))
-        y, ssm = reference.selective_scan(u, dt, self.dt_proj.bias, a, b, c, self.D, gate[:, None], h=state.ssm)
-        return self.out_proj(y[:, 0]), MambaState(window[:, 1:], ssm)

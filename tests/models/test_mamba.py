@@ -140,21 +140,6 @@ def test_an_output_depends_on_no_later_input(backend: str, changed: int) -> None
 
 
 @pytest.mark.parametrize("backend", CPU)
-@pytest.mark.parametrize("taps", [1, 4])
-def test_steps_give_what_forward_gives(backend: str, taps: int) -> None:
-    torch.manual_seed(0)
-    layer = Mamba(12, d_state=16, d_conv=taps, backend=backend)
-    x = torch.randn(3, 21, 12)
-    state, rows = layer.empty_state(3), []
-    for t in range(x.shape[1]):
-        y, state = layer.step(x[:, t], state)
-        rows.append(y)
-    torch.testing.assert_close(torch.stack(rows, 1), layer(x), rtol=1e-5, atol=1e-6)
-    assert state.conv.shape == (3, taps - 1, 24)
-    assert state.ssm.dtype == torch.float32
-
-
-@pytest.mark.parametrize("backend", CPU)
 def test_no_sequence_and_no_step(backend: str) -> None:
     torch.manual_seed(0)
     layer = Mamba(6, d_state=3)
