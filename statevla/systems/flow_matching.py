@@ -112,35 +112,26 @@ class PolicyModel(Foretelling):
         return draw_noise(rows, self.config.action_seq_len, generator, generator.device, dims)._asdict()
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """`terms_of_state` of the frozen encoder's state, and `Foretelling.foretell`."""
-        found, read = self._denoise(self.encode(batch.obs), batch.chunk, batch.is_pad, noise)
-        return found if self.world is None else {**found, **self.foretell(mean_token(read, batch.is_pad), batch)}
+        """``velocity`` and its target ``wanted`` [B K C], ``logits`` of closing and the truth ``closing`` [B K G],
+        ``keep`` [B K], the steps that are not padding; with a world head, what `Foretelling.foretell` adds.
 
-    def terms_of_state(
-        self, encoded: Encoded, chunk: Float[Tensor, "B K A"], is_pad: Bool[Tensor, "B K"], noise: Noise
-    ) -> Terms:
-        """``velocity`` and ``wanted`` [B K C], ``logits`` and ``closing`` [B K G], ``keep`` [B K] (no padding)."""
-        return self._denoise(encoded, chunk, is_pad, noise)[0]
-
-    def _denoise(
-        self, encoded: Encoded, chunk: Float[Tensor, "B K A"], is_pad: Bool[Tensor, "B K"], noise: Noise
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "B K D"]]:
-        """`terms_of_state`, and what the velocity is read from.
-
-        A row of which no action may be seen is pure noise, σ = 1, as where sampling starts: it says nothing of them.
+        A row that is all padding (an unlabelled episode) has no action to show: it gets pure noise, σ = 1, as at the
+        start of sampling.
         """
+        encoded, is_pad = self.encode(batch.obs), batch.is_pad
         hidden = is_pad.all(dim=1)
         sigma = torch.where(hidden, 1.0, noise["sigma"])
-        shown = torch.where(hidden[:, None, None], 0.0, self.standardize_action(chunk))
+        shown = torch.where(hidden[:, None, None], 0.0, self.standardize_action(batch.chunk))
         clean = shown.index_select(-1, self.continuous)
         read = self.flow.read(interpolate(clean, noise["epsilon"], sigma), sigma, encoded.z, encoded.tokens)
-        return {
+        terms = {
             "velocity": self.flow.told(read),
             "wanted": velocity_target(clean, noise["epsilon"]),
             "logits": self.gripper(encoded.z, encoded.tokens),
-            "closing": is_closing(chunk.index_select(-1, self.binary)),
+            "closing": is_closing(batch.chunk.index_select(-1, self.binary)),
             "keep": ~is_pad,
-        }, read
+        }
+        return terms if self.world is None else terms | self.foretell(mean_token(read, is_pad), batch)
 
     def loss(self, terms: Terms) -> LossParts:
         """Flow MSE + weighted gripper BCE over the steps that are not padding; with a world head + its weighted error.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from statevla.models.encoder import Encoded, StateEncoder
+from statevla.data.batch import Batch
+from statevla.models.encoder import StateEncoder
 from statevla.systems.flow_matching import PolicyModel, draw_noise
 from stores.spec import LIBERO
 from tests.models.build import batch, loss_of, micro, normalization, observations, standardized
@@ -120,12 +121,15 @@ def test_noise_has_the_designs_distributions() -> None:
     assert float(epsilon.std()) == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_a_state_made_before_gives_the_same_loss(context: str) -> None:
+def with_states(data: Batch, z: torch.Tensor) -> Batch:
+    """The same batch with the encoder's states, as a cache of them gives it."""
+    return dataclasses.replace(data, obs=dataclasses.replace(data.obs, latent=z))
+
+
+def test_a_state_made_before_gives_the_same_loss() -> None:
     """What a cache of states relies on."""
-    model, data = policy(context), batch(6)
-    encoded = model.encode(data.obs)
-    again = model.loss(model.terms_of_state(Encoded(*encoded), data.chunk, data.is_pad, model.draw(6, seeded())))
+    model, data = policy(), batch(6)
+    again = loss_of(model, with_states(data, model.encode(data.obs).z), seeded())
     assert torch.equal(again.total, loss_of(model, data, seeded()).total)
 
 
@@ -135,24 +139,20 @@ def test_a_policy_learns_a_state_dependent_action() -> None:
     torch.manual_seed(0)
     model = PolicyModel(config, StateEncoder(config.model))
     rows = 32
-    data = batch(rows)
     side = torch.where(torch.arange(rows) % 2 == 0, 1.0, -1.0)
     z = torch.randn(rows, 32, generator=seeded(4)) * 0.2
     z[:, 0] = side
-    encoded = Encoded(z, z.new_empty(rows, 0, 32))
     chunk = side[:, None, None].expand(rows, 10, 7).contiguous()
+    data = with_states(batch(rows), z)
+    data = dataclasses.replace(data, chunk=chunk, is_pad=torch.zeros_like(data.is_pad))
     optimizer = torch.optim.AdamW([*model.flow.parameters(), *model.gripper.parameters()], lr=3e-3)
     g = seeded(2)
     for _ in range(150):
-        loss = model.loss(
-            model.terms_of_state(encoded, chunk, torch.zeros_like(data.is_pad), model.draw(rows, g))
-        ).total
+        loss = loss_of(model, data, g).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    noise = draw_noise(rows, 10, seeded(9), torch.device("cpu")).epsilon
-    with torch.no_grad():
-        actions = model.sample(encoded, noise, model.flow.level_tokens(4)).chunk
+    actions = model.act(data.obs, seeded(9))
     assert (actions[..., :6] - chunk[..., :6]).abs().mean() < 0.3
     assert torch.equal(actions[..., 6], chunk[..., 6])
 
