@@ -25,6 +25,7 @@ from statevla.encoders.tower import FrozenTower
 from statevla.encoders.vision import VISION
 from statevla.models.tokenizer import pool_patches
 from stores.derived import begin, open_derived
+from stores.disk import durable
 from stores.disk.lock import lock
 from stores.disk.room import require_room
 from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreMissing, UsageError
@@ -57,10 +58,12 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class _Unit:
-    """Shard m. made_from: what the driver seals, as pairs. device: the one that the driver chose."""
+    """Shard m. staged: where it is left, a folder of this driver's own: a worker that outlives its driver so changes
+    nothing of a later one's. made_from: what the driver seals, as pairs. device: the one that the driver chose.
+    """
 
     config: FeatureConfig
-    folder: Path
+    staged: Path
     specs: dict[str, ShardedSpec]
     made_from: tuple[tuple[str, Any], ...]
     device: str
@@ -111,14 +114,17 @@ def make_features(
         done = first.shape[0] - sum(first.rows(m) for m in missing)
         require_room(unfinished.root, size * (first.shape[0] - done) // max(first.shape[0], 1), "these features")
         sealed = tuple(sorted(made.items()))
-        units = [(f"{name}-{m:06d}", _Unit(config, unfinished.root, specs, sealed, device, m)) for m in missing]
+        staged = durable.temp_name(unfinished.root / "shards")
+        units = [(f"{name}-{m:06d}", _Unit(config, staged, specs, sealed, device, m)) for m in missing]
         alone = scheduler is None and workers == 0
         make = functools.partial(_write_shard, store, tower) if alone else _make_shard
         for _, m in run_units(make, units, workers, scheduler):
+            _take(staged, unfinished.root, specs, m)
             done += first.rows(m)
             if progress is not None:
                 progress(ProgressEvent("features", done, first.shape[0], "frames", kind))
         about = {"model": tower.name, "cameras": list(store.spec.camera_names), "patches": shape[0], "width": shape[1]}
+        durable.remove(staged)
         unfinished.commit(about)
     return {**summary, "computed": len(missing)}
 
@@ -129,6 +135,16 @@ def _are_there(store: Store, made: dict[str, Any], name: str) -> bool:
     except (StoreMissing, StaleKey, StoreCorrupt):
         return False
     return True
+
+
+def _take(staged: Path, folder: Path, specs: dict[str, ShardedSpec], m: int) -> None:
+    """Give shard m of every array its name. Raises StateVLAError where its worker left it somewhere else."""
+    for array, spec in specs.items():
+        path = Path(array, spec.shard_name(m))
+        if not (staged / path).is_file():
+            raise StateVLAError(f"{staged / path}: a worker made it, and it is not here: all must see the same files")
+        durable.make_dir((folder / path).parent)
+        durable.rename(staged / path, folder / path)
 
 
 def _make_shard(unit: _Unit) -> int:
@@ -163,7 +179,7 @@ def _made_from(store: Store, kind: str, tower: FrozenTower, config: FeatureConfi
 
 
 def _write_shard(store: Store, tower: FrozenTower, unit: _Unit) -> int:
-    """Write shard m of every array."""
+    """Leave shard m of every array where the driver takes it from."""
     config = unit.config
     spec = next(iter(unit.specs.values()))
     start, rows = unit.m * spec.shard, spec.rows(unit.m)
@@ -179,7 +195,7 @@ def _write_shard(store: Store, tower: FrozenTower, unit: _Unit) -> int:
             for name, values in kept.items():
                 found[name].append(values)
     for name, pieces in found.items():
-        write_shard(unit.folder, name, unit.specs[name], unit.m, pieces)
+        write_shard(unit.staged, name, unit.specs[name], unit.m, pieces)
     return unit.m
 
 

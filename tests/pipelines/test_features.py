@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -193,6 +194,42 @@ def test_a_worker_with_another_store_or_tower_than_the_drivers_is_refused(
     with pytest.raises(StoreError):
         worker.make(store, moving)
     assert not (store / "features/kept/manifest.json").exists()
+
+
+def test_a_worker_that_outlives_its_driver_changes_nothing_of_a_later_ones(
+    store: Path, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Callable[[], Any]] = []
+
+    def killed(function: Any, tasks: Any, workers: int, scheduler: str | None) -> Any:
+        late.extend(functools.partial(function, task) for _, task in tasks)
+        raise KeyboardInterrupt
+
+    def going_on(function: Any, tasks: Any, workers: int, scheduler: str | None) -> Any:
+        for name, task in tasks:
+            yield name, function(task)
+        late[0]()
+
+    newer = other_weights(tower, tmp_path / "newer")
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    make(other, newer)
+    monkeypatch.setattr(features, "run_units", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_features(FeatureConfig(store, str(tower), name="kept", batch=8, device="cpu"), scheduler="tcp://there")
+    monkeypatch.setattr(features, "run_units", going_on)
+    make_features(FeatureConfig(store, str(newer), name="kept", batch=8, device="cpu"), scheduler="tcp://there")
+    late[1]()
+    with lock(store, "the next writer"):
+        assert read_tree(store / "features") == read_tree(other / "features")
+    assert verify_store(store) == []
+
+
+def test_shards_that_a_worker_leaves_on_a_disk_of_its_own_are_missed(
+    store: Path, tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "run_units", lambda function, tasks, workers, scheduler: [("kept-000000", 0)])
+    with pytest.raises(StateVLAError, match="a worker made it, and it is not here: all must see the same files"):
+        make(store, tower)
 
 
 def test_the_drivers_device_goes_for_all_workers(

@@ -208,6 +208,6 @@ def test_a_bad_language_cache_is_neither_written_nor_read(tmp_path: Path, rows: 
     "said", [{"expert": "1"}, ["expert"], "expert", {"expert": 3}, {"expert": -1}, {"expert": True}]
 )
 def test_who_made_demonstrations_is_one_error_where_it_cannot_be(said: object) -> None:
-    with pytest.raises(StoreCorrupt, match=r"sources: made_by: expected how many of 2 episodes by text, got"):
+    with pytest.raises(StoreCorrupt, match=r"manifest.json: sources: made_by: expected counts of 2 episodes by text"):
         made_by([{"episodes": 2, "made_by": said}])
     assert made_by([{"episodes": 2}, {"episodes": 1, "made_by": {"expert": 1}}]) == {"": 2, "expert": 1}
