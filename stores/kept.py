@@ -85,14 +85,18 @@ def named_kept(root: Path | str | Storage, names: Sequence[str]) -> list[Kept]:
         raise UsageError(
             f"{root}: {', '.join(unknown)}: no such derived folder; there are {', '.join(there) or 'none'}"
         )
-    objects = open_storage(root).sizes()
     for folder in wanted:
-        inside = [name for name in objects if name == folder or name.startswith(f"{folder}/")]
-        if is_foreign(folder, [name for name in inside if not is_leftover(name)]):
+        if _is_foreign(root, folder):
             raise UsageError(
                 f"{root}/{folder}: holds files that are not of {folder.split('/')[0]}; move them away first"
             )
     return [there[name] for name in dict.fromkeys(wanted)]
+
+
+def _is_foreign(root: Path | str | Storage, folder: str) -> bool:
+    """Whether the derived folder holds a file of somebody else, beside what is finished there too."""
+    inside = [name for name in open_storage(root).sizes() if name == folder or name.startswith(f"{folder}/")]
+    return is_foreign(folder, [name for name in inside if not is_leftover(name)])
 
 
 def remove_kept(root: Path, items: Sequence[Kept]) -> Iterator[Kept]:
@@ -107,6 +111,7 @@ def remove_kept(root: Path, items: Sequence[Kept]) -> Iterator[Kept]:
     with lock(root, "statevla clean"):
         now = {item.path: (item.state, item.key) for item in list_kept(root)}
         for item in items:
-            if now.get(item.path) == (item.state, item.key):
+            foreign = item.state == FINISHED and _is_foreign(root, item.path)  # of others, the state says it
+            if now.get(item.path) == (item.state, item.key) and not foreign:
                 durable.remove(root / item.path)
                 yield item

@@ -19,7 +19,7 @@ def made_by(sources: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     found: Counter[str] = Counter()
     for source in sources:
         said, episodes = source.get("made_by", {}), source.get("episodes", 0)
-        counts = list(said.values()) if isinstance(said, dict) else [None]
+        counts: list[Any] = list(said.values()) if isinstance(said, dict) else [None]
         if not all(type(n) is int and n >= 0 for n in [*counts, episodes]) or sum(counts) > episodes:
             raise StoreCorrupt(
                 f"{MANIFEST}: sources: made_by: expected counts of {episodes!r:.20} episodes by text, got {said!r:.80}"

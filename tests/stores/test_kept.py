@@ -81,6 +81,13 @@ def test_what_changes_between_listing_and_removing_stays(store: Path) -> None:
     assert list(remove_kept(store, [good])) == []
 
 
+def test_what_somebody_puts_beside_finished_ones_between_naming_and_removing_stays(store: Path) -> None:
+    named = named_kept(store, ["latents/good"])
+    (store / "latents/good/notes.txt").write_text("of the user")
+    assert list(remove_kept(store, named)) == []
+    assert (store / "latents/good/notes.txt").read_text() == "of the user"
+
+
 def test_a_writer_that_died_after_its_seal_leaves_a_sound_folder(store: Path) -> None:
     list(remove_kept(store, useless(store)))
     begun = store / "latents/good" / BEGUN
