@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WHOLE: Final = 13
 """Letters of a word that a narrow terminal does not break, where there is room."""
+MANY: Final = 9
+"""Columns of a table that still have room for a word each at 80 letters."""
 LISTED: Final = 12
 """Lines of a list that a table shows; ``--json`` gives all."""
 
@@ -122,7 +124,11 @@ def print_facts(title: str, result: Mapping[str, Any], console: "Console | None"
         header = list(dict.fromkeys(name for row in rows for name in row))
         cells = [[row.get(name, "") for name in header] for row in rows[:LISTED]]
         more = "" if len(rows) <= LISTED else f" (the first {LISTED} of {len(rows)}; --json lists all)"
-        print_table(label + more, [name.replace("_", " ") for name in header], cells, console=console)
+        names = [name.replace("_", " ") for name in header]
+        if len(header) > MANY and len(cells) < len(header):  # fields down: side by side they would be letters wide
+            cells = [[name, *column] for name, column in zip(names, zip(*cells, strict=True), strict=True)]
+            names = [""] * len(cells[0])
+        print_table(label + more, names, cells, console=console)
 
 
 def _rows_of(value: object) -> list[Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from statevla import progress_bars
 from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
 from stores.printable import shown
 from stores.progress import ProgressEvent
+from stores.reader import Store
 
 LONG = " ".join(f"metric_{number} 0.1234" for number in range(20))
 
@@ -87,6 +88,16 @@ def test_a_result_is_shown_without_pythons_brackets() -> None:
     assert "notes" not in shown
 
 
+def test_a_table_of_more_columns_than_a_terminal_has_room_for_is_turned() -> None:
+    """`bench scaling`: 21 numbers of three stores."""
+    console = terminal()
+    rows = [{"name": name, **{f"bytes_of_{n}": n * 10**9 for n in range(20)}} for name in ("LIBERO-130", "DROID")]
+    print_facts("bench", {"details": rows}, console)
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in text_of(console).splitlines()]
+    assert ["name", "LIBERO-130", "DROID"] in lines
+    assert ["bytes of 19", "19,000,000,000", "19,000,000,000"] in lines
+
+
 def test_a_long_list_says_how_much_is_not_shown() -> None:
     assert cell_text([f"file {n}" for n in range(15)]).splitlines()[-1] == "… and 3 more (--json lists all)"
 
@@ -134,6 +145,17 @@ def test_errors_are_shown_escaped(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit):
         main()
     assert r"error: no\x1b[2Jstore" in capsys.readouterr().err
+
+
+def test_a_segment_is_as_long_as_ingest_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect_tabletop(tmp_path / "raw", 1)
+    words = ["ingest", "tabletop", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "store")]
+    monkeypatch.setattr(sys, "argv", ["statevla", *words, "--language", "hashed", "--window", "7"])
+    with pytest.raises(SystemExit):
+        main()
+    assert Store.open(tmp_path / "store").manifest.config["window"] == 7
 
 
 def test_inspect_breaks_no_word_of_its_tables_at_80_columns(

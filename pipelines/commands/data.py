@@ -147,6 +147,9 @@ def ingest(
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
     ] = None,
     codec: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4) or png (lossless).")] = "jpeg",
+    window: Annotated[
+        int | None, typer.Option(min=1, max=99, help="Steps of a segment, which is read at a time; default: 16.")
+    ] = None,
     alignment: Annotated[
         str, typer.Option(help="detect, or insist on 'after'/'before' where a file cannot tell.")
     ] = "detect",
@@ -187,14 +190,15 @@ def ingest(
     from pipelines.ingest.driver import ingest as run_ingest
     from pipelines.ingest.remote import ingest_to_url, place
     from pipelines.sources.fields import Fields, read_fields
+    from stores.schema import SEGMENT_FRAMES
     from stores.summary import spec_lines
 
     folder, url = place(suite, out, store)
     named = None if spec is None else read_fields(spec)
     config = IngestConfig(
         suite=suite, source=source or Path("data/raw") / suite, out=folder, language=language,
-        language_model=language_model, codec=codec, alignment=alignment, gripper=gripper,
-        image_convention=image_convention, masks=masks, hash_sources=hash_sources,
+        language_model=language_model, window=window or SEGMENT_FRAMES, codec=codec, alignment=alignment,
+        gripper=gripper, image_convention=image_convention, masks=masks, hash_sources=hash_sources,
         train_split=train_split, split_seed=split_seed, format=format_,
         spec=None if isinstance(named, Fields) else named, fields=named if isinstance(named, Fields) else None,
     )  # fmt: skip

@@ -124,7 +124,7 @@ def list_training_runs(
 
 def _lines(run: Path, root: Path) -> str:
     """A run's path below `root`, a folder a line, so that a narrow terminal breaks no name."""
-    return "/\n".join(run.relative_to(root).parts or (run.name,))
+    return "/\n".join(run.relative_to(root).parts or (run.name or str(run),))
 
 
 def _step(step: int | None, of: int | None) -> str:

@@ -102,7 +102,7 @@ class ModelConfig:
     d_state: int = option(16, "Mamba's state size in the encoder", least=1, parent=True)
     d_conv: int = option(4, "Mamba's convolution width", least=1, parent=True)
     expand: int = option(2, "Mamba's inner width over embed_dim", least=1, parent=True)
-    action_seq_len: int = option(CHUNK, "actions a decision; at most the store's chunk", least=1)
+    action_seq_len: int = option(CHUNK, "actions a decision; no more than the longest episode has", least=1)
     policy_layers: int = option(3, "Mamba blocks of the flow policy", least=1)
     policy_d_state: int = option(64, "Mamba's state size in the flow policy", least=1)
     policy_mlp: int = option(0, "hidden width of a gated MLP in each policy block; 0: none", least=0)

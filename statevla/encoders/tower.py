@@ -66,8 +66,9 @@ def load_tower(
 
     def unusable(reason: str) -> str:
         return (
-            f"model.vision {kind}: no usable weights at {model!r} ({reason}). Connect to the network once, or set "
-            "model.vision_model to a folder with a downloaded copy (safetensors), or use model.vision=conv"
+            f"model.vision {kind}: no usable weights at {model!r} ({reason}). Connect to the network once, or name a "
+            "folder with a downloaded copy (safetensors): model.vision_model=FOLDER, or --encoder FOLDER of `statevla "
+            "features`; or use model.vision=conv, which needs none"
         )
 
     with usable(unusable):

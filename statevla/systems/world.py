@@ -169,10 +169,10 @@ class WorldHead(nn.Module):
                 self.actions.fit(now, later)
             found = self.actions(now, later)
         if not len(found):
-            where = "episode" if self.needs.states else "segment"
+            where, longer = ("episode", "") if self.needs.states else ("segment", ", or ingest with a larger --window")
             raise UsageError(
                 f"world_horizon: no {where} of the train split holds an observation {self.horizon} steps after "
-                f"another; set a smaller one, or ingest longer {where}s"
+                f"another; set a smaller one{longer}"
             )
         deviation, mean = torch.std_mean(found.double(), dim=0, correction=0)
         self.mean.copy_(mean)

@@ -391,3 +391,14 @@ def test_int8_keeps_a_zero_patch() -> None:
     values, scale = quantize(torch.tensor([[[0.0, 0.0], [1.0, -2.0]]]))
     assert values.tolist() == [[[0, 0], [63, -127]]] or values.tolist() == [[[0, 0], [64, -127]]]
     assert scale[0, 0] == 0
+
+
+def test_without_a_hub_a_folder_is_asked_for_by_the_commands_own_flag(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(model: str) -> bool:
+        raise OSError("the hub does not answer")
+
+    monkeypatch.setattr("statevla.encoders.tower.require_weights", unreachable)
+    with pytest.raises(UsageError, match=r"the hub does not answer.*--encoder FOLDER of `statevla features`"):
+        make_features(FeatureConfig(str(store), "siglip", device="cpu"))

@@ -242,6 +242,7 @@ def test_another_encoder_than_the_checkpoints_is_refused_by_key(root: Path) -> N
 def test_a_horizon_that_no_segment_holds(root: Path, tmp_path: Path) -> None:
     said = refused(flags(root, "film", *WORLD, "film.world_horizon=10", run=tmp_path))
     assert said.startswith("world_horizon: no segment of the train split holds an observation 10 steps after another")
+    assert said.endswith("set a smaller one, or ingest with a larger --window")
 
 
 def test_policies_of_format_11_took_none() -> None:
