@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from statevla.bench.latency import Case, make_policy
 from statevla.encoders.text import TextEncoder
 from statevla.observation import Observation, ObsSpec
 from statevla.policies import instructions
 from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
 from statevla.runs.layout import checkpoints
+from statevla.systems.find import find_policy
 from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
@@ -202,3 +204,7 @@ def test_the_untrained_control_has_the_same_interface(run: Path) -> None:
     assert torch.equal(one, control.act(seen).chunk)
     assert one.shape == trained.act(seen).chunk.shape
     assert not torch.equal(one, Policy.untrained(trained.config, store, seed=2).act(seen).chunk)
+
+
+def test_the_latency_benchmark_takes_a_run(run: Path) -> None:
+    assert make_policy(Case(checkpoint=run), "cpu").identity == Policy.load(find_policy(run)).identity

@@ -29,6 +29,7 @@ from statevla.observation import Observation
 from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.policy import Policy, ready
 from statevla.policies.prepare import torch_dtype
+from statevla.systems.find import find_policy
 from statevla.systems.flow_matching import PolicyModel, build
 from statevla.systems.system import Given
 from stores.errors import UsageError
@@ -166,7 +167,7 @@ def in_turns(runs: dict[str, Callable[[int], None]], turns: int) -> dict[str, fl
 def make_policy(case: Case, device: str) -> Policy:
     """The case's policy. Random weights need neither store nor network; the tower has SigLIP base's own sizes."""
     if case.checkpoint is not None:
-        return Policy.load(case.checkpoint, device, case.dtype)
+        return Policy.load(find_policy(case.checkpoint), device, case.dtype)
     overrides = (f"model.vision={case.vision}", f"model.policy_context={case.context}")
     config = load_config(case.preset, overrides=overrides)
     dtype = torch_dtype(case.dtype)
