@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from cli import main
 from statevla.config import replace
 from statevla.config.load import Request, parse_overrides
 from statevla.runs.layout import checkpoints, run_of, without_suffix
@@ -171,3 +173,16 @@ def test_layout_of_a_checkpoint() -> None:
     assert run_of(Path("checkpoints/phase1_temporal_jepa/checkpoint_best")) == Path()
     assert run_of(Path("somewhere/checkpoint_best")) == Path("somewhere")
     assert without_suffix(Path("checkpoints/x/checkpoint_best.pt")) == Path("checkpoints/x/checkpoint_best")
+
+
+def test_a_run_that_is_the_folder_itself_has_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the documents' commands leave it: checkpoints/ in the folder where they are called."""
+    add_checkpoint(tmp_path, "here", JEPA, "checkpoint_latest", "0" * 64)
+    monkeypatch.chdir(tmp_path / "runs" / "here")
+    monkeypatch.setattr(sys, "argv", ["statevla", "runs", "."])
+    with pytest.raises(SystemExit):
+        main()
+    row = next(line for line in capsys.readouterr().out.splitlines() if "temporal_jepa" in line)
+    assert row.split("│")[1].strip() == "."
