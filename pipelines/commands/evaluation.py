@@ -14,12 +14,14 @@ from pipelines.commands.options import (
     Device,
     Ensemble,
     EulerSteps,
+    FirstInit,
     Json,
     LatencySteps,
     MaxSteps,
     Out,
     Precision,
     Replan,
+    Simulators,
     Source,
     Store,
     Tasks,
@@ -189,10 +191,8 @@ def eval_libero(
     source: Source = None,
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
-    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
-    first_init: Annotated[
-        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
-    ] = None,
+    workers: Simulators = 1,
+    first_init: FirstInit = None,
     fixtures: Annotated[
         Literal["fixed", "drawn"], typer.Option(help="Where cabinets, stoves and racks stand: as recorded, or anew.")
     ] = "fixed",
@@ -235,10 +235,8 @@ def eval_robustness(
     ] = None,
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and row.")] = 10,
-    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
-    first_init: Annotated[
-        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
-    ] = None,
+    workers: Simulators = 1,
+    first_init: FirstInit = None,
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,
@@ -281,10 +279,8 @@ def eval_language(
     checkpoint: Checkpoint = None,
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and kind of instruction.")] = 10,
-    workers: Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")] = 1,
-    first_init: Annotated[
-        int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
-    ] = None,
+    workers: Simulators = 1,
+    first_init: FirstInit = None,
     replan: Replan = None,
     ensemble: Ensemble = None,
     vote: Vote = False,

@@ -30,6 +30,10 @@ Checkpoint = Annotated[
 Control = Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")]
 Source = Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")]
 Tasks = Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")]
+FirstInit = Annotated[
+    int | None, typer.Option(min=0, help="First initial state; default: past those of the demonstrations.")
+]
+Simulators = Annotated[int, typer.Option(min=1, help="Simulator processes, up to 2.4 GiB each.")]
 Replan = Annotated[
     int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half; in LIBERO 1, ensembled.")
 ]
