@@ -42,11 +42,12 @@ from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks, join
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 from statevla.trainers.setup import attention_kernel, require_learnable, require_same_config, rows_of_rank, use_bf16
 from statevla.trainers.snapshot import snapshot
+from statevla.trainers.speed import Speed, Stopwatch
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
 from statevla.trainers.stop import Stop, stop_on_signals
 from statevla.trainers.trackers import Track, tracker, untracked
 from statevla.trainers.validation import validate
-from statevla.trainers.watch import Pace, Watch, update_norm
+from statevla.trainers.watch import Watch, update_norm
 from stores.disk.durable import LineLog, write_bytes, write_json
 from stores.disk.lock import lock
 from stores.errors import StateVLAError, UsageError
@@ -240,30 +241,23 @@ class Run:
     ) -> tuple[Position, int | None]:
         """Where it stands after the last step, and the signal on which all ranks stopped."""
         training = self.config.training
-        saved_at = logged_at = time.monotonic()
-        logged_step = self.step
+        saved_at, stopwatch = time.monotonic(), Stopwatch(self.step)
         batches = stack.enter_context(contextlib.closing(self.loader.batches(position)))
         (signal,) = self.ranks.most(stop.signal or 0)
-        waited = 0.0
         while self.step < self.total and not signal:
-            before = time.monotonic()
-            position, batch = next(batches)
-            waited += time.monotonic() - before
+            with stopwatch.waiting():
+                position, batch = next(batches)
             logs = (self.step + 1) % training.log_interval == 0 or self.step + 1 == self.total
             held = [p.detach().clone() for p in self.trained] if logs and log is not None else []
             parts, norm, lr = self.train_step(batch)
             epoch_done = position.batch == 0
             if logs:
-                now = time.monotonic()
-                seconds = max(now - logged_at, 1e-9)
-                pace = Pace((self.step - logged_step) * training.batch_size / seconds, waited / seconds)
-                logged_at, logged_step, waited = now, self.step, 0.0
-                self.log_training(log, position, parts, (norm, update_norm(held, self.trained)), lr, pace)
+                norms, speed = (norm, update_norm(held, self.trained)), stopwatch.lap(self.step, training.batch_size)
+                self.log_training(log, position, parts, norms, lr, speed)
             every = training.validate_every_steps
             if (epoch_done if every is None else self.step % every == 0) or self.step == self.total:
-                pause = time.monotonic()
-                self.validate(log, position)
-                logged_at += time.monotonic() - pause
+                with stopwatch.paused():
+                    self.validate(log, position)
             if epoch_done and position.epoch % training.save_interval == 0:
                 self.save(position, layout.epoch_name(position.epoch))
                 self.save(position, layout.LATEST)
@@ -336,7 +330,7 @@ class Run:
 
     def log_training(
         self, log: LineLog | None, position: Position, parts: dict[str, Tensor], norms: tuple[Tensor, float], lr: float,
-        pace: Pace,
+        speed: Speed,
     ) -> None:  # fmt: skip
         """One metrics line and one progress event."""
         if log is None:
@@ -344,10 +338,10 @@ class Run:
         values = {name: float(value) for name, value in parts.items()}
         record = {"kind": "train", "step": self.step, "epoch": position.epoch, "lr": lr, **values}
         record |= {"grad_norm": float(norms[0]), "update_norm": norms[1]}
-        record |= {"samples_per_s": round(pace.rate, 1), "data_wait": round(pace.waited, 4)}
+        record |= {"samples_per_s": round(speed.samples_per_s, 1), "data_wait": round(speed.data_wait, 4)}
         self.record(log, record)
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.report(self.step, f"{shown} | {pace.rate:,.0f} samples/s")
+        self.report(self.step, f"{shown} | {speed.samples_per_s:,.0f} samples/s")
 
     def record(self, log: LineLog, record: dict[str, Any]) -> None:
         """A line of the metrics, told to the tracker too; and what of it is not healthy, each once."""

@@ -12,14 +12,6 @@ WARM: Final = 200
 """Steps before which a healthy run may still look like this."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """rate: samples/s. waited: share of the time that the loop waited for a batch."""
-
-    rate: float
-    waited: float
-
-
 def update_norm(before: list[Tensor], after: list[Tensor]) -> float:
     """How far a step moved all weights together, over how large they were; 0 where nothing was kept to compare."""
     if not before:
