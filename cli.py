@@ -1,8 +1,11 @@
-"""The `statevla` command: parse, make a config, call one library function, print its result.
+"""The `statevla` command. A command parses its options, calls one library function, and prints what that returns.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something was quarantined,
-130 and 143 stopped by Ctrl-C or SIGTERM (training saves first). With ``--json`` a command prints
-exactly one JSON object on stdout; progress and logs go to stderr. Heavy imports stay inside the commands.
+The commands are in `pipelines/commands/`, one file for each group of them. Heavy libraries are imported inside the
+commands, so that ``--help`` is quick.
+
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 done, but some demonstrations were quarantined; 130 stopped by Ctrl-C and
+143 by SIGTERM (training saves a checkpoint first). With ``--json`` a command prints exactly one JSON object on stdout.
+Progress and logs go to stderr.
 """
 
 import sys
@@ -19,7 +22,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Demonstrations → store → Temporal JEPA → flow-matching Mamba policy → evaluation.",
 )
 app.add_typer(data.app)
 app.add_typer(keeping.app)
@@ -30,7 +32,7 @@ app.add_typer(machine.app)
 
 
 def main() -> None:
-    """Entry point: library errors become one line on stderr and an exit status."""
+    """Run the command line. An error of the library becomes one line on stderr and an exit status."""
     try:
         app()
     except UsageError as error:

@@ -1,6 +1,7 @@
-"""StateVLA: small vision-language-action policies trained from precomputed stores.
+"""StateVLA: small vision-language-action policies, trained from stores that are computed once.
 
-What programs use of it is here (docs/api.md); importing this package loads nothing heavy, calling does.
+The names in `__all__` are the Python interface (docs/api.md). Importing this package loads no heavy library: the module
+of a name is imported when the name is first used.
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ _HOMES: Final = {
     "evaluate": "statevla.evaluators.evaluate",
     "from_simulator": "statevla.observation",
 }
-"""Where the names that are not defined here are; they are imported when they are first used."""
+"""The module of each public name that is not defined in this file."""
 
 
 def __getattr__(name: str) -> Any:
@@ -65,9 +66,14 @@ def __dir__() -> list[str]:
 
 
 def open_store(path: Path | str) -> "Store":
-    """A store in a folder or at a URL, its manifest and index tables checked.
+    """Open the store in a folder or at a URL.
 
-    Raises StoreMissing when there is none, StoreCorrupt when something of it is not as the manifest says.
+    Checked now are the manifest, the index tables, and the name and size of every object; what an object holds is
+    checked when it is read.
+
+    Raises:
+        StoreMissing: there is no store.
+        StoreCorrupt: something of it is not as the manifest says.
     """
     from stores.reader import Store
 
@@ -85,16 +91,19 @@ def batches(
     next_observation: bool = False,
     threads: int = 2,
 ) -> Iterator["Batch"]:
-    """Training batches of a store, in the order that a training run with this seed and batch size would see.
+    """Batches of a store's transitions, in the order in which a training run with this seed and batch size sees them.
 
-    Every epoch is another order over all transitions of the split; what does not fill a batch is left out of it. All
-    tensors are on the CPU, pictures uint8 at their own size, actions in action units.
+    Every epoch goes through the split in another order, and leaves out the few transitions that do not fill a batch.
+    All tensors are on the CPU. Images are uint8 in the size they are stored in; actions are in the store's units.
 
     Args:
-        chunk: actions of each row, K.
-        epochs: None: without end.
-        next_observation: with each row's next observation, and without the rows that have none.
-        threads: that fetch and decode.
+        split: "train" or "val".
+        batch_size: rows of a batch, B.
+        chunk: actions of a row, K.
+        epochs: how many epochs; None: without end.
+        seed: of the order.
+        next_observation: also load the next observation of every row, and leave out the rows that have none.
+        threads: how many threads read and decode.
 
     Raises:
         UsageError: the split is empty or smaller than a batch, or a number is out of range.
@@ -125,15 +134,17 @@ def batches(
 def load_policy(
     run: Path | str, *, device: str = "auto", precision: str = "float32", euler_steps: int | None = None
 ) -> "Policy":
-    """The policy of a run folder (its latest checkpoint) or of a checkpoint folder.
+    """Load the policy of a run folder (from its latest checkpoint) or of a checkpoint folder.
 
     Args:
-        device: auto, cpu or cuda.
-        precision: float32 or bfloat16, of the large matrix products.
-        euler_steps: of sampling; None: as in training.
+        device: "auto", "cpu" or "cuda".
+        precision: "float32" or "bfloat16": what the large matrix products are computed in.
+        euler_steps: sampling steps of a flow policy; None: as in training.
 
     Raises:
-        StoreMissing: no checkpoint there. StoreCorrupt: one that is damaged. UsageError: none of a policy.
+        StoreMissing: there is no checkpoint.
+        StoreCorrupt: the checkpoint is damaged.
+        UsageError: the checkpoint is not of a policy (of a state encoder, for example).
     """
     from statevla.policies.policy import Policy
     from statevla.systems.find import find_policy
