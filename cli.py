@@ -3,9 +3,9 @@
 The commands are in `pipelines/commands/`, one file for each group of them. Heavy libraries are imported inside the
 commands, so that ``--help`` is quick.
 
-Exit status: 0 done; 1 failed; 2 wrong usage; 3 done, but some demonstrations were quarantined; 130 stopped by Ctrl-C and
-143 by SIGTERM (training saves a checkpoint first). With ``--json`` a command prints exactly one JSON object on stdout.
-Progress and logs go to stderr.
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 done, but some demonstrations were quarantined; 130 stopped by Ctrl-C
+and 143 by SIGTERM (training saves a checkpoint first). With ``--json`` a command prints exactly one JSON object on
+stdout. Progress and logs go to stderr.
 """
 
 import sys
