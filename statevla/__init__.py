@@ -144,7 +144,7 @@ def load_policy(
     Raises:
         StoreMissing: there is no checkpoint.
         StoreCorrupt: the checkpoint is damaged.
-        UsageError: the checkpoint is not of a policy (of a state encoder, for example).
+        UsageError: the checkpoint is not a policy's (but a state encoder's, for example), or the run has several.
     """
     from statevla.policies.policy import Policy
     from statevla.systems.find import find_policy

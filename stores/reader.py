@@ -1,12 +1,17 @@
-"""Opening a store, and reading its segments and frames from a folder or a URL.
+"""Opening a store in a folder or at a URL, and reading its segments and frames.
 
-Nothing here returns zeros, skips or substitutes: an object that is missing, short, altered or extra raises, by name.
-Opening checks manifest and index tables by sha256 and all objects by name and size (`stores.presence`); a segment is
-checked by size, crc32 and member table when it is read, a shard's end when it is first touched, frames and language
-cache by sha256. `stores.verify` checks everything.
+Nothing here returns zeros, skips an object or puts another in its place: an object that is missing, too short, altered
+or not in the manifest raises an error that names it. What is checked, and when:
 
-Legend: n steps of a segment, O its observations (n or n + 1), K chunk, C cameras, H height, W width, N frames,
-R numbers of a robot state, A of an action.
+- opening: the manifest and the index tables by sha256, all objects by name and size (`stores.presence`);
+- a segment, when it is read: its crc32, and the names, shapes and dtypes of its members;
+- a shard, when its first segment is read: that it ends as it should;
+- frames and the language cache, when they are read: sha256.
+
+`stores.verify` checks everything at once.
+
+Legend: n steps of a segment, O its observations (n or n + 1), K actions of a chunk, C cameras, H height, W width,
+N frames of the store, R numbers of a robot state, A numbers of an action.
 """
 
 import functools
@@ -43,10 +48,12 @@ from stores.tables import check_tables
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment, images still encoded.
+    """One segment of an episode, its images still encoded.
 
-    images: encoded bytes by camera, O each. robot_state: float32 [O, R]. action: float32 [n + K - 1, A].
-    is_pad: bool [n + K - 1]. where: for errors. spec: of the store.
+    where: store, shard and segment, for errors. key: of the segment, as in segments.parquet. images: for each camera,
+    the encoded bytes of O images. robot_state: float32 [O, R]. action: float32 [n + K - 1, A]. is_pad: bool
+    [n + K - 1], true past the episode's end, where the last action is repeated. raw_meta: its JSON member. codec:
+    "jpeg" or "png". spec: of the store.
     """
 
     where: str
@@ -68,8 +75,10 @@ class Segment:
     def decode(
         self, cameras: Sequence[str] | None = None, out: Sequence[NDArray[np.uint8]] | None = None
     ) -> tuple[NDArray[np.uint8], ...]:
-        """uint8 RGB [O, H, W, 3] for each of `cameras` (default: all, in the spec's order), into the contiguous arrays
-        `out` when given. Raises StoreCorrupt naming the image.
+        """Decode the images: uint8 RGB [O, H, W, 3] for each of `cameras` (default: all, in the spec's order).
+
+        out: contiguous arrays of these shapes to decode into, one for each camera; they are what is returned then.
+        Raises StoreCorrupt naming the image, UsageError for an unknown camera or an array of `out` that does not fit.
         """
         names = self.spec.camera_names if cameras is None else tuple(cameras)
         sizes = dict(zip(self.spec.camera_names, self.spec.image_sizes, strict=True))
@@ -96,10 +105,11 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """An open store; immutable, usable from any thread.
+    """An open store. It never changes, and any thread may use it.
 
-    root: path or URL. spec: what its frames are. episode_columns, segment_columns: the index tables
-    (`stores.schema`) as columns, each read when it is asked for: numbers as arrays, text as object arrays.
+    spec: cameras, robot state and action of its frames. episode_columns, segment_columns: the index tables
+    (`stores.schema`) by column; a column is read when it is first asked for, numbers as arrays and text as object
+    arrays.
     """
 
     storage: Storage
@@ -135,12 +145,12 @@ class Store:
 
     @property
     def content_hash(self) -> str:
-        """Identity of the content: what statistics, features, latents and checkpoints are keyed by."""
+        """Identity of the content. Statistics, features, latents and checkpoints are kept under it."""
         return self.manifest.content_hash
 
     @property
     def obs_spec(self) -> dict[str, Any]:
-        """`spec` as the manifest has it."""
+        """`spec` as plain JSON values, as it stands in the manifest."""
         return self.manifest.obs_spec
 
     def __len__(self) -> int:
@@ -154,7 +164,7 @@ class Store:
 
     @functools.cached_property
     def segments(self) -> pa.Table:
-        """segments.parquet, whole, with the member tables: a kilobyte a segment. Reading segments does not need it."""
+        """segments.parquet, whole, with the member tables (a kilobyte a segment). Reading segments does not need it."""
         return self.segment_columns.table()
 
     @functools.cached_property
@@ -172,16 +182,20 @@ class Store:
 
     @functools.cached_property
     def numbers(self) -> dict[str, CheckedArray]:
-        """The arrays of `frames` unread, to be read by row range."""
+        """The same arrays as `frames`, opened but not read: read the rows that you need."""
         return open_frames(self.storage, self.read_object, self.manifest.counts["frames"], self.spec)
 
     @property
     def is_far(self) -> bool:
-        """Whether it is read over a network, by way of a cache."""
+        """Whether it is read over a network, through a cache on this machine."""
         return isinstance(self.storage, CachedStorage)
 
     def stats(self) -> Normalization:
-        """Train-split statistics of exactly this content. Raises StoreMissing or StaleKey: run ``statevla stats``."""
+        """Statistics of the train split of exactly this content.
+
+        Raises StoreMissing where there are none, StaleKey where they are of other content or of another transform;
+        run ``statevla stats``.
+        """
         return load_stats(self.storage, self.content_hash)
 
     def read_object(self, path: str) -> bytes:
@@ -198,7 +212,10 @@ class Store:
         return self.parse_segment(i, key, members)
 
     def parse_segment(self, i: int, key: str, members: dict[str, bytes]) -> Segment:
-        """Segment `i` from the members of its sample, however they were read. Raises StoreCorrupt naming it."""
+        """Segment `i` from the members of its tar sample, for callers that read the shard themselves.
+
+        key: the sample's key. members: their bytes by name without the key. Raises StoreCorrupt naming the segment.
+        """
         seg = self.segment_columns
         codes, names = seg.codes("shard")
         where = f"{self.root}: {names[int(codes[i])]}, segment {key!r}"
@@ -211,16 +228,16 @@ class Store:
         return self._objects[path]
 
     def fetch_segment(self, i: int) -> None:
-        """Have segment `i` near by, where the store is far and a cache is in between (`stores.cloud.cache`).
+        """Bring segment `i` of a far store into the cache (`stores.cloud.cache`); does nothing for a near one.
 
-        What is damaged is said by who reads it. Raises StoreError where it cannot be had.
+        Damage is not reported here but when the segment is read. Raises StoreError when it cannot be fetched.
         """
         if isinstance(self.storage, CachedStorage):
             shard, (offset, size, crc32) = self._place(i)
             self.storage.fetch(shard.path, shard.sha256, offset, size, [matches(crc32)])
 
     def _place(self, i: int) -> tuple[StoreObject, tuple[int, int, int]]:
-        """The shard of segment `i`, whose end is sound, and the segment's offset, size and crc32."""
+        """The shard of segment `i`, its end checked, and the segment's offset, size and crc32 in it."""
         if not 0 <= i < len(self):
             raise UsageError(f"{self.root}: segment {i}: the store has {len(self)}")
         seg = self.segment_columns
@@ -232,7 +249,7 @@ class Store:
         return shard, (int(seg["offset"][i]), int(seg["size"][i]), int(seg["crc32"][i]))
 
     def _where(self, i: int, shard: str) -> str:
-        """Names a segment, with its key from the table."""
+        """Store, shard and key of segment `i`, for errors."""
         group, row = self.segment_columns.group(i, ["key"])
         return f"{self.root}: {shard}, segment {group['key'][row].as_py()!r}"
 
@@ -259,7 +276,7 @@ class Store:
 
     @functools.cached_property
     def _ends(self) -> set[str]:
-        """Shards whose end was found sound. Two threads may both look; that costs one read."""
+        """Shards whose end was checked. Two threads may both check one; that costs a read and harms nothing."""
         return set()
 
     @functools.cached_property
@@ -271,7 +288,7 @@ class Store:
 def _member_names(
     cameras: tuple[str, ...], count: int, codec: str
 ) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
-    """Names of the images of a segment of `count` observations by camera, and of all its members."""
+    """Members of a segment of `count` observations: names of its images by camera, and of everything in it."""
     images = {camera: image_names(camera, count, codec) for camera in cameras}
     tables = ("json", "robot_state.npy", "action.npy", "is_pad.npy")
     return images, frozenset(tables).union(*images.values())

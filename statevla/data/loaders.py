@@ -1,8 +1,8 @@
-"""Store + order -> batches, in one process: threads fetch and decode segments, array gathers assemble batches.
+"""From a store and an order to batches, in one process: threads read and decode, array gathers assemble the batches.
 
-Images stay encoded on disk and uint8 in memory; resizing and normalization run on the training device, in the model.
+Images are encoded on disk and uint8 in memory. They are resized and normalized on the training device, in the model.
 
-Legend: B global batch, L lanes, M segments in a block, K chunk.
+Legend: B rows of a global batch, L lanes, M segments in a block, K actions of a chunk.
 """
 
 import contextlib
@@ -46,11 +46,10 @@ PASS: Final = 4
 
 
 def split_segments(store: Store, table: Table, split: str, *, with_next_only: bool) -> tuple[Ints, Ints]:
-    """Segments of a split and the transitions to take from each: int64 [segments] twice, none empty, and without those
-    of episodes that the table leaves out.
+    """Segments of a split, and how many transitions to take from each: int64 [segments] twice, all of them above 0.
 
-    With `with_next_only` the last step of an episode without a successor observation is left out (`Needs.require`).
-    Raises UsageError when the split is empty.
+    Left out are segments of episodes that the table leaves out (`choose_labelled`) and, with `with_next_only`, a step
+    that no observation follows (`Needs.require`). Raises UsageError when the split is empty.
     """
     counts = np.minimum(table.steps, table.observations - 1) if with_next_only else table.steps
     if table.labelled is not None and not table.keeps_unlabelled:
@@ -65,9 +64,10 @@ def split_segments(store: Store, table: Table, split: str, *, with_next_only: bo
 
 
 class Source:
-    """Where the loaders of a split get their batches from: pictures of its segments, until another `view` is set.
+    """Makes the batches of a split, for one or more streams of them.
 
-    beside: further views, which come with every observation.
+    ahead: steps to the later observation of a transition (`Needs.ahead`). view: what observations are made of; None,
+    as at first: the pictures of the segments. beside: further views, which come with every observation.
     """
 
     def __init__(self, store: Store, table: Table, segments: Ints, counts: Ints, data: DataConfig, ahead: int) -> None:
@@ -87,7 +87,7 @@ class Source:
         return Blocks(self.store, self.table, self.segments, self.counts, held, cache_bytes(self.data), numbers)
 
     def supply(self) -> Supply:
-        """Of one stream."""
+        """A new stream's way to its batches."""
         if self.view is None:
             supply: Supply = BlockSupply(self._blocks, self.ahead)
         else:
@@ -95,15 +95,17 @@ class Source:
         return BesideSupply(supply, self.table, self.beside) if self.beside else supply
 
     def stream(self, plans: Iterator[BatchPlan]) -> Generator[tuple[Position, Batch], None, None]:
-        """Batches of `plans`, by as many threads and requests as are configured."""
+        """The batches of `plans`, with as many threads (and requests to a far store) as the configuration says."""
         requests = self.data.remote_requests if self.store.is_far else 0
         return stream(plans, self.supply(), threads=loader_threads(self.data), requests=requests)
 
 
 class SegmentLoader:
-    """Endless training batches in the order of `statevla/data/order.py`, from any position, equal for any threads.
+    """Endless training batches in the order of `statevla/data/order.py`, from any position.
 
-    needs: what the batches hold; where no next observation is needed, `next_obs` is `obs` and `has_next` false.
+    The batches are the same for any number of threads. needs: what they hold; where it asks for no later observation,
+    `next_obs` is `obs` and `has_next` is false. rank, world: the rank reads its own lanes only, of B rows its share.
+    Raises UsageError where the split is empty or smaller than a batch, or where ranks cannot share the lanes.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class SegmentLoader:
         return {"epoch": position.epoch, "batch": position.batch, "content_hash": self.store.content_hash}
 
     def batches(self, start: Position = START) -> Generator[tuple[Position, Batch], None, None]:
-        """Batches from `start` on, without end, each with the position after it. Close it to stop its threads."""
+        """Batches from `start` on, without end, each with the position after it. Closing it stops its threads."""
         plans = training_plans(self.order, self.segments, self.lanes, start, self.repeated)
         batches = self.source.stream(plans)
         return batches if self.goals is None else with_goals(batches, self.goals)
@@ -159,7 +161,7 @@ class SegmentLoader:
 def with_goals(
     batches: Generator[tuple[Position, Batch], None, None], goals: Goals
 ) -> Generator[tuple[Position, Batch], None, None]:
-    """The same batches, each with its rows' goals."""
+    """The same batches, with each row's goal."""
     with contextlib.closing(batches):
         for after, batch in batches:
             yield after, goals.attach(batch, after.epoch - (after.batch == 0))
@@ -168,11 +170,15 @@ def with_goals(
 def training_plans(
     order: Order, segments: Ints, lanes: range, start: Position, repeated: Repeated | None = None
 ) -> Iterator[BatchPlan]:
-    """Plans of a rank's part of every global batch from `start` on; jumps there, reads nothing before."""
+    """Plans of a rank's part of every global batch from `start` on, without walking through the batches before it.
+
+    order: over 0 … S - 1, which stand for the store's `segments`. lanes: the rank's (`rank_lanes`). repeated: where
+    some transitions are drawn more often, which step of the store a step of the order means.
+    """
     epoch, batch = start.epoch, start.batch
     while True:
         plans = [plan for plan in plan_epoch(order, epoch) if plan.lane in lanes]
-        held: dict[tuple[int, int], tuple[Ints, Ints, Ints]] = {}  # a block's segments; of its rows: segment, step
+        held: dict[tuple[int, int], tuple[Ints, Ints, Ints]] = {}  # `_block_rows` by (lane, block)
         for number in range(batch, order.batches):
             needed = {(plan.lane, block): plan for plan in plans for block in lane_blocks(order, plan, number)}
             held = {
@@ -192,7 +198,7 @@ def training_plans(
 
 
 def _block_rows(order: Order, epoch: int, plan: LanePlan, block: int, segments: Ints) -> tuple[Ints, Ints, Ints]:
-    """A block's segments; and of its rows, in order of use, segment and step. Of the store's `segments`."""
+    """A block's segments, and segment and step of each of its rows in order of use, in the store's own numbers."""
     members = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
     segment, step = block_transitions(order, epoch, plan, block)
     return segments[members], segments[segment], step
@@ -203,7 +209,7 @@ def pass_plans(
 ) -> Iterator[BatchPlan]:
     """Plans of one pass over all transitions in store order; the last batch may be smaller.
 
-    `mixed`: in one fixed shuffled order instead, segments first, then transitions inside each block.
+    mixed: in a shuffled order that is always the same: segments are shuffled, then the transitions of each block.
     """
     if mixed:
         order = permutation(segments.size, 0, 0, PASS)
@@ -226,9 +232,10 @@ def pass_plans(
 
 
 class SplitReader:
-    """Passes over a split; keeps decoded frames between passes when they fit in ``data.cache_gib``.
+    """Passes over a split. Decoded frames are kept between passes when they fit in ``data.cache_gib``.
 
-    In store order, or `mixed` in one fixed shuffled order, so that losses over a batch's statistics mean something.
+    The order is the store's, or with `mixed` a shuffled one that is always the same: then a loss that is made of a
+    batch's statistics (variance, covariance) means something.
     """
 
     def __init__(
@@ -250,7 +257,7 @@ class SplitReader:
         self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Every transition exactly once; the last batch may be smaller. A rank has every `world`-th batch."""
+        """Every transition exactly once; the last batch may be smaller. Each rank gets every `world`-th batch."""
         size = self.data.block_segments * (self.data.lanes if self.mixed else 1)
         every = pass_plans(self.segments, self.counts, self.batch_size, size, self.mixed)
         plans = itertools.islice(every, rank, None, world)
@@ -261,5 +268,5 @@ class SplitReader:
 def iterate_once(
     store: Store, split: str, batch_size: int, chunk: int, data: DataConfig | None = None, *, needs: Needs = NOW
 ) -> Iterator[Batch]:
-    """Every step of a split that `needs` allows exactly once, in store order."""
+    """Batches of every transition of a split that `needs` allows, exactly once, in store order."""
     return SplitReader(store, split, batch_size, chunk, data or DataConfig(), needs=needs).batches()

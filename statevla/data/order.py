@@ -1,13 +1,15 @@
 """Sample order of a training run: a pure function of (seed, epoch, position, global batch size).
 
-Segments are permuted, dealt to *lanes*, and each lane is cut into *blocks* of M segments; inside a block all
-transitions are permuted. A global batch takes an equal share of every lane. So a reader holds one block a lane in
-memory, a rank reads only its lanes, and any position is reached without walking there.
+In every epoch the segments are permuted and dealt to *lanes*, as cards are dealt to players. Each lane is cut into
+*blocks* of M segments, and the transitions inside a block are permuted. A global batch takes an equal share of its
+rows from every lane. So a reader holds one block of each lane in memory, a rank reads its own lanes only, and a run
+can begin at any batch without walking through those before it.
 
-Permutations come from Philox, a counter-based generator: key = (seed, epoch), counter = (purpose, lane, block). Sorting
-its raw 64-bit words, whose values NumPy guarantees, gives the same order on every machine and NumPy version.
+Permutations come from Philox, a counter-based random generator, with key (seed, epoch) and counter (purpose, lane,
+block). NumPy guarantees the raw 64-bit words that Philox gives; the order that sorts them is the permutation, so it is
+the same on every machine and with every version of NumPy.
 
-Legend: S segments, B global batch, L lanes, M segments in a block, W most transitions in a segment.
+Legend: S segments, B rows of a global batch, L lanes, M segments in a block, W most transitions in a segment.
 """
 
 from bisect import bisect_right
@@ -28,11 +30,11 @@ BLOCK: Final = 3
 
 @dataclass(frozen=True)
 class Order:
-    """What fixes the order of every epoch.
+    """Everything that decides the order of every epoch.
 
-    counts: int64 [S], transitions in each segment, all > 0. lanes: as used, after `plan_order` reduced them.
-    batches: full global batches in an epoch. dropped: transitions that an epoch leaves out, other ones every epoch;
-    at most ``(L - 1) * W + B - L``.
+    counts: int64 [S], transitions in each segment, all > 0. batch_size: B. lanes: L, as many as `plan_order` found
+    usable. block_segments: M. batches: global batches in an epoch, all full. dropped: transitions that an epoch leaves
+    out, at most ``(L - 1) * W + B - L``; which ones differs from epoch to epoch.
     """
 
     counts: Ints
@@ -53,8 +55,9 @@ class Order:
 class LanePlan:
     """One lane in one epoch.
 
-    segments: int64 [n], in block order. block_start: int64 [blocks + 1], positions in `segments`.
-    first: blocks + 1 numbers, the lane's transitions before each block; a list, for it is searched with every batch.
+    segments: int64 [n], the lane's segments, block after block. block_start: int64 [blocks + 1], where in `segments`
+    each block begins, and the end. first: how many of the lane's transitions come before each block, and their total;
+    a list and no array, because every batch searches it.
     """
 
     lane: int
@@ -64,11 +67,11 @@ class LanePlan:
 
 
 def plan_order(counts: Ints, *, seed: int, batch_size: int, lanes: int, block_segments: int) -> Order:
-    """Choose the lanes that fit and count the batches of an epoch.
+    """Choose the number of lanes and count the batches of an epoch.
 
-    `lanes` is the most to use. Taken is the largest number not above it that divides the batch and leaves every lane
-    a full share, down to one; it depends on the store and the batch only, never on ranks. The number of batches is
-    the same in every epoch, because the lanes' sizes are (see `deal`).
+    At most `lanes` are used: the largest number that divides the batch and gives every lane enough transitions for its
+    share of one. It depends on the store and the batch size alone, never on the ranks. Every epoch has the same number
+    of batches, because the lanes have the same sizes in every epoch (see `deal`).
 
     Raises UsageError when a segment is empty or all transitions together do not fill one batch.
     """
@@ -100,10 +103,10 @@ def permutation(size: int, seed: int, epoch: int, purpose: int, lane: int = 0, b
 
 
 def deal(order: Order, epoch: int) -> list[Ints]:
-    """Segments of each lane in `epoch`.
+    """Segments of each lane in `epoch`: L arrays int64.
 
-    Permuted segments are sorted by length (stable) and dealt round robin, longest first: then no two lanes differ by
-    more than one segment's transitions, which bounds what an epoch drops. Each lane is permuted again.
+    The segments are permuted, sorted by length (stable), and dealt in turn, the longest first. So two lanes differ by
+    at most one segment's transitions, which bounds what an epoch drops. Then each lane is permuted again.
     """
     shuffled = permutation(order.counts.size, order.seed, epoch, DEAL)
     longest_first = shuffled[np.argsort(-order.counts[shuffled], kind="stable")]
@@ -112,10 +115,10 @@ def deal(order: Order, epoch: int) -> list[Ints]:
 
 
 def plan_epoch(order: Order, epoch: int) -> list[LanePlan]:
-    """Cut every lane into blocks.
+    """The lanes of `epoch`, cut into blocks of M segments.
 
-    Lane l's first block is ``(l + 1) / L`` of the others, so that lanes need their next blocks one after another
-    and a reader's work is even.
+    The first block of lane l (0 … L - 1) has only ``(l + 1) / L`` of M segments. So the lanes do not all need their
+    next blocks at the same batch, and a reader's work is even.
     """
     plans = []
     for lane, segments in enumerate(deal(order, epoch)):
@@ -128,7 +131,7 @@ def plan_epoch(order: Order, epoch: int) -> list[LanePlan]:
 
 
 def block_transitions(order: Order, epoch: int, plan: LanePlan, block: int) -> tuple[Ints, Ints]:
-    """Segment and step in it of every transition of a block, in order of use."""
+    """The transitions of a block in order of use: segment and step in the segment, int64 [transitions] each."""
     segments = plan.segments[plan.block_start[block] : plan.block_start[block + 1]]
     counts = order.counts[segments]
     owner = np.repeat(segments, counts)
@@ -138,13 +141,13 @@ def block_transitions(order: Order, epoch: int, plan: LanePlan, block: int) -> t
 
 
 def lane_blocks(order: Order, plan: LanePlan, batch: int) -> range:
-    """Blocks from which `plan`'s lane takes its share of global batch number `batch`."""
+    """Numbers of the blocks from which this lane takes its share of global batch number `batch`."""
     low, high = batch * order.share, (batch + 1) * order.share - 1
     return range(bisect_right(plan.first, low) - 1, bisect_right(plan.first, high))
 
 
 def rank_lanes(order: Order, rank: int = 0, world: int = 1) -> range:
-    """Lanes that `rank` of `world` reads. Raises UsageError when the world does not divide the lanes."""
+    """Lanes that `rank` reads, of `world` ranks. Raises UsageError when the lanes cannot be shared equally."""
     if order.lanes % world:
         fit = ", ".join(str(number) for number in range(1, order.lanes + 1) if order.lanes % number == 0)
         raise UsageError(

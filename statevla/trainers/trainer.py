@@ -1,4 +1,9 @@
-"""The one training loop, of every system in the table."""
+"""The one training loop. It trains every system of `statevla.systems.table.SYSTEMS`.
+
+`train` opens the store, makes a `Run` and lets it loop. With several ranks every one of them runs this same code: a
+batch is the global one unless a name says otherwise, each rank computes its share of the rows, losses and gradients are
+those of the whole batch, and only the first rank writes.
+"""
 
 import contextlib
 import json
@@ -70,15 +75,29 @@ def train(
     progress: Progress | None = None,
     unfinished_encoder: bool = False,
 ) -> TrainSummary:
-    """Train one system until its epochs or ``training.max_steps`` are done, or a signal says stop.
+    """Train one system until its epochs or ``training.max_steps`` are done, or until SIGINT or SIGTERM.
 
-    Checkpoints go to ``<run_dir>/checkpoints/<system's folder>/``; with `resume` the run goes on from
-    checkpoint_latest, or from the checkpoint named, on a CPU to the bit. SIGINT and SIGTERM save checkpoint_latest and
-    return. Where the environment tells of several ranks (`statevla.trainers.ranks`), every one of them calls this.
+    Checkpoints go to ``<run_dir>/checkpoints/<system's folder>/``. A signal saves checkpoint_latest and returns. Where
+    the environment says that there are several ranks (`statevla.trainers.ranks`), each of them calls this function.
 
-    Raises UsageError (checkpoints already there, nothing to resume, another configuration, an encoder that is missing
-    or unfinished, too few rows a batch), StaleKey (checkpoint or statistics of another store), NonFiniteLoss,
-    OutOfMemory, RankLost, StoreCorrupt.
+    Args:
+        system: a system, or its name.
+        store_path: folder or URL of the store.
+        resume: True goes on from checkpoint_latest, a path from that checkpoint; on a CPU with the very same numbers
+            as a run that was not interrupted.
+        encoder_checkpoint: of the parent system, for a system that is trained on a frozen encoder; None: the one in
+            this run.
+        progress: told of every logged step.
+        unfinished_encoder: accept a parent whose training did not reach its end.
+
+    Raises:
+        UsageError: checkpoints are already there, there is nothing to resume, the configuration is another than the
+            checkpoint's, the encoder is missing or unfinished, or a batch has too few rows.
+        StaleKey: checkpoint or statistics are of another store.
+        StoreCorrupt: the store or the checkpoint is damaged.
+        NonFiniteLoss: a loss or gradient is not a finite number.
+        OutOfMemory: the device has too little memory for a batch.
+        RankLost: another rank has died.
     """
     row = find_system(system) if isinstance(system, str) else system
     if config.training.torch_threads is not None:
@@ -106,13 +125,18 @@ def train(
 
 
 def _say(row: System, ranks: Ranks, progress: Progress | None, text: str) -> None:
-    """A line of the log of a run that is not there yet."""
+    """Tell `progress` something before there is a `Run` to do so."""
     if progress is not None and ranks.first:
         progress(ProgressEvent(f"train {row.name}", 0, 0, "steps", text))
 
 
 class Run:
-    """The state of one training run between steps."""
+    """The state of one training run between two steps.
+
+    step: optimizer steps done. began: `step` when this process began. total: steps at which the run ends. best: step
+    and validation loss of the best checkpoint so far; unsaved_best: its snapshot, until it is written. share, parts:
+    this rank's rows of a global batch, and their micro-batches. average: of the weights, where the run keeps one.
+    """
 
     def __init__(
         self,
@@ -192,7 +216,11 @@ class Run:
         return Position(0, 0)
 
     def resume(self, source: Path) -> Position:
-        """Put everything back as the checkpoint has it; metrics of later steps are dropped."""
+        """Restore everything from the checkpoint `source`, and drop the metrics of later steps.
+
+        Returns where its batches go on. Raises UsageError when configuration, encoder or kept features are others, or
+        it is already past the run's end; StaleKey when it is of another store; StoreCorrupt when it is damaged.
+        """
         state = read_state(source)
         require_store(state, self.store.content_hash, source, str(self.store.root))
         require_same_config(self.config, config_of(state, source), self.system, source)
@@ -216,7 +244,7 @@ class Run:
         return Position(int(state.loader["epoch"]), int(state.loader["batch"]))
 
     def loop(self, position: Position) -> TrainSummary:
-        """Steps from `position` to the end, or to a signal."""
+        """Train from `position` to the last step or to a signal, and save checkpoint_latest."""
         if self.step == self.total:
             return self.summary(None)
         with contextlib.ExitStack() as stack:
@@ -239,7 +267,7 @@ class Run:
     def _steps(
         self, position: Position, stop: Stop, log: LineLog | None, stack: contextlib.ExitStack
     ) -> tuple[Position, int | None]:
-        """Where it stands after the last step, and the signal on which all ranks stopped."""
+        """The steps of `loop`. Returns the position after the last one, and the signal on which all ranks stopped."""
         training = self.config.training
         saved_at, stopwatch = time.monotonic(), Stopwatch(self.step)
         batches = stack.enter_context(contextlib.closing(self.loader.batches(position)))
@@ -270,10 +298,10 @@ class Run:
         return position, signal or None
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, float]:
-        """One optimizer step on this rank's rows. Returns loss parts with the total, gradient norm before clipping,
-        learning rate; all of them are of the global batch, and the same on every rank.
+        """One optimizer step. `batch` holds this rank's rows of the global batch.
 
-        Raises NonFiniteLoss before any weight changes.
+        Returns the loss's parts with the total as ``loss``, the gradient's norm before clipping, and the learning rate:
+        of the global batch, so the same on every rank. Raises NonFiniteLoss before any weight has changed.
         """
         training = self.config.training
         lr = learning_rate(self.step, self.total, self.options.learning_rate, training)
@@ -302,7 +330,7 @@ class Run:
         return {"loss": loss.total.detach(), **loss.parts}, norm, lr
 
     def _on_device(self, batch: Batch) -> Batch:
-        """There, and augmented: what happens to a row is a function of (seed, step) and its place in the batch."""
+        """`batch` on the device, augmented: each row by draws of (seed, step) and its place in the global batch."""
         moved = batch.to(self.device)
         if not pictures.wanted(self.config.training):
             return moved
@@ -313,7 +341,7 @@ class Run:
         seed_dropout(self.config.training.seed, self.step, self.ranks.rank, part)
 
     def _stop_broken(self, loss: LossParts, terms: Terms, size: float, batch: Batch) -> NoReturn:
-        """Raise NonFiniteLoss on every rank; rank 0 writes the best checkpoint that was not on the disk yet."""
+        """Raise NonFiniteLoss, after the best checkpoint is on the disk. size: the gradient's norm."""
         values = {name: float(value) for name, value in loss.parts.items()}
         where = self.share.whole({"episode": batch.episode, "frame": batch.frame})
         self._save_best()
@@ -325,14 +353,14 @@ class Run:
         )
 
     def _failure(self, text: str) -> StateVLAError:
-        """What all ranks fail with, said by the first."""
+        """The error for this rank: the first one's says `text`, the others' that another rank failed."""
         return NonFiniteLoss(text) if self.ranks.first else OtherRankFailed(FAILED)
 
     def log_training(
         self, log: LineLog | None, position: Position, parts: dict[str, Tensor], norms: tuple[Tensor, float], lr: float,
         speed: Speed,
     ) -> None:  # fmt: skip
-        """One metrics line and one progress event."""
+        """One line of metrics and one progress event. norms: of the gradient before clipping, and `update_norm`."""
         if log is None:
             return
         values = {name: float(value) for name, value in parts.items()}
@@ -344,7 +372,7 @@ class Run:
         self.report(self.step, f"{shown} | {speed.samples_per_s:,.0f} samples/s")
 
     def record(self, log: LineLog, record: dict[str, Any]) -> None:
-        """A line of the metrics, told to the tracker too; and what of it is not healthy, each once."""
+        """Add `record` to the metrics, and warn of what in it is unhealthy, once for each monitor."""
         log.append(json.dumps(record))
         self.track(record)
         for name, sentence in self.watch.warnings(record, self.step):
@@ -352,7 +380,7 @@ class Run:
             self.report(self.step, f"warning: {sentence}")
 
     def validate(self, log: LineLog | None, position: Position) -> None:
-        """Log the validation losses and keep a snapshot when they are the best so far."""
+        """Log the validation losses, and keep a snapshot if the loss is the lowest so far."""
         if self.validation is None:
             return
         with self.acting_weights():
@@ -369,11 +397,11 @@ class Run:
         self.report(self.step, " ".join(f"val {name} {value:.4g}" for name, value in values.items()))
 
     def acting_weights(self) -> contextlib.AbstractContextManager[None]:
-        """While it is open, the model has the weights that are validated and act: the average, where there is one."""
+        """A context in which the model holds the weights that act: the averaged ones, where the run keeps an average."""
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def save(self, position: Position, name: str) -> None:
-        """Write a checkpoint, after the best one that validation has found since the last save; rank 0 does."""
+        """Write checkpoint `name`, and before it the best one since the last save. Only the first rank writes."""
         if self.ranks.first:
             self._save_best()
             checkpoint.save(self.folder / name, snapshot(self, position))
@@ -384,7 +412,7 @@ class Run:
             self.unsaved_best = None
 
     def summary(self, stopped: int | None) -> TrainSummary:
-        """What `train` hands back."""
+        """What `train` returns. stopped: the signal that ended the run early."""
         latest = str(self.folder / layout.LATEST)
         return TrainSummary(str(self.run_dir), self.system.name, self.step, self.best, latest, self.began, stopped)
 
