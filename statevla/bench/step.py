@@ -19,9 +19,10 @@ from statevla.config import load_config
 from statevla.runs import layout
 from statevla.runs.metrics import read_metrics
 from statevla.systems.table import find_system, sections
+from statevla.trainers.run import Run
 from statevla.trainers.schedule import step_generator
 from statevla.trainers.step import differentiate
-from statevla.trainers.trainer import Run, train
+from statevla.trainers.trainer import train
 from stores.reader import Store
 
 PHASES: Final = ("temporal_jepa", "flow_matching")

@@ -13,7 +13,7 @@ from statevla.data.sequential import SequentialLoader
 from statevla.data.views import Ints
 
 if TYPE_CHECKING:
-    from statevla.trainers.trainer import Run
+    from statevla.trainers.run import Run
 
 
 class Unseen:

@@ -34,7 +34,7 @@ from stores.layout import FEATURES
 from stores.reader import Store
 
 if TYPE_CHECKING:
-    from statevla.trainers.trainer import Run
+    from statevla.trainers.run import Run
 
 
 def choose_backbone(config: Config, store: Store, device: torch.device) -> FrozenVision | None:

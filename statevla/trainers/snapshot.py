@@ -14,7 +14,7 @@ from stores.init_states import init_states_by_task
 from stores.made_by import made_by
 
 if TYPE_CHECKING:
-    from statevla.trainers.trainer import Run
+    from statevla.trainers.run import Run
 
 
 def snapshot(run: "Run", position: Position) -> checkpoint.Snapshot:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from statevla.trainers import run as running
 from statevla.trainers import trainer
 from statevla.trainers.setup import attention_kernel
 from tests.trainers.micro import config_of_all, micro_store
@@ -34,8 +35,8 @@ def operators(precision: str, store: Path, run: Path) -> set[str]:
 
 
 def test_a_step_in_bfloat16_on_a_cpu_takes_plain_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "plot_losses", lambda *_: None)
-    monkeypatch.setattr(trainer.Run, "validate", lambda *_: None)
+    monkeypatch.setattr(running, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(running.Run, "validate", lambda *_: None)
     store = micro_store(tmp_path / "store")
     assert any(FUSED in name for name in operators("fp32", store, tmp_path / "fp32"))
     assert not any(FUSED in name for name in operators("bf16", store, tmp_path / "bf16"))

@@ -21,7 +21,7 @@ from statevla.runs.migrations import MIGRATIONS
 from statevla.systems.acting import Scene
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, find_system, sections
-from statevla.trainers import trainer
+from statevla.trainers import run as running
 from statevla.trainers.command import TrainFlags, plan, run_training
 from statevla.trainers.parents import load_parent
 from statevla.trainers.trainer import train
@@ -42,7 +42,7 @@ WORLD = ("film.world_target=motion", "film.world_horizon=2")
 def _without_curves() -> Iterator[None]:
     """Drawing them takes longer than everything else here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "plot_losses", lambda *_: None)
+        patch.setattr(running, "plot_losses", lambda *_: None)
         yield
 
 

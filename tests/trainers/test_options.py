@@ -19,8 +19,10 @@ from statevla.data.oversample import changing_steps
 from statevla.policies.policy import Policy
 from statevla.runs import layout
 from statevla.systems.table import find_system
-from statevla.trainers import pictures, trainer
-from statevla.trainers.trainer import NonFiniteLoss, train
+from statevla.trainers import pictures
+from statevla.trainers import run as running
+from statevla.trainers.outcome import NonFiniteLoss
+from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.reader import Store
 from tests.trainers.micro import at_step, config_of_all, micro_store
@@ -33,7 +35,7 @@ OFF = ("training.augment_shift=0", "training.augment_colour=0", "training.augmen
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "plot_losses", lambda *given: None)
+    monkeypatch.setattr(running, "plot_losses", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_off_is_none_to_the_bit(store: Path, tmp_path: Path, monkeypatch: pytest
         raise AssertionError("not off")
 
     monkeypatch.setattr(pictures, "draws_of_step", never)
-    monkeypatch.setattr(trainer.pictures, "augmented", never)
+    monkeypatch.setattr(pictures, "augmented", never)
     train(FILM, film(*OFF), store, tmp_path / "off")
     mine, theirs = weights(tmp_path / "plain", FILM), weights(tmp_path / "off", FILM)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)

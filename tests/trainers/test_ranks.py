@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from statevla.data.order import plan_order, rank_lanes
 from statevla.runs.files import read_state
 from statevla.systems.table import SYSTEMS
-from statevla.trainers import trainer
+from statevla.trainers import run as running
 from statevla.trainers.launch import launch, without_nproc
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.setup import rows_of_rank
@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "plot_losses", lambda *given: None)
+    monkeypatch.setattr(running, "plot_losses", lambda *given: None)
 
 
 def steps(number: int, *more: str) -> list[str]:

@@ -24,6 +24,7 @@ from statevla.runs.files import read_state
 from statevla.systems import temporal_jepa
 from statevla.systems import world as world_head
 from statevla.systems.table import find_system
+from statevla.trainers import run as running
 from statevla.trainers import trainer, validation
 from tests.trainers.micro import micro_config, micro_store
 from tests.trainers.reference import Expected, train_by_hand
@@ -161,23 +162,23 @@ class Mutation:
 
 MUTATIONS = (
     Mutation("moving average off", temporal_jepa, "JepaModel.after_step", "self.update_target(", "(", "jepa"),
-    Mutation("clipping off", trainer, "Run.train_step", "training.gradient_clip", "1e9", "jepa"),
-    Mutation("weight decay ignored", trainer, "Run.__init__", "training.weight_decay", "0.0", "jepa"),
-    Mutation("schedule frozen", trainer, "Run.train_step", "learning_rate(self.step,", "learning_rate(0,", "flow"),
-    Mutation("the encoder's rate for the policy", trainer, "Run.train_step", "self.options.learning_rate",
+    Mutation("clipping off", running, "Run.train_step", "training.gradient_clip", "1e9", "jepa"),
+    Mutation("weight decay ignored", running, "Run.__init__", "training.weight_decay", "0.0", "jepa"),
+    Mutation("schedule frozen", running, "Run.train_step", "learning_rate(self.step,", "learning_rate(0,", "flow"),
+    Mutation("the encoder's rate for the policy", running, "Run.train_step", "self.options.learning_rate",
              "self.config.training.phase1.learning_rate", "flow"),
-    Mutation("the same noise at every step", trainer, "Run.train_step", "training.seed, self.step)",
+    Mutation("the same noise at every step", running, "Run.train_step", "training.seed, self.step)",
              "training.seed, 0)", "flow"),
     Mutation("validation noise differs every time", validation, "validate", "VALIDATION_SEED, number",
              "int(torch.seed()) % 2**31, number", "flow"),
-    Mutation("autocast never on in training", trainer, "Run.train_step", "enabled=self.autocast", "enabled=False",
+    Mutation("autocast never on in training", running, "Run.train_step", "enabled=self.autocast", "enabled=False",
              "precision"),
     Mutation("autocast never on in validation", validation, "validate", "enabled=autocast", "enabled=False",
              "precision"),
     Mutation("padding mask of the inverse dynamics dropped", temporal_jepa, "JepaModel.terms",
              "& ~batch.is_pad[:, :horizon]", "& torch.ones_like(batch.is_pad[:, :horizon])", "jepa"),
     Mutation("lanes dealt alike every epoch", order, "deal", "order.seed, epoch, DEAL", "order.seed, 0, DEAL", "lanes"),
-    Mutation("best by the training loss", trainer, "Run.validate", 'values["loss"] < self.best["val_loss"]',
+    Mutation("best by the training loss", running, "Run.validate", 'values["loss"] < self.best["val_loss"]',
              'self.last_loss < self.__dict__.setdefault("low", self.last_loss) and not self.__dict__.update('
              "low=self.last_loss)", "flow"),
     Mutation("the world head's targets not fitted", trainer, "train", "run.step == 0", "run.step == 1", "foretold"),
@@ -198,6 +199,6 @@ def test_a_cut_wire_is_seen(world: World, tmp_path: Path, mutation: Mutation, mo
     exec(compile(source.replace(mutation.old, mutation.new), "mutated", "exec"), mutation.module.__dict__, found)  # noqa: S102
     monkeypatch.setattr(holder, name, found[name])
     if mutation.where == "validate":
-        monkeypatch.setattr(trainer, name, found[name])
+        monkeypatch.setattr(running, name, found[name])
     with pytest.raises(AssertionError):
         CHECKS[mutation.check](world, tmp_path)
