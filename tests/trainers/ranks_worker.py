@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from statevla.trainers import trainer
+from statevla.trainers import run as running
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.trainer import train
 from stores.errors import StateVLAError
@@ -52,7 +52,7 @@ def signals(job: dict[str, Any]) -> Any:
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
-    trainer.plot_losses = lambda *given: None  # drawing takes longer than these runs
+    running.plot_losses = lambda *given: None  # drawing takes longer than these runs
     with join(cuda=False) as ranks:
         for job in jobs:
             if "pids" in job:
