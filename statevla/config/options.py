@@ -18,7 +18,8 @@ class Option:
     """One configuration key.
 
     help: one line. choices: of a text or number. above, least, most: of a number, which is always finite. resume: a
-    resumed run may set it otherwise. parent: a frozen encoder's checkpoint must agree on it.
+    resumed run may set it otherwise. parent: a frozen encoder's checkpoint must agree on it. beside: another option of
+    its section, and the values of that one with which this one is seen; no values: all but 0.
     """
 
     help: str
@@ -28,6 +29,23 @@ class Option:
     most: int | float | None = None
     resume: bool = False
     parent: bool = False
+    beside: tuple[str, tuple[Any, ...]] | None = None
+
+    def seen(self, section: Any) -> bool:
+        """Whether it changes anything in `section`, as that is configured."""
+        if self.beside is None:
+            return True
+        other, values = self.beside
+        value = getattr(section, other)
+        return value in values if values else value > 0
+
+    @property
+    def wants(self) -> str:
+        """``beside`` in words; empty where there is none."""
+        if self.beside is None:
+            return ""
+        other, values = self.beside
+        return f"{other}={' or '.join(map(str, values))}" if values else f"{other} above 0"
 
     def check(self, key: str, value: Any) -> None:
         """Raise UsageError, naming `key`, when `value` is outside."""
@@ -67,9 +85,10 @@ def option(
     resume: bool = False,
     parent: bool = False,
     compare: bool = True,
+    beside: tuple[str, tuple[Any, ...]] | None = None,
 ) -> Any:
     """A dataclass field that is a configuration key; compare=False: it says where things are, not what a run is."""
-    known = Option(help, choices, above, least, most, resume, parent)
+    known = Option(help, choices, above, least, most, resume, parent, beside)
     return dataclasses.field(default=default, metadata={METADATA: known}, compare=compare)
 
 

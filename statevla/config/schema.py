@@ -37,7 +37,7 @@ class DataConfig:
     )  # fmt: skip
     shuffle_buffer: int = option(
         4096, "transitions of data.stream=sequential that are mixed at a time, shared among its processes", least=1,
-        resume=True,
+        resume=True, beside=("stream", ("sequential",)),
     )  # fmt: skip
     remote_cache: str | None = option(
         None, "folder that keeps what was read of a remote store; nothing: the user's folder for caches",
@@ -81,6 +81,10 @@ class DataConfig:
     )
 
 
+OF_TOWERS: Final = ("vision", ("siglip", "dinov2"))
+"""What an option of frozen towers is seen beside."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of every part; defaults are the documents' base model."""
@@ -90,8 +94,10 @@ class ModelConfig:
         "patch", "with model.vision=conv: one convolution a patch, or stages of 3 x 3 that halve (conv)",
         choices=("patch", "conv"), parent=True,
     )  # fmt: skip
-    vision_model: str = option("google/siglip-base-patch16-224", "name or folder of the frozen tower", parent=True)
-    vision_width: int = option(768, "feature width of vision_model", least=1, parent=True)
+    vision_model: str = option(
+        "google/siglip-base-patch16-224", "name or folder of the frozen tower", parent=True, beside=OF_TOWERS
+    )
+    vision_width: int = option(768, "feature width of vision_model", least=1, parent=True, beside=OF_TOWERS)
     vision_pool: int = option(
         1, "a tower's patches are averaged over squares of this side", choices=(1, 2, 4), parent=True
     )
@@ -196,7 +202,9 @@ class Phase1Config(SystemOptions):
     inverse_dynamics_weight: float = option(
         0.0, "foretell actions from this state and the target's next one; 0 leaves it out", least=0
     )
-    inverse_dynamics_horizon: int = option(1, "how many actions it foretells; up to model.action_seq_len", least=1)
+    inverse_dynamics_horizon: int = option(
+        1, "how many actions it foretells; up to model.action_seq_len", least=1, beside=("inverse_dynamics_weight", ())
+    )
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from statevla.systems.system import Given, Noise, Terms
 from stores.spec import ObsSpec
 
 POOL = 4
+OWN = ("vision", (CONV,))
+"""What an option of a trunk of its own is seen beside."""
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -157,9 +159,11 @@ class FilmOptions(ChunkOptions):
     vision: str = option(
         CONV, "what sees: a trunk of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
     )
-    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN)
     hidden: int = option(256, "width of the fused features", least=8)
-    stages: str = option("32-64-128-256", "channels of the trunk's stages, each half as large as the one before")
+    stages: str = option(
+        "32-64-128-256", "channels of the trunk's stages, each half as large as the one before", beside=OWN
+    )
 
 
 class FilmPolicy(ChunkPolicy):

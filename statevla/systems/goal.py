@@ -163,7 +163,9 @@ class GoalOptions(ChunkOptions):
     fusion: str = option(
         "early", "the goal's picture as channels, as tokens, or as a frozen encoder's state", choices=FUSIONS
     )
-    relabel: str = option("mixed", "which later observation is a row's goal", choices=RELABEL)
+    relabel: str = option(
+        "mixed", "which later observation is a row's goal", choices=RELABEL, beside=("image_share", ())
+    )
     image_share: float = option(0.5, "share of the rows that are told by a picture; 0: language alone", least=0, most=1)
     dropout: float = option(0.0, "of every block", least=0, most=1)
 

@@ -33,6 +33,9 @@ from stores.spec import ObsSpec
 FUSIONS = ("concat", "cross_attention", "perceiver")
 HEADS = ("continuous", "discrete", "chunked")
 CROSS_LAYERS = 2
+OWN = ("vision", (CONV,))
+"""What an option of stems of its own is seen beside."""
+BINNED = ("head", ("discrete",))
 
 
 class VisionTokens(nn.Module):
@@ -182,8 +185,8 @@ class VlaOptions(ChunkOptions):
     vision: str = option(
         CONV, "what sees: stems of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
     )
-    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
-    patch_size: int = option(16, "pixels a side of a patch", least=1)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN)
+    patch_size: int = option(16, "pixels a side of a patch", least=1, beside=OWN)
     stem: str = option(
         "patch", "what makes a patch a token: one convolution, or some that halve", choices=tuple(PATCH_STEMS)
     )
@@ -193,9 +196,11 @@ class VlaOptions(ChunkOptions):
     blocks: int = option(4, "blocks over all tokens", least=1)
     fusion: str = option("concat", "how vision meets instruction and robot", choices=FUSIONS)
     head: str = option("chunked", "what the actions are read from", choices=HEADS)
-    queries: int = option(16, "learned queries of the perceiver", least=1)
-    bins: int = option(256, "of each pose dimension, head discrete", least=2)
-    expectation: bool = option(False, "head discrete: act with the bins' mean instead of the most likely one")
+    queries: int = option(16, "learned queries of the perceiver", least=1, beside=("fusion", ("perceiver",)))
+    bins: int = option(256, "of each pose dimension, head discrete", least=2, beside=BINNED)
+    expectation: bool = option(
+        False, "head discrete: act with the bins' mean instead of the most likely one", beside=BINNED
+    )
     dropout: float = option(0.0, "of every block", least=0, most=1)
 
     def check(self, section: str) -> None:

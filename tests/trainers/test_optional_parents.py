@@ -34,7 +34,10 @@ SIZES = (*SETTINGS, *(text for text in SMALL if text.startswith("stamo.")), "sta
 MICRO = (
     *(text for text in SETTINGS if not text.startswith(("model.", "training.phase"))), "training.max_steps=3",
 )  # fmt: skip
-COMPRESSED = (*(text for text in SMALL if text.startswith("stamo.")), "stamo.features=parent")
+OF_A_STEM = ("stamo.stages", "stamo.stem_width")
+COMPRESSED = (
+    *(text for text in SMALL if text.startswith("stamo.") and not text.startswith(OF_A_STEM)), "stamo.features=parent",
+)  # fmt: skip
 WORLD = ("film.world_target=motion", "film.world_horizon=2")
 
 

@@ -35,6 +35,18 @@ def say(system: str, *overrides: str, file: Path | None = None, recipe: str | No
     ("stamo", "model.patch_size=4", r"model\.patch_size: not seen by stamo .*, which has stamo\.patch_size"),
     ("temporal_jepa", "film.hidden=64", r"film\.hidden: not seen by temporal_jepa"),
     ("temporal_jepa", "training.policy_ema=0.9", r"training\.policy_ema: .* a moving average of its own"),
+    ("temporal_jepa", "training.phase1.inverse_dynamics_horizon=4", r"takes training\.phase1\.inverse_dynamics_weight "
+                                                                     "above 0; leave it out"),
+    ("temporal_jepa", "model.vision_model=tower", r"which takes model\.vision=siglip or dinov2; leave it out"),
+    ("flow_matching", "training.phase2.world_weight=1", r"which takes training\.phase2\.world_target=state or"),
+    ("film", "film.world_shuffled=true", r"film\.world_shuffled: not seen by film .*, which takes film\.world_target="),
+    ("film", "film.encoder=stamo", r"film\.encoder: not seen by film"),
+    ("film", "data.latents=false", r"data\.latents: not seen by film"),
+    ("film", "data.shuffle_buffer=8", r"which takes data\.stream=sequential; leave"),
+    ("vla", "vla.bins=8", r"vla\.bins: .*, which takes vla\.head=discrete; leave"),
+    ("vla", "vla.queries=8", r"vla\.queries: .*, which takes vla\.fusion=perceiver; leave"),
+    ("stamo", "stamo.vae_steps=8", r"stamo\.vae_steps: .*, which takes stamo\.decoder=vae; leave"),
+    ("stamo", "stamo.motion_steps=8", r"stamo\.motion_steps: .*, which takes stamo\.motion_weight above 0; leave"),
 ])  # fmt: skip
 def test_a_key_that_changes_nothing(system: str, key: str, named: str) -> None:
     with pytest.raises(UsageError, match=named):
@@ -49,6 +61,14 @@ def test_keys_that_are_seen() -> None:
     say("film", "film.world_target=state", "stamo.width=64", "model.mamba_backend=loop")
     tower = ("model.vision=siglip", "model.vision_model=tower", "model.vision_width=24")
     say("stamo", "stamo.features=siglip", *tower, "training.policy_ema=0.9")
+    for name in ("film", "vla"):
+        say(name, f"{name}.vision=siglip", *tower)
+        with pytest.raises(UsageError, match=rf"{name}\.image_size: .*, which takes {name}\.vision=conv; leave it out"):
+            say(name, f"{name}.vision=siglip", *tower, f"{name}.image_size=64")
+    say("goal", "goal.fusion=state", "goal.encoder=stamo", "data.latents=false")
+    say("vla", "vla.head=discrete", "vla.bins=8", "vla.world_target=latent", "vla.world_code=3")
+    with pytest.raises(UsageError, match=r"vla\.world_code: .*, which takes vla\.world_target=latent; leave it out"):
+        say("vla", "vla.world_target=motion", "vla.world_code=3")
 
 
 def test_a_file_of_another_system_and_a_recorded_run(tmp_path: Path) -> None:
