@@ -33,6 +33,8 @@ from stores.errors import UsageError
 from stores.spec import ObsSpec
 
 LOG_VARIANCE = 10.0
+OWN = ("vision", (CONV,))
+"""What an option of a stem of its own is seen beside."""
 
 
 class Gaussian(NamedTuple):
@@ -191,7 +193,7 @@ class ActOptions(ChunkOptions):
     vision: str = option(
         CONV, "what sees: a stem of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
     )
-    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN)
     width: int = option(256, "of the tokens", least=8)
     heads: int = option(8, "of every attention", least=1)
     hidden: int = option(1024, "of every block's MLP", least=1)
@@ -199,7 +201,9 @@ class ActOptions(ChunkOptions):
     blocks: int = option(4, "of the memory's encoder", least=1)
     decoder_blocks: int = option(2, "of the decoder, whose last one is read", least=1)
     latent: int = option(32, "size of the latent", least=1)
-    stages: str = option("32-64-128-256", "channels of the stem's stages, each half as large as the one before")
+    stages: str = option(
+        "32-64-128-256", "channels of the stem's stages, each half as large as the one before", beside=OWN
+    )
     prior: str = option(
         "standard", "of the latent: normal, or told by state and instruction", choices=("standard", "learned")
     )

@@ -61,7 +61,7 @@ def test_keys_that_are_seen() -> None:
     say("film", "film.world_target=state", "stamo.width=64", "model.mamba_backend=loop")
     tower = ("model.vision=siglip", "model.vision_model=tower", "model.vision_width=24")
     say("stamo", "stamo.features=siglip", *tower, "training.policy_ema=0.9")
-    for name in ("film", "vla"):
+    for name in ("film", "act", "vla"):
         say(name, f"{name}.vision=siglip", *tower)
         with pytest.raises(UsageError, match=rf"{name}\.image_size: .*, which takes {name}\.vision=conv; leave it out"):
             say(name, f"{name}.vision=siglip", *tower, f"{name}.image_size=64")
