@@ -17,7 +17,6 @@ from statevla.data.loaders import SegmentLoader
 from statevla.data.needs import NOW
 from statevla.systems.chunk_policy import ChunkPolicy
 from statevla.systems.table import sections
-from statevla.trainers import trainer
 from statevla.trainers.outcome import NonFiniteLoss
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
@@ -163,7 +162,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("arms")
     made = micro_store(root / "store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "plot_losses", lambda *_: None)
+        patch.setattr("statevla.trainers.run.plot_losses", lambda *_: None)
         return made, Path(train("stamo", configuration(), made, root / "stamo").checkpoint)
 
 
@@ -181,7 +180,7 @@ PSEUDO = (*FEW, "film.encoder=stamo", "film.world_target=motion", "film.world_ho
 def test_a_run_on_few_labels_and_a_leak_that_stops_it(
     parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "plot_losses", lambda *_: None)
+    monkeypatch.setattr("statevla.trainers.run.plot_losses", lambda *_: None)
     made, encoder = parts
     summary = train("film", configuration(*PSEUDO), made, tmp_path / "run", encoder_checkpoint=encoder)
     assert summary.steps == 2

@@ -20,7 +20,6 @@ from statevla.evaluators.probes import (
     tell_instruction,
 )
 from statevla.systems.temporal_jepa import JepaModel
-from statevla.trainers import trainer
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.reader import Store
@@ -109,7 +108,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("probes")
     store = micro_store(root / "store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "plot_losses", lambda *given: None)
+        patch.setattr("statevla.trainers.run.plot_losses", lambda *given: None)
         config = config_of_all("training.max_steps=2", f"data.store={store}")
         train("temporal_jepa", config, store, root / "run")
         train("film", config, store, root / "run")

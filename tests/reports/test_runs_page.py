@@ -16,7 +16,6 @@ from statevla.reports.runs_page import read_runs, runs_page, serve_runs
 from statevla.runs import layout
 from statevla.runs.listing import list_runs
 from statevla.systems.table import find_system
-from statevla.trainers import trainer
 from statevla.trainers.trainer import train
 from stores.disk.lock import LOCK_NAME, lock
 from stores.errors import UsageError
@@ -30,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("listing")
     store = micro_store(root / "store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "plot_losses", lambda *given: None)
+        patch.setattr("statevla.trainers.run.plot_losses", lambda *given: None)
         for name, rate in (("a", "1e-3"), ("b", "2e-3")):
             config = config_of_all(
                 "training.max_steps=2", "training.validate_every_steps=1", f"training.phase1.learning_rate={rate}"

@@ -28,7 +28,7 @@ from statevla.systems.stamo import StamoModel
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, find_system, sections
 from statevla.systems.world import WorldHead
-from statevla.trainers import kept, trainer
+from statevla.trainers import kept
 from statevla.trainers.latents import latents_of_checkpoint
 from statevla.trainers.trainer import train
 from stores import reader
@@ -53,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A store, and the checkpoints of both encoders."""
     root = tmp_path_factory.mktemp("later")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "plot_losses", lambda *_: None)
+        patch.setattr("statevla.trainers.run.plot_losses", lambda *_: None)
         store = micro_store(root / "store")
         for name in ("temporal_jepa", "stamo"):
             train(name, configuration("training.max_steps=1"), store, root / name)

@@ -10,7 +10,6 @@ import torch
 
 from statevla.models.monitors import change_f1, correlation_excess, within_episodes
 from statevla.systems.temporal_jepa import JepaModel
-from statevla.trainers import trainer
 from statevla.trainers.trackers import tracker
 from statevla.trainers.trainer import train
 from statevla.trainers.watch import THRESHOLDS, WARM, Watch, update_norm
@@ -86,7 +85,7 @@ def test_the_size_of_an_update() -> None:
 
 
 def test_a_run_logs_monitors_norms_and_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "plot_losses", lambda *given: None)
+    monkeypatch.setattr("statevla.trainers.run.plot_losses", lambda *given: None)
     store = micro_store(tmp_path / "store")
     told: list[dict[str, Any]] = []
     fake: Any = types.ModuleType("trackio")
