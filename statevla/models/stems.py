@@ -36,13 +36,18 @@ class Stage(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Stages with ReLU, each half as large as the one before, then 1 × 1 to `width`."""
+    """Stages with ReLU, each half as large as the one before, then 1 × 1 to `width`.
 
-    def __init__(self, size: int, widths: tuple[int, ...], width: int, channels: int = 3) -> None:
+    section: of the sizes in the configuration, for errors.
+    """
+
+    def __init__(
+        self, size: int, widths: tuple[int, ...], width: int, channels: int = 3, section: str = "model"
+    ) -> None:
         super().__init__()
         if size % 2 ** len(widths):
             raise UsageError(
-                f"image_size: {size} is not a multiple of {2 ** len(widths)}, {len(widths)} stages halve it"
+                f"{section}.image_size: {size} is not a multiple of {2 ** len(widths)}, {len(widths)} stages halve it"
             )
         self.size, self.side = size, size // 2 ** len(widths)
         self.stages = nn.ModuleList(Stage(a, b) for a, b in zip((channels, *widths), widths, strict=False))
@@ -64,10 +69,10 @@ class ConvStem(nn.Module):
 class PatchStem(nn.Module):
     """One convolution whose stride is its kernel: P = (size / patch)² patches."""
 
-    def __init__(self, size: int, patch: int, width: int, channels: int = 3) -> None:
+    def __init__(self, size: int, patch: int, width: int, channels: int = 3, section: str = "model") -> None:
         super().__init__()
         if size % patch:
-            raise UsageError(f"image_size: {size} is not a multiple of patch_size {patch}")
+            raise UsageError(f"{section}.image_size: {size} is not a multiple of {section}.patch_size {patch}")
         self.conv = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, pixels: Float[Tensor, "B C S S"]) -> Float[Tensor, "B P D"]:
@@ -81,14 +86,15 @@ class ConvPatchStem(ConvStem):
     neighbours (early convolutions: Xiao et al., 2021, arXiv 2106.14881).
     """
 
-    def __init__(self, size: int, patch: int, width: int, channels: int = 3) -> None:
+    def __init__(self, size: int, patch: int, width: int, channels: int = 3, section: str = "model") -> None:
         count = patch.bit_length() - 1
         if size % patch or patch < 2 or patch != 2**count:
             raise UsageError(
-                f"patch_size: a stem of convolutions halves; expected 2, 4, 8, … that divides {size}, got {patch}"
+                f"{section}.patch_size: a stem of convolutions halves; expected 2, 4, 8, … that divides {size}, got "
+                f"{patch}"
             )
         widths = tuple(max(GROUPS, width // 2**left // GROUPS * GROUPS) for left in reversed(range(count)))
-        super().__init__(size, widths, width, channels)
+        super().__init__(size, widths, width, channels, section)
 
     def forward(self, pixels: Float[Tensor, "B C S S"]) -> Float[Tensor, "B P D"]:
         """From `prepare_pixels`."""

@@ -105,7 +105,7 @@ class ActNet(nn.Module):
         super().__init__()
         robot, language = spec.robot_state_dim, spec.language_width
         self.latent_size = latent
-        self.stem = ConvStem(size, stages, width) if tower is None else tower
+        self.stem = ConvStem(size, stages, width, section="act") if tower is None else tower
         side = math.isqrt(self.stem.expected[0]) if isinstance(self.stem, SiglipVision) else self.stem.side
         self.register_buffer("position", grid_sinusoids(side, width), persistent=False)
         self.camera = embedding(len(spec.cameras), width)

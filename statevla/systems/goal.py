@@ -87,7 +87,7 @@ class GoalNet(nn.Module):
         cameras = len(spec.cameras)
         self.size, self.chunk, self.pose, self.fusion = size, chunk, len(spec.continuous), fusion
         channels = 6 if fusion == "early" else 3
-        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width, channels) for _ in range(cameras))
+        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width, channels, "goal") for _ in range(cameras))
         self.position = embedding(cameras, (size // patch) ** 2, width)
         self.camera = embedding(cameras, width)
         self.states = None if encoder is None else States(encoder, width)

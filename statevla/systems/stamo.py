@@ -87,7 +87,9 @@ class StamoModel(Objective):
             )
         self.stem: ConvStem | FrozenFeatures | FrozenTokens
         if tower is None:
-            self.stem = ConvStem(options.image_size, stages_of("stamo.stages", options.stages), options.stem_width)
+            self.stem = ConvStem(
+                options.image_size, stages_of("stamo.stages", options.stages), options.stem_width, section="stamo"
+            )
             patches, width = self.stem.side**2, options.stem_width
         else:
             self.stem, (patches, width) = tower, tower.expected

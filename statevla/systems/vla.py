@@ -51,7 +51,7 @@ class VisionTokens(nn.Module):
         super().__init__()
         self.size, self.tower = size, tower
         own = 0 if tower is not None else cameras
-        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width) for _ in range(own))
+        self.stems = nn.ModuleList(PATCH_STEMS[stem](size, patch, width, section="vla") for _ in range(own))
         places = (size // patch) ** 2 if tower is None else tower.expected[0]
         self.position = embedding(cameras, places, width)
         self.camera = embedding(cameras, width)

@@ -41,6 +41,19 @@ def test_heads_that_cannot_share_a_width(options: tuple[str, ...], named: str) -
     load_config("tiny", None, ("act.width=60", "act.heads=5", "vla.width=65", "vla.heads=5"), sections())
 
 
+@pytest.mark.parametrize(("system", "options", "named"), [
+    ("vla", ("vla.image_size=33",), r"^vla\.image_size: 33 is not a multiple of vla\.patch_size 8"),
+    ("goal", ("goal.image_size=33",), r"^goal\.image_size: 33 is not a multiple of goal\.patch_size 8"),
+    ("goal", ("goal.stem=conv", "goal.image_size=60", "goal.patch_size=6"), r"^goal\.patch_size: a stem"),
+    ("act", ("act.image_size=33",), r"^act\.image_size: 33 is not a multiple of 8, 3 stages halve it"),
+    ("stamo", ("stamo.image_size=20", "stamo.patch_size=4"), r"^stamo\.image_size: 20 is not a multiple of 8"),
+])  # fmt: skip
+def test_sizes_that_do_not_go_together(system: str, options: tuple[str, ...], named: str) -> None:
+    config = load_config("tiny", None, options, sections())
+    with pytest.raises(UsageError, match=named):
+        find_system(system).build(config, Given(statistics=normalization()))
+
+
 def test_a_chunk_longer_than_every_episode(tmp_path: Path) -> None:
     store = tmp_path / "store"
     make_tiny_store(store, episodes=6, frames=5, image=16, window=4, stats=True)
