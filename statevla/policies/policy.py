@@ -1,6 +1,6 @@
-"""A trained policy as one object: observations in, action chunks out. Read from a phase-2 checkpoint, nothing else.
+"""A trained policy as one object: observations in, action chunks out. A policy's checkpoint holds all it needs.
 
-Legend: B batch, K chunk, A numbers of an action, L of an embedding.
+Legend: B batch, K actions of a chunk, A numbers of an action, L numbers of an embedding.
 """
 
 import dataclasses
@@ -35,15 +35,19 @@ if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
 
 @dataclass(frozen=True, repr=False)
 class Policy:
-    """Everything that acting needs.
+    """A policy and everything that it needs to act.
 
-    language: float32 [L] by instruction, those that the policy was trained on and those it was asked for since.
-    content_hash: the store that it was trained on. name: for reports, where it came from. identity: sha256 of weights,
-    options, precision, sampling steps and ObsSpec. actor, conditions: `model` prepared, and what it makes of each
-    instruction. init_states: by task, those that its demonstrations started from. made_by: how these
-    were made (`stores.made_by`). text_encoder: id and revision of what
-    embedded the instructions; None where a new one is an error. trained: those of `language` that were trained on.
-    step: optimizer steps of its checkpoint.
+    obs_spec: what it must see. content_hash: of the store that it was trained on. name: where it came from, for
+    reports. identity: sha256 of weights, options, precision, sampling steps and ObsSpec. step: optimizer steps of its
+    checkpoint.
+
+    language: embeddings float32 [L] by instruction: those of training, and those it was asked for since. trained: the
+    ones of training alone. text_encoder: id and revision of what embedded them; None where a new instruction is an
+    error.
+
+    actor: `model`, prepared to act on `device`. conditions: what the model makes of each instruction, made once.
+
+    init_states: by task, the initial states of its demonstrations. made_by: how these were made (`stores.made_by`).
     """
 
     model: PolicyNet
@@ -69,10 +73,16 @@ class Policy:
     ) -> "Policy":  # fmt: skip
         """Read a policy's checkpoint folder, with every weight checked by name, shape and dtype.
 
-        device: ``auto``, ``cpu`` or ``cuda``. dtype: what the large matrix products are computed in, float32 or
-        bfloat16. euler_steps: of sampling, when not as configured in training. closed: an instruction that it was not
-        trained on is an error, instead of being embedded by the same text encoder. Raises StoreMissing, StoreCorrupt,
-        or UsageError for an encoder's.
+        Args:
+            device: ``auto``, ``cpu`` or ``cuda``.
+            dtype: ``float32`` or ``bfloat16``: what the large matrix products are computed in.
+            euler_steps: sampling steps; None: as in training.
+            closed: an instruction that it was not trained on is an error, instead of being embedded.
+
+        Raises:
+            StoreMissing: there is no checkpoint, or no frozen backbone on this machine.
+            StoreCorrupt: the checkpoint is damaged.
+            UsageError: it is a state encoder's, or `euler_steps` is given for a policy that does not sample.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
@@ -112,7 +122,7 @@ class Policy:
     def untrained(
         cls, config: Config, store: "Store", device: str = "cpu", seed: int = 0, system: str = "flow_matching"
     ) -> "Policy":
-        """The same interface with random weights: the control that a trained policy must beat."""
+        """A policy of random weights: the control that a trained policy must beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             given = Given(store.spec, store.stats(), load_backbone(config.model, device))
@@ -130,7 +140,7 @@ class Policy:
 
     @property
     def chunk(self) -> int:
-        """Actions that it plans in one call, K."""
+        """K, the actions that it plans in one call."""
         return self.config.model.action_seq_len
 
     def act(
@@ -139,12 +149,19 @@ class Policy:
         draws: Sequence[Draw] | None = None,
         goals: Sequence[Observation] | None = None,
     ) -> Acted:
-        """One chunk for each observation: float32 [B, K, A] on the CPU, action units; binary dimensions -1 or +1.
+        """One chunk for each observation: float32 [B, K, A] on the CPU, in action units, binary dimensions -1 or +1.
 
-        A pure function of its arguments, row by row: `draws` says each row's noise; None: `Draw()` for all of them.
-        goals: what each row is to reach, for a policy that is told so; None: the instruction says it.
-        Raises ObsSpecMismatch when an observation is not what the policy was trained on, StoreMissing for an unknown
-        instruction, UsageError on another number of draws.
+        The result is a function of the arguments alone.
+
+        Args:
+            draws: which noise each row gets; None: `Draw()` for all of them.
+            goals: an observation that each row is to reach, for a policy that takes goals; None: the instruction says
+                what to do.
+
+        Raises:
+            ObsSpecMismatch: an observation is not of the kind that the policy was trained on.
+            StoreMissing: an instruction is unknown and cannot be embedded.
+            UsageError: no observations, or another number of draws or goals than observations.
         """
         batch = self.observe(observations)
         condition = torch.stack([self.conditions[observation.instruction] for observation in observations])
@@ -156,7 +173,7 @@ class Policy:
         return Acted(acted.chunk.cpu(), closing, {name: extra.cpu() for name, extra in acted.extras.items()})
 
     def act_batch(self, obs: ObservationBatch, draws: Sequence[Draw] | None = None) -> Acted:
-        """`act` for a loader's batch, unchecked; the result stays on the policy's device."""
+        """`act` for a batch of a loader. Nothing is checked, and the result stays on the policy's device."""
         return self._act(obs, self.actor.condition(obs.language), draws)
 
     def _act(
@@ -173,7 +190,7 @@ class Policy:
 
     @property
     def standardize_action(self) -> Standardize:
-        """Between action units and the space that the policy was trained in."""
+        """Turns action units into the numbers that the network was trained on, and back."""
         return self.model.standardize_action
 
     def observe(self, observations: Sequence[Observation]) -> ObservationBatch:
@@ -183,8 +200,9 @@ class Policy:
     def vector(self, instruction: str) -> NDArray[np.float32]:
         """The embedding of `instruction`, float32 [L].
 
-        One that was not trained on is embedded once by the policy's own text encoder, with a warning that names the
-        nearest trained one. Raises StoreMissing where that encoder cannot be had or the policy is closed.
+        One that the policy was not trained on is embedded by the same text encoder when it is first asked for, with a
+        warning that names the nearest instruction of training. Raises StoreMissing where that encoder is not on this
+        machine, or where the policy is closed (`load`).
         """
         if instruction not in self.language:
             self._introduce(instruction)
@@ -208,7 +226,7 @@ class Policy:
 def stack(
     observations: Sequence[Observation], spec: ObsSpec, vector: Callable[[str], NDArray[np.float32]]
 ) -> ObservationBatch:
-    """Observations, checked against `spec`, as one batch on the CPU. vector: embeds an instruction.
+    """Observations as one batch on the CPU, each checked against `spec` first. vector: embeds an instruction.
 
     Raises ObsSpecMismatch, UsageError for none, and what `vector` raises.
     """
@@ -228,7 +246,10 @@ def stack(
 def identify(
     config: Config, spec: ObsSpec, dtype: str, weights: Mapping[str, Any], state: CheckpointState | None = None
 ) -> str:
-    """A policy's identity. weights: hashes of what is learnt; of a checkpoint, those of its files, which are cheap."""
+    """A policy's identity: sha256 of all that bears on its actions.
+
+    weights: hashes of what was learnt. For a checkpoint (`state`) these are the hashes of its files, already known.
+    """
     return identity_of(
         {
             "weights": dict(weights),
@@ -252,7 +273,10 @@ def ready(
     dtype: torch.dtype = torch.float32,
     identity: str | None = None,
 ) -> Policy:
-    """A policy of a model with its weights in; the model is changed in place. identity: None: from the weights."""
+    """A policy made of a model that has its weights. The model is moved, frozen and converted to `dtype` in place.
+
+    identity: None: computed from the weights. Raises UsageError when the model is no policy's.
+    """
     if not isinstance(model, PolicyNet):
         raise UsageError(f"{name}: {type(model).__name__} does not act; expected a policy")
     where = choose_device(device)

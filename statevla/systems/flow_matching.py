@@ -1,10 +1,12 @@
-"""Flow matching for an action's continuous dimensions, a classifier for its binary ones, on a frozen state encoder.
+"""The policy of phase 2, on a frozen state encoder: flow matching for the continuous dimensions of an action, a
+classifier for the binary ones.
 
-With a world head (``training.phase2.world_*``) the trunk also foretells that encoder's later state: from the mean of
-the action tokens' last hidden states, without padding, at the noise level of the step, as FLARE aligns future latents
-inside a denoising transformer (2505.15659, which has tokens of their own for it).
+With a world head (``training.phase2.world_*``) the flow's network also predicts the encoder's later state. It is read
+from the mean of the last hidden states of the action tokens that are not padding. FLARE (arXiv 2505.15659) aligns
+future latents inside a denoising transformer in a like way, but with tokens made for it.
 
-Legend: B batch, N tokens, D width, K chunk, A numbers of an action, of them C continuous and G binary.
+Legend: B batch, N tokens, D width, K actions of a chunk, A numbers of an action, of them C continuous and G binary,
+I instructions, L numbers of an embedding, S sampling steps.
 """
 
 from collections.abc import Iterator
@@ -33,7 +35,7 @@ from stores.statistics import Normalization
 
 
 class FlowNoise(NamedTuple):
-    """Everything random in one loss. sigma: uniform on [0, 1). epsilon: standard normal."""
+    """Everything random in one loss. sigma: noise level, uniform on [0, 1). epsilon: noise, standard normal."""
 
     sigma: Float[Tensor, " B"]
     epsilon: Float[Tensor, "B K C"]
@@ -42,11 +44,9 @@ class FlowNoise(NamedTuple):
 def draw_noise(
     rows: int, chunk: int, generator: torch.Generator, device: torch.device, dims: int = len(LIBERO.continuous)
 ) -> FlowNoise:
-    """For `dims` continuous dimensions.
+    """Noise for `rows` chunks of `dims` continuous dimensions, from `generator` alone.
 
-    Drawn on the generator's device, moved to `device`: a CPU generator gives the same numbers to every device.
-
-    The caller owns the generator; its state is all that a resumed run needs.
+    It is drawn on the generator's device and moved to `device`, so a CPU generator gives every device the same numbers.
     """
     sigma = torch.rand(rows, generator=generator, device=generator.device)
     epsilon = torch.randn(rows, chunk, dims, generator=generator, device=generator.device)
@@ -54,15 +54,19 @@ def draw_noise(
 
 
 def mean_token(read: Float[Tensor, "B K D"], is_pad: Bool[Tensor, "B K"]) -> Float[Tensor, "B D"]:
-    """Over the action tokens that are no padding, which those before it do not see; over all where all are."""
+    """Mean over the action tokens that are not padding; over all of a row where all are.
+
+    The tokens are causal, so those before the padding have not seen it.
+    """
     seen = (~is_pad | is_pad.all(dim=1, keepdim=True)).unsqueeze(-1)
     return torch.where(seen, read, 0.0).sum(dim=1) / seen.sum(dim=1)
 
 
 class PolicyModel(Foretelling):
-    """encoder (the one given, frozen here), flow, gripper; world, where the options say so.
+    """What phase 2 trains: flow and gripper, and with ``training.phase2.world_*`` a world head.
 
-    Its state dict is a whole policy: statistics too, the vision backbone not.
+    encoder: the one given; it is frozen here. The state dict is a whole policy, with the encoder and the statistics,
+    but without a frozen vision backbone.
     """
 
     continuous: Tensor
@@ -87,13 +91,13 @@ class PolicyModel(Foretelling):
 
     @torch.no_grad()
     def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B D"]:
-        """The kept one where there is one."""
+        """The frozen encoder's state: the one that came with the observation, where states are kept."""
         state: Tensor = self.encoder.state(obs) if obs.latent is None else obs.latent
         return state.float()
 
     @torch.no_grad()
     def encode(self, obs: ObservationBatch) -> Encoded:
-        """The frozen state; tokens are empty [B 0 D] where the policy does not look at them."""
+        """The frozen encoder's state and tokens. Tokens are empty [B 0 D] where the policy does not look at them."""
         if obs.latent is not None:
             return Encoded(obs.latent, obs.latent.new_empty(len(obs.latent), 0, obs.latent.shape[1]))
         return self.encode_tokens(self.encoder.tokenizer(obs))
@@ -134,7 +138,7 @@ class PolicyModel(Foretelling):
         return terms if self.world is None else terms | self.foretell(mean_token(read, is_pad), batch)
 
     def loss(self, terms: Terms) -> LossParts:
-        """Flow MSE + weighted gripper BCE over the steps that are not padding; with a world head + its weighted error.
+        """Flow MSE plus weighted gripper BCE over the steps that are not padding, plus a world head's weighted error.
 
         Parts, named as the StateVLA documents log them: ``pos_rot_loss``, ``gripper_loss`` (unweighted) and their
         weighted sum ``action_loss``; monitor ``gripper_accuracy``; those of `WorldHead.loss`.
@@ -155,7 +159,7 @@ class PolicyModel(Foretelling):
         return LossParts(total + foretold, parts | more, keep.sum().float())
 
     def monitors(self, terms: Terms) -> dict[str, float]:
-        """``gripper_change_f1``, where the gripper changes at all; those of the world head."""
+        """``gripper_change_f1``, unless no gripper changes in these rows; and the monitors of a world head."""
         return {**change_monitor(terms), **self.world_monitors(terms)}
 
     @property
@@ -172,7 +176,7 @@ class PolicyModel(Foretelling):
 
     @property
     def noise_shape(self) -> tuple[int, int]:
-        """Of one row's starting noise: (K, C)."""
+        """Shape of the noise that the sampling of one row starts from: (K, C)."""
         return self.config.action_seq_len, len(self.spec.continuous)
 
     @torch.no_grad()
@@ -182,7 +186,10 @@ class PolicyModel(Foretelling):
 
     @torch.no_grad()
     def decide(self, scene: Scene) -> Acted:
-        """Chunks [B K A]; Euler from the scene's noise, binary dimensions by their classifier."""
+        """Chunks [B K A] in action units: Euler steps from the scene's noise, and the classifier's -1 or +1.
+
+        Raises UsageError where the scene brings no noise.
+        """
         if scene.noise is None:
             raise UsageError(f"flow policy: expected noise [B, {', '.join(map(str, self.noise_shape))}], got none")
         tokens = self.encoder.tokenizer.assemble(scene.condition, scene.images, scene.robot_state)
@@ -190,10 +197,9 @@ class PolicyModel(Foretelling):
         return self.sample(self.encode_tokens(tokens), scene.noise, levels)
 
     def matrices(self) -> Iterator[Tensor]:
-        """Patch and context projections, and the products of every Mamba block and MLP.
+        """Weights that bfloat16 may store: patch and context projections, and those of the Mamba blocks and MLPs.
 
-        Norms, the residual stream, the scan's parameters and sums, embeddings and the small outer layers are left out:
-        they must stay exact.
+        Norms, the scan's parameters, embeddings and the small outer layers are left out: they must stay exact.
         """
         for module in self.modules():
             if isinstance(module, MambaBlock):
@@ -210,13 +216,14 @@ class PolicyModel(Foretelling):
 
     @torch.no_grad()
     def act(self, obs: ObservationBatch, generator: torch.Generator) -> Float[Tensor, "B K A"]:
-        """One action chunk an observation, with nothing prepared; `acting.Actor` is the quick way to the same."""
+        """One chunk for each observation, in action units, noise from `generator`. Slow and plain: policies act through
+        `statevla.policies.prepare.Actor`."""
         noise = draw_noise(len(obs.robot_state), self.config.action_seq_len, generator, obs.robot_state.device).epsilon
         return self.sample(self.encode(obs), noise, self.flow.level_tokens(self.config.euler_steps)).chunk
 
     @torch.no_grad()
     def sample(self, encoded: Encoded, noise: Float[Tensor, "B K C"], levels: Float[Tensor, "S D"]) -> Acted:
-        """Chunks from states, starting noise and `FlowPolicy.level_tokens`."""
+        """Chunks [B K A] in action units from states and starting noise. levels: `FlowPolicy.level_tokens`."""
         z, tokens = encoded
         pose = self.flow.sample(noise, z, tokens, levels)
         logits = self.gripper(z, tokens).float()
@@ -227,7 +234,7 @@ class PolicyModel(Foretelling):
 
 
 def build(config: Config, given: Given) -> PolicyModel:
-    """Fresh weights around the encoder of the parent's checkpoint, or around a fresh one that is still to be loaded."""
+    """Fresh weights around the encoder of the parent's checkpoint; without a parent, all weights are fresh."""
     encoder = StateEncoder(config.model, given.statistics, given.backbone, given.spec)
     if given.parent is not None:
         load_strict(encoder, below(given.parent.tensors, "encoder."), f"{given.parent.folder / MODEL} (encoder.)")

@@ -1,8 +1,10 @@
-"""Temporal JEPA: predict the next state, made by a slow copy of the encoder, from this one and the action.
+"""Temporal JEPA: from a state and an action, predict the next state.
 
-With a gap of G, the state up to G observations later, by G steps of the same predictor.
+The state to predict is made by the *target*, a slowly following copy of the encoder (a moving average of its weights).
+With a gap G above 1 the predictor is applied G times, to the actions between, and predicts the state G observations
+later, or as many as there are.
 
-Legend: B batch, R rows of a step, D width, G gap, A numbers of an action, H horizon of the inverse dynamics.
+Legend: B batch, R rows of a global batch, D width, G gap, A numbers of an action, H horizon of the inverse dynamics.
 """
 
 import torch
@@ -27,7 +29,11 @@ TINY = 1e-12
 
 
 class JepaModel(Objective):
-    """encoder (trained), target (its moving average, never trained by gradient), predictor, inverse (an option)."""
+    """What phase 1 trains.
+
+    encoder: trained. target: its moving average, which no gradient reaches. predictor: of the next state. inverse: of
+    the actions between two states, None unless ``training.phase1.inverse_dynamics_weight`` asks for it.
+    """
 
     has_target = True
 
@@ -58,7 +64,7 @@ class JepaModel(Objective):
 
     @property
     def state_shape(self) -> tuple[int, int]:
-        """One token of so many numbers."""
+        """(tokens, numbers of a token): one token of width D."""
         return 1, self.width
 
     @property
@@ -66,19 +72,23 @@ class JepaModel(Objective):
         return isinstance(self.encoder.tokenizer.vision, FrozenFeatures)
 
     def state(self, obs: ObservationBatch) -> Float[Tensor, "B 1 D"]:
-        """The encoder's."""
+        """The encoder's state, as one token."""
         return self.encoder.state(obs).unsqueeze(1)
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
-        """``directions`` [R D] of SIGReg, where it is on."""
+        """``directions`` [R D] that SIGReg projects states on; nothing where SIGReg is off."""
         if not self.options.sigreg_weight:
             return {}
         return {"directions": torch.randn(rows, self.width, generator=generator)}
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """``z``, ``predicted`` and ``wanted`` [B D], ``keep`` [B] (has a successor); with the inverse dynamics also
-        ``told``, ``actions`` [B H A] and ``told_keep`` [B H]; in validation, for the monitors, ``between`` [B G A],
-        ``ahead`` and ``episode`` [B]."""
+        """What the loss and the monitors are made of.
+
+        Always: states ``z``, predictions ``predicted`` and their targets ``wanted`` [B D], ``keep`` [B] (the row has a
+        later observation), and the noise. With the inverse dynamics: its answer ``told`` and the true ``actions``
+        [B H A], ``told_keep`` [B H]. In validation: standardized actions ``between`` the states [B G A], ``ahead`` and
+        ``episode`` [B].
+        """
         between = self.standardize_action(batch.chunk[:, : self.options.gap])
         z = self.encoder.state(batch.obs)
         wanted = self.target_state(batch)
@@ -94,14 +104,15 @@ class JepaModel(Objective):
         return terms
 
     def loss(self, terms: Terms) -> LossParts:
-        """Over the rows with a successor: MSE to the target's next state, variance and covariance of the states that
-        ``training.phase1.regularize`` names: predictions (the documents'), the encoder's, or the sum of both.
+        """A weighted sum over the rows that have a later observation.
 
-        With ``training.phase1.sigreg_weight`` also SIGReg of the same states (part ``jepa_sigreg``).
+        It adds the error of the prediction (MSE), and the variance and covariance losses of the states that
+        ``training.phase1.regularize`` names: the predictions (as in the StateVLA documents), the encoder's states, or
+        both. Where their weights ask for them, SIGReg of the same states and the error of the inverse dynamics too.
 
-        Parts, named as the StateVLA documents log them: ``jepa_mse``, ``jepa_variance``, ``jepa_covariance``
-        (unweighted); ``inverse`` where it is on; monitors ``z_std`` (1 is healthy, 0 is collapse) and ``copy_mse``, the
-        MSE of predicting that nothing changes.
+        Parts, unweighted, by the documents' names: ``jepa_mse``, ``jepa_variance``, ``jepa_covariance``; where they are
+        on, ``jepa_sigreg`` and ``inverse``. Monitors: ``z_std``, the mean deviation of a dimension of the state (1 is
+        healthy, 0 is collapse), and ``copy_mse``, the error of predicting that nothing changes.
         """
         z, predicted, wanted, keep = terms["z"], terms["predicted"], terms["wanted"], terms["keep"]
         mse = masked_mse(predicted, wanted, keep)
@@ -127,23 +138,26 @@ class JepaModel(Objective):
 
     @torch.no_grad()
     def target_state(self, batch: Batch) -> Float[Tensor, "B D"]:
-        """The target encoder's state of the next observation."""
+        """The target's state of the later observation."""
         return self.target.state(batch.next_obs)
 
     def after_step(self, step: int, total: int) -> None:
-        """Move the target towards the encoder."""
+        """Move the target towards the encoder, by the momentum of this step."""
         self.update_target(ema_momentum(step, total, self.momentum))
 
     def update_target(self, momentum: float) -> None:
-        """One step of the moving average."""
+        """One step of the moving average: target = momentum * target + (1 - momentum) * encoder."""
         ema_update(self.target, self.encoder, momentum)
 
     @torch.no_grad()
     def monitors(self, terms: Terms) -> dict[str, float]:
-        """Of states: ``z_rank``, the effective rank; ``z_std_least``, the smallest deviation of a dimension;
-        ``z_correlation``, above what chance shows (`correlation_excess`); ``z_within``, share of variance within
-        episodes. Of predictions: ``copy_ratio``, their error over that of "nothing changes"; ``action_ratio``, their
-        error with another row's action over that with their own: 1 is blind to actions.
+        """How healthy states and predictions are.
+
+        Of the states: ``z_rank``, their effective rank; ``z_std_least``, the smallest deviation of a dimension;
+        ``z_correlation`` of dimensions, beyond what chance gives (`correlation_excess`); ``z_within``, the share of
+        their variance that lies within episodes. Of the predictions: ``copy_ratio``, their error over the error of
+        predicting that nothing changes; ``action_ratio``, their error with another row's actions over that with their
+        own (1: they do not depend on actions).
         """
         z, wanted, keep = terms["z"].float(), terms["wanted"], terms["keep"]
         others = self.predictor.roll(z, terms["between"].roll(len(z) // 2, dims=0), terms["ahead"]).detach()
