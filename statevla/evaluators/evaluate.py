@@ -1,7 +1,7 @@
-"""Success rates in closed loop: checks what is asked, runs what is missing, writes the results.
+"""Success rates in closed loop: check what is asked for, run the trials that are missing, write the results.
 
-One evaluator for every suite. A world runs one trial at a time, in this process or in a worker of its own; a world that
-fails costs its trial an ``error``, which is neither success nor failure, and is replaced.
+This one evaluator serves every suite. A world runs one trial at a time, in this process or in a worker process. When a
+world fails, its trial ends as an ``error``, which is neither success nor failure, and another world takes its place.
 """
 
 import time
@@ -33,10 +33,11 @@ WAY_OUT: Final = (
 
 
 def usual_execution(row: Suite, said: Execution | None = None) -> Execution:
-    """`said`, or where that names none of replan, ensemble and vote, what is usual in the suite.
+    """How chunks are executed: as `said`, or as is usual in the suite if that names none of replan, ensemble, vote.
 
-    In LIBERO's: a chunk at every step, averaged (temporal ensembling, 0.01); on the same trials it succeeded in more
-    than half of each chunk did (docs/results-libero.md). Elsewhere: half of each chunk.
+    Usual in LIBERO's suites is a new chunk at every step, averaged with the older ones (temporal ensembling, 0.01): it
+    succeeded in more of the same trials than executing half of each chunk did (docs/results-libero.md). Half of each
+    chunk is usual everywhere else.
     """
     told = said or Execution()
     if told.replan is not None or told.ensemble is not None or told.vote or not isinstance(row, LiberoSuite):
@@ -64,10 +65,10 @@ def evaluate(
     progress: Progress | None = None,
     label: str = "trials",
 ) -> Results:
-    """Runs the trials that ``out`` has no result for, and returns (and writes there) the results of all.
+    """Run the trials that ``out`` has no result for; write the results of all trials there, and return them.
 
-    A trial's noise is a function of (seed, trial, call) and its actions are decided for it alone: outcomes and actions
-    are the same for any number of workers, any interruption, any other trials.
+    A trial's noise is a function of (seed, trial, call), and its actions are decided for it alone. So its actions and
+    its outcome are the same for any number of workers, after any interruption, and beside any other trials.
 
     Args:
         suite: a row of `statevla.sims.suites.SUITES`.
@@ -84,8 +85,8 @@ def evaluate(
         max_steps: after settling; None: the suite's usual limit.
         videos: trials of each task, the first ones, to film.
         seed: another sample of a policy's noise, and of layouts where the suite has endless ones.
-        unknown_instructions: also tries tasks whose instruction the policy was not trained on; the notes tell them.
-        label: of the progress that is told.
+        unknown_instructions: also try tasks whose instruction the policy was not trained on; the notes name them.
+        label: what the progress calls the trials.
 
     Raises:
         UsageError: no such suite or task, no expert where one is asked for, numbers out of range, an instruction that
@@ -97,13 +98,7 @@ def evaluate(
     """
     row = conditions.of(find_suite(suite))
     versions = row.prepare()
-    if workers < 1 or videos < 0 or (max_steps is not None and max_steps < 1):
-        raise UsageError(
-            f"expected workers and max_steps of at least 1 and videos of at least 0, "
-            f"got {workers}, {max_steps} and {videos}"
-        )
-    if not 0 <= seed < 2**20:
-        raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
+    _require_in_range(workers, videos, max_steps, seed)
     listed = row.tasks(tasks)
     own = known.in_trained_words(policy, listed)
     chosen = conditions.tell(own)
@@ -120,23 +115,7 @@ def evaluate(
         known.note_of(policy, chosen),
     )  # fmt: skip
     notes = tuple(note for note in told if note is not None)
-    resolved = Execution()
-    if not isinstance(policy, ExpertControl | ReplayDemos):
-        resolved = usual_execution(row, execution).resolve(policy.chunk)
-    description = RunDescription(
-        suite=suite,
-        policy=policy.identity,
-        replan=resolved.replan,
-        ensemble=resolved.ensemble,
-        vote=resolved.vote,
-        latency_steps=resolved.latency_steps,
-        max_steps=max_steps or row.max_steps,
-        settle_steps=row.settle_steps,
-        image_size=_image_size(policy, row),
-        seed=seed,
-        versions=versions,
-        conditions=conditions.told(),
-    )
+    description = _description(policy, suite, row, execution, conditions, max_steps, seed, versions)
     filmed = {t.key for task in chosen for t in [t for t in trials if t.task == task][:videos]}
     with lock(out, f"evaluation of {name} in {suite}"):
         describe_run(out, description)
@@ -163,6 +142,40 @@ def evaluate(
             f"{results.records[-1].message}. Run: statevla doctor"
         )
     return results
+
+
+def _require_in_range(workers: int, videos: int, max_steps: int | None, seed: int) -> None:
+    if workers < 1 or videos < 0 or (max_steps is not None and max_steps < 1):
+        raise UsageError(
+            f"expected workers and max_steps of at least 1 and videos of at least 0, "
+            f"got {workers}, {max_steps} and {videos}"
+        )
+    if not 0 <= seed < 2**20:
+        raise UsageError(f"seed: expected 0 to {2**20 - 1}, got {seed}")
+
+
+def _description(
+    policy: Policy, suite: str, row: Suite, execution: Execution | None, conditions: Conditions,
+    max_steps: int | None, seed: int, versions: dict[str, str],
+) -> RunDescription:  # fmt: skip
+    """What must be the same for results to belong together. A control executes its own actions, not chunks."""
+    resolved = Execution()
+    if not isinstance(policy, ExpertControl | ReplayDemos):
+        resolved = usual_execution(row, execution).resolve(policy.chunk)
+    return RunDescription(
+        suite=suite,
+        policy=policy.identity,
+        replan=resolved.replan,
+        ensemble=resolved.ensemble,
+        vote=resolved.vote,
+        latency_steps=resolved.latency_steps,
+        max_steps=max_steps or row.max_steps,
+        settle_steps=row.settle_steps,
+        image_size=_image_size(policy, row),
+        seed=seed,
+        versions=versions,
+        conditions=conditions.told(),
+    )
 
 
 def _trials(

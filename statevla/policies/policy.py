@@ -80,9 +80,10 @@ class Policy:
             closed: an instruction that it was not trained on is an error, instead of being embedded.
 
         Raises:
-            StoreMissing: there is no checkpoint, or no frozen backbone on this machine.
+            StoreMissing: there is no checkpoint.
             StoreCorrupt: the checkpoint is damaged.
-            UsageError: it is a state encoder's, or `euler_steps` is given for a policy that does not sample.
+            UsageError: it is a state encoder's, its frozen vision encoder cannot be had or is another, or
+                `euler_steps` is given for a policy that does not sample.
         """
         folder = Path(checkpoint_dir)
         state = read_state(folder)
