@@ -122,14 +122,19 @@ class FrozenFeatures(nn.Module):
         return found
 
     def kept(self, obs: ObservationBatch) -> Float[Tensor, "B C P V"]:
-        """Features of every camera that came with the observation. Raises UsageError for those of another tower."""
-        values = torch.stack(obs.features, dim=1)
+        """Features of every camera that came with the observation, float32: autocast to bfloat16 takes no float16.
+
+        Raises UsageError for those of another tower.
+        """
+        values = torch.stack([kept.float() for kept in obs.features], dim=1)
         if tuple(values.shape[2:]) != self.expected:
             raise UsageError(
                 f"data.features: they are {tuple(values.shape[2:])} (patches, width), the configuration expects "
                 f"{self.expected}; set model.vision_pool, model.image_size, model.patch_size, model.vision_width"
             )
-        return values.float() * torch.stack(obs.scales, dim=1).float().unsqueeze(-1) if obs.scales else values
+        if not obs.scales:
+            return values
+        return values * torch.stack([scale.float() for scale in obs.scales], dim=1).unsqueeze(-1)
 
     def of(self, obs: ObservationBatch) -> Float[Tensor, "B C P V"]:
         """`kept` where there are some, else `features`."""

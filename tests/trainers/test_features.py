@@ -46,6 +46,7 @@ def losses(run: Path, system: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "more", "tolerance"), [
     ("half", (), 2e-3), ("int8", (), 5e-2), ("pooled", ("model.vision_pool=2",), 2e-3),
+    ("half", ("training.precision=bf16",), 2e-2), ("int8", ("training.precision=bf16",), 6e-2),
 ])  # fmt: skip
 def test_losses_are_those_of_the_tower(
     made: tuple[Path, Path],
