@@ -21,7 +21,7 @@ from statevla.trainers.trainer import train
 from stores.errors import ObsSpecMismatch, StoreCorrupt, StoreMissing, UsageError
 from stores.reader import Store
 from stores.spec import LIBERO
-from tests.trainers.micro import micro_config, micro_store
+from tests.trainers.micro import config_of_all, micro_config, micro_store
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,17 @@ def test_identity_tells_weights_precision_and_sampling_apart(run: Path, tmp_path
     others.append(Policy.load(checkpoint(run)))
     assert len({policy.identity, *(other.identity for other in others)}) == 6
     assert Policy.untrained(policy.config, store).identity == others[2].identity
+
+
+def test_identity_tells_how_a_policy_acts_apart(run: Path, tmp_path: Path) -> None:
+    """One training, to the same weights: acting with the latent's mean and with a sample of it are two policies."""
+    loaded = []
+    for sample in ("false", "true"):
+        config = config_of_all("training.max_steps=1", f"act.sample={sample}")
+        loaded.append(Policy.load(train("act", config, run.parent / "store", tmp_path / sample).checkpoint))
+    mean, sampled = (policy.model.state_dict() for policy in loaded)
+    assert all(torch.equal(mean[name], sampled[name]) for name in mean)
+    assert loaded[0].identity != loaded[1].identity
 
 
 def test_a_policy_introduces_itself_shortly(run: Path) -> None:

@@ -144,6 +144,8 @@ class SystemOptions:
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     PARENT_FOR: ClassVar[str] = ""
+    ACTING: ClassVar[tuple[str, ...]] = ()
+    """Options that change no weight, but how the policy acts."""
 
     num_epochs: int = option(1000, "epochs; training.max_steps may end a run before", least=1, resume=True)
     learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)

@@ -251,8 +251,11 @@ def identify(
 
     weights: hashes of what was learnt. For a checkpoint (`state`) these are the hashes of its files, already known.
     """
+    options = None if state is None else find_system(state.system).options_of(config)
+    acting = {} if options is None else {name: True for name in options.ACTING if getattr(options, name)}
     return identity_of(
         {
+            **({"acting": acting} if acting else {}),  # without any, the identity of before there was this key
             "weights": dict(weights),
             "model": config.to_dict()["model"],
             "system": None if state is None else state.system,

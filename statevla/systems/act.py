@@ -189,6 +189,8 @@ class ActOptions(ChunkOptions):
         },
     }  # fmt: skip
 
+    ACTING: ClassVar[tuple[str, ...]] = ("sample",)
+
     learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)
     vision: str = option(
         CONV, "what sees: a stem of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)

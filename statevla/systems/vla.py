@@ -181,6 +181,8 @@ class VlaOptions(ChunkOptions):
         },
     }  # fmt: skip
 
+    ACTING: ClassVar[tuple[str, ...]] = ("expectation",)
+
     learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)
     vision: str = option(
         CONV, "what sees: stems of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
