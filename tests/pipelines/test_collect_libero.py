@@ -87,9 +87,7 @@ class FakeSimulator:
     def scenery(self) -> Scenery:
         self.starting = False
         info = {"problem_name": "p", "domain_name": "robosuite", "language_instruction": self.task.instruction}
-        return Scenery(
-            "Env", info, {"bddl_file_name": str(self.task.bddl), "camera_heights": 4}, "(define)", "opengl", True
-        )
+        return Scenery("Env", info, {"bddl_file_name": str(self.task.bddl), "camera_heights": 4}, "(define)", "opengl")
 
     def send(self, request: Request) -> None:
         world = self.world
