@@ -7,6 +7,8 @@ from typing import Any, Final
 from stores.errors import StoreCorrupt
 from stores.layout import MANIFEST
 
+MADE_BY: Final = "made_by"
+"""Attribute of a demonstration in an HDF5 file that says it; field of a manifest's sources."""
 UNSAID: Final = ""
 """Stands for demonstrations whose files do not say."""
 
@@ -18,7 +20,7 @@ def made_by(sources: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """
     found: Counter[str] = Counter()
     for source in sources:
-        said, episodes = source.get("made_by", {}), source.get("episodes", 0)
+        said, episodes = source.get(MADE_BY, {}), source.get("episodes", 0)
         counts: list[Any] = list(said.values()) if isinstance(said, dict) else [None]
         if not all(type(n) is int and n >= 0 for n in [*counts, episodes]) or sum(counts) > episodes:
             raise StoreCorrupt(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.collect.libero_driver import Drive, steps_of
-from pipelines.collect.writer import EXPERT, MADE_BY, SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
+from pipelines.collect.writer import EXPERT, SETTINGS, Align, Attribute, Demo, FileHeader, write_demos
 from statevla.evaluators.known import in_trained_words
 from statevla.evaluators.runner import ChunkPolicy
 from statevla.policies.execution import Execution
@@ -30,6 +30,7 @@ from statevla.sims.libero.rotations import axis_angle_of_quaternion
 from statevla.sims.libero.scatter import seed_of_places
 from stores.disk import durable
 from stores.errors import StateVLAError, UsageError
+from stores.made_by import MADE_BY
 
 HOLD: Final = 10
 """Steps for which a success must hold, as LIBERO's own recording has it; more while the expert is not done."""

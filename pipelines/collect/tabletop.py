@@ -14,7 +14,6 @@ from pipelines.collect.writer import (
     ALIGNMENTS,
     EXISTING,
     EXPERT,
-    MADE_BY,
     SETTINGS,
     Align,
     Demo,
@@ -28,6 +27,7 @@ from statevla.sims.tabletop.environment import BLOCKS, BOWLS, CONTROL_HZ, TASKS,
 from statevla.sims.tabletop.expert import TabletopExpert
 from stores.disk import durable
 from stores.errors import UsageError
+from stores.made_by import MADE_BY
 from stores.progress import Progress, ProgressEvent
 
 AFTER_SUCCESS: Final = 3

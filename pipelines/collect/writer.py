@@ -31,9 +31,8 @@ EXISTING: Final[tuple[Existing, ...]] = ("refuse", "append", "replace")
 SETTINGS: Final = "collected_with"
 """Attribute of ``/data`` that says how a file was collected, so that the same collection is recognized."""
 
-MADE_BY: Final = "made_by"
-"""Attribute of a demonstration that says who acted in it, and how."""
 EXPERT: Final = "scripted expert"
+"""`stores.made_by.MADE_BY` of what the experts demonstrate."""
 
 Floats = NDArray[np.float64]
 Attribute = int | float | str

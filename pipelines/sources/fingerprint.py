@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from pipelines.sources import hdf5, pulse
 from statevla.observation import HDF5_IMAGE_KEYS
 from stores.errors import SourceError
+from stores.made_by import MADE_BY
 
 FORMAT: Final = 1
 """Raised by hand when the same demonstration gets another fingerprint."""
 INIT_STATE: Final = "init_state"
 INIT_STATE_INDEX: Final = "init_state_index"
-MADE_BY: Final = "made_by"
 ATTRIBUTES: Final = ("num_samples", "model_file", INIT_STATE_INDEX, INIT_STATE, MADE_BY)
 LATER: Final = (MADE_BY,)
 """Attributes that count where they are there: without them a demonstration has the fingerprint that it always had."""

@@ -26,13 +26,14 @@ from pipelines.sources.alignment import (
     fit_joints,
     joint_layout,
 )
-from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, MADE_BY, Seen
+from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, Seen
 from pipelines.sources.gripper import Reading, convert, require_agreement
 from pipelines.sources.ranges import header_range, overlapping, stored_ranges
 from pipelines.sources.source import Episode
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, JOINTS, robot_state, upright
 from stores.errors import SourceError
 from stores.init_states import init_state_hash
+from stores.made_by import MADE_BY
 from stores.printable import plain
 from stores.spec import LIBERO
 

@@ -51,8 +51,8 @@ class Results:
     nowhere else, run again on resume. interval: Wilson's, 95 %. success_over_tasks: mean of the tasks' rates, which
     papers report. steps: mean length of the successful episodes. per_task, instructions: by task name. seconds and
     steps_run: of this run, which may have resumed an earlier one; steps_per_second: both divided, all workers together.
-    trained_steps: optimizer steps behind the policy; None of a control. made_by: how
-    its demonstrations were made, and how many so (`stores.made_by`). notes: what must be known to read the numbers.
+    trained_steps: optimizer steps behind the policy; None of a control. made_by: how the demonstrations of its store
+    were made, and how many so (`stores.made_by`). notes: what must be known to read the numbers.
     """
 
     suite: str
@@ -107,7 +107,7 @@ class Results:
             f"Policy {self.identity[:12]}, seed {settings['seed']}. Executed: {_executed(settings)}; at most "
             f"{settings['max_steps']} steps after {settings['settle_steps']} of settling.",
             f"Initial states (or demonstrations) {_ranges(starts)}.",
-            *([] if (made := told(self.made_by)) is None else [f"Trained on {made}."]),
+            *([] if (made := told(self.made_by)) is None else [f"The store it was trained on has {made}."]),
             *([f"Not as usual: {json.dumps(settings['conditions'])}."] if settings.get("conditions") else []),
             "Versions: " + ", ".join(f"{package} {version}" for package, version in settings["versions"].items()) + ".",
         ]

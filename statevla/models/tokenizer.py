@@ -141,7 +141,7 @@ class FrozenFeatures(nn.Module):
         return self.kept(obs) if obs.features else self.features(obs.images)
 
 
-class SiglipVision(FrozenFeatures):
+class TowerVision(FrozenFeatures):
     """A linear projection for each camera of a frozen backbone's patch features; kept ones enter through `project`.
 
     width: D; None: that of the documents' model.
@@ -162,6 +162,10 @@ class SiglipVision(FrozenFeatures):
     def forward(self, images: Images) -> Float[Tensor, "B C P D"]:
         return self.project(self.features(images))
 
+    def tokens_of(self, obs: ObservationBatch) -> Float[Tensor, "B C P D"]:
+        """`forward` of an observation: of the features that were kept of it, where it has some."""
+        return self.project(self.of(obs))
+
 
 class Tokenizer(nn.Module):
     """Every modality at width D, with a learned position and modality embedding; CLS is one learned vector."""
@@ -176,7 +180,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.spec = spec
         width, patches = config.embed_dim, config.patches
-        self.vision = ConvVision(config, spec) if config.vision == "conv" else SiglipVision(config, backbone, spec)
+        self.vision = ConvVision(config, spec) if config.vision == "conv" else TowerVision(config, backbone, spec)
         self.language = nn.Linear(spec.language_width, width)
         self.standardize_robot_state = Standardize("robot_state", statistics, spec)
         self.robot = nn.Sequential(nn.Linear(spec.robot_state_dim, width), nn.GELU(), nn.Linear(width, width))
@@ -191,9 +195,9 @@ class Tokenizer(nn.Module):
         token = self.language_token(obs.language)
         if not obs.features:
             return self.assemble(token, obs.images, obs.robot_state)
-        if not isinstance(self.vision, SiglipVision):
+        if not isinstance(self.vision, TowerVision):
             raise UsageError("data.features: this model has patch convolutions, which take pictures")
-        return self._join(token, self.vision.project(self.vision.kept(obs)), obs.robot_state)
+        return self._join(token, self.vision.tokens_of(obs), obs.robot_state)
 
     def language_token(self, language: Float[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         """The token of an instruction's embedding; it needs to be made once only."""

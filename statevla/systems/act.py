@@ -25,16 +25,14 @@ from statevla.models.heads import ChunkOutput
 from statevla.models.losses import LossParts
 from statevla.models.pixels import dtype_of
 from statevla.models.stems import ConvStem, stages_of
-from statevla.models.tokenizer import SiglipVision, embedding
+from statevla.models.tokenizer import TowerVision, embedding
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, seen_by
+from statevla.systems.chunk_policy import OWN_EYES, ChunkOptions, ChunkPolicy, parameters_of, scale_language, seen_by
 from statevla.systems.system import Given, Noise, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
 
 LOG_VARIANCE = 10.0
-OWN = ("vision", (CONV,))
-"""What an option of a stem of its own is seen beside."""
 
 
 class Gaussian(NamedTuple):
@@ -100,13 +98,13 @@ class ActNet(nn.Module):
     def __init__(
         self, *, size: int, width: int, heads: int, hidden: int, chunk_blocks: int, blocks: int, decoder_blocks: int,
         latent: int, stages: tuple[int, ...], chunk: int, spec: ObsSpec, prior: str = "standard", dropout: float = 0.0,
-        tower: SiglipVision | None = None,
+        tower: TowerVision | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         robot, language = spec.robot_state_dim, spec.language_width
         self.latent_size = latent
         self.stem = ConvStem(size, stages, width, section="act") if tower is None else tower
-        side = math.isqrt(self.stem.expected[0]) if isinstance(self.stem, SiglipVision) else self.stem.side
+        side = math.isqrt(self.stem.expected[0]) if isinstance(self.stem, TowerVision) else self.stem.side
         self.register_buffer("position", grid_sinusoids(side, width), persistent=False)
         self.camera = embedding(len(spec.cameras), width)
         self.robot, self.language, self.latent = (
@@ -149,14 +147,14 @@ class ActNet(nn.Module):
 
     def see(self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...]) -> tuple[Float[Tensor, "B P D"], ...]:
         """What each camera's picture shows, place by place."""
-        if isinstance(self.stem, SiglipVision):
+        if isinstance(self.stem, TowerVision):
             return tuple(self.stem(images).unbind(dim=1))
         return tuple(self.stem(frames) for frames in images)
 
     def see_of(self, obs: ObservationBatch) -> tuple[Float[Tensor, "B P D"], ...]:
-        """`see` of an observation: of the features that were kept of it, where it has some."""
-        if isinstance(self.stem, SiglipVision) and obs.features:
-            return tuple(self.stem.project(self.stem.kept(obs)).unbind(dim=1))
+        """`see` of an observation."""
+        if isinstance(self.stem, TowerVision):
+            return tuple(self.stem.tokens_of(obs).unbind(dim=1))
         return self.see(obs.images)
 
     def read(
@@ -195,7 +193,7 @@ class ActOptions(ChunkOptions):
     vision: str = option(
         CONV, "what sees: a stem of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
     )
-    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN_EYES)
     width: int = option(256, "of the tokens", least=8)
     heads: int = option(8, "of every attention", least=1)
     hidden: int = option(1024, "of every block's MLP", least=1)
@@ -204,7 +202,7 @@ class ActOptions(ChunkOptions):
     decoder_blocks: int = option(2, "of the decoder, whose last one is read", least=1)
     latent: int = option(32, "size of the latent", least=1)
     stages: str = option(
-        "32-64-128-256", "channels of the stem's stages, each half as large as the one before", beside=OWN
+        "32-64-128-256", "channels of the stem's stages, each half as large as the one before", beside=OWN_EYES
     )
     prior: str = option(
         "standard", "of the latent: normal, or told by state and instruction", choices=("standard", "learned")
@@ -238,7 +236,7 @@ class ActPolicy(ChunkPolicy):
 
     @property
     def sees_by_tower(self) -> bool:
-        return isinstance(self.net.stem, SiglipVision)
+        return isinstance(self.net.stem, TowerVision)
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ Legend: B batch, C cameras, K chunk, P continuous dimensions, G binary ones, R r
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,14 @@ from statevla.models.heads import gripper_terms, pose_error
 from statevla.models.losses import LossParts
 from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
-from statevla.models.tokenizer import SiglipVision
+from statevla.models.tokenizer import TowerVision
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.frozen import ENCODERS, FrozenEncoder
 from statevla.systems.system import Given, Noise, Terms
 from statevla.systems.world import Foretelling
+
+OWN_EYES: Final = ("vision", (CONV,))
+"""What an option of a policy's own stem or trunk is seen beside: no frozen tower."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class ChunkPolicy(Foretelling):
         raise NotImplementedError
 
 
-def seen_by(key: str, vision: str, width: int, config: Config, given: Given) -> SiglipVision | None:
+def seen_by(key: str, vision: str, width: int, config: Config, given: Given) -> TowerVision | None:
     """Tokens of the frozen tower that the option `key` names, of `width`; None for a stem of the policy's own.
 
     Raises UsageError where ``model.vision`` is another one.
@@ -163,7 +166,7 @@ def seen_by(key: str, vision: str, width: int, config: Config, given: Given) -> 
     if vision == CONV:
         return None
     require_vision(key, vision, config.model.vision)
-    return SiglipVision(config.model, given.backbone, given.spec, width)
+    return TowerVision(config.model, given.backbone, given.spec, width)
 
 
 def parameters_of(*modules: nn.Module) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ decay their output stays at zero.
 Legend: B batch, C cameras, F hidden width, K chunk, P pose dimensions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,13 +25,11 @@ from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.stems import Stage, stages_of
 from statevla.models.tokenizer import FrozenFeatures, embedding
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.chunk_policy import OWN_EYES, ChunkOptions, ChunkPolicy, parameters_of, scale_language
 from statevla.systems.system import Given, Noise, Terms
 from stores.spec import ObsSpec
 
 POOL = 4
-OWN = ("vision", (CONV,))
-"""What an option of a trunk of its own is seen beside."""
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -42,7 +40,31 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-class FilmNet(nn.Module):
+class Conditioned(nn.Module):
+    """What both nets share: the instruction's layers, and the policy whose last layer tells the chunk."""
+
+    language: nn.Sequential
+    policy: nn.Sequential
+    chunk: int
+    pose: int
+
+    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
+        """Once an instruction."""
+        out: Tensor = self.language(language)
+        return out
+
+    def fused(self, parts: Sequence[Float[Tensor, "B _"]]) -> Float[Tensor, "B E"]:
+        """What the chunk is read from by one linear layer, of `parts` side by side."""
+        x = torch.cat(list(parts), dim=-1).to(dtype_of(self.policy))
+        out: Tensor = self.policy[:-1](x)
+        return out
+
+    def told(self, read: Float[Tensor, "B E"]) -> ChunkOutput:
+        """The chunk."""
+        return split_output(self.policy[-1](read).float(), self.chunk, self.pose)
+
+
+class FilmNet(Conditioned):
     """The spec's cameras and widths; chunk: steps."""
 
     def __init__(self, size: int, hidden: int, stages: tuple[int, ...], chunk: int, spec: ObsSpec) -> None:
@@ -60,11 +82,6 @@ class FilmNet(nn.Module):
             nn.Linear((cameras + 2) * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden), nn.ReLU(),
             nn.Linear(hidden, chunk * spec.action_dim),
         )  # fmt: skip
-
-    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
-        """Once an instruction."""
-        out: Tensor = self.language(language)
-        return out
 
     def see(self, images: UInt8[Tensor, "B H W 3"], condition: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """One camera's features under an instruction, before its embedding."""
@@ -86,18 +103,10 @@ class FilmNet(nn.Module):
     ) -> Float[Tensor, "B F"]:
         """What the chunk is read from by one linear layer."""
         seen = [self.see(frames, condition) + self.camera_embedding[c] for c, frames in enumerate(images)]
-        x = torch.cat([*seen, condition, self.robot(robot)], dim=-1).to(dtype_of(self.policy))
-        *layers, _ = self.policy
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    def told(self, read: Float[Tensor, "B F"]) -> ChunkOutput:
-        """The chunk."""
-        return split_output(self.policy[-1](read).float(), self.chunk, self.pose)
+        return self.fused([*seen, condition, self.robot(robot)])
 
 
-class PooledFilmNet(nn.Module):
+class PooledFilmNet(Conditioned):
     """The chapter's: one vector of the pooled features of a frozen tower, scaled and shifted by the instruction; with
     the chapter's sizes (hidden 512, two cameras of 768) 4,220,230 parameters for a chunk of 10.
 
@@ -111,18 +120,11 @@ class PooledFilmNet(nn.Module):
         self.language = nn.Sequential(nn.Linear(language, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.visual = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.robot = nn.Sequential(nn.Linear(robot, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, hidden))
-        self.generator = nn.Sequential(
-            nn.Linear(hidden, 2 * hidden), nn.ReLU(), zero_linear(2 * hidden, 2 * hidden)
-        )  # fmt: skip
+        self.generator = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.ReLU(), zero_linear(2 * hidden, 2 * hidden))
         self.policy = nn.Sequential(
             nn.Linear(3 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(),
             nn.Linear(hidden // 2, chunk * spec.action_dim),
         )  # fmt: skip
-
-    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I F"]:
-        """Once an instruction."""
-        out: Tensor = self.language(language)
-        return out
 
     def see(self, features: Float[Tensor, "B C P V"], condition: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """All cameras under an instruction."""
@@ -131,20 +133,17 @@ class PooledFilmNet(nn.Module):
         out: Tensor = ((1 + gamma) * self.visual(pooled) + beta).relu()
         return out
 
+    def forward(
+        self, images: tuple[UInt8[Tensor, "B _ _ 3"], ...], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
+    ) -> ChunkOutput:
+        """robot: standardized."""
+        return self.told(self.read(self.tower.features(images), robot, condition))
+
     def read(
         self, features: Float[Tensor, "B C P V"], robot: Float[Tensor, "B R"], condition: Float[Tensor, "B F"]
     ) -> Float[Tensor, "B E"]:
         """As `FilmNet.read`, of the tower's features; E is half of F."""
-        seen = self.see(features, condition)
-        x = torch.cat([seen, condition, self.robot(robot)], dim=-1).to(dtype_of(self.policy))
-        *layers, _ = self.policy
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    def told(self, read: Float[Tensor, "B E"]) -> ChunkOutput:
-        """The chunk."""
-        return split_output(self.policy[-1](read).float(), self.chunk, self.pose)
+        return self.fused([self.see(features, condition), condition, self.robot(robot)])
 
 
 @dataclass(frozen=True)
@@ -159,10 +158,10 @@ class FilmOptions(ChunkOptions):
     vision: str = option(
         CONV, "what sees: a trunk of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
     )
-    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN_EYES)
     hidden: int = option(256, "width of the fused features", least=8)
     stages: str = option(
-        "32-64-128-256", "channels of the trunk's stages, each half as large as the one before", beside=OWN
+        "32-64-128-256", "channels of the trunk's stages, each half as large as the one before", beside=OWN_EYES
     )
 
 
@@ -208,10 +207,7 @@ class FilmPolicy(ChunkPolicy):
         return {"pose": pose, "logits": logits, **self.wanted(batch), **self.foretell(read, batch)}
 
     def decide(self, scene: Scene) -> Acted:
-        robot, net = self.standardize_robot_state(scene.robot_state), self.net
-        if isinstance(net, PooledFilmNet):
-            return self.acted(*net.told(net.read(net.tower.features(scene.images), robot, scene.condition)))
-        return self.acted(*net(scene.images, robot, scene.condition))
+        return self.acted(*self.net(scene.images, self.standardize_robot_state(scene.robot_state), scene.condition))
 
     def matrices(self) -> Iterator[Tensor]:
         if isinstance(self.net, PooledFilmNet):

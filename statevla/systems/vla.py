@@ -23,9 +23,9 @@ from statevla.models.attention import Backbone, CrossLayer, Queries
 from statevla.models.heads import Bins, ChunkOutput, split_output
 from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.stems import PATCH_STEMS
-from statevla.models.tokenizer import SiglipVision, embedding
+from statevla.models.tokenizer import TowerVision, embedding
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import ChunkOptions, ChunkPolicy, parameters_of, scale_language, seen_by
+from statevla.systems.chunk_policy import OWN_EYES, ChunkOptions, ChunkPolicy, parameters_of, scale_language, seen_by
 from statevla.systems.system import Given, Noise, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
@@ -33,8 +33,6 @@ from stores.spec import ObsSpec
 FUSIONS = ("concat", "cross_attention", "perceiver")
 HEADS = ("continuous", "discrete", "chunked")
 CROSS_LAYERS = 2
-OWN = ("vision", (CONV,))
-"""What an option of stems of its own is seen beside."""
 BINNED = ("head", ("discrete",))
 
 
@@ -46,7 +44,7 @@ class VisionTokens(nn.Module):
 
     def __init__(
         self, size: int, patch: int, width: int, heads: int, hidden: int, blocks: int, cameras: int, dropout: float,
-        stem: str, tower: SiglipVision | None = None,
+        stem: str, tower: TowerVision | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.size, self.tower = size, tower
@@ -65,11 +63,11 @@ class VisionTokens(nn.Module):
         return self._placed([stem(prepare_pixels(frames, self.size)) for stem, frames in seen])
 
     def of(self, obs: ObservationBatch) -> Float[Tensor, "B N D"]:
-        """`forward` of an observation: of the features that were kept of it, where it has some."""
-        if self.tower is None or not obs.features:
-            out: Tensor = self(obs.images)
-            return out
-        return self._placed(self.tower.project(self.tower.kept(obs)).unbind(dim=1))
+        """`forward` of an observation."""
+        if self.tower is not None:
+            return self._placed(self.tower.tokens_of(obs).unbind(dim=1))
+        out: Tensor = self(obs.images)
+        return out
 
     def _placed(self, cameras: Sequence[Float[Tensor, "B P D"]]) -> Float[Tensor, "B N D"]:
         tokens = [
@@ -85,7 +83,7 @@ class VlaNet(nn.Module):
     def __init__(
         self, *, size: int, patch: int, width: int, heads: int, vision_blocks: int, blocks: int, chunk: int,
         spec: ObsSpec, fusion: str, head: str, queries: int = 16, bins: int = 256, dropout: float = 0.0,
-        stem: str = "patch", tower: SiglipVision | None = None,
+        stem: str = "patch", tower: TowerVision | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         hidden, pose, binary = 4 * width, len(spec.continuous), len(spec.binary)
@@ -187,8 +185,8 @@ class VlaOptions(ChunkOptions):
     vision: str = option(
         CONV, "what sees: stems of its own, or the frozen tower that model.vision names too", choices=(CONV, *VISION)
     )
-    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN)
-    patch_size: int = option(16, "pixels a side of a patch", least=1, beside=OWN)
+    image_size: int = option(128, "pictures are resized to this many pixels a side", least=8, beside=OWN_EYES)
+    patch_size: int = option(16, "pixels a side of a patch", least=1, beside=OWN_EYES)
     stem: str = option(
         "patch", "what makes a patch a token: one convolution, or some that halve", choices=tuple(PATCH_STEMS)
     )

@@ -10,7 +10,7 @@ import torch
 from statevla.models.pixels import prepare_pixels
 from statevla.models.standardize import Standardize
 from statevla.models.stems import ConvPatchStem
-from statevla.models.tokenizer import SiglipVision, Tokenizer
+from statevla.models.tokenizer import Tokenizer, TowerVision
 from stores.errors import ObsSpecMismatch, UsageError
 from tests.models.build import micro, normalization, observations
 
@@ -118,7 +118,7 @@ def test_stages_stand_where_the_patch_convolution_stood() -> None:
 def test_siglip_projects_each_cameras_features() -> None:
     tokenizer = Tokenizer(micro(*SIGLIP).model, None, Recorded())
     vision = tokenizer.vision
-    assert isinstance(vision, SiglipVision)
+    assert isinstance(vision, TowerVision)
     obs = observations(2)
     features = vision.features(obs.images)
     assert features.shape == (2, 2, 4, 12)

@@ -59,7 +59,8 @@ def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan, system
     assert results.trials == 2
     assert results.settings["replan"] == 5
     assert results.made_by == {"scripted expert": 8}
-    assert "Trained on 8 demonstrations: 8 scripted expert." in (out / "eval" / "results.md").read_text()
+    written = (out / "eval" / "results.md").read_text()
+    assert "The store it was trained on has 8 demonstrations: 8 scripted expert." in written
     assert {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")} == weights
     assert sum("nothing was trained" in line for line in told) == len(systems)
     steps = 3 + len(systems)
