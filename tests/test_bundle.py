@@ -65,6 +65,7 @@ def test_a_loaded_policy_is_self_contained(run: Path) -> None:
     store = Store.open(run.parent / "store")
     assert policy.obs_spec == ObsSpec.from_dict(store.obs_spec)
     assert policy.content_hash == store.content_hash
+    assert policy.made_by == {"by hand": len(store.manifest.sources)}
     assert policy.language.keys() == set(store.manifest.instructions)
     for text, vector in policy.language.items():
         np.testing.assert_array_equal(vector, store.language.vector(text))

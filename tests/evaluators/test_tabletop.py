@@ -39,6 +39,7 @@ class Recorder:
         self.chunk, self.identity = len(chunk), "recorder"
         self.seen: list[Observation] = []
         self.draws: list[Draw] = []
+        self.made_by: dict[str, int] = {}
 
     def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
         self.seen += observations
@@ -185,6 +186,17 @@ def test_episodes_are_the_demonstrations_replayed_in_all(tmp_path: Path) -> None
     demos = ReplayDemos({TabletopTask(0).name: (demo,), TabletopTask(2).name: (demo,) * 9})
     results = run(demos, tmp_path, episodes=4)
     assert [record.start for record in results.records] == [0, 0, 1, 2]
+
+
+def test_results_say_how_demonstrations_were_made(tmp_path: Path) -> None:
+    policy = Recorder(np.zeros((4, 7), np.float32))
+    silent = run(policy, tmp_path / "silent", tasks=[0], num_trials=1, max_steps=2)
+    assert not any("demonstrations:" in fact for fact in silent.facts())
+    policy.made_by = {"scripted expert": 2, "scripted expert, noise 0.3 on its actions": 7}
+    results = run(policy, tmp_path / "said", tasks=[0], num_trials=1, max_steps=2)
+    said = "The store it was trained on has 9 demonstrations: 7 scripted expert, noise 0.3 on its actions; 2 scripted"
+    assert said in (tmp_path / "said/results.md").read_text()
+    assert json.loads((tmp_path / "said/results.json").read_text())["made_by"] == results.made_by == policy.made_by
 
 
 def test_evaluation_seeds_are_fresh() -> None:

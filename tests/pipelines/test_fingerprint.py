@@ -11,8 +11,10 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.evidence import Told
+from pipelines.sources.fingerprint import ATTRIBUTES, Stored, fingerprint_demo
 from pipelines.sources.reading import CALLS
 from stores.errors import SourceError
+from stores.made_by import MADE_BY
 from stores.manifest import Manifest, hash_object
 from stores.spec import LIBERO
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
@@ -142,3 +144,18 @@ def test_changing_one_demonstration_makes_one_unit_again(tmp_path: Path) -> None
         file["data/demo_0/rewards"] = np.ones(4)
     again = run("store")
     assert again.units_reused == 3
+
+
+def test_without_how_it_was_made_a_demonstration_has_the_fingerprint_of_before(tmp_path: Path) -> None:
+    """Stores that were made before this was read go on as they are."""
+    before = tuple(name for name in ATTRIBUTES if name != MADE_BY)
+    path = write(tmp_path / "a.hdf5")
+
+    def of(attributes: tuple[str, ...]) -> str:
+        with h5py.File(path) as file, Stored(path) as stored:
+            return fingerprint_demo(file, "demo_0", stored, attributes=attributes)
+
+    assert of(before) == of(ATTRIBUTES)
+    with h5py.File(path, "r+") as file:
+        file["data/demo_0"].attrs[MADE_BY] = "by hand"
+    assert of(before) != of(ATTRIBUTES)

@@ -145,3 +145,12 @@ def test_a_pretrained_painter_was_trained_whole() -> None:
     assert MIGRATIONS[18](old)["config"]["stamo"] == {"decoder": "sd3", "sd3_lora": 0}
     assert MIGRATIONS[18]({"config": {"data": {}}})["config"] == {"data": {}}
     assert old["config"]["stamo"] == {"decoder": "sd3"}
+
+
+def test_no_policy_saw_by_a_tower_and_nothing_said_how_demonstrations_were_made() -> None:
+    old = {"config": {"film": {"hidden": 8}, "act": {}, "vla": {}, "goal": {}}}
+    now = MIGRATIONS[19](old)
+    assert now["made_by"] == {}
+    saw = {"vision": "conv"}
+    assert now["config"] == {"film": {"hidden": 8, **saw}, "act": saw, "vla": saw, "goal": {}}
+    assert old == {"config": {"film": {"hidden": 8}, "act": {}, "vla": {}, "goal": {}}}

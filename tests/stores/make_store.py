@@ -114,7 +114,15 @@ def make_tiny_store(
         },
         provenance={"code_version": "test", "formats": {}, "libraries": {}},
         sources=tuple(
-            {"file": f"{s}.hdf5", "sha256": "0" * 64, "bytes": 0, "alignment": "after", "episodes": 1} for s in indexes
+            {
+                "file": f"{s}.hdf5",
+                "sha256": "0" * 64,
+                "bytes": 0,
+                "alignment": "after",
+                "episodes": 1,
+                "made_by": {"by hand": 1},
+            }
+            for s in indexes
         ),
         counts={
             "episodes": len(made),
