@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from cli import app
 from pipelines.collect.tabletop import collect_tabletop
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import IngestSummary, ingest
@@ -371,6 +372,16 @@ def test_a_store_from_before_does_not_say_how_demonstrations_were_made(tmp_path:
         assert unit_facts(record, "move_a_demo.hdf5").made_by == ("",) * len(record["episodes"])
     assert made_by.told(made_by.made_by(Manifest.load(store).sources)) is None
     assert made_by.told(made_by.made_by([{"episodes": 3}])) is None
+
+
+@pytest.mark.parametrize(("said", "steps"), [((), 16), (("--window", "8"), 8)])
+def test_steps_of_a_segment_are_said_at_ingest(tmp_path: Path, said: tuple[str, ...], steps: int) -> None:
+    source = write_tasks(tmp_path / "in", [[grasping(0)]])
+    command = ["ingest", "cups", "--source", str(source), "--out", str(tmp_path / "out"), "--language", "hashed", *said]
+    app(command, standalone_mode=False)
+    store = Store.open(tmp_path / "out")
+    assert store.manifest.config["window"] == steps
+    assert max(store.segment_columns["steps"]) == steps
 
 
 def test_scenes_that_differ_among_themselves_quarantine_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from stores.errors import StoreCorrupt, UsageError
 from stores.kept import list_kept, named_kept, remove_kept, useless
 from stores.manifest import content_hash
 from stores.sharded import ShardedSpec, write_shard
-from stores.summary import inspect_store
+from stores.summary import for_people, inspect_store
 from stores.verify import verify_store
 from tests.stores.make_store import make_tiny_store
 
@@ -47,6 +47,7 @@ def test_every_folder_is_listed_with_what_it_is(store: Path) -> None:
     assert (good.made_from["encoder"], good.about) == ("good", {"step": 3})
     assert good.bytes == sum(path.stat().st_size for path in (store / "latents/good").rglob("*") if path.is_file())
     rows = {row["folder"]: row for row in inspect_store(store)["derived"]}
+    assert {tuple(row) for row in for_people(inspect_store(store))["derived"]} == {("folder", "state", "size")}
     assert (rows["latents/old"]["state"], rows["latents/good"]["size"]) == ("stale", good.bytes)
 
 
