@@ -8,6 +8,7 @@ from statevla.data.frames import make_table
 from statevla.data.goals import Goals
 from statevla.data.loaders import SegmentLoader, iterate_once
 from statevla.data.needs import Needs
+from statevla.data.source import Source
 from stores.errors import UsageError
 from stores.reader import Store
 from tests.stores.make_store import make_episodes, make_tiny_store
@@ -23,7 +24,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def goals(store: Store, kind: str, chunk: int = 4, seed: int = 0, cache: float = 1.0) -> Goals:
-    return Goals(store, make_table(store, chunk), kind, seed, cache)
+    table = make_table(store, chunk)
+    return Goals(Source(store, table, np.arange(1), np.ones(1, np.int64), DataConfig(), 0), kind, seed, cache)
 
 
 def test_the_last_frame_is_each_episodes_own(store: Store) -> None:

@@ -8,14 +8,16 @@ Legend: B rows.
 
 import dataclasses
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 import torch
 
 from statevla.data.batch import Batch, ObservationBatch
-from statevla.data.frames import Ints, Table
-from stores.reader import Store
+from statevla.data.frames import Ints
+from statevla.data.machine import cache_bytes, loader_threads
+from statevla.data.source import Source
 
 NEAR: Final = 2
 """Goals of kind ``near`` are at most so many chunks ahead."""
@@ -26,17 +28,19 @@ class Goals:
 
     kind: ``final``, the episode's last observation; ``future``, a later one, uniform; ``near``, the same at most two
     chunks ahead; ``mixed``, ``final`` in half of the rows and ``future`` in the others. The last observation is its own
-    goal. Decoded segments are kept while they fit in `cache_bytes`.
+    goal. They are read as the rows of `source` are: by its view, else from pictures, whose decoded segments are kept
+    while they fit in `cache` bytes (default: what the source may keep).
     """
 
-    def __init__(self, store: Store, table: Table, kind: str, seed: int, cache_bytes: float) -> None:
-        self.store, self.table, self.kind, self.seed = store, table, kind, seed
+    def __init__(self, source: Source, kind: str, seed: int, cache: float | None = None) -> None:
+        table = source.table
+        self.source, self.table, self.kind, self.seed = source, table, kind, seed
         self._order = np.lexsort((table.first_step, table.episode))
         self._places = table.episode[self._order] * _EPISODE + table.first_step[self._order]
         self.last = np.zeros(int(table.episode.max()) + 1, dtype=np.int64)
         np.maximum.at(self.last, table.episode, table.first_step + table.observations - 1)
         self._held: OrderedDict[int, tuple[tuple[np.ndarray, ...], np.ndarray]] = OrderedDict()
-        self._bytes, self._most = 0, cache_bytes
+        self._bytes, self._most = 0, cache_bytes(source.data) if cache is None else cache
 
     def choose(self, episode: Ints, frame: Ints, epoch: int) -> Ints:
         """The goal's frame of each row, from the row's own to the episode's last."""
@@ -63,6 +67,12 @@ class Goals:
         )
 
     def _read(self, episode: Ints, frame: Ints, language: torch.Tensor) -> ObservationBatch:
+        if self.source.view is not None:
+            at = self.table.first_frame[episode] + frame
+            numbers = torch.from_numpy(self.source.numbers.robot_state(at))
+            with ThreadPoolExecutor(loader_threads(self.source.data), thread_name_prefix="goals") as pool:
+                seen = {"images": (), **self.source.view.observe(at, False, pool)}
+            return ObservationBatch(robot_state=numbers, language=language, **seen)
         where = np.searchsorted(self._places, episode * _EPISODE + frame, side="right") - 1
         segments = self._order[where]
         offsets = frame - self.table.first_step[segments]
@@ -78,7 +88,7 @@ class Goals:
         if number in self._held:
             self._held.move_to_end(number)
             return self._held[number]
-        read = self.store.read_segment(number)
+        read = self.source.store.read_segment(number)
         found = (read.decode(), read.robot_state)
         self._held[number] = found
         self._bytes += _size(found)

@@ -6,7 +6,6 @@ Legend: B rows of a global batch, L lanes, M segments in a block, K actions of a
 """
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Generator, Iterator
 from typing import Final
@@ -15,13 +14,10 @@ import numpy as np
 
 from statevla.config import DataConfig
 from statevla.data.batch import Batch
-from statevla.data.blocks import Blocks, BlockSupply
 from statevla.data.frames import Ints, Table, make_table
 from statevla.data.goals import Goals
 from statevla.data.labelled import choose_labelled
-from statevla.data.machine import cache_bytes, loader_threads
 from statevla.data.needs import NOW, Needs
-from statevla.data.numbers import Numbers
 from statevla.data.order import (
     LanePlan,
     Order,
@@ -33,9 +29,8 @@ from statevla.data.order import (
     rank_lanes,
 )
 from statevla.data.oversample import Repeated, repeat_changes, repeat_segments
-from statevla.data.prefetch import BatchPlan, Position, Rows, Supply, stream
-from statevla.data.rows import BesideSupply, RowSupply
-from statevla.data.views import View
+from statevla.data.prefetch import BatchPlan, Position, Rows
+from statevla.data.source import Source
 from stores.errors import UsageError
 from stores.reader import Store
 
@@ -61,43 +56,6 @@ def split_segments(store: Store, table: Table, split: str, *, with_next_only: bo
         known = sorted(names)
         raise UsageError(f"{store.root}: no transitions in split {split!r}; the store has {', '.join(known)}")
     return chosen, counts[chosen]
-
-
-class Source:
-    """Makes the batches of a split, for one or more streams of them.
-
-    ahead: steps to the later observation of a transition (`Needs.ahead`). view: what observations are made of; None,
-    as at first: the pictures of the segments. beside: further views, which come with every observation.
-    """
-
-    def __init__(self, store: Store, table: Table, segments: Ints, counts: Ints, data: DataConfig, ahead: int) -> None:
-        self.store, self.table, self.data, self.ahead = store, table, data, ahead
-        self.segments, self.counts = segments, counts
-        self.view: View | None = None
-        self.beside: tuple[View, ...] = ()
-
-    @functools.cached_property
-    def _numbers(self) -> Numbers:
-        return Numbers(self.store, self.data.lanes * self.data.block_segments)
-
-    @functools.cached_property
-    def _blocks(self) -> Blocks:
-        numbers = self._numbers if self.table.chunk > self.table.store_chunk else None
-        held = self.data.lanes * self.data.block_segments
-        return Blocks(self.store, self.table, self.segments, self.counts, held, cache_bytes(self.data), numbers)
-
-    def supply(self) -> Supply:
-        """A new stream's way to its batches."""
-        if self.view is None:
-            supply: Supply = BlockSupply(self._blocks, self.ahead)
-        else:
-            supply = RowSupply(self.table, self._numbers, self.view, self.ahead)
-        return BesideSupply(supply, self.table, self.beside) if self.beside else supply
-
-    def stream(self, plans: Iterator[BatchPlan]) -> Generator[tuple[Position, Batch], None, None]:
-        """The batches of `plans`, with as many threads (and requests to a far store) as the configuration says."""
-        requests = self.data.remote_requests if self.store.is_far else 0
-        return stream(plans, self.supply(), threads=loader_threads(self.data), requests=requests)
 
 
 class SegmentLoader:
@@ -140,7 +98,7 @@ class SegmentLoader:
         )
         self.lanes = rank_lanes(self.order, rank, world)
         self.source = Source(store, self.table, self.segments, counts, data, needs.ahead)
-        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
+        self.goals = None if needs.goal == "none" else Goals(self.source, needs.goal, seed)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -254,7 +212,7 @@ class SplitReader:
         self.table = make_table(store, chunk, seed if data.shuffle_instructions else None)
         self.segments, self.counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.source = Source(store, self.table, self.segments, self.counts, data, needs.ahead)
-        self.goals = None if needs.goal == "none" else Goals(store, self.table, needs.goal, seed, cache_bytes(data))
+        self.goals = None if needs.goal == "none" else Goals(self.source, needs.goal, seed)
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Every transition exactly once; the last batch may be smaller. Each rank gets every `world`-th batch."""

@@ -17,20 +17,24 @@ from statevla.models.pixels import dtype_of
 from statevla.models.tokenizer import embedding
 
 
-def encoder_layer(width: int, heads: int, hidden: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
-    """x + Attention(LN(x)), then x + MLP(LN(x)), GELU."""
+def encoder_layer(
+    width: int, heads: int, hidden: int, dropout: float = 0.0, norm_first: bool = True
+) -> nn.TransformerEncoderLayer:
+    """x + Attention(LN(x)), then x + MLP(LN(x)), GELU; or LN(x + Attention(x)), then LN(x + MLP(x))."""
     return nn.TransformerEncoderLayer(
-        width, heads, hidden, dropout, activation="gelu", batch_first=True, norm_first=True
+        width, heads, hidden, dropout, activation="gelu", batch_first=True, norm_first=norm_first
     )
 
 
 class Backbone(nn.Module):
-    """`depth` pre-norm blocks and a final LayerNorm; without blocks, nothing at all."""
+    """`depth` pre-norm blocks and a final LayerNorm, or post-norm blocks alone; without blocks, nothing at all."""
 
-    def __init__(self, width: int, heads: int, hidden: int, depth: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, depth: int, dropout: float = 0.0, norm_first: bool = True
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(encoder_layer(width, heads, hidden, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(width) if depth else nn.Identity()
+        self.layers = nn.ModuleList(encoder_layer(width, heads, hidden, dropout, norm_first) for _ in range(depth))
+        self.norm = nn.LayerNorm(width) if depth and norm_first else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B N D"], ignore: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
         """ignore: tokens that no other token may look at (padding)."""
@@ -44,12 +48,12 @@ class Backbone(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among the queries, cross-attention to the memory, MLP; norm first, GELU."""
+    """Self-attention among the queries, cross-attention to the memory, MLP; norm first or last, GELU."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0, norm_first: bool = True) -> None:
         super().__init__()
         self.layer = nn.TransformerDecoderLayer(
-            width, heads, hidden, dropout, activation="gelu", batch_first=True, norm_first=True
+            width, heads, hidden, dropout, activation="gelu", batch_first=True, norm_first=norm_first
         )
 
     def forward(self, queries: Float[Tensor, "B Q D"], memory: Float[Tensor, "B M D"]) -> Float[Tensor, "B Q D"]:

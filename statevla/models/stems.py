@@ -5,13 +5,18 @@ Legend: B batch, H height, W width, S side of the resized picture, P patches, D 
 
 from typing import Final
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from statevla.models.pixels import dtype_of, prepare_pixels
+from statevla.models.pixels import PIXEL_MEAN, PIXEL_STD, dtype_of, prepare_pixels
 from stores.errors import UsageError
 
 GROUPS = 8
+RESNET_SHRINKS: Final = 32
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+"""Of the pictures that released ResNets have seen."""
 
 
 def stages_of(key: str, text: str) -> tuple[int, ...]:
@@ -64,6 +69,40 @@ class ConvStem(nn.Module):
             x = stage(x).relu()
         out: Tensor = self.out(x).flatten(2).transpose(1, 2)
         return out
+
+
+class ResNetStem(nn.Module):
+    """The last map of a ResNet `trunk` (of `transformers`), 1/32 of the side, then 1 × 1 to `width`.
+
+    Batch norms stand still on their kept statistics, so that no row sees another; their scales and shifts learn.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trunk: nn.Module, size: int, channels: int, width: int, section: str = "model") -> None:
+        super().__init__()
+        if size % RESNET_SHRINKS:
+            raise UsageError(
+                f"{section}.image_size: {size} is not a multiple of {RESNET_SHRINKS}, by which a ResNet shrinks it"
+            )
+        self.size, self.side = size, size // RESNET_SHRINKS
+        self.trunk, self.out = trunk.eval(), nn.Conv2d(channels, width, 1)
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B P D"]:
+        """Features of one camera, the map row by row, P = side²."""
+        pixels = (prepare_pixels(images, self.size) * PIXEL_STD + PIXEL_MEAN - self.mean) / self.std
+        seen = self.trunk(pixel_values=pixels.to(dtype_of(self.out))).last_hidden_state
+        out: Tensor = self.out(seen).flatten(2).transpose(1, 2)
+        return out
+
+    def train(self, mode: bool = True) -> "ResNetStem":
+        """But for the batch norms."""
+        super().train(mode)
+        self.trunk.eval()
+        return self
 
 
 class PatchStem(nn.Module):

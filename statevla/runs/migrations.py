@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 20
+FORMAT: Final = 21
 Tree = dict[str, Any]
 
 
@@ -244,6 +244,16 @@ def _made_by(old: Tree) -> Tree:
     return tree
 
 
+def _one_vector(old: Tree) -> Tree:
+    """20 to 21: ACT saw pictures place by place, by no ResNet; a goal policy by no tower."""
+    tree = copy.deepcopy(old)
+    if "goal" in tree["config"]:
+        tree["config"]["goal"]["vision"] = "conv"
+    if "act" in tree["config"]:
+        tree["config"]["act"] |= {"observation": "images", "resnet_model": None}
+    return tree
+
+
 def _with_world(config: Tree) -> list[Tree]:
     """Options of the systems that may have a world head."""
     named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
@@ -293,5 +303,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     17: _latent_actions,
     18: _adapters,
     19: _made_by,
+    20: _one_vector,
 }
 """From the format of the key to the next one."""

@@ -22,7 +22,7 @@ from statevla.models.heads import gripper_terms, pose_error
 from statevla.models.losses import LossParts
 from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
-from statevla.models.tokenizer import TowerVision
+from statevla.models.tokenizer import FrozenFeatures, TowerVision
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.frozen import ENCODERS, FrozenEncoder
 from statevla.systems.system import Given, Noise, Terms
@@ -167,6 +167,14 @@ def seen_by(key: str, vision: str, width: int, config: Config, given: Given) -> 
         return None
     require_vision(key, vision, config.model.vision)
     return TowerVision(config.model, given.backbone, given.spec, width)
+
+
+def features_of(key: str, vision: str, config: Config, given: Given) -> FrozenFeatures | None:
+    """As `seen_by`, the features themselves."""
+    if vision == CONV:
+        return None
+    require_vision(key, vision, config.model.vision)
+    return FrozenFeatures(config.model, given.backbone)
 
 
 def parameters_of(*modules: nn.Module) -> Iterator[Tensor]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from statevla.config import Config
 from statevla.config.options import option
-from statevla.config.schema import require_vision
 from statevla.data.batch import Batch
 from statevla.encoders.vision import CONV, VISION
 from statevla.models.heads import ChunkOutput, split_output
@@ -25,7 +24,14 @@ from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.stems import Stage, stages_of
 from statevla.models.tokenizer import FrozenFeatures, embedding
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.chunk_policy import OWN_EYES, ChunkOptions, ChunkPolicy, parameters_of, scale_language
+from statevla.systems.chunk_policy import (
+    OWN_EYES,
+    ChunkOptions,
+    ChunkPolicy,
+    features_of,
+    parameters_of,
+    scale_language,
+)
 from statevla.systems.system import Given, Noise, Terms
 from stores.spec import ObsSpec
 
@@ -173,12 +179,11 @@ class FilmPolicy(ChunkPolicy):
     def __init__(self, config: Config, options: FilmOptions, given: Given) -> None:
         super().__init__(config, options, given)
         chunk = config.model.action_seq_len
-        if options.vision == CONV:
+        tower = features_of("film.vision", options.vision, config, given)
+        if tower is None:
             stages = stages_of("film.stages", options.stages)
             self.net = FilmNet(options.image_size, options.hidden, stages, chunk, given.spec)
         else:
-            require_vision("film.vision", options.vision, config.model.vision)
-            tower = FrozenFeatures(config.model, given.backbone)
             self.net = PooledFilmNet(tower, options.hidden, chunk, given.spec)
         self.add_world(config, options.hidden if options.vision == CONV else options.hidden // 2)
 

@@ -16,7 +16,6 @@ from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch
 from statevla.data.needs import NOW, Needs
 from statevla.encoders.backbone import FrozenVision
-from statevla.models.encoder import StateEncoder
 from statevla.models.losses import LossParts
 from statevla.models.optim import undecayed_names
 from statevla.runs.files import CheckpointState
@@ -92,9 +91,9 @@ class Objective(nn.Module):
         return False
 
     @property
-    def frozen_encoder(self) -> StateEncoder | None:
-        """Of a policy that sees of a frame only what this frozen encoder makes of it: its states may be kept, and come
-        as ``obs.latent``. The default has none.
+    def frozen_encoder(self) -> nn.Module | None:
+        """Of a policy that sees of a frame only what this frozen encoder makes of it (a `StateEncoder`, or another that
+        gives `state`): its states may be kept, and come as ``obs.latent``. The default has none.
         """
         return None
 

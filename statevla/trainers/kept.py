@@ -146,7 +146,7 @@ def _states(run: "Run", view: View | None, key: str | None) -> Rows | None:
         why = "data.shuffle_instructions pairs frames with other instructions than their own"
     elif _augments(run.config):
         why = "augmentation makes other pictures at every step"
-    if why is not None or encoder is None:
+    if why is not None or not isinstance(encoder, StateEncoder | StamoModel):
         run.report(run.step, f"encodes every frame at every step: {why}")
         return None
     rows, name = _kept(run, encoder, view, key)

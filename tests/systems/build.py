@@ -92,8 +92,15 @@ CASES.append(Case(find_system("goal"), ("goal.fusion=state", "goal.encoder=stamo
 CASES += [with_world(row.name, "stamo", "motion") for row in POLICIES if issubclass(row.options, WorldOptions)]
 CASES += [Case(find_system(name), (f"{name}.stem=conv",)) for name in ("vla", "goal")]
 TOWER = ("model.vision=siglip", "model.vision_model=squares", "model.vision_width=24", "model.patch_size=16")
-CASES += [Case(find_system(name), (*TOWER, f"{name}.vision=siglip")) for name in ("film", "act", "vla")]
+CASES += [Case(find_system(name), (*TOWER, f"{name}.vision=siglip")) for name in ("film", "act", "vla", "goal")]
+CASES.append(Case(find_system("goal"), (*TOWER, "goal.vision=siglip", "goal.fusion=late")))
 CASES.append(Case(find_system("vla"), (*TOWER, "vla.vision=siglip", "vla.fusion=perceiver", "vla.head=discrete")))
+VECTOR = ("act.observation=vector", "act.prior=learned")
+CASES += [
+    Case(find_system("act"), (*TOWER, "act.vision=siglip", *VECTOR)),
+    *(Case(find_system("act"), (*VECTOR, "act.vision=parent", f"act.encoder={encoder}")) for encoder in ENCODERS),
+    Case(find_system("act"), ("act.vision=resnet18", "act.image_size=32")),
+]
 CASES.append(with_world("film", "temporal_jepa", "state"))
 CASES += [
     with_world("film", "stamo", "motions", "world_horizon=5", "world_components=4"),

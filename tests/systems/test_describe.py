@@ -76,7 +76,7 @@ def test_the_phases_add_up_to_the_whole() -> None:
 
 @pytest.mark.parametrize(("name", "preset", "wanted"), [
     ("film", "tiny", "preset tiny"), ("film", "small", "preset small"), ("act", "small", "preset small"),
-    ("act", "base", "preset base, of which act has no sizes: those of small"),
+    ("act", "base", "preset base"), ("act", "original", "preset original"),
     ("goal", "original", "preset original, of which goal has no sizes: those of small"),
     ("stamo", "base", "preset base, of which stamo has no sizes: those of small"),
     ("vla", "base", "preset base"), ("flow_matching", "original", "preset original"),

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 
 from statevla.config.load import load_config
 from statevla.data.batch import Batch
+from statevla.models.tokenizer import FrozenFeatures
 from statevla.systems import goal as goal_module
 from statevla.systems.acting import Scene
+from statevla.systems.describe import describe_system
 from statevla.systems.frozen import ENCODERS, FrozenEncoder
 from statevla.systems.goal import FUSIONS, GoalNet, GoalPolicy, build
 from statevla.systems.system import Given
-from statevla.systems.table import sections
+from statevla.systems.table import find_system, sections
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.spec import LIBERO
 from tests.models.build import batch, normalization, observations
 from tests.systems.build import SMALL as MICRO
+from tests.systems.build import TOWER, Squares
 from tests.trainers.micro import SETTINGS, micro_store
 
 WAYS = [
@@ -50,6 +53,30 @@ def policy(*changes: str) -> GoalPolicy:
 
 def with_goal(data: Batch) -> Batch:
     return dataclasses.replace(data, goal=observations(len(data), seed=9), goal_frame=data.frame + 3)
+
+
+def test_the_chapters_count() -> None:
+    """Its own head, of one action, 512 → 256 → 7, in the place of ours, and no norm after the blocks."""
+    config = load_config("base", None, ("goal.vision=siglip", "model.vision=siglip", "goal.fusion=late"), sections())
+    parts = describe_system(find_system("goal"), config)["parts"]
+    head = 512 * 256 + 256 + 256 * 7 + 7
+    assert parts["kind"] + parts["backbone"] - 2 * 512 + head == 12_743_687
+
+
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_by_a_tower_rows_told_by_language_do_not_see_the_goal(fusion: str) -> None:
+    torch.manual_seed(0)
+    config = load_config("tiny", None, TOWER, sections())
+    seen = net(fusion, tower=FrozenFeatures(config.model, Squares()))
+    now, goal, other = (torch.randn(3, 2, 4, 24, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    by_image = torch.tensor([True, False, True])
+    rest = torch.randn(3, 9), seen.condition(torch.randn(3, 512))
+    changed = (seen(now, *rest, goal, by_image).pose - seen(now, *rest, other, by_image).pose).abs().amax(dim=(1, 2))
+    assert changed[1] == 0
+    assert changed[0] > 1e-4
+    assert changed[2] > 1e-4
+    swapped = seen(now, *rest, goal.roll(1, 0), by_image).pose
+    assert not torch.allclose(swapped[0], seen(now, *rest, goal, by_image).pose[0])
 
 
 def test_counts() -> None:

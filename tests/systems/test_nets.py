@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from statevla.models.act import ActNet, Gaussian, divergence
 from statevla.models.stems import PATCH_STEMS
-from statevla.systems.act import ActNet, Gaussian, divergence
 from statevla.systems.film import FilmNet
 from statevla.systems.vla import FUSIONS, VlaNet
 from stores.errors import UsageError

@@ -46,16 +46,26 @@ def losses(run: Path, system: str) -> np.ndarray:
     return np.array([json.loads(line)["loss"] for line in lines])
 
 
-@pytest.mark.parametrize("system", ["film", "act", "vla"])
+@pytest.mark.parametrize(
+    ("system", "more"),
+    [
+        ("film", ()),
+        ("act", ()),
+        ("act", ("act.observation=vector",)),
+        ("vla", ()),
+        ("goal", ()),
+        ("goal", ("goal.fusion=late",)),
+    ],
+)
 def test_kept_features_stand_in_the_place_of_pictures(
-    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, more: tuple[str, ...]
 ) -> None:
     store, tower = made
-    train(system, settings(system, tower), store, tmp_path / "online")
+    train(system, settings(system, tower, *more), store, tmp_path / "online")
     with monkeypatch.context() as without:
         without.setattr(siglip, "load_siglip", None)
         said: list[str] = []
-        config = settings(system, tower, "data.features=half")
+        config = settings(system, tower, "data.features=half", *more)
         train(system, config, store, tmp_path / "kept", progress=lambda event: said.append(event.message))
     assert "trains from features/half, no picture is opened" in said
     np.testing.assert_allclose(losses(tmp_path / "kept", system), losses(tmp_path / "online", system), rtol=2e-3)
@@ -93,7 +103,7 @@ def test_the_towers_patches_are_counted_and_get_no_gradient(made: tuple[Path, Pa
     assert not any(parameter.requires_grad for parameter in backbone.tower.parameters())
 
 
-@pytest.mark.parametrize("system", ["film", "act", "vla"])
+@pytest.mark.parametrize("system", ["film", "act", "vla", "goal"])
 def test_what_does_not_go_together(made: tuple[Path, Path], tmp_path: Path, system: str) -> None:
     store, tower = made
     plain = load_config("tiny", None, (*SETTINGS, f"{system}.vision=dinov2"), sections())
