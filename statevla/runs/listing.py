@@ -17,6 +17,8 @@ from stores.printable import plain
 DEPTH: Final = ("*", "*/*")
 """Where runs are looked for: right below the folder, then one folder deeper."""
 TRAINING: Final = "training"
+TAIL: Final = 65536
+"""Bytes of the metrics in which their last line is looked for."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class RunRow:
 
     state: ``training`` (a live process holds it), ``finished``, ``stopped`` (can be resumed), ``held on HOST`` (another
     machine left a lock; whether its process lives cannot be seen from here) or ``damaged``. store: as it was trained.
-    best: of validation. bytes: of its checkpoints.
+    step: of the last checkpoint, and of a run that is training the last one that it has logged. best: of validation.
+    bytes: of its checkpoints.
     """
 
     run: str
@@ -66,14 +69,27 @@ def _row(run: Path, folder: Path) -> RunRow | None:
     held = holder_of(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if not layout.is_checkpoint(latest):
-        return RunRow(str(run), folder.name, None, None, None, None, held, size) if held else None
+        step = _logged_step(run, folder.name) if held == TRAINING else None
+        return RunRow(str(run), folder.name, None, step, None, None, held, size) if held else None
     try:
         state = read_state(latest)
     except StateVLAError:
         return RunRow(str(run), folder.name, None, None, None, None, "damaged", size)
     best = None if state.best is None else float(state.best["val_loss"])
     standing = held if held == TRAINING else "finished" if state.finished else held or "stopped"
-    return RunRow(str(run), state.system, _store(state), state.step, state.total_steps, best, standing, size)
+    step = max(state.step, _logged_step(run, folder.name) or 0) if held == TRAINING else state.step
+    return RunRow(str(run), state.system, _store(state), step, state.total_steps, best, standing, size)
+
+
+def _logged_step(run: Path, folder: str) -> int | None:
+    """The last step in the metrics, which is ahead of the last checkpoint; None where there is none to read."""
+    try:
+        with layout.metrics(run, folder).open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+            lines = file.read().splitlines()
+        return int(json.loads(lines[-1])["step"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _store(state: CheckpointState) -> str | None:

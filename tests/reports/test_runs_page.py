@@ -49,7 +49,15 @@ def test_runs_are_listed_as_they_stand(runs: Path, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     assert list_runs(tmp_path) == []
     with lock(folder, "train"):
-        assert [row.state for row in list_runs(tmp_path)] == ["training"]
+        assert [(row.state, row.step) for row in list_runs(tmp_path)] == [("training", None)]
+        metrics = layout.metrics(folder.parents[1], folder.name)
+        metrics.write_text('{"step": 25, "kind": "train"}\n{"step": 50, "kind": "train"}\n')
+        assert [(row.state, row.step) for row in list_runs(tmp_path)] == [("training", 50)]
+        shutil.copytree(runs / "a/checkpoints", folder.parents[1] / "checkpoints", dirs_exist_ok=True)
+        assert [(row.state, row.step, row.steps) for row in list_runs(tmp_path)] == [("training", 50, 2)]
+        metrics.write_text('{"step": 1, "kind')
+        assert [(row.state, row.step) for row in list_runs(tmp_path)] == [("training", 2)]
+        shutil.rmtree(folder / layout.LATEST)
     assert list_runs(tmp_path) == []
     (folder / layout.LATEST).mkdir()
     (folder / layout.LATEST / "state.json").write_text("{")
