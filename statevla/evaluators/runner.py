@@ -286,7 +286,11 @@ class Runner:
             raise TypeError("only an episode that was seen waits for a policy's decision")
         began = time.perf_counter()
         draw = Draw(self._description.seed, episode.trial.number, episode.calls)
-        chunks = policy.act([episode.observation], [draw]).chunk.numpy()
+        try:
+            chunks = policy.act([episode.observation], [draw]).chunk.numpy()
+        except SimulatorFailed as error:  # of the world in which a goal's picture is made
+            self._fail(slot, error)
+            return
         self.milliseconds.append(1e3 * (time.perf_counter() - began))
         episode.calls += 1
         _check_chunks(chunks)

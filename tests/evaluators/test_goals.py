@@ -1,6 +1,7 @@
 """Goals of trials: the expert's last picture of the same layout, and one clear line where there is none."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,25 @@ def test_a_whole_evaluation_by_pictures(run: Path, tmp_path: Path, monkeypatch: 
     assert len({trial for trial, _ in seen}) == 3
     assert len(set(seen)) == 3  # one goal a trial, however many calls
     assert len(seen) > 3
+
+
+def test_a_trial_without_a_goals_picture_is_an_error_and_the_others_go_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    able = TabletopWorld._expert
+
+    def expert(world: TabletopWorld, steps: int) -> Any:
+        return iter(np.zeros((steps, 7))) if world._start.number == 4 else able(world, steps)
+
+    monkeypatch.setattr(TabletopWorld, "_expert", expert)
+    policy = with_goals(told(run, ("image",)), "image", SUITE, "looks")
+    monkeypatch.setattr(Policy, "vector", lambda self, text: None)
+    monkeypatch.setattr(Policy, "act", lambda self, *_: Acted(torch.zeros(1, self.chunk, 7), None))
+    trials = {"episodes": 3, "tasks": "0", "max_steps": 10, "unknown_instructions": True}
+    evaluate(policy, "tabletop", out=tmp_path / "out", name="looks", **trials)
+    records = [json.loads(line) for line in (tmp_path / "out" / "trials.jsonl").read_text().splitlines()]
+    assert {record["start"]: record["outcome"] for record in records} == {0: "failure", 4: "error", 8: "failure"}
+    assert "the expert did not solve it in 5 attempts" in next(r["message"] for r in records if r["start"] == 4)
 
 
 def told(run: Path, kinds: tuple[str, ...]) -> Policy:
