@@ -1,14 +1,19 @@
 """Goals of the rows of a batch: which frame of which episode, and that it is read right."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from statevla.config import DataConfig
+from statevla.data.decoded import decode_store
 from statevla.data.frames import make_table
 from statevla.data.goals import Goals
-from statevla.data.loaders import SegmentLoader, iterate_once
+from statevla.data.loaders import SegmentLoader, SplitReader, iterate_once
 from statevla.data.needs import Needs
 from statevla.data.source import Source
+from statevla.data.views import open_decoded
 from stores.errors import UsageError
 from stores.reader import Store
 from tests.stores.make_store import make_episodes, make_tiny_store
@@ -82,6 +87,23 @@ def test_batches_hold_the_goals_pictures_of_their_own_episode(store: Store, cach
             for camera in range(2):
                 near = np.abs(batch.goal.images[camera][row].numpy().astype(int) - episode.images[frame, camera])
                 assert near.mean() < 6  # JPEG; another frame has another tint
+
+
+def test_goals_come_by_the_view_that_the_rows_come_by(tmp_path: Path) -> None:
+    """Of decoded pictures they are the same bytes, and the segments are not read."""
+    path = tmp_path / "store"
+    make_tiny_store(path, episodes=EPISODES, frames=FRAMES, image=IMAGE, window=WINDOW)
+    store, needs = Store.open(path), Needs(goal="mixed")
+    plain = SplitReader(store, "train", 16, 4, DataConfig(), needs=needs)
+    viewed = SplitReader(store, "train", 16, 4, DataConfig(), needs=needs)
+    viewed.source.view = open_decoded(decode_store(store, path, 1), 0.0)
+    for one, two in zip(plain.batches(), viewed.batches(), strict=True):
+        assert one.goal is not None
+        assert two.goal is not None
+        assert torch.equal(one.goal.robot_state, two.goal.robot_state)
+        assert all(torch.equal(a, b) for a, b in zip(one.goal.images, two.goal.images, strict=True))
+    assert viewed.goals is not None
+    assert not viewed.goals._held
 
 
 def test_goals_are_the_same_for_any_rank_and_after_a_resume_and_change_with_the_epoch(store: Store) -> None:
