@@ -14,6 +14,14 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # tests do not d
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_curves() -> Iterator[None]:
+    """Drawing a run's losses takes a second or two, longer than most runs here; test_loop.py draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("statevla.trainers.run.plot_losses", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[dict[str, Any]]:
     """Options of fsspec for a local S3 with the bucket "robots"."""

@@ -161,9 +161,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A store and the checkpoint of an encoder."""
     root = tmp_path_factory.mktemp("arms")
     made = micro_store(root / "store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("statevla.trainers.run.plot_losses", lambda *_: None)
-        return made, Path(train("stamo", configuration(), made, root / "stamo").checkpoint)
+    return made, Path(train("stamo", configuration(), made, root / "stamo").checkpoint)
 
 
 def configuration(*more: str):  # type: ignore[no-untyped-def]
@@ -180,7 +178,6 @@ PSEUDO = (*FEW, "film.encoder=stamo", "film.world_target=motion", "film.world_ho
 def test_a_run_on_few_labels_and_a_leak_that_stops_it(
     parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("statevla.trainers.run.plot_losses", lambda *_: None)
     made, encoder = parts
     summary = train("film", configuration(*PSEUDO), made, tmp_path / "run", encoder_checkpoint=encoder)
     assert summary.steps == 2

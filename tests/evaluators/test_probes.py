@@ -107,11 +107,9 @@ def test_a_rollout_by_hand() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("probes")
     store = micro_store(root / "store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("statevla.trainers.run.plot_losses", lambda *given: None)
-        config = config_of_all("training.max_steps=2", f"data.store={store}")
-        train("temporal_jepa", config, store, root / "run")
-        train("film", config, store, root / "run")
+    config = config_of_all("training.max_steps=2", f"data.store={store}")
+    train("temporal_jepa", config, store, root / "run")
+    train("film", config, store, root / "run")
     return root / "run"
 
 

@@ -28,13 +28,11 @@ JEPA = "temporal_jepa"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("listing")
     store = micro_store(root / "store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("statevla.trainers.run.plot_losses", lambda *given: None)
-        for name, rate in (("a", "1e-3"), ("b", "2e-3")):
-            config = config_of_all(
-                "training.max_steps=2", "training.validate_every_steps=1", f"training.phase1.learning_rate={rate}"
-            )
-            train(JEPA, config, store, root / "runs" / name)
+    for name, rate in (("a", "1e-3"), ("b", "2e-3")):
+        config = config_of_all(
+            "training.max_steps=2", "training.validate_every_steps=1", f"training.phase1.learning_rate={rate}"
+        )
+        train(JEPA, config, store, root / "runs" / name)
     return root / "runs"
 
 

@@ -35,7 +35,6 @@ def operators(precision: str, store: Path, run: Path) -> set[str]:
 
 
 def test_a_step_in_bfloat16_on_a_cpu_takes_plain_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "plot_losses", lambda *_: None)
     monkeypatch.setattr(running.Run, "validate", lambda *_: None)
     store = micro_store(tmp_path / "store")
     assert any(FUSED in name for name in operators("fp32", store, tmp_path / "fp32"))

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,13 @@ def configuration(*more: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store, and the checkpoints of both encoders."""
     root = tmp_path_factory.mktemp("later")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("statevla.trainers.run.plot_losses", lambda *_: None)
-        store = micro_store(root / "store")
-        for name in ("temporal_jepa", "stamo"):
-            train(name, configuration("training.max_steps=1"), store, root / name)
-        yield root
+    store = micro_store(root / "store")
+    for name in ("temporal_jepa", "stamo"):
+        train(name, configuration("training.max_steps=1"), store, root / name)
+    return root
 
 
 def latest(run: Path, system: str) -> Path:

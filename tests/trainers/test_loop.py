@@ -11,6 +11,7 @@ import torch
 
 from statevla.runs import layout
 from statevla.runs.files import read_state
+from statevla.runs.metrics import plot_losses
 from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary
@@ -49,8 +50,10 @@ def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """Both phases, uninterrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     config = micro_config(f"training.max_steps={STEPS}", "training.save_interval=1")
-    first = train(JEPA, config, store, run)
-    return run, first, train(FLOW, config, store, run, encoder_checkpoint=folder(run) / "checkpoint_latest")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("statevla.trainers.run.plot_losses", plot_losses)
+        first = train(JEPA, config, store, run)
+        return run, first, train(FLOW, config, store, run, encoder_checkpoint=folder(run) / "checkpoint_latest")
 
 
 def test_a_run_leaves_checkpoints_metrics_and_a_picture(trained: Trained) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from statevla.runs.migrations import MIGRATIONS
 from statevla.systems.acting import Scene
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, find_system, sections
-from statevla.trainers import run as running
 from statevla.trainers.command import TrainFlags, plan, run_training
 from statevla.trainers.parents import load_parent
 from statevla.trainers.trainer import train
@@ -39,14 +37,6 @@ COMPRESSED = (
     *(text for text in SMALL if text.startswith("stamo.") and not text.startswith(OF_A_STEM)), "stamo.features=parent",
 )  # fmt: skip
 WORLD = ("film.world_target=motion", "film.world_horizon=2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_curves() -> Iterator[None]:
-    """Drawing them takes longer than everything else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "plot_losses", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from statevla.policies.policy import Policy
 from statevla.runs import layout
 from statevla.systems.table import find_system
 from statevla.trainers import pictures
-from statevla.trainers import run as running
 from statevla.trainers.outcome import NonFiniteLoss
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
@@ -31,11 +30,6 @@ from tests.trainers.together import checkpoint, lines, weights
 FILM = "film"
 OFF = ("training.augment_shift=0", "training.augment_colour=0", "training.augment_affine=false",
        "training.policy_ema=0", "data.oversample_gripper=1", "training.accumulate=1")  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "plot_losses", lambda *given: None)
 
 
 @pytest.fixture(scope="module")

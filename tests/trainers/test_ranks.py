@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from statevla.data.order import plan_order, rank_lanes
 from statevla.runs.files import read_state
 from statevla.systems.table import SYSTEMS
-from statevla.trainers import run as running
 from statevla.trainers.launch import launch, without_nproc
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.setup import rows_of_rank
@@ -44,11 +43,6 @@ ROUNDED = ("in_proj_bias", "net.out.bias")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return micro_store(tmp_path_factory.mktemp("micro") / "store")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "plot_losses", lambda *given: None)
 
 
 def steps(number: int, *more: str) -> list[str]:

@@ -85,7 +85,6 @@ def test_the_size_of_an_update() -> None:
 
 
 def test_a_run_logs_monitors_norms_and_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statevla.trainers.run.plot_losses", lambda *given: None)
     store = micro_store(tmp_path / "store")
     told: list[dict[str, Any]] = []
     fake: Any = types.ModuleType("trackio")
