@@ -122,9 +122,12 @@ class Told(nn.Module):
         """The instruction's vector itself: memory and learned prior both read it."""
         return language
 
-    def looked_up(self, memory: Float[Tensor, "B M D"]) -> Float[Tensor, "B K D"]:
-        """What each step is read from by one linear layer."""
-        steps = self.queries(len(memory)).to(dtype_of(self.decoder))
+    def looked_up(
+        self, memory: Float[Tensor, "B M D"], told: Float[Tensor, "B D"] | None = None
+    ) -> Float[Tensor, "B K D"]:
+        """What each step is read from by one linear layer. told: what every query is told, beside its number."""
+        asked = self.queries(len(memory))
+        steps = (asked if told is None else asked + told.unsqueeze(1)).to(dtype_of(self.decoder))
         for layer in self.decoder:
             steps = layer(steps, memory.to(steps.dtype))
         out: Tensor = self.norm(steps.float())
@@ -144,7 +147,7 @@ def prior_layers(inputs: int, width: int, latent: int) -> nn.Sequential:
 
 class ActNet(Told):
     """Of pictures. The spec's cameras and widths; chunk: steps. prior: ``standard`` or ``learned``. eyes: in the
-    place of a stem of `stages`.
+    place of a stem of `stages`. ask: the instruction is added to the decoder's queries, beside its token in the memory.
     """
 
     position: Tensor
@@ -152,11 +155,11 @@ class ActNet(Told):
     def __init__(
         self, *, size: int, width: int, heads: int, hidden: int, chunk_blocks: int, blocks: int, decoder_blocks: int,
         latent: int, stages: tuple[int, ...], chunk: int, spec: ObsSpec, prior: str = "standard", dropout: float = 0.0,
-        eyes: TowerVision | ResNetStem | None = None,
+        eyes: TowerVision | ResNetStem | None = None, ask: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         robot, language = spec.robot_state_dim, spec.language_width
-        self.latent_size = latent
+        self.latent_size, self.ask = latent, ask
         self.stem = ConvStem(size, stages, width, section="act") if eyes is None else eyes
         side = math.isqrt(self.stem.expected[0]) if isinstance(self.stem, TowerVision) else self.stem.side
         self.register_buffer("position", grid_sinusoids(side, width), persistent=False)
@@ -210,10 +213,10 @@ class ActNet(Told):
         return self.see(obs.images)
 
     def read(self, known: Seen, latent: Float[Tensor, "B Z"]) -> Float[Tensor, "B K D"]:
-        told = [self.latent(latent), self.robot(known.robot), self.language(known.condition)]
-        small = torch.stack(told, dim=1) + self.kinds
+        instruction = self.language(known.condition)
+        small = torch.stack([self.latent(latent), self.robot(known.robot), instruction], dim=1) + self.kinds
         placed = [tokens.float() + self.position + self.camera[number] for number, tokens in enumerate(known.places)]
-        return self.looked_up(self.encoder(torch.cat([small, *placed], dim=1)))
+        return self.looked_up(self.encoder(torch.cat([small, *placed], dim=1)), instruction if self.ask else None)
 
 
 class VectorChunkEncoder(nn.Module):

@@ -250,7 +250,7 @@ def _one_vector(old: Tree) -> Tree:
     if "goal" in tree["config"]:
         tree["config"]["goal"]["vision"] = "conv"
     if "act" in tree["config"]:
-        tree["config"]["act"] |= {"observation": "images", "resnet_model": None}
+        tree["config"]["act"] |= {"observation": "images", "resnet_model": None, "instruction": "memory"}
     return tree
 
 

@@ -40,6 +40,7 @@ from stores.spec import ObsSpec
 
 RESNET: Final = "resnet18"
 IMAGES, VECTOR = "images", "vector"
+MEMORY, QUERIES = "memory", "queries"
 TRAINED_EYES: Final = ("vision", (CONV, RESNET))
 IN_PLACES: Final = ("observation", (IMAGES,))
 """What some options are seen beside."""
@@ -86,6 +87,10 @@ class ActOptions(ChunkOptions):
     chunk_blocks: int = option(2, "of the encoder that reads the chunk, in training", least=1)
     blocks: int = option(4, "of the memory's encoder", least=1, beside=IN_PLACES)
     decoder_blocks: int = option(2, "of the decoder, whose last one is read", least=1)
+    instruction: str = option(
+        MEMORY, "where it stands: a token of the memory, or in every query of the decoder too",
+        choices=(MEMORY, QUERIES), beside=IN_PLACES,
+    )  # fmt: skip
     latent: int = option(32, "size of the latent", least=1)
     stages: str = option(
         "32-64-128-256", "channels of the stem's stages, each half as large as the one before", beside=OWN_EYES
@@ -144,7 +149,7 @@ class ActPolicy(ChunkPolicy):
         else:
             self.net = ActNet(
                 size=options.image_size, stages=stages_of("act.stages", options.stages), blocks=options.blocks,
-                eyes=eyes(options, config, given), **sizes,
+                eyes=eyes(options, config, given), ask=options.instruction == QUERIES, **sizes,
             )  # fmt: skip
         self.add_world(config, options.width)
 

@@ -100,6 +100,7 @@ CASES += [
     Case(find_system("act"), (*TOWER, "act.vision=siglip", *VECTOR)),
     *(Case(find_system("act"), (*VECTOR, "act.vision=parent", f"act.encoder={encoder}")) for encoder in ENCODERS),
     Case(find_system("act"), ("act.vision=resnet18", "act.image_size=32")),
+    Case(find_system("act"), ("act.instruction=queries",)),
 ]
 CASES.append(with_world("film", "temporal_jepa", "state"))
 CASES += [

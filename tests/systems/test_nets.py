@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from statevla.models.act import ActNet, Gaussian, divergence
+from statevla.models.act import ActNet, Gaussian, Seen, divergence
 from statevla.models.stems import PATCH_STEMS
 from statevla.systems.film import FilmNet
 from statevla.systems.vla import FUSIONS, VlaNet
@@ -192,6 +192,21 @@ def test_padded_steps_are_hidden_from_acts_chunk_encoder() -> None:
     other = chunk.clone()
     other[:, 6:] = 99
     torch.testing.assert_close(net.chunk_encoder(robot, chunk, is_pad)[0], net.chunk_encoder(robot, other, is_pad)[0])
+
+
+def test_acts_queries_may_hold_the_instruction() -> None:
+    """So that one layer can look for what it names; as many parameters."""
+    torch.manual_seed(0)
+    net, plain = ActNet(**ACT_TINY, ask=True), ActNet(**ACT_TINY)
+    plain.load_state_dict(net.state_dict())
+    images, robot, language = scene()
+    latent = torch.randn(3, 8)
+    memories: list[torch.Tensor] = []
+    net.encoder.register_forward_hook(lambda module, given, out: memories.append(out))
+    read = net.read(Seen(net.see(images), robot, language), latent)
+    asked = net.queries(3) + net.language(language).unsqueeze(1)
+    torch.testing.assert_close(read, net.norm(net.decoder[0](asked, memories[0])))
+    assert not torch.allclose(read, plain.read(Seen(plain.see(images), robot, language), latent), atol=1e-3)
 
 
 def test_acts_last_decoder_layer_learns() -> None:
