@@ -61,9 +61,11 @@ def test_keys_that_are_seen() -> None:
     say("film", "film.world_target=state", "stamo.width=64", "model.mamba_backend=loop")
     tower = ("model.vision=siglip", "model.vision_model=tower", "model.vision_width=24")
     say("stamo", "stamo.features=siglip", *tower, "training.policy_ema=0.9")
-    for name in ("film", "act", "vla"):
+    for name, eyes in (("film", "conv"), ("act", "conv or resnet18"), ("vla", "conv"), ("goal", "conv")):
         say(name, f"{name}.vision=siglip", *tower)
-        with pytest.raises(UsageError, match=rf"{name}\.image_size: .*, which takes {name}\.vision=conv; leave it out"):
+        with pytest.raises(
+            UsageError, match=rf"{name}\.image_size: .*, which takes {name}\.vision={eyes}; leave it out"
+        ):
             say(name, f"{name}.vision=siglip", *tower, f"{name}.image_size=64")
     say("goal", "goal.fusion=state", "goal.encoder=stamo", "data.latents=false")
     say("vla", "vla.head=discrete", "vla.bins=8", "vla.world_target=latent", "vla.world_code=3")
