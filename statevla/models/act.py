@@ -1,11 +1,10 @@
 """ACT's networks: a chunk from learned queries, and a CVAE whose latent explains the demonstrator's style.
 
-In training an encoder reads the demonstrated chunk and gives q(z | chunk, what is known); acting takes the mean of its
-prior.
+In training an encoder reads the demonstrated chunk and gives q(z | chunk, observation); acting takes the prior's mean.
 The output is the decoder's last layer's (the original reads its first, so that the others never learn).
 
-Legend: B batch, C cameras, N tokens, K chunk, D width, Z latent, P pose dimensions, R robot state, I instructions,
-V numbers of an observation that is one vector.
+Legend: B batch, C cameras, N tokens, K chunk, D width, Z latent, P places in a picture, R robot state, L numbers of an
+instruction, A of an action, M tokens of a memory, V numbers of an observation that is one vector.
 """
 
 import math
@@ -89,7 +88,7 @@ class Seen(NamedTuple):
     condition: Float[Tensor, "B L"]
 
 
-class Told(nn.Module):
+class Queried(nn.Module):
     """What both nets share: queries that look at a memory, and the layers that tell the chunk from the last of them.
 
     known: an observation, as the net takes it.
@@ -118,10 +117,6 @@ class Told(nn.Module):
         """The prior that nobody tells, of as many rows."""
         return Gaussian.standard(like.new_zeros(len(like), self.latent_size))
 
-    def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I L"]:
-        """The instruction's vector itself: memory and learned prior both read it."""
-        return language
-
     def looked_up(
         self, memory: Float[Tensor, "B M D"], told: Float[Tensor, "B D"] | None = None
     ) -> Float[Tensor, "B K D"]:
@@ -145,7 +140,7 @@ def prior_layers(inputs: int, width: int, latent: int) -> nn.Sequential:
     )
 
 
-class ActNet(Told):
+class ActNet(Queried):
     """Of pictures. The spec's cameras and widths; chunk: steps. prior: ``standard`` or ``learned``. eyes: in the
     place of a stem of `stages`. ask: the instruction is added to the decoder's queries, beside its token in the memory.
     """
@@ -245,7 +240,7 @@ class VectorChunkEncoder(nn.Module):
         return Gaussian.of(self.out(self.blocks(tokens + self.position, ignore)[:, 0]))
 
 
-class VectorActNet(Told):
+class VectorActNet(Queried):
     """The chapter's: the observation is one vector of `numbers`, and the memory two tokens, of the vector and of the
     latent; layers normalize last, as its own do. With 9 numbers, 7 of an action, a chunk of 10, width 512 and a learned
     prior 29,799,047 parameters.

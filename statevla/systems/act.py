@@ -22,7 +22,7 @@ from statevla.encoders.vision import CONV, VISION
 from statevla.models.act import ActNet, Seen, VectorActNet, divergence
 from statevla.models.losses import LossParts
 from statevla.models.stems import ResNetStem, stages_of
-from statevla.models.tokenizer import TowerVision
+from statevla.models.tokenizer import FrozenFeatures, TowerVision
 from statevla.systems.acting import Acted, Scene
 from statevla.systems.chunk_policy import (
     OWN_EYES,
@@ -161,7 +161,8 @@ class ActPolicy(ChunkPolicy):
 
     @property
     def sees_by_tower(self) -> bool:
-        return self.tower is not None or (isinstance(self.net, ActNet) and isinstance(self.net.stem, TowerVision))
+        eyes = self.encoder if self.options.vision == PARENT else self.tower or self.net
+        return eyes is not None and any(isinstance(part, FrozenFeatures) for part in eyes.modules())
 
     @property
     def frozen_encoder(self) -> nn.Module | None:
@@ -173,10 +174,7 @@ class ActPolicy(ChunkPolicy):
         robot, condition = self.standardize_robot_state(obs.robot_state), scale_language(obs.language)
         if isinstance(self.net, ActNet):
             return Seen(self.net.see_of(obs), robot, condition)
-        if self.tower is not None:
-            seen = self.tower.of(obs).float().mean(dim=2).flatten(1)
-        else:
-            seen = self.state_of(obs) if obs.latent is None else obs.latent.float()
+        seen = self.state_of(obs) if self.tower is None else self.tower.of(obs).float().mean(dim=2).flatten(1)
         return torch.cat([seen, robot, condition], dim=-1)
 
     @property

@@ -90,6 +90,9 @@ class ChunkPolicy(Foretelling):
         return None if self.encoder is None else self.encoder.coder
 
     def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B F"]:
+        """The encoder's state: the one that came with the observation, where states are kept."""
+        if obs.latent is not None:
+            return obs.latent.float()
         if self.encoder is None:
             raise ValueError("a state is asked for, but the policy holds no encoder")
         return self.encoder.state(obs).flatten(1)

@@ -154,3 +154,12 @@ def test_no_policy_saw_by_a_tower_and_nothing_said_how_demonstrations_were_made(
     saw = {"vision": "conv"}
     assert now["config"] == {"film": {"hidden": 8, **saw}, "act": saw, "vla": saw, "goal": {}}
     assert old == {"config": {"film": {"hidden": 8}, "act": {}, "vla": {}, "goal": {}}}
+
+
+def test_act_saw_pictures_and_heard_in_its_memory_and_no_goal_policy_saw_by_a_tower() -> None:
+    old = {"config": {"act": {"width": 8}, "goal": {"width": 8}, "film": {}}}
+    assert MIGRATIONS[20](old)["config"] == {
+        "act": {"width": 8, "observation": "images", "resnet_model": None, "instruction": "memory"},
+        "goal": {"width": 8, "vision": "conv"}, "film": {},
+    }  # fmt: skip
+    assert old["config"]["act"] == {"width": 8}

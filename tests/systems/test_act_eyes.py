@@ -194,16 +194,20 @@ def test_what_does_not_go_together(tmp_path: Path, changes: tuple[str, ...], sai
         run_training(flags, [].append)
 
 
-@pytest.mark.parametrize("encoder", ["temporal_jepa", "stamo"])
+WORLD = ("act.world_target=motion", "act.world_horizon=2")
+"""Its targets come of kept states too."""
+
+
+@pytest.mark.parametrize(("encoder", "world"), [("temporal_jepa", ()), ("temporal_jepa", WORLD), ("stamo", ())])
 def test_a_vector_of_states_is_trained_from_kept_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, world: tuple[str, ...]
 ) -> None:
     """The same losses as from pictures; the policy's checkpoint holds the encoder."""
     store = micro_store(tmp_path / "store")
     config = load_config("tiny", None, (*SETTINGS, *SMALL, "training.max_steps=3"), sections())
     train(encoder, config, store, tmp_path / "encoder")
     found = tmp_path / "encoder/checkpoints" / find_system(encoder).folder / "checkpoint_latest"
-    sees = ("act.observation=vector", "act.vision=parent", f"act.encoder={encoder}", "act.prior=learned")
+    sees = ("act.observation=vector", "act.vision=parent", f"act.encoder={encoder}", "act.prior=learned", *world)
 
     def losses(run: str, *more: str) -> list[float]:
         config = load_config("tiny", None, (*SETTINGS, *SMALL, "training.max_steps=3", *sees, *more), sections())

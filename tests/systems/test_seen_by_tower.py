@@ -78,6 +78,22 @@ def test_kept_features_stand_in_the_place_of_pictures(
     assert kept == pytest.approx(online, rel=1e-2)
 
 
+def test_kept_features_are_enough_for_a_vector_of_states_that_a_tower_sees(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Whether the states are kept, or encoded at every step of kept features."""
+    store, tower = made
+    sees = ("act.vision=parent", "act.observation=vector", "act.encoder=temporal_jepa")
+    train("temporal_jepa", settings("act", tower, *sees), store, tmp_path / "encoder")
+    encoder = tmp_path / "encoder/checkpoints" / find_system("temporal_jepa").folder / "checkpoint_latest"
+    ways = {"online": ("data.latents=false",), "kept": ("data.features=half",)}
+    ways["encoded"] = (*ways["online"], *ways["kept"])
+    for name, how in ways.items():
+        train("act", settings("act", tower, *sees, *how), store, tmp_path / name, encoder_checkpoint=encoder)
+    for name in ("kept", "encoded"):
+        np.testing.assert_allclose(losses(tmp_path / name, "act"), losses(tmp_path / "online", "act"), rtol=2e-3)
+
+
 def test_the_chapters_film_has_its_count_and_starts_as_without_instruction() -> None:
     changes = ("model.vision=siglip", "film.vision=siglip", "film.hidden=512")
     found = describe_system(find_system("film"), load_config("base", None, changes, sections()))
