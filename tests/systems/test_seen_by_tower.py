@@ -136,8 +136,13 @@ def test_what_does_not_go_together(made: tuple[Path, Path], tmp_path: Path, syst
         train(system, settings(system, tower, "model.vision_width=48"), store, tmp_path / "d")
 
 
-def test_stages_in_the_place_of_patches_are_not_a_towers(made: tuple[Path, Path]) -> None:
-    with pytest.raises(
-        UsageError, match=r"vla.stem: conv is for vla.vision=conv, not for a frozen tower; set vla.stem"
-    ):
-        settings("vla", made[1], "vla.stem=conv")
+@pytest.mark.parametrize("system", ["vla", "goal"])
+def test_stages_in_the_place_of_patches_are_not_a_towers(made: tuple[Path, Path], system: str) -> None:
+    said = rf"{system}.stem: conv is for {system}.vision=conv, not for a frozen tower; set {system}.stem=patch"
+    with pytest.raises(UsageError, match=said):
+        settings(system, made[1], f"{system}.stem=conv")
+
+
+def test_a_goals_state_is_read_from_pictures(made: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match=r"goal.fusion: state is read from pictures, goal.vision=siglip sees features"):
+        settings("goal", made[1], "goal.fusion=state")
