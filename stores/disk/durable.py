@@ -31,6 +31,8 @@ from stores.disk.sync import unsafe_without_fsync as unsafe_without_fsync
 
 TEMP_PREFIX: Final = ".tmp-"
 OLD_PREFIX: Final = ".old-"
+WRITE_AHEAD: Final = 4 * 2**20
+"""Bytes of one file after which the disk is told to begin with them."""
 _TEMP: Final = re.compile(re.escape(TEMP_PREFIX) + r"[0-9a-f]{12}-.+", re.DOTALL)
 _OLD: Final = re.compile(re.escape(OLD_PREFIX) + r"[0-9a-f]{12}-(.+)", re.DOTALL)
 
@@ -89,6 +91,7 @@ class Writer:
         self.path = path
         self.bytes = 0
         self._handle = handle
+        self._begun = 0
 
     def write(self, data: bytes | memoryview) -> int:
         """Append all of `data`."""
@@ -101,6 +104,9 @@ class Writer:
             error.filename = error.filename or str(self.path)  # of a handle's errors, the system names no path
             raise
         self.bytes += len(data)
+        if self.bytes - self._begun >= WRITE_AHEAD:  # the disk works while the next bytes are being made
+            sync.begin_writing(self._handle.fileno())
+            self._begun = self.bytes
         return len(data)
 
     def tell(self) -> int:

@@ -6,8 +6,10 @@ writes them inside `Together` and syncs once.
 """
 
 import contextlib
+import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -18,6 +20,11 @@ from stores.disk.seam import announce
 
 NO_FSYNC: Final = "STATEVLA_UNSAFE_NO_FSYNC"
 THREADS: Final = 16
+_WRITE: Final = 2
+"""Of ``sync_file_range``: begin to write what is not being written, and wait for nothing."""
+_sync_file_range: Final = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 @contextlib.contextmanager
@@ -53,6 +60,15 @@ def sync_handle(descriptor: int) -> None:
     """fsync of an open file; announce it before."""
     if not switched_off():
         os.fsync(descriptor)
+
+
+def begin_writing(descriptor: int) -> bool:
+    """Have the system begin to write what it holds of an open file, and return at once; whether it does. A later fsync
+    then waits for less. Nothing is durable by this, and an error of the disk is left for that fsync to tell.
+    """
+    if switched_off() or _sync_file_range is None:
+        return False
+    return bool(_sync_file_range(descriptor, 0, 0, _WRITE) == 0)
 
 
 def sync_all(paths: Iterable[Path], kind: str) -> None:

@@ -1,10 +1,12 @@
 """What is written together is whole at once, and durable after `sync`, not before."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from stores.disk import durable
+from stores.disk import durable, sync
 from stores.disk.sync import Together
 from tests.stores.faults import every_crash, operations, read_tree
 
@@ -50,3 +52,23 @@ def test_outside_a_group_everything_is_durable_at_once(tmp_path: Path) -> None:
         pass
     kinds = [step.split()[0] for step in operations(lambda disk: durable.write_bytes(disk / "a", b"1"), tmp_path)]
     assert kinds == ["create", "write", "fsync", "rename", "fsync_dir"]
+
+
+def test_the_disk_begins_with_a_large_file_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(durable, "WRITE_AHEAD", 100)
+    monkeypatch.setattr(sync, "begin_writing", lambda descriptor: begun.append(os.fstat(descriptor).st_size))
+    with Together(), durable.atomic(tmp_path / "file") as writer:
+        for _ in range(7):
+            writer.write(bytes(40))
+    assert begun == [120, 240]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sync_file_range is Linux's")
+def test_beginning_is_taken_by_the_system_and_is_no_fsync(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb", buffering=0) as handle:
+        handle.write(bytes(10_000))
+        assert sync.begin_writing(handle.fileno())
+        with sync.unsafe_without_fsync():
+            assert not sync.begin_writing(handle.fileno())
+    assert not sync.begin_writing(-1)  # no file: nothing is done, and nothing raised
