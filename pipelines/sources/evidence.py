@@ -98,7 +98,7 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return asdict(self)
+        return {**vars(self), "gripper": [*map(vars, self.gripper)], "looks": [*map(vars, self.looks)]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Evidence":

@@ -10,7 +10,7 @@ robot state, D of an action.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,7 +52,8 @@ class SourceFile:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {**asdict(self), "spec": self.spec.to_dict()}
+        episodes = {name: vars(head) for name, head in self.episodes.items()}
+        return {**vars(self), "spec": self.spec.to_dict(), "episodes": episodes}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "SourceFile":
