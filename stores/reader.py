@@ -16,18 +16,19 @@ N frames of the store, R numbers of a robot state, A numbers of an action.
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stores.arrays import CheckedArray
-from stores.cloud.cache import CachedStorage
+from stores.cloud.cache import CachedStorage, Piece
 from stores.cloud.storage import Storage, open_storage
 from stores.columns import Columns
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
@@ -44,6 +45,9 @@ from stores.shards import matches, read_segment
 from stores.spec import ObsSpec
 from stores.statistics import Normalization, load_stats
 from stores.tables import check_tables
+
+TOGETHER: Final = 4
+"""Segments of a far store that one request brings at most: a megabyte of 128 x 128 pictures of two cameras."""
 
 
 @dataclass(frozen=True)
@@ -228,13 +232,34 @@ class Store:
         return self._objects[path]
 
     def fetch_segment(self, i: int) -> None:
-        """Bring segment `i` of a far store into the cache (`stores.cloud.cache`); does nothing for a near one.
+        """Bring segment `i` of a far store into the cache (`stores.cloud.cache`); does nothing for a near one. Where
+        the cache has room for the whole store, those that lie beside it come by the same request: an epoch needs them
+        too.
 
         Damage is not reported here but when the segment is read. Raises StoreError when it cannot be fetched.
         """
-        if isinstance(self.storage, CachedStorage):
-            shard, (offset, size, crc32) = self._place(i)
-            self.storage.fetch(shard.path, shard.sha256, offset, size, [matches(crc32)])
+        if not isinstance(self.storage, CachedStorage):
+            return
+        shard, _ = self._place(i)
+        whole = self.manifest.counts["bytes"] <= self.storage.cache.limit
+        rows = self._beside(i) if whole else range(i, i + 1)
+        self.storage.fetch(shard.path, shard.sha256, [self._piece(j) for j in rows])
+
+    def _beside(self, i: int) -> range:
+        """Rows of segments that lie one after the other in the shard of `i`, which is one of them; at most `TOGETHER`,
+        the same for each of them.
+        """
+        first = i - i % TOGETHER
+        codes, _ = self.segment_columns.codes("shard")
+        group = slice(first, first + TOGETHER)
+        offset, size = self.segment_columns["offset"][group], self.segment_columns["size"][group]
+        breaks = (codes[group][1:] != codes[group][:-1]) | (offset[1:] != offset[:-1] + size[:-1])
+        cuts = [first, *(first + 1 + np.flatnonzero(breaks)).tolist(), first + len(offset)]
+        return next(range(low, high) for low, high in itertools.pairwise(cuts) if low <= i < high)
+
+    def _piece(self, i: int) -> Piece:
+        seg = self.segment_columns
+        return int(seg["offset"][i]), int(seg["size"][i]), matches(int(seg["crc32"][i]))
 
     def _place(self, i: int) -> tuple[StoreObject, tuple[int, int, int]]:
         """The shard of segment `i`, its end checked, and the segment's offset, size and crc32 in it."""

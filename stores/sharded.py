@@ -227,8 +227,8 @@ class ShardedArray:
             first = (max(start, begin) - begin) // spec.chunk
             last = -(-(min(stop, begin + spec.rows(m)) - begin) // spec.chunk)
             if name in self.contents:
-                sounds = [_is_sound] * (last - first)
-                self.storage.fetch(name, self.contents[name], first * spec.chunk_bytes, spec.chunk_bytes, sounds)
+                size = spec.chunk_bytes
+                self.storage.fetch(name, self.contents[name], [(i * size, size, _is_sound) for i in range(first, last)])
 
     def check(self, m: int) -> None:
         """Read the whole of shard m and check every chunk. Raises StoreCorrupt."""

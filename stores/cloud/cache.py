@@ -39,6 +39,9 @@ _IGNORED: Final = re.compile(rf"\.DS_Store|{_TEMPORARY}{re.escape(MARK)}")
 _FOLDER: Final = re.compile("[0-9a-f]{2}")
 _RANGE: Final = re.compile(rf"(?:{_TEMPORARY})?([0-9a-f]{{2}})[0-9a-f]{{62}}-[0-9]+-[0-9]+")
 
+Piece = tuple[int, int, Sound]
+"""A range of an object: its place, its size, and whether bytes are what is there."""
+
 
 class RangeCache:
     """`folder` (made when needed) with at most `limit` bytes of ranges. Used by any thread of any process.
@@ -212,9 +215,7 @@ class CachedStorage:
         return self.inner.read_range(name, offset, size)
 
     def read_checked(self, name: str, content: str, offset: int, size: int, sound: Sound) -> bytes:
-        with self._guard:
-            turn = self._turns.setdefault((content, offset, size), threading.Lock())
-        with turn:  # who asks for what is on its way waits for it
+        with self._turn(content, offset, size):
             kept = self.cache.get(content, offset, size)
             if kept is not None and sound(kept):
                 return kept
@@ -223,23 +224,29 @@ class CachedStorage:
                 self.cache.put(content, offset, data)
             return data
 
-    def fetch(self, name: str, content: str, offset: int, size: int, sounds: Sequence[Sound]) -> None:
-        """Have ranges of `size` bytes near by, one after the other from `offset` on, as many as there are `sounds`; one
-        request for all that are not there. What is not sound is left to who reads it.
+    def fetch(self, name: str, content: str, pieces: Sequence[Piece]) -> None:
+        """Have ranges near by that follow one another, by one request for all that are not there. What is not sound is
+        left to who reads it.
         """
-        places = [offset + i * size for i in range(len(sounds))]
-        missing = [i for i, place in enumerate(places) if not self.cache.has(content, place, size)]
-        if not missing:
+        first, last = pieces[0], pieces[-1]
+        if len(pieces) == 1:
+            self.read_checked(name, content, *first)
             return
-        if len(sounds) == 1:
-            self.read_checked(name, content, offset, size, sounds[0])
-            return
-        first, last = places[missing[0]], places[missing[-1]]
-        data = memoryview(self.inner.read_range(name, first, last + size - first))
-        for i in missing:
-            part = data[places[i] - first : places[i] - first + size]
-            if sounds[i](part):
-                self.cache.put(content, places[i], part)
+        with self._turn(content, first[0], last[0] + last[1] - first[0]):
+            missing = [piece for piece in pieces if not self.cache.has(content, *piece[:2])]
+            if not missing:
+                return
+            begin = missing[0][0]
+            data = memoryview(self.inner.read_range(name, begin, sum(missing[-1][:2]) - begin))
+            for offset, size, sound in missing:
+                part = data[offset - begin : offset - begin + size]
+                if sound(part):
+                    self.cache.put(content, offset, part)
+
+    def _turn(self, content: str, offset: int, size: int) -> threading.Lock:
+        """Who asks for what is on its way waits for it."""
+        with self._guard:
+            return self._turns.setdefault((content, offset, size), threading.Lock())
 
     def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
         self.inner.read_into(name, offset, views)

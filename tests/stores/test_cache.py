@@ -2,7 +2,9 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,10 +47,48 @@ def opened(plain: Path, folder: Path, limit: int = 2**30) -> tuple[Store, Counte
     return store, inner
 
 
+def test_what_lies_beside_a_segment_comes_with_it_where_the_cache_has_room_for_the_store(
+    plain: Path, tmp_path: Path
+) -> None:
+    here = Store.open(plain)
+    rows = here.segments.select(["shard", "offset", "size"]).to_pylist()
+    assert {row["shard"] for row in rows[:4]} != {row["shard"] for row in rows[-4:]}  # there is a border
+    wanted: dict[str, list[list[int]]] = {}
+    for number, row in enumerate(rows):  # of each shard and each four rows of the table, one range
+        wanted.setdefault(f"{row['shard']} {number // 4}", []).append([row["offset"], row["offset"] + row["size"]])
+    ranges = {(name.split()[0], parts[0][0], parts[-1][1] - parts[0][0]) for name, parts in wanted.items()}
+    far, asked = opened(plain, tmp_path / "cache")
+    for i in np.random.default_rng(0).permutation(len(here)).tolist():
+        far.fetch_segment(i)
+        assert far.read_segment(i).images == here.read_segment(i).images
+    ends = [asked_for for asked_for in asked.ranges if asked_for[2] == 1024]
+    assert len(ends) == 2
+    assert sorted(set(asked.ranges) - set(ends)) == sorted(ranges)
+    assert len(asked.ranges) == len(ranges) + 2
+
+
+def test_of_rows_that_do_not_follow_one_another_only_those_beside_come(plain: Path, tmp_path: Path) -> None:
+    far, asked = opened(plain, tmp_path / "cache")
+    columns = far.segment_columns
+
+    class Apart:  # as of a table in another order
+        rows = columns.rows
+
+        def codes(self, name: str) -> Any:
+            return columns.codes(name)
+
+        def __getitem__(self, name: str) -> Any:
+            return columns[name] + (np.arange(columns.rows) == 1 if name == "offset" else 0)
+
+    replace(far, segment_columns=Apart()).fetch_segment(0)  # type: ignore[arg-type]
+    assert asked.ranges[-1][1:] == (int(columns["offset"][0]), int(columns["size"][0]))
+
+
 def test_every_range_is_asked_for_once_by_all_readers(plain: Path, tmp_path: Path) -> None:
     here = Store.open(plain)
-    first, asked = opened(plain, tmp_path / "cache")
-    second, again = opened(plain, tmp_path / "cache")
+    limit = here.manifest.counts["bytes"] - 1  # so that each comes by itself
+    first, asked = opened(plain, tmp_path / "cache", limit)
+    second, again = opened(plain, tmp_path / "cache", limit)
     for i in range(len(here)):
         first.fetch_segment(i)
         np.testing.assert_array_equal(first.decode_segment(i), here.decode_segment(i))
@@ -61,7 +101,7 @@ def test_a_spoilt_file_is_fetched_again_and_damage_far_away_is_said_and_not_kept
     here = Store.open(plain)
     store, _ = opened(plain, tmp_path)
     store.fetch_segment(0)
-    (kept,) = [Path(entry.path) for entry in RangeCache(tmp_path, 1).files() if entry.stat().st_size > 2000]
+    (kept,) = [Path(entry.path) for entry in RangeCache(tmp_path, 1).files() if "-0-" in entry.name]
     data = bytearray(kept.read_bytes())
     data[1000] ^= 1
     kept.write_bytes(data)
@@ -74,7 +114,8 @@ def test_a_spoilt_file_is_fetched_again_and_damage_far_away_is_said_and_not_kept
     class Flipped(Counted):
         def read_range(self, name: str, offset: int, size: int) -> bytes:
             found = bytearray(super().read_range(name, offset, size))
-            found[len(found) // 2] ^= size > 2000
+            if size > 2000:
+                found[500::1000] = bytes(byte ^ 1 for byte in found[500::1000])
             return bytes(found)
 
     broken = Store.open(CachedStorage(Flipped(plain), RangeCache(tmp_path / "other", 2**30)))
