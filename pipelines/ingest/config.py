@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ingest.entries import find_sources, members_of, other_entries, require_targets
+from pipelines.ingest.entries import find_sources, other_entries, require_targets
 from pipelines.ingest.plan import NAME_LIMIT, Unit, plan_units, require_fitting, stem_of
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import DETECT
@@ -20,6 +20,7 @@ from pipelines.sources.masks import ASK
 from pipelines.sources.reading import inspect_source, recognize_sources, sample_source
 from pipelines.sources.source import SourceFile
 from pipelines.sources.table import SOURCES, source_of
+from pipelines.sources.unchanged import Stats, file_stats
 from statevla.encoders.text import TextEncoder
 from stores.errors import SourceError, UsageError
 from stores.images import JPEG_QUALITY
@@ -114,7 +115,7 @@ class IngestPlan:
     notes: tuple[str, ...]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     said: tuple[tuple[str, str], ...] = ()
-    stats: tuple[tuple[int, int, int], ...] = ()
+    stats: Stats = ()
 
     @property
     def folder(self) -> Path:
@@ -182,21 +183,6 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
         said=verdict.notes,
         stats=stats,
     )
-
-
-def file_stats(paths: Sequence[Path], name: str) -> tuple[tuple[int, int, int], ...]:
-    """(inode, bytes, time of change) of each file of sources in format `name`, zeros where it cannot be had: what tells
-    that one was replaced.
-    """
-    found = []
-    for member in (member for path in paths for member in members_of(name, path)):
-        try:
-            stat = member.stat()
-        except OSError:
-            found.append((0, 0, 0))
-        else:
-            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return tuple(found)
 
 
 def written(name: str) -> str:

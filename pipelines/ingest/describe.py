@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.ingest.config import IngestConfig, IngestPlan, written
-from pipelines.ingest.entries import members_of
 from pipelines.ingest.merge import UnitFacts, copies_of, split_units
 from pipelines.ingest.plan import natural_key, stem_of
 from pipelines.ingest.unit import formats, writer
+from pipelines.sources.unchanged import members_of
 from statevla.encoders.text import TextEncoder
 from stores.disk import durable
 from stores.manifest import Manifest, StoreObject, hash_object

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, overload
 
 from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
 from pipelines.ingest.commit import Commit
-from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, file_stats, plan_ingest, preview_ingest
+from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest
 from pipelines.ingest.describe import copy_notes, findings_of, quarantine_of, sources_of, split_of
 from pipelines.ingest.merge import UnitFacts, unit_facts
 from pipelines.ingest.ownership import Holdings, holdings, require_own_folder, withdraw, write_claim
@@ -30,6 +30,7 @@ from pipelines.ingest.unit import UnitTask
 from pipelines.run import run_units
 from pipelines.sources.reading import make_here, make_isolated
 from pipelines.sources.sandbox import end_thread_reader
+from pipelines.sources.unchanged import file_stats
 from statevla.encoders.table import load_text_encoder
 from statevla.encoders.text import TextEncoder
 from stores.disk import durable

@@ -44,12 +44,6 @@ def find_sources(source: Path, suite: str, names: Sequence[str]) -> tuple[tuple[
     raise nothing
 
 
-def members_of(name: str, path: Path) -> Sequence[Path]:
-    """The files that a source file of format `name` consists of: itself, or those of a dataset."""
-    source = source_of(name)
-    return source.members(path) if isinstance(source, FolderSource) else (path,)
-
-
 def other_entries(
     source: Path, used: Collection[Path], suffixes: Collection[str]
 ) -> tuple[list[dict[str, str]], list[str]]:

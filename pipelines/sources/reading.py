@@ -20,6 +20,7 @@ from pipelines.sources.evidence import Told
 from pipelines.sources.sandbox import survive, thread_reader
 from pipelines.sources.source import SourceFile
 from pipelines.sources.table import recognize, source_of
+from pipelines.sources.unchanged import unchanged
 from stores.errors import SourceError
 from stores.printable import plain
 from stores.spec import LIBERO
@@ -150,7 +151,13 @@ def make_isolated(task: UnitTask) -> bytes:
     this thread's child.
 
     A demonstration whose reading kills the child still has the fingerprint that a rerun will find: by a second call.
+    Raises SourceTrouble where the file changed meanwhile: what was read and what its fingerprints say may differ.
     """
+    with unchanged(task.file, task.settings.source):
+        return _made_isolated(task)
+
+
+def _made_isolated(task: UnitTask) -> bytes:
     settings = task.settings.to_dict()
     places = {"source": task.source, "out": task.out, "run": task.run, "kernel": task.kernel}
     argument = {"unit": asdict(task.unit), **places, "settings": settings}
@@ -166,7 +173,8 @@ def make_isolated(task: UnitTask) -> bytes:
 
 def make_here(task: UnitTask) -> bytes:
     """`make_isolated` without the child, for tests that crash the writer itself."""
-    return _with_all_fingerprints(make_unit(task), task, isolated=False)
+    with unchanged(task.file, task.settings.source):
+        return _with_all_fingerprints(make_unit(task), task, isolated=False)
 
 
 def _without_fingerprint(record: dict[str, Any], unit: Unit) -> tuple[str, ...]:
