@@ -110,6 +110,7 @@ class Columns(Mapping[str, NDArray[Any]]):
         with self._reading():
             self._require_bounded([name])
             column = self._file().read(columns=[name], use_threads=False)[name]
+            self._require_values(name, column)
             if column.type != kind:
                 column = column.cast(kind)
             values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
@@ -120,6 +121,7 @@ class Columns(Mapping[str, NDArray[Any]]):
             with self._reading():
                 self._require_bounded([name])
                 column = self._file(read_dictionary=[name]).read(columns=[name], use_threads=False)[name]
+                self._require_values(name, column)
                 whole = column.combine_chunks() if len(column) else pa.array([], pa.string()).dictionary_encode()
                 if isinstance(whole, pa.ChunkedArray):
                     whole = whole.unify_dictionaries().combine_chunks()
@@ -127,6 +129,10 @@ class Columns(Mapping[str, NDArray[Any]]):
                     whole = whole.dictionary_encode()
                 self._codes[name] = (whole.indices.to_numpy(zero_copy_only=False), whole.dictionary.to_pylist())
         return self._codes[name]
+
+    def _require_values(self, name: str, column: pa.ChunkedArray) -> None:
+        if column.null_count:
+            raise StoreCorrupt(f"{self.where}: column {name}: {column.null_count} of {len(column)} values are missing")
 
     def _file(self, read_dictionary: list[str] | None = None) -> pq.ParquetFile:
         with self._reading():

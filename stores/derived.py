@@ -249,8 +249,8 @@ def begin(
     fields = {"made_from": dict(made_from), "arrays": {name: spec.metadata() for name, spec in arrays.items()}}
     begun = durable.json_bytes(seal(fields))
     try:
-        same = (folder / BEGUN).read_bytes() == begun
-    except (FileNotFoundError, NotADirectoryError):
+        same = (folder / BEGUN).is_file() and (folder / BEGUN).read_bytes() == begun
+    except FileNotFoundError:
         same = False
     if not same:
         place = f"{kind}/{name}"

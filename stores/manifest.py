@@ -23,7 +23,7 @@ from stores.disk import durable
 from stores.errors import PlaceMissing, StoreCorrupt, StoreError, StoreMissing
 from stores.layout import MANIFEST as MANIFEST
 from stores.layout import is_data
-from stores.schema import SCHEMA_VERSION
+from stores.schema import IMAGE_CODECS, SCHEMA_VERSION
 
 SEAL: Final = "sha256"
 _SEAL_LINE: Final = re.compile(rb'^ "sha256": "([0-9a-f]{64})",?\n', re.MULTILINE)
@@ -37,6 +37,7 @@ _FIELDS: Final = {
     "counts": dict, "sources": list, "provenance": dict,
 }  # fmt: skip
 """As they come from JSON, beside `schema_version`, identity and seal."""
+_CONFIG: Final = {"window": int, "chunk": int, "codec": str, "language": dict}
 _COUNTS: Final = ("episodes", "frames", "steps", "segments", "bytes", "quarantined")
 
 
@@ -124,6 +125,8 @@ class Manifest:
         identity = fields.pop(IDENTITY)
         require_types(fields, _FIELDS, where)
         require_types(fields["counts"], dict.fromkeys(_COUNTS, int), f"{where}: counts")
+        _check_config(fields["config"], where)
+        _check_sources(fields["sources"], where)
         objects = parse_objects(fields["objects"], where)
         manifest = cls(
             **{
@@ -140,6 +143,22 @@ class Manifest:
         if manifest.content_hash != identity:
             raise StoreCorrupt(f"{where}: expected {IDENTITY} {manifest.content_hash} of what it says, got {identity}")
         return manifest
+
+
+def _check_config(config: dict[str, Any], where: str) -> None:
+    """Raise StoreCorrupt unless what readers need of it is there. The rest is for people."""
+    require_types({name: config.get(name) for name in _CONFIG}, _CONFIG, f"{where}: config")
+    if min(config["window"], config["chunk"]) < 1 or config["codec"] not in IMAGE_CODECS:
+        got = {name: config[name] for name in ("window", "chunk", "codec")}
+        raise StoreCorrupt(f"{where}: config: expected 1 or more steps, and a codec of {IMAGE_CODECS}, got {got}")
+
+
+def _check_sources(sources: list[Any], where: str) -> None:
+    for number, source in enumerate(sources):
+        notes = source.get("notes", []) if isinstance(source, dict) else None
+        named = isinstance(source, dict) and isinstance(source.get("file"), str)
+        if not named or not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise StoreCorrupt(f"{where}: sources[{number}]: expected a file with its notes, got {source!r:.200}")
 
 
 _OBJECT: Final = {"path": str, "bytes": int, "sha256": str}

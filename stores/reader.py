@@ -136,7 +136,7 @@ class Store:
         counts = manifest.counts
         episodes = Columns(storage, _named(manifest, storage, EPISODES_FILE), EPISODES, counts["episodes"])
         segments = Columns(storage, _named(manifest, storage, SEGMENTS_FILE), SEGMENTS, counts["segments"])
-        check_tables(episodes, segments, episodes.codes("split")[1], counts, storage.root)
+        check_tables(episodes, segments, episodes.codes("split")[1], counts, manifest.config["window"], storage.root)
         check_tiling(segments, manifest, storage.root)
         check_presence(storage, manifest)
         segments.forget("segment")
@@ -286,7 +286,8 @@ class Store:
         codec, actions = self.manifest.config["codec"], int(steps) + int(self.manifest.config["chunk"]) - 1
         images, wanted = _member_names(self.spec.camera_names, observations, codec)
         if members.keys() != wanted:
-            raise StoreCorrupt(f"{where}: expected members {sorted(wanted)}, got {sorted(members)}")
+            missing, extra = sorted(wanted - members.keys()), sorted(members.keys() - wanted)
+            raise StoreCorrupt(f"{where}: lacks the members {missing[:5]}, has the unknown {extra[:5]}")
         return Segment(
             where,
             key,

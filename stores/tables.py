@@ -171,11 +171,14 @@ def parse_table(data: bytes, schema: pa.Schema, where: str) -> pa.Table:
 Column = Mapping[str, NDArray[Any]]
 
 
-def check_tables(episodes: Column, segments: Column, splits: Sequence[str], counts: dict[str, int], where: str) -> None:
+def check_tables(
+    episodes: Column, segments: Column, splits: Sequence[str], counts: dict[str, int], window: int, where: str
+) -> None:
     """Raise StoreCorrupt unless episodes and segments tile each other, and agree with the manifest's counts.
 
     Frames of an episode are rows first_frame … + frames of frames.zarr; its segments are rows first_segment … +
-    segments, whose steps follow one another without gap. splits: the distinct values of that column.
+    segments, whose steps follow one another without gap. splits: the distinct values of that column. window: most steps
+    of a segment.
     """
     ep, seg = episodes, segments
     starts = _starts(ep["segments"])
@@ -187,6 +190,10 @@ def check_tables(episodes: Column, segments: Column, splits: Sequence[str], coun
         "segments name their episode": _repeats(seg["episode"], ep["segments"]),
         "segments tile the steps of their episode": _tile(seg["first_step"], seg["steps"], starts),
         "frames are steps or steps + 1": bool(np.isin(ep["frames"] - ep["steps"], (0, 1)).all()),
+        f"segments have 1 to {window} steps": bool(((seg["steps"] >= 1) & (seg["steps"] <= window)).all()),
+        "observations of a segment are steps or steps + 1": bool(
+            np.isin(seg["observations"] - seg["steps"], (0, 1)).all()
+        ),
         "split is train or val": set(splits) <= {"train", "val"},
         "counts agree with the manifest": [counts[k] for k in ("episodes", "frames", "steps", "segments")]
         == [len(ep["episode"]), ep["frames"].sum(), ep["steps"].sum(), len(seg["episode"])],

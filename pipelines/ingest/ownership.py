@@ -74,6 +74,9 @@ def require_own_folder(root: Path) -> None:
         return
     if not root.is_dir():
         raise UsageError(f"{root}: expected a folder for the store, got something else under that name")
+    odd = [name for name in (MANIFEST, CLAIM) if os.path.lexists(root / name) and not (root / name).is_file()]
+    if odd:
+        raise UsageError(f"{root}: {odd} should be files, and are not; move them away. Nothing was changed")
     found = sorted(path.name for path in root.iterdir() if not _is_writers(path.name))
     held = holdings(root)
     if held is None and found:

@@ -34,8 +34,11 @@ def read_record(root: Path, unit: str) -> dict[str, Any] | None:
     """The unit's record with its ``key``, or None when there is none or it is not what was written: then the unit is
     made again.
     """
+    path = root / record_path(unit)
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
-        found = (root / record_path(unit)).read_bytes()
+        found = path.read_bytes()
         record = decode_record(found)
         del record["sha256"]
         return record if _sealed(record) == found and "key" in record else None

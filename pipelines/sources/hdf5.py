@@ -20,6 +20,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from pipelines.sources.pointers import require_content
 from pipelines.sources.rows import Rows as Rows
 from stores.errors import SourceError, SourceTrouble
 from stores.printable import plain
@@ -33,7 +34,6 @@ TEXT_LIMIT: Final = 16 * 2**20
 TYPES: Final = {"float": (h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE), "uint8": (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)}
 FILTERS: Final = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
 """Filters that are read: gzip, byte shuffle, checksum."""
-LFS_POINTER: Final = b"version https://git-lfs"
 MAX_CHUNKS: Final = 100_000
 FLETCHER_BYTES: Final = 4
 
@@ -113,9 +113,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         with path.open("rb"):
             pass  # h5py takes a file that may not be opened for one that is no HDF5
         if not h5py.is_hdf5(path):
-            with path.open("rb") as start:
-                if start.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise SourceError("expected an HDF5 file, got a Git LFS pointer; run `git lfs pull`")
+            require_content(path)
             raise SourceError(f"expected an HDF5 file, got {path.stat().st_size} bytes of something else")
         file = h5py.File(path, "r")
     with file:
@@ -201,6 +199,8 @@ def _require_written(found: Rows, path: str) -> None:
     filters = [described[0] for described in found.filters]
     if not set(filters) <= FILTERS:
         raise SourceError(f"key {path!r}: expected filters of {sorted(FILTERS)}, got {filters}")
+    if len(set(filters)) != len(filters):  # packed twice it would unpack to more than anybody declared
+        raise SourceError(f"key {path!r}: expected each filter once, got {filters}")
     grid = [range(0, size, step) for size, step in zip(found.shape, found.chunks, strict=True)]
     expected = math.prod(len(axis) for axis in grid)
     if expected > MAX_CHUNKS:

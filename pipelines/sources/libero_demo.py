@@ -186,8 +186,11 @@ def init_state(demo: h5py.Group, seen: Seen) -> str:
     if number is not None:
         return str(number)
     state = seen.attribute(demo, INIT_STATE)
-    if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.size > MAX_STATE:
+    if state is None:
         return ""
+    if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.size > MAX_STATE:
+        got = f"{state.dtype} {list(state.shape)}" if isinstance(state, np.ndarray) else type(state).__name__
+        raise SourceError(f"attribute {INIT_STATE!r}: expected at most {MAX_STATE} floats, got {got}")
     return init_state_hash(state)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import h5py
@@ -11,6 +12,10 @@ from pipelines.sources.rows import Rows
 from stores.errors import SourceError
 
 HEADER_BYTES: Final = 16
+DEPTH: Final = 64
+"""Levels of groups: a demonstration's have five."""
+UNREADABLE: Final = tuple(kind for kind in HDF5_FAILURES if kind is not MemoryError)
+"""What an object may raise that claims nothing; too little memory says nothing of it."""
 
 
 def stored_ranges(found: Rows) -> list[tuple[int, int]]:
@@ -30,19 +35,21 @@ def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
     """(begin, end) of all that every object of the file claims of it, by each of its names: also what nobody reads.
 
     An object with two names claims its header twice. One that cannot be opened claims nothing but that; who needs it is
-    refused when it is read.
+    refused when it is read. Raises SourceError where groups nest deeper than any demonstration's.
     """
     found: dict[str, list[tuple[int, int]]] = {}
     waiting: list[tuple[bytes, Any]] = [(b"", file.id)]
     known = {h5py.h5o.get_info(file.id).addr}
     for above, folder in waiting:  # grows while it is gone through
+        if above.count(b"/") > DEPTH:
+            raise SourceError(f"{Path(file.filename).name}: groups nest deeper than {DEPTH} levels")
         for name, address in _linked(folder):
             path = above + name
             parts = found[path.decode(errors="backslashreplace")] = [(address, address + HEADER_BYTES)]
             if address in known:
                 continue
             known.add(address)
-            with contextlib.suppress(*HDF5_FAILURES, SourceError):
+            with contextlib.suppress(*UNREADABLE, SourceError):
                 item = h5py.h5o.open(folder, name)
                 if isinstance(item, h5py.h5g.GroupID):
                     waiting.append((path + b"/", item))
@@ -61,7 +68,7 @@ def _linked(folder: h5py.h5g.GroupID) -> list[tuple[bytes, int]]:
         if info.type == h5py.h5l.TYPE_HARD:
             links.append((name, info.u))
 
-    with contextlib.suppress(*HDF5_FAILURES):
+    with contextlib.suppress(*UNREADABLE):
         folder.links.iterate(note, info=True)
     return sorted(links, key=lambda link: (link[0] != b"data", link))
 

@@ -288,9 +288,11 @@ def _published(root: Path | str) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     try:
-        found: dict[str, list[str]] = json.loads(path.read_bytes())
-    except ValueError as error:
+        found: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise StoreCorrupt(f"{path}: not JSON: {error}; remove it and say --replace") from error
+    if not isinstance(found, dict) or not all(isinstance(hashes, list) for hashes in found.values()):
+        raise StoreCorrupt(f"{path}: expected lists of hashes by URL; remove it and say --replace")
     return found
 
 

@@ -1,10 +1,12 @@
 """One writer at a time: a lock that its holder's death frees, and the leftovers of dead writers, removed under it."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Final
 
 from stores.disk import durable
 from stores.disk.seam import announce
-from stores.errors import StoreLocked
+from stores.errors import StoreLocked, UsageError
 
 LOCK_NAME: Final = ".lock"
 
@@ -76,7 +78,7 @@ def _take_lock(path: Path, root: Path, waiting: Callable[[str], None] | None) ->
     told = False
     while True:
         announce("create", path)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -98,6 +100,24 @@ def _take_lock(path: Path, root: Path, waiting: Callable[[str], None] | None) ->
         if _is_held(descriptor, path):
             return descriptor
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """The lock file, made where there is none. Raises UsageError where something else has its name."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            raise _no_file(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
+    return descriptor
+
+
+def _no_file(path: Path) -> UsageError:
+    return UsageError(f"{path}: expected the lock of a writer, a file, or nothing; it is something else: remove it")
 
 
 def _is_held(descriptor: int, path: Path) -> bool:

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import h5py
+import pytest
 
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from pipelines.ingest.entries import other_entries
+from stores.errors import SourceTrouble
 from stores.reader import Store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
+from tests.stores.faults import read_tree
 
 
 def test_every_entry_is_read_quarantined_or_named(tmp_path: Path) -> None:
@@ -20,18 +23,39 @@ def test_every_entry_is_read_quarantined_or_named(tmp_path: Path) -> None:
     (source / "notes.txt").write_text("read me")
     (source / ".hidden.hdf5").write_text("")
     (source / "folder.hdf5").mkdir()
-    (source / "pointer_demo.hdf5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    (source / "broken_demo.hdf5").write_text("not what its name says")
     summary = ingest(IngestConfig("x", source, tmp_path / "out", language="hashed"), isolated=False)
     store = Store.open(tmp_path / "out")
     assert sorted(store.episode_columns["id"]) == sorted(
         f"{name}/demo_0" for name in ("linked_demo.h5", "one_demo", "one_demo.h5", "three_demo.HDF5", "two_demo.h5")
     )
     refused = {row["file"]: row["reason"] for row in summary.quarantine}
-    assert set(refused) == {"pointer_demo.hdf5"}
-    assert "Git LFS pointer" in refused["pointer_demo.hdf5"]
+    assert set(refused) == {"broken_demo.hdf5"}
+    assert "expected an HDF5 file" in refused["broken_demo.hdf5"]
     told = "\n".join(summary.notes)
     for name in ("deep/: sub-folder with 1 files", "folder.hdf5/", "renamed.bak: HDF5", "notes.txt", ".hidden.hdf5"):
         assert name in told
+
+
+@pytest.mark.parametrize(
+    ("pointer", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "a Git LFS pointer .*git lfs pull"),
+        ("/annex/objects/SHA256E-s1--00.hdf5\n", "a git-annex pointer .*git annex get"),
+    ],
+)
+def test_a_pointer_in_a_files_place_stops_the_run_and_changes_nothing(tmp_path: Path, pointer: str, said: str) -> None:
+    """Its content was not fetched, which is no fault of it: a store that has it keeps it."""
+    source = tmp_path / "in"
+    for number in range(2):
+        write_file(source / f"{number}_demo.hdf5", {"demo_0": demo_arrays(make_world(number))})
+    config = IngestConfig("x", source, tmp_path / "out", language="hashed")
+    ingest(config, isolated=False)
+    before = read_tree(tmp_path / "out")
+    (source / "1_demo.hdf5").write_text(pointer)
+    with pytest.raises(SourceTrouble, match=f"1_demo.hdf5: {said}.*Nothing was changed"):
+        ingest(config, isolated=False)
+    assert read_tree(tmp_path / "out") == before
 
 
 def test_the_same_name_with_two_suffixes_is_two_files_of_one_task(tmp_path: Path) -> None:

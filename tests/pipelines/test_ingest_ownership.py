@@ -202,3 +202,17 @@ def test_a_derived_folder_that_was_moved_is_not_a_store(source: Path, tmp_path: 
     put(tmp_path / "out/manifest.json", seal_bytes({"content_hash": "x"}, {}))
     with pytest.raises(UsageError, match="expected an empty folder, or a store of ours"):
         run(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", CLAIM])
+def test_a_folder_under_the_name_of_a_file_of_ours_is_nobodys_to_remove(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    run(source, tmp_path / "out")
+    if name == "manifest.json":
+        (tmp_path / "out" / name).unlink()
+    put(tmp_path / "out" / name / "thesis.txt")
+    before = listing(tmp_path / "out")
+    with pytest.raises(UsageError, match=rf"\['{name}'\] should be files, and are not; .*Nothing was changed"):
+        run(source, tmp_path / "out")
+    assert listing(tmp_path / "out") == before

@@ -1,5 +1,6 @@
 """A unit's record comes back as it was written, or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,11 @@ def test_no_record_where_any_byte_is_another(tmp_path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert read_record(tmp_path, "task-000") is None, length
+
+
+def test_a_pipe_under_a_records_name_is_no_record_and_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / record_path("a")).parent.mkdir()
+    os.mkfifo(tmp_path / record_path("a"))
+    assert read_record(tmp_path, "a") is None
+    write_record(tmp_path, "a", "key", RECORD)
+    assert read_record(tmp_path, "a") == {**RECORD, "key": "key"}

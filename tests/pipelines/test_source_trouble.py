@@ -268,3 +268,47 @@ def test_what_two_demonstrations_share_is_refused(tmp_path: Path, key: str) -> N
     header = inspect_file(path)
     assert tuple(header.episodes) == ("demo_1",)
     assert [demo for demo, _ in header.refused] == ["demo_0", "demo_2"]
+
+
+def test_a_chunk_that_is_packed_twice_is_refused(path: Path) -> None:
+    """Each turn may unpack to a thousand times as much; only the last has a declared size."""
+    with h5py.File(path, "r+") as file:
+        pictures = file["data/demo_0/obs/agentview_rgb"][()]
+        del file["data/demo_0/obs/agentview_rgb"]
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk((8, *pictures.shape[1:]))
+        made.set_deflate(9)
+        made.set_deflate(9)
+        space = h5py.h5s.create_simple(pictures.shape)
+        found = h5py.h5d.create(file["data/demo_0/obs"].id, b"agentview_rgb", h5py.h5t.STD_U8LE, space, made)
+        found.write(h5py.h5s.ALL, h5py.h5s.ALL, pictures)
+    with pytest.raises(SourceError, match=r"no usable demonstration.*expected each filter once"):
+        run(path.parent, path.parent.parent / "out")
+
+
+@pytest.mark.parametrize("value", [np.arange(4), "text"])
+def test_an_initial_state_that_is_none_is_no_absence(path: Path, value: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        file["data/demo_0"].attrs["init_state"] = value
+    with pytest.raises(SourceError, match="'init_state': expected at most"):
+        run(path.parent, path.parent.parent / "out")
+
+
+def test_groups_that_nest_without_end_are_refused(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        group = file.create_group("other")
+        for _ in range(100):
+            group = group.create_group("g")
+    with pytest.raises(SourceError, match="groups nest deeper than 64 levels"):
+        inspect_file(path)
+
+
+def test_a_look_at_all_objects_that_runs_out_of_memory_is_not_taken_for_a_whole_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_little(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("pipelines.sources.ranges._claims", too_little)
+    with pytest.raises(SourceError, match=r"t_demo\.hdf5: .*MemoryError"):
+        inspect_file(path)

@@ -13,7 +13,7 @@ import pytest
 from stores.disk import durable
 from stores.disk.lock import LOCK_NAME, clean, lock
 from stores.disk.seam import announce
-from stores.errors import StoreLocked
+from stores.errors import StoreLocked, UsageError
 from tests.stores.faults import FAULTS, every_crash, operations, read_tree
 
 pytestmark = pytest.mark.crash
@@ -214,6 +214,24 @@ def test_a_lock_removed_by_hand_lets_one_more_in_and_not_a_third(tmp_path: Path)
             with pytest.raises(StoreLocked, match="second"), lock(tmp_path, "third"):
                 pass
     assert read_tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("what", ["dangling link", "link", "pipe", "folder"])
+def test_what_is_no_file_under_the_locks_name_is_one_error_and_stays(tmp_path: Path, what: str) -> None:
+    root, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    root.mkdir()
+    if what == "pipe":
+        os.mkfifo(root / LOCK_NAME)
+    elif what == "folder":
+        (root / LOCK_NAME).mkdir()
+    else:
+        (root / LOCK_NAME).symlink_to(elsewhere)
+    if what == "link":
+        elsewhere.write_text("theirs")
+    with pytest.raises(UsageError, match=r"store/\.lock: expected the lock of a writer"), lock(root, "first"):
+        pass
+    assert os.path.lexists(root / LOCK_NAME)
+    assert elsewhere.exists() == (what == "link")
 
 
 def test_only_what_this_code_leaves_behind_is_cleaned(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Manifest, index tables and language cache: same input same bytes, damage and contradictions named."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +19,13 @@ from stores.disk import durable
 from stores.errors import StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.language import LANGUAGE_FILE, LanguageCache, LanguageRow, write_language
 from stores.made_by import made_by
-from stores.manifest import MANIFEST, Manifest, content_hash, hash_objects, seal
+from stores.manifest import MANIFEST, Manifest, StoreObject, content_hash, hash_objects, seal
 from stores.reader import Store
 from stores.tables import EPISODES_FILE, SEGMENTS_FILE, check_tables, parse_table, table_bytes, write_table
+from stores.verify import verify_store
 from tests.stores.make_store import make_tiny_store, sealed_text
+
+WINDOW = schema.SEGMENT_FRAMES
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,8 @@ def test_a_malformed_manifest_is_one_clear_error(root: Path, field: str, value: 
 def test_a_deeply_nested_manifest_is_one_clear_error(root: Path) -> None:
     fields = {name: json.dumps(value) for name, value in json.loads((root / MANIFEST).read_bytes()).items()}
     del fields["sha256"]
-    for field, text in (("config", '{"a": ' + 500 * "[" + 500 * "]" + "}"), ("sources", 100_000 * "[")):
+    deep = fields["config"][:-1] + ', "a": ' + 500 * "[" + 500 * "]" + "}"
+    for field, text in (("config", deep), ("sources", 100_000 * "[")):
         with pytest.raises(StoreCorrupt, match=r"^here: manifest\.json: (nested too deeply|not JSON)"):
             Manifest.from_bytes(sealed_text({**fields, field: text}), "here")
 
@@ -133,7 +139,7 @@ def check(episodes: pa.Table, segments: pa.Table, counts: dict[str, int]) -> Non
         }
         for table in (episodes, segments)
     )
-    check_tables(ep, seg, sorted(set(episodes["split"].to_pylist())), counts, "here")
+    check_tables(ep, seg, sorted(set(episodes["split"].to_pylist())), counts, WINDOW, "here")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +155,9 @@ def check(episodes: pa.Table, segments: pa.Table, counts: dict[str, int]) -> Non
         ("segments", {"episode": 0}),
         ("segments", {"first_step": 17}),
         ("segments", {"steps": 15}),
+        ("segments", {"observations": 2_000_000}),
+        ("segments", {"observations": 0}),
+        ("segments", {"observations": 1}),
     ],
 )
 def test_contradicting_tables_are_refused(root: Path, which: str, change: dict[str, object]) -> None:
@@ -158,6 +167,55 @@ def test_contradicting_tables_are_refused(root: Path, which: str, change: dict[s
     tables[which] = _changed(tables[which], 1 if which == "episodes" else 4, **change)
     with pytest.raises(StoreCorrupt, match=r"here: .*contradict"):
         check(**tables, counts=store.manifest.counts)
+
+
+def test_segments_longer_than_the_window_are_refused(root: Path) -> None:
+    """Of a window's length is what a reader makes room for."""
+    store = Store.open(root)
+    with pytest.raises(StoreCorrupt, match=rf"segments have 1 to {WINDOW - 1} steps"):
+        check_tables(store.episode_columns, store.segment_columns, ["train"], store.manifest.counts, WINDOW - 1, "here")
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "match"),
+    [
+        ("config", {}, r"config: expected fields .*window \(int\)"),
+        ("config", {"chunk": None}, r"config: expected fields .*chunk \(int\).*got .*chunk \(NoneType\)"),
+        ("config", {"codec": None}, r"config: expected fields .*got .*codec \(NoneType\)"),
+        ("config", {"codec": "webp"}, r"config: expected 1 or more steps, and a codec of .*'webp'"),
+        ("config", {"window": 0}, r"config: expected 1 or more steps"),
+        ("sources", [None], r"sources\[0\]: expected a file with its notes, got None"),
+        ("sources", [{"file": "a", "notes": None}], r"sources\[0\]: expected a file with its notes"),
+        ("sources", [{"file": 3}], r"sources\[0\]"),
+    ],
+)
+def test_a_manifest_that_lacks_what_readers_need_is_one_clear_error(
+    root: Path, field: str, change: Any, match: str
+) -> None:
+    fields = json.loads((root / MANIFEST).read_bytes())
+    del fields["sha256"]
+    whole = {**fields[field], **change} if field == "config" and change else change
+    texts = {name: json.dumps(value) for name, value in {**fields, field: whole}.items()}
+    with pytest.raises(StoreCorrupt, match=f"here: manifest.json: {match}"):
+        Manifest.from_bytes(sealed_text(texts), "here")
+
+
+@pytest.mark.parametrize("name", ["steps", "shard"])
+def test_a_missing_value_in_a_table_is_damage(root: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(root, tmp_path / "store")
+    path = tmp_path / "store" / SEGMENTS_FILE
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(name)
+    values = table[name].to_pylist()
+    pq.write_table(table.set_column(place, name, pa.array([None, *values[1:]], table.schema.field(name).type)), path)
+    data = path.read_bytes()
+    manifest = Manifest.load(root)
+    changed = StoreObject(SEGMENTS_FILE, len(data), hashlib.sha256(data).hexdigest())
+    objects = tuple(changed if item.path == SEGMENTS_FILE else item for item in manifest.objects)
+    replace(manifest, objects=objects).save(tmp_path / "store")
+    with pytest.raises(StoreCorrupt, match=rf"segments.parquet: column {name}: 1 of \d+ values are missing"):
+        Store.open(tmp_path / "store")
+    assert any(f"column {name}: 1 of" in str(problem) for problem in verify_store(tmp_path / "store"))
 
 
 def test_a_dropped_segment_is_noticed(root: Path) -> None:

@@ -351,6 +351,13 @@ def test_wrong_targets_are_said(one: Path, s3: dict[str, Any], tmp_path: Path) -
         publish_store(one, f"s3://robots/{uuid.uuid4().hex}", **s3)
 
 
+@pytest.mark.parametrize("text", ["[]", "3", "null", '{"s3://robots/a": 3}', 100_000 * "["])
+def test_a_note_of_what_was_published_that_is_none_is_one_clear_error(one: Path, text: str) -> None:
+    (one / PUBLISHED).write_text(text)
+    with pytest.raises(StoreError, match=r"\.published\.json: .*; remove it and say --replace"):
+        publish_store(one, f"memory://robots/{uuid.uuid4().hex}")
+
+
 @pytest.mark.parametrize("kind", ["memory", "s3"])
 def test_a_place_may_be_called_anything(one: Path, kind: str, request: pytest.FixtureRequest) -> None:
     """Errors are told by the server's code: words of the URL that are also words of errors change nothing."""

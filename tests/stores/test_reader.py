@@ -109,8 +109,12 @@ def test_members_that_are_not_a_segments_are_named(store: Store) -> None:
     shard, place = store._place(0)
     key, members = read_segment(store.storage, shard.path, shard.sha256, *place, lambda: "here")
     image = next(name for name in members if name.endswith((".jpg", ".png")))
-    for wrong in ({**members, "more.txt": b""}, {name: data for name, data in members.items() if name != image}):
-        with pytest.raises(StoreCorrupt, match=r"expected members \['action\.npy'") as told:
+    more, less = {**members, "more.txt": b""}, {name: data for name, data in members.items() if name != image}
+    for wrong, said in (
+        (more, r"lacks the members \[\], has the unknown \['more\.txt'\]"),
+        (less, rf"lacks the members \['{image}'\], has the unknown \[\]"),
+    ):
+        with pytest.raises(StoreCorrupt, match=said) as told:
             store.parse_segment(0, key, wrong)
         assert str(told.value).startswith(segment.where)
     with pytest.raises(StoreCorrupt) as told:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.sources import hdf5
+from pipelines.sources.pointers import require_content
 from stores import pages
 from stores.errors import SourceError, SourceTrouble
 from stores.printable import plain
@@ -69,9 +70,7 @@ def require_file(path: Path, needed_by: str = "") -> None:
         raise SourceTrouble(
             f"no such file{whose}; fetch the whole dataset (hf download, git lfs pull). Nothing was changed"
         )
-    with path.open("rb") as file:
-        if file.read(len(hdf5.LFS_POINTER)) == hdf5.LFS_POINTER:
-            raise SourceTrouble("a Git LFS pointer instead of the file; run `git lfs pull`. Nothing was changed")
+    require_content(path)
 
 
 def read_json(root: Path, name: str) -> Any:
