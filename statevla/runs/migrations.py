@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 21
+FORMAT: Final = 22
 Tree = dict[str, Any]
 
 
@@ -254,6 +254,14 @@ def _one_vector(old: Tree) -> Tree:
     return tree
 
 
+def _told_readouts(old: Tree) -> Tree:
+    """21 to 22: the readouts of a vision-language-action transformer were not told the instruction."""
+    tree = copy.deepcopy(old)
+    if "vla" in tree["config"]:
+        tree["config"]["vla"]["instruction"] = "token"
+    return tree
+
+
 def _with_world(config: Tree) -> list[Tree]:
     """Options of the systems that may have a world head."""
     named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
@@ -304,5 +312,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     18: _adapters,
     19: _made_by,
     20: _one_vector,
+    21: _told_readouts,
 }
 """From the format of the key to the next one."""

@@ -32,6 +32,7 @@ from stores.spec import ObsSpec
 
 FUSIONS = ("concat", "cross_attention", "perceiver")
 HEADS = ("continuous", "discrete", "chunked")
+TOKEN, READOUT = "token", "readout"
 CROSS_LAYERS = 2
 BINNED = ("head", ("discrete",))
 
@@ -78,14 +79,17 @@ class VisionTokens(nn.Module):
 
 
 class VlaNet(nn.Module):
-    """The spec's cameras and widths; chunk: steps. bins: of head ``discrete``. tower: sees in the place of stems."""
+    """The spec's cameras and widths; chunk: steps. bins: of head ``discrete``. tower: sees in the place of stems.
+    ask: the instruction is added to the readouts, beside its token.
+    """
 
     def __init__(
         self, *, size: int, patch: int, width: int, heads: int, vision_blocks: int, blocks: int, chunk: int,
         spec: ObsSpec, fusion: str, head: str, queries: int = 16, bins: int = 256, dropout: float = 0.0,
-        stem: str = "patch", tower: TowerVision | None = None,
+        stem: str = "patch", tower: TowerVision | None = None, ask: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.ask = ask
         hidden, pose, binary = 4 * width, len(spec.continuous), len(spec.binary)
         cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
         self.chunk, self.pose, self.bins, self.kind, self.fusion = chunk, pose, bins, head, fusion
@@ -126,6 +130,8 @@ class VlaNet(nn.Module):
         readout = self.steps(rows) if self.kind == "chunked" else self.readout.expand(rows, 1, -1)
         if self.kind == "chunked":
             readout = readout + self.readout  # the one readout token tells the steps from everything else
+        if self.ask:
+            readout = readout + condition.unsqueeze(1)
         if self.fusion == "cross_attention":
             query = torch.cat([readout, text], dim=1).to(dtype_of(self.cross))
             for layer in self.cross:
@@ -195,6 +201,9 @@ class VlaOptions(ChunkOptions):
     vision_blocks: int = option(4, "blocks over each camera's patches", least=0)
     blocks: int = option(4, "blocks over all tokens", least=1)
     fusion: str = option("concat", "how vision meets instruction and robot", choices=FUSIONS)
+    instruction: str = option(
+        TOKEN, "where it stands: a token beside the others, or in every readout too", choices=(TOKEN, READOUT)
+    )
     head: str = option("chunked", "what the actions are read from", choices=HEADS)
     queries: int = option(16, "learned queries of the perceiver", least=1, beside=("fusion", ("perceiver",)))
     bins: int = option(256, "of each pose dimension, head discrete", least=2, beside=BINNED)
@@ -225,6 +234,7 @@ class VlaPolicy(ChunkPolicy):
             spec=given.spec, fusion=options.fusion, head=options.head, queries=options.queries, bins=options.bins,
             dropout=options.dropout, stem=options.stem,
             tower=seen_by("vla.vision", options.vision, options.width, config, given),
+            ask=options.instruction == READOUT,
         )  # fmt: skip
         self.bins = self._make_bins(given) if options.head == "discrete" else None
         self.add_world(config, options.width)

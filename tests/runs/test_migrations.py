@@ -163,3 +163,9 @@ def test_act_saw_pictures_and_heard_in_its_memory_and_no_goal_policy_saw_by_a_to
         "goal": {"width": 8, "vision": "conv"}, "film": {},
     }  # fmt: skip
     assert old["config"]["act"] == {"width": 8}
+
+
+def test_readouts_were_not_told_the_instruction() -> None:
+    old = {"config": {"vla": {"width": 8}, "act": {}}}
+    assert MIGRATIONS[21](old)["config"] == {"vla": {"width": 8, "instruction": "token"}, "act": {}}
+    assert old["config"]["vla"] == {"width": 8}

@@ -101,6 +101,10 @@ CASES += [
     *(Case(find_system("act"), (*VECTOR, "act.vision=parent", f"act.encoder={encoder}")) for encoder in ENCODERS),
     Case(find_system("act"), ("act.vision=resnet18", "act.image_size=32")),
     Case(find_system("act"), ("act.instruction=queries",)),
+    *(
+        Case(find_system("vla"), ("vla.instruction=readout", f"vla.fusion={fusion}"))
+        for fusion in ("concat", "perceiver")
+    ),
 ]
 CASES.append(with_world("film", "temporal_jepa", "state"))
 CASES += [

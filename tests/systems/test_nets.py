@@ -209,6 +209,24 @@ def test_acts_queries_may_hold_the_instruction() -> None:
     assert not torch.allclose(read, plain.read(Seen(plain.see(images), robot, language), latent), atol=1e-3)
 
 
+@pytest.mark.parametrize("head", ["continuous", "discrete", "chunked"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_vlas_readouts_may_hold_the_instruction(fusion: str, head: str) -> None:
+    """And nothing else changes: neither parameters nor other tokens, as far as these do not look at the readouts."""
+    torch.manual_seed(0)
+    net, told = vla(fusion=fusion, head=head), vla(fusion=fusion, head=head)
+    told.load_state_dict(net.state_dict())
+    told.ask = True
+    images, robot, language = scene()
+    condition, vision = net.condition(language), net.vision(images)
+    if fusion != "cross_attention":  # there the readouts and the text look at the pictures together
+        count = net.chunk if head == "chunked" else 1
+        plain, asked = (each.tokens(vision, robot, condition) for each in (net, told))
+        torch.testing.assert_close(asked[:, :count] - plain[:, :count], condition.unsqueeze(1).expand(-1, count, -1))
+        torch.testing.assert_close(asked[:, count:], plain[:, count:])
+    assert not torch.allclose(told.read(vision, robot, condition), net.read(vision, robot, condition), atol=1e-3)
+
+
 def test_acts_last_decoder_layer_learns() -> None:
     torch.manual_seed(0)
     net = ActNet(**{**ACT_TINY, "decoder_blocks": 3})
