@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipelines.collect.stop import clean_on_terminate
 from pipelines.commands.options import (
     QUARANTINED,
     Device,
@@ -92,7 +93,7 @@ def collect(
     if dry_run and any(unseen.values()):
         given = [name for name, value in unseen.items() if value]
         raise UsageError(f"{', '.join(given)}: not seen by --dry-run; leave out, or record")
-    with show_progress() as progress:
+    with clean_on_terminate(), show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 
