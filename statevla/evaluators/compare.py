@@ -59,9 +59,7 @@ class Pair:
             return f"{better} is better than {worse}"
         if self.counts.first == self.counts.second:  # which proves nothing: how large one may be is the interval's
             most = 100 * max(map(abs, self.interval))
-            return (
-                f"no difference seen in {self.counts.trials} trials; the interval leaves room for one of {most:.0f} %"
-            )
+            return f"no difference seen; the interval leaves room for one of {most:.0f} %"
         if self.more_trials is None:
             return f"undecided; {MOST_TIMES} times as many trials would not decide it"
         return f"undecided; about {self.more_trials} more trials would decide it"
