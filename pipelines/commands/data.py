@@ -66,7 +66,9 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
+    from statevla.sims.suites import find_suite
 
+    find_suite(suite)  # names all there are, LIBERO's and the tabletop
     folder = out if out is not None else Path("data/raw") / suite
     if append and replace:
         raise UsageError("--append and --replace: expected one of them")
