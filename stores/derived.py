@@ -144,8 +144,9 @@ def open_derived(
     """The derived content of `kind` that was made from exactly `made_from`.
 
     make: the command that makes it, for errors. name: of the folder; default: the key. Raises StoreMissing when there
-    is none, StaleKey when there are only others of that kind or the named one is made from something else,
-    StoreCorrupt when the seal was altered or an object that it names is missing or of another size.
+    is none (of a name: naming those there are), StaleKey when there are only others of that kind or the named one is
+    made from something else, StoreCorrupt when the seal was altered or an object that it names is missing or of another
+    size.
     """
     storage = open_storage(root)
     key = key_of(made_from)
@@ -163,7 +164,9 @@ def open_derived(
             ) from error
         unfinished = f"{kind}/{name or key}/{BEGUN}" in there
         state = "are not finished: an interrupted writer left them" if unfinished else "are not there yet"
-        raise StoreMissing(f"{storage.root}: {path}: {kind} {state}; run `{make}`") from error
+        names = ", ".join(dict.fromkeys(found.split("/")[1] for found in others))
+        instead = f" (there are: {names})" if names else ""
+        raise StoreMissing(f"{storage.root}: {path}: {kind} {state}{instead}; run `{make}`") from error
     fields, objects = parse_seal(data, where)
     if fields["key"] != key:
         differs = sorted(

@@ -14,6 +14,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from statevla import progress_bars
 from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
+from statevla.evaluators.compare_results import PAIR_COLUMNS
 from stores.printable import shown
 from stores.progress import ProgressEvent
 from stores.reader import Store
@@ -116,6 +117,50 @@ def test_no_table_is_wider_than_the_terminal() -> None:
     console = terminal()
     print_table("Problems", ("object", "problem"), [("shards/" + "x" * 100, "y" * 200)], console=console)
     assert max(map(len, text_of(console).splitlines())) <= 80
+
+
+def cells(console: Console) -> list[list[str]]:
+    """Of every line of a table."""
+    lines = [line.replace("┃", "│") for line in text_of(console).splitlines()]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+
+
+def test_the_first_column_of_a_table_is_not_broken() -> None:
+    console = terminal()
+    found = "/root/data/stores/libero_spatial/manifest.json is not there; ingest it, or look into /work/elsewhere"
+    print_table("Doctor", ("check", "status", "found"), [("libero_spatial", "warning", found)], console=console)
+    assert cells(console)[1][:2] == ["libero_spatial", "warning"]
+    console = terminal()
+    path = "runs/demo/train/checkpoints/phase1_temporal_jepa/checkpoint_latest"
+    rows = [("runs/demo/train", "phase1_temporal_jepa", path, n) for n in range(4)]
+    print_table("Runs", ("run", "system", "checkpoint", "steps"), rows, console=console)
+    assert cells(console)[1][:2] == ["runs/demo/train", "phase1_temporal_jepa"]
+    folded = [line[2] for line in cells(console)[1:] if line[2]][:4]
+    assert "".join(folded) == path
+    assert all(part.endswith("/") for part in folded[:-1])  # broken behind slashes only
+
+
+@pytest.mark.parametrize("names", [("film-0", "film-1"), ("temporal-jepa-0", "phase2_flow_matching")])
+def test_no_word_of_a_comparison_is_broken_at_80_columns(names: tuple[str, str]) -> None:
+    console = terminal()
+    says = "undecided; about 1200 more trials would decide it"
+    row = (*names, "20", "3", "4", "23", "-2 % (-14 to +10)", says)
+    print_table("Pair by pair", PAIR_COLUMNS, [row], console=console)
+    words = {word for line in cells(console) for cell in line for word in cell.split()}
+    assert words == {word for text in (*PAIR_COLUMNS, *row) for word in text.split()}
+    assert max(map(len, text_of(console).splitlines())) <= 80
+
+
+def test_a_path_that_has_no_room_comes_below_the_table_whole() -> None:
+    console = terminal()
+    path = "runs/tabletop/checkpoints/phase1_temporal_jepa/checkpoint_latest/of/a/very/long/way"
+    files = [f"data/raw/tabletop/{'long_' * 16}{n}_demo.hdf5" for n in range(2)]
+    print_facts("Trained", {"steps": 300, "checkpoint": path, "files": files, "run": "runs/x"}, console)
+    lines = text_of(console).splitlines()
+    assert f"checkpoint: {path}" in lines
+    assert lines[lines.index("files:") + 1 :] == [f"  {file}" for file in files]
+    assert ["run", "runs/x"] in cells(console)
+    assert not any("checkpoint" in cell for line in cells(console) for cell in line)
 
 
 OBEYED = "\x1b]0;mine\x07 \x9b2J \u202egnp \r \u2028 \ud800"

@@ -12,7 +12,7 @@ from statevla.config import replace
 from statevla.config.load import Request, parse_overrides
 from statevla.runs.layout import checkpoints, run_of, without_suffix
 from statevla.runs.stores import find_store
-from statevla.systems.find import find_policy, to_resume
+from statevla.systems.find import find_encoder, find_policy, to_resume
 from statevla.systems.system import System
 from statevla.systems.table import find_system
 from statevla.trainers.jobs import TrainingJob, plan_resume, plan_training
@@ -43,6 +43,19 @@ def add_checkpoint(root: Path, run: str, system: System, name: str, store_hash: 
     state = {**make_snapshot(1).state.to_dict(), "system": system.name, "content_hash": store_hash, "step": step}
     (folder / "state.json").write_text(json.dumps({**state, "config": config, "scheduler": {"total_steps": total}}))
     return folder
+
+
+def test_a_run_of_another_system_is_called_what_it_is(tmp_path: Path) -> None:
+    run = run_of(add_checkpoint(tmp_path, "eyes", find_system("film"), "checkpoint_latest", "0" * 64))
+    add_checkpoint(tmp_path, "eyes", find_system("act"), "checkpoint_latest", "0" * 64)
+    with pytest.raises(StoreMissing) as told:
+        find_encoder(run, "0" * 64)
+    (expected, got) = str(told.value).removeprefix(f"{run}: expected a run with a checkpoint of ").split(", ")
+    assert {"stamo", "temporal_jepa"} <= set(expected.split(" or "))
+    assert got == "got one with film and act; name another"
+    add_checkpoint(tmp_path, "seen", JEPA, "checkpoint_best", "0" * 64)  # the right one, but not its latest
+    with pytest.raises(StoreMissing, match="seen: no checkpoint here"):
+        find_encoder(tmp_path / "runs" / "seen", "0" * 64)
 
 
 def test_the_only_store_is_meant_and_several_are_listed(tmp_path: Path, template: Path) -> None:

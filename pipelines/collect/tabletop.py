@@ -26,6 +26,7 @@ from pipelines.collect.writer import (
 from statevla.sims.tabletop.environment import BLOCKS, BOWLS, CONTROL_HZ, TASKS, Obs, TabletopEnv, task_name
 from statevla.sims.tabletop.expert import TabletopExpert
 from stores.disk import durable
+from stores.disk.lock import clean, lock
 from stores.errors import UsageError
 from stores.made_by import MADE_BY
 from stores.progress import Progress, ProgressEvent
@@ -75,6 +76,7 @@ def collect_tabletop(
     of tasks that get no new ones too. Files of this very collection are complete and stay as they are.
 
     Raises:
+        StoreLocked: another collection is writing to ``out``.
         UsageError: ``episodes`` is not positive, ``align`` is unknown, or the expert keeps failing.
     """
     if episodes < 1:
@@ -87,28 +89,14 @@ def collect_tabletop(
         raise UsageError(f"existing: expected one of {', '.join(EXISTING)}, got {existing!r}")
     counts = [episodes // len(TASKS) + (task < episodes % len(TASKS)) for task in range(len(TASKS))]
     jobs = [TaskJob(out, task, count, seed, image_size, align, existing) for task, count in enumerate(counts) if count]
-    if existing == "refuse":
-        _refuse_others(out, jobs)
-    written, done = 0, []
-
-    def advance() -> None:
-        nonlocal written
-        written += 1
-        if progress is not None:
-            progress(ProgressEvent("collect", written, episodes, "episodes"))
-
-    if workers == 1:
-        done = [collect_task(job, advance) for job in jobs]
-    else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for job, result in zip(jobs, pool.map(collect_task, jobs), strict=True):
-                done.append(result)
-                for _ in range(job.count):
-                    advance()
-    if existing == "replace":
-        for path in _recordings(out):
-            if path not in [job.path for job in jobs]:
-                durable.remove(path)
+    with lock(out, "collection of tabletop"):  # and what a killed collection left is removed
+        if existing == "refuse":
+            _refuse_others(out, jobs)
+        done = _collect(out, jobs, workers, episodes, progress)
+        if existing == "replace":
+            for path in _recordings(out):
+                if path not in [job.path for job in jobs]:
+                    durable.remove(path)
     paths, steps, failures = zip(*done, strict=True)
     return CollectSummary(tuple(paths), episodes, sum(steps), sum(failures))
 
@@ -135,6 +123,40 @@ class TaskJob:
         """What makes it another collection."""
         names = ("count", "seed", "image_size", "align")
         return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
+
+
+def _collect(
+    out: Path, jobs: list[TaskJob], workers: int, episodes: int, progress: Progress | None
+) -> list[tuple[Path, int, int]]:
+    """`collect_task` of all jobs, in their order. Call it under the lock of `out`."""
+    written = 0
+
+    def advance() -> None:
+        nonlocal written
+        written += 1
+        if progress is not None:
+            progress(ProgressEvent("collect", written, episodes, "episodes"))
+
+    if workers == 1:
+        return [collect_task(job, advance) for job in jobs]
+    done = []
+    others = set(multiprocessing.active_children())
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            try:
+                for job, result in zip(jobs, pool.map(collect_task, jobs), strict=True):
+                    done.append(result)
+                    for _ in range(job.count):
+                        advance()
+            except BaseException:
+                # A file takes minutes: whoever ends the collection does not wait for those that are under way.
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
+                raise
+    except BaseException:
+        clean(out)  # what the workers had begun
+        raise
+    return done
 
 
 def _recordings(out: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipelines.collect.stop import clean_on_terminate
 from pipelines.commands.options import (
     QUARANTINED,
     Device,
@@ -65,7 +66,9 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of the scripted expert as LIBERO-layout HDF5."""
+    from statevla.sims.suites import find_suite
 
+    find_suite(suite)  # names all there are, LIBERO's and the tabletop
     folder = out if out is not None else Path("data/raw") / suite
     if append and replace:
         raise UsageError("--append and --replace: expected one of them")
@@ -92,7 +95,7 @@ def collect(
     if dry_run and any(unseen.values()):
         given = [name for name, value in unseen.items() if value]
         raise UsageError(f"{', '.join(given)}: not seen by --dry-run; leave out, or record")
-    with show_progress() as progress:
+    with clean_on_terminate(), show_progress() as progress:
         if suite == "tabletop":
             from pipelines.collect.tabletop import collect_tabletop
 

@@ -78,7 +78,8 @@ def make_features(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compute what is not there yet. Returns folder, key, encoder, revision, frames, patches, width, bytes, computed.
+    """Compute what is not there yet. Returns folder, encoder, revision, frames, patches, width, bytes, computed
+    and how a training reads them (train_with), among others.
 
     The driver's device, and so the precision, goes for all workers.
     Raises UsageError for an encoder that is unknown or cannot be had and a store that is a URL, StateVLAError when the
@@ -99,7 +100,7 @@ def make_features(
     summary = {
         "folder": f"{FEATURES}/{name}", "encoder": kind, "model": tower.name, "revision": tower.revision,
         "dtype": config.dtype, "pool": config.pool, "frames": store.manifest.counts["frames"], "patches": shape[0],
-        "width": shape[1], "bytes": size,
+        "width": shape[1], "bytes": size, "train_with": f"--set data.features={name}",
     }  # fmt: skip
     if dry_run or _are_there(store, made, name):
         return {**summary, "computed": 0}

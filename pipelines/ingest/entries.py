@@ -8,6 +8,7 @@ from typing import Final
 from pipelines.ingest.plan import is_source, list_sources, natural_key
 from pipelines.sources.source import FolderSource
 from pipelines.sources.table import source_of
+from stores.disk.durable import is_temporary
 from stores.errors import SourceTrouble, UsageError
 from stores.printable import plain
 
@@ -58,13 +59,17 @@ def other_entries(
         return refused, notes
     for path in sorted(set(source.iterdir()) - set(used), key=lambda path: natural_key(_shown(path))):
         name = _shown(path)
-        if path.is_dir():
+        if is_temporary(path.name):
+            notes.append(f"{name}: not read: left by an interrupted writer, unless one is at work there now; remove it")
+        elif path.is_dir():
             inside = sum(is_source(child, suffixes) for child in path.rglob("*"))
             held = f" with {inside} files in it that look like sources" if inside else ""
             notes.append(f"{name}/: sub-folder{held}, not read; ingest it with a --source of its own")
         elif is_source(path, suffixes):
             what = f"a link to {os.readlink(path)}, where nothing is" if path.is_symlink() else "no regular file"
             refused.append({"file": name, "demo": "", "reason": f"{name}: {what}"})
+        elif path.name.startswith(".") and _is_hdf5(path):
+            notes.append(f"{name}: hidden, not read: its name begins with a dot")
         elif suffixes and _is_hdf5(path):
             notes.append(f"{name}: HDF5, but not read: its name does not end in {' or '.join(suffixes)}; rename it")
         else:

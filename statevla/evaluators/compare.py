@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from statevla.evaluators.costs import Costs, costs_of, run_of_evaluation
 from statevla.evaluators.intervals import wilson
-from statevla.evaluators.paired import Paired, difference, trials_to_decide
+from statevla.evaluators.paired import MOST_TIMES, Paired, difference, trials_to_decide
 from statevla.evaluators.results import JSON
 from statevla.evaluators.trials import RUN, Record, load_records
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
@@ -57,8 +57,11 @@ class Pair:
         if self.more_trials == 0:
             better, worse = (self.first, self.second) if self.difference > 0 else (self.second, self.first)
             return f"{better} is better than {worse}"
+        if self.counts.first == self.counts.second:  # which proves nothing: how large one may be is the interval's
+            most = 100 * max(map(abs, self.interval))
+            return f"no difference seen; the interval leaves room for one of {most:.0f} %"
         if self.more_trials is None:
-            return "no difference that more trials of this kind would show"
+            return f"undecided; {MOST_TIMES} times as many trials would not decide it"
         return f"undecided; about {self.more_trials} more trials would decide it"
 
 
@@ -117,9 +120,12 @@ def find_evaluation(path: Path, suite: str | None = None) -> Path:
     found = sorted(file.parent for pattern in (f"eval/{RUN}", f"eval/*/{RUN}") for file in path.glob(pattern))
     if suite is not None:
         found = [folder for folder in found if _json(folder / RUN).get("suite") == suite]
+    if not path.is_dir():
+        raise StoreMissing(f"{path}: no such folder; expected a run's, which `statevla runs` lists, or an evaluation's")
     if not found:
         what = "no evaluation" if suite is None else f"no evaluation in {suite}"
-        raise StoreMissing(f"{path}: {what} here; run `statevla eval tabletop --checkpoint {path}`")
+        command = "eval tabletop" if suite in (None, "tabletop") else f"eval libero --suite {suite}"
+        raise StoreMissing(f"{path}: {what} here; run `statevla {command} --checkpoint {path}`")
     if len(found) > 1:
         raise UsageError(f"{path}: several evaluations: {', '.join(map(str, found))}; name one, or --suite")
     return found[0]

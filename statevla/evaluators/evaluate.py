@@ -14,7 +14,15 @@ from statevla.evaluators.conditions import USUAL, Conditions
 from statevla.evaluators.results import Results, summarize
 from statevla.evaluators.runner import Policy, Runner
 from statevla.evaluators.start import first_start, overlap, untold
-from statevla.evaluators.trials import RunDescription, Trial, describe_run, load_records, plan_trials
+from statevla.evaluators.trials import (
+    Record,
+    RunDescription,
+    Trial,
+    describe_run,
+    load_records,
+    plan_trials,
+    unfinished,
+)
 from statevla.observation import square_side
 from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.policies.execution import Execution
@@ -119,6 +127,7 @@ def evaluate(
     filmed = {t.key for task in chosen for t in [t for t in trials if t.task == task][:videos]}
     with lock(out, f"evaluation of {name} in {suite}"):
         describe_run(out, description)
+        unseen = _unfilmed(load_records(out), trials, filmed)
         started = time.perf_counter()
         with Runner(policy, row, description, trials, out, workers, filmed, progress, label) as runner:
             runner.run()
@@ -133,7 +142,7 @@ def evaluate(
             steps_run=runner.steps_run,
             trained_steps=getattr(policy, "step", None),
             made_by=getattr(policy, "made_by", None),
-            notes=notes,
+            notes=notes if unseen is None else (*notes, unseen),
         )
         results.save(out)
     if not results.trials:
@@ -142,6 +151,16 @@ def evaluate(
             f"{results.records[-1].message}. Run: statevla doctor"
         )
     return results
+
+
+def _unfilmed(records: dict[tuple[str, int], Record], trials: list[Trial], filmed: set[tuple[str, int]]) -> str | None:
+    """Which of the trials to film were run before, without a film: trials are not run anew for one."""
+    again = {trial.key for trial in unfinished(trials, records)}
+    count = sum(key not in again and not records[key].video for key in filmed)
+    if count == 0:
+        return None
+    were = "trial was run without a film and is" if count == 1 else "trials were run without films and are"
+    return f"{count} {were} not run anew; the same command with --videos and another --out films what it runs"
 
 
 def _require_in_range(workers: int, videos: int, max_steps: int | None, seed: int) -> None:

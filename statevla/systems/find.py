@@ -20,18 +20,26 @@ def resolve(path: Path, rows: Iterable[System], names: tuple[str, ...] = (LATEST
 
     Raises StoreMissing when there is no checkpoint, UsageError when several fit.
     """
-    path = without_suffix(path)
+    path, rows = without_suffix(path), list(rows)
     if is_checkpoint(path):
         return path
     folders = [path, *(checkpoints(path, row.folder) for row in rows)]
     found = [next(folder / name for name in names if is_checkpoint(folder / name)) for folder in folders
              if any(is_checkpoint(folder / name) for name in names)]  # fmt: skip
     if not found:
-        kinds = " or ".join(sorted({row.name for row in rows}))
-        raise StoreMissing(f"{path}: no checkpoint here, and no run that has one of {kinds}; run `statevla train`")
+        raise StoreMissing(_none_of(path, rows))
     if len(found) > 1:
         raise UsageError(f"{path}: several checkpoints fit: {listing(found)}; name one")
     return found[0]
+
+
+def _none_of(path: Path, rows: list[System]) -> str:
+    """What there is at `path` instead of a checkpoint of one of `rows`."""
+    kinds = " or ".join(sorted({row.name for row in rows}))
+    there = [row.name for row in SYSTEMS if row.folder in systems_in(path) and row not in rows]
+    if there:
+        return f"{path}: expected a run with a checkpoint of {kinds}, got one with {' and '.join(there)}; name another"
+    return f"{path}: no checkpoint here, and no run that has one of {kinds}; run `statevla train`"
 
 
 def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:

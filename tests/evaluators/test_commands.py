@@ -17,6 +17,8 @@ from stores.errors import StoreMissing, UsageError
         ("eval robustness --policy replay-demos", "no demonstrations were given"),
         ("eval language --suite libero_object", "no policy's checkpoint below runs/"),
         ("reproduce libero_90", "libero_90: expected one of libero_object"),
+        ("collect nosuch", "no suite 'nosuch'. Suites: tabletop, libero_spatial, libero_object"),
+        ("collect table_top", "Did you mean 'tabletop'?"),
         ("collect tabletop --from-policy runs/x", "--from-policy: for LIBERO; leave out with tabletop"),
         ("collect tabletop --dry-run --noise 0.2 --scatter 0.5", "--noise, --scatter, --dry-run: for LIBERO"),
         ("collect tabletop --noise-share 0.3", "--noise-share: for LIBERO; leave out with tabletop"),

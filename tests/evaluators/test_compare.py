@@ -13,7 +13,7 @@ from statevla.evaluators.compare import compare
 from statevla.evaluators.compare_results import page, policy_rows, save, to_markdown
 from statevla.evaluators.costs import training_minutes
 from statevla.evaluators.evaluate import evaluate
-from statevla.evaluators.paired import Paired, difference
+from statevla.evaluators.paired import MOST_TIMES, Paired, difference
 from statevla.evaluators.trials import Record, RunDescription, record_line
 from statevla.observation import libero_spec
 from statevla.policies.controls import ExpertControl, ZeroPolicy
@@ -101,8 +101,27 @@ def test_a_decided_pair_names_the_better_one(tmp_path: Path) -> None:
 def test_every_pair_of_three_and_a_warning_about_many(tmp_path: Path) -> None:
     found = compare([written(tmp_path / name, "sf") for name in "abc"])
     assert [(pair.first, pair.second) for pair in found.pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert found.pairs[0].verdict == "no difference that more trials of this kind would show"
     assert "3 pairs" in found.notes[-1]
+
+
+@pytest.mark.parametrize(("one", "other"), [("sf", "sf"), ("sf", "fs"), ("s" * 400, "s" * 400)])
+def test_equal_counts_prove_nothing_and_the_interval_says_how_much_is_left(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    (pair,) = compare([written(tmp_path / "a", one), written(tmp_path / "b", other)]).pairs
+    assert (pair.difference, pair.more_trials) == (0, None)
+    most = max(-pair.interval[0], pair.interval[1])
+    assert most > (0.5 if len(one) == 2 else 0.005)
+    told = f"no difference seen; the interval leaves room for one of {100 * most:.0f} %"
+    assert pair.verdict == told
+
+
+def test_a_difference_too_small_for_many_times_the_trials_is_undecided(tmp_path: Path) -> None:
+    one, other = "s" * 30 + "f" * 30 + "s", "f" * 30 + "s" * 30 + "f"
+    (pair,) = compare([written(tmp_path / "a", one), written(tmp_path / "b", other)]).pairs
+    assert pair.counts == Paired(both=0, first=31, second=30, neither=0)
+    assert pair.more_trials is None
+    assert pair.verdict == f"undecided; {MOST_TIMES} times as many trials would not decide it"
 
 
 def test_errors_of_the_simulator_are_no_trials(tmp_path: Path) -> None:
@@ -135,13 +154,19 @@ def test_another_execution_is_compared_and_told(tmp_path: Path) -> None:
 
 
 def test_what_is_no_evaluation_is_said(tmp_path: Path) -> None:
-    one = written(tmp_path / "one", "sf")
+    one, empty = written(tmp_path / "one", "sf"), tmp_path / "empty"
+    empty.mkdir()
     with pytest.raises(UsageError, match="expected two runs or more, got 1"):
         compare([one])
     with pytest.raises(UsageError, match="named twice"):
         compare([one, one])
     with pytest.raises(StoreMissing, match=r"no evaluation here; run `statevla eval tabletop"):
-        compare([one, tmp_path / "nothing"])
+        compare([one, empty])
+    with pytest.raises(StoreMissing, match=r"run `statevla eval libero --suite libero_10 --checkpoint"):
+        compare([empty, one], "libero_10")
+    with pytest.raises(StoreMissing, match=r"nowhere: no such folder; expected a run's") as told:
+        compare([one, tmp_path / "nowhere"])
+    assert "statevla eval" not in str(told.value)
     with pytest.raises(StoreMissing, match="not finished; run its command again"):
         compare([one, written(tmp_path / "half", "sf", finished=False)])
     broken = written(tmp_path / "broken", "sf")

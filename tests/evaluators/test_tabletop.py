@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from cli import app
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.results import Results
@@ -244,3 +246,22 @@ def test_films_and_progress(tmp_path: Path) -> None:
         assert gif.n_frames == 3  # observations 0, 2, 4 of five
     written = {p.name for p in tmp_path.iterdir()}
     assert written == {"run.json", "trials.jsonl", "results.json", "results.md", "index.html", "videos"}
+
+
+def test_films_of_trials_that_were_run_without_are_not_passed_over_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "tabletop", "--policy", "zero", "--max-steps", "4", "--tasks", "0", "--out", str(tmp_path)]
+
+    def told(*options: str) -> tuple[list[str], str]:
+        app([*command, *options, "--json"], standalone_mode=False)
+        said = capsys.readouterr()
+        return json.loads(said.out)["notes"], said.err
+
+    assert told("--episodes", "2", "--videos", "0") == ([], ANY)
+    (note,), error = told("--episodes", "4", "--videos", "3")  # one of the three is run now
+    assert note.startswith("2 trials were run without films and are not run anew")
+    assert f"warning: {note}" in error
+    assert len(list((tmp_path / "videos").iterdir())) == 1
+    assert note in json.loads((tmp_path / "results.json").read_text())["notes"]
+    assert told("--episodes", "4", "--videos", "0") == ([], ANY)

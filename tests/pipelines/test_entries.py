@@ -8,6 +8,7 @@ import pytest
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from pipelines.ingest.entries import other_entries
+from stores.disk.durable import temp_name
 from stores.errors import SourceTrouble
 from stores.reader import Store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file
@@ -56,6 +57,22 @@ def test_a_pointer_in_a_files_place_stops_the_run_and_changes_nothing(tmp_path: 
     with pytest.raises(SourceTrouble, match=f"1_demo.hdf5: {said}.*Nothing was changed"):
         ingest(config, isolated=False)
     assert read_tree(tmp_path / "out") == before
+
+
+def test_a_hidden_file_is_called_hidden_and_what_a_killed_writer_left_is_called_that(tmp_path: Path) -> None:
+    used = write_file(tmp_path / "one_demo.hdf5", {"demo_0": demo_arrays(make_world(0))})
+    left = temp_name(used)
+    for path in (left, tmp_path / ".kept.hdf5", tmp_path / "other.bak"):
+        path.write_bytes(used.read_bytes())
+    (tmp_path / temp_name(tmp_path / "folder").name).mkdir()
+    refused, notes = other_entries(tmp_path, [used], (".hdf5", ".h5"))
+    assert refused == []
+    told = {name: rest for name, _, rest in (note.partition(": ") for note in notes)}
+    assert told.pop(".kept.hdf5") == "hidden, not read: its name begins with a dot"
+    assert told.pop("other.bak").endswith("its name does not end in .hdf5 or .h5; rename it")
+    assert left.name in told
+    assert len(told) == 2
+    assert all("left by an interrupted writer" in rest and "rename" not in rest for rest in told.values())
 
 
 def test_the_same_name_with_two_suffixes_is_two_files_of_one_task(tmp_path: Path) -> None:

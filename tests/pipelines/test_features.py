@@ -169,7 +169,9 @@ def test_the_size_is_said_before_and_a_full_disk_refuses(
         full.setattr(room.shutil, "disk_usage", lambda path: usage._replace(free=preview["bytes"] - 1))
         with pytest.raises(StateVLAError, match=r"these features need .* GB are free; make room"):
             make_features(config)
-    assert make_features(config)["bytes"] == preview["bytes"]
+    made = make_features(config)
+    assert made["bytes"] == preview["bytes"]
+    assert made["train_with"] == "--set data.features=kept"
 
 
 def test_what_a_model_cannot_take_is_refused(store: Path, tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:

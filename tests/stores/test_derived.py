@@ -62,6 +62,16 @@ def test_made_from_something_else_is_stale_and_says_what(tmp_path: Path) -> None
         read(tmp_path, revision="r2")
 
 
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(StoreMissing) as told:
+        open_derived(tmp_path, "features", MADE, MAKE, name="towr")
+    end = f"features/towr/manifest.json: features are not there yet (there are: tower); run `{MAKE}`"
+    assert str(told.value) == f"{tmp_path}: {end}"
+    with pytest.raises(StoreMissing, match="latents are not there yet; run"):  # features are no latents
+        open_derived(tmp_path, "latents", MADE, MAKE, name="tower")
+
+
 def test_an_unfinished_folder_is_none_and_is_gone_on_with(tmp_path: Path) -> None:
     folder = begin(tmp_path, "features", "tower", MADE, ARRAYS)
     write_region(folder.root, "agentview", ARRAYS["agentview"], 0, ROWS[:16])

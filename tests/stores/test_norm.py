@@ -131,7 +131,7 @@ def test_bad_input_is_refused() -> None:
 
 def test_saved_statistics_are_bound_to_the_store(tmp_path: Path) -> None:
     normalization = _normalization()
-    with pytest.raises(StoreMissing, match="statevla stats"):
+    with pytest.raises(StoreMissing, match=f"stats are not there yet; run `statevla stats --store {tmp_path}`"):
         norm.load_stats(tmp_path, "aa")
     path = tmp_path / norm.save_stats(tmp_path, "aa", normalization)
     assert norm.load_stats(tmp_path, "aa") == normalization

@@ -80,7 +80,7 @@ def test_a_policy_trains_from_states_that_were_made_of_features(
 
 def test_features_that_are_not_there_or_do_not_fit(made: tuple[Path, Path], tmp_path: Path) -> None:
     store, tower = made
-    with pytest.raises(StoreMissing, match="features are not there yet; run `statevla features"):
+    with pytest.raises(StoreMissing, match=r"are not there yet \(there are: half, .*\); run `statevla features"):
         train(JEPA, settings(tower, "data.features=none"), store, tmp_path / "a")
     with pytest.raises(UsageError, match=r"model\.vision_pool: 2 in the configuration, 1 in the features"):
         train(JEPA, settings(tower, "data.features=half", "model.vision_pool=2"), store, tmp_path / "b")
