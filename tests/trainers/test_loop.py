@@ -11,12 +11,12 @@ import torch
 
 from statevla.runs import layout
 from statevla.runs.files import read_state
-from statevla.runs.metrics import plot_losses
+from statevla.runs.metrics import plot_losses, read_metrics
 from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary
 from statevla.trainers.trainer import train
-from stores.errors import StaleKey, StoreMissing, UsageError
+from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from tests.trainers.micro import at_step, micro_config, micro_store
 
 Trained = tuple[Path, TrainSummary, TrainSummary]
@@ -96,6 +96,26 @@ def test_stop_and_resume_is_the_uninterrupted_run(
     mine, theirs = (read_state(folder(run, system) / "checkpoint_latest") for run in (tmp_path, whole))
     assert mine.files == theirs.files  # sha256 of all weights and moments
     assert mine.rng == theirs.rng
+
+
+def test_a_run_whose_metrics_end_in_a_torn_line_goes_on(trained: Trained, store: Path, tmp_path: Path) -> None:
+    whole, _, _ = trained
+    config = micro_config(f"training.max_steps={STEPS}")
+    train(JEPA, config, store, tmp_path, progress=at_step(3, interrupt))
+    with layout.metrics(tmp_path, find_system(JEPA).folder).open("a") as file:
+        file.write('{"kind": "train", "step": 4, "lo')
+    assert train(JEPA, config, store, tmp_path, resume=True).steps == STEPS
+    assert records(tmp_path) == records(whole)
+
+
+def test_a_line_of_metrics_that_is_whole_and_no_record_is_named(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(StoreCorrupt, match=r"metrics\.jsonl: line 2: not JSON"):
+        read_metrics(metrics)
+    metrics.write_text('{"step": 1}\n[2]\n')
+    with pytest.raises(StoreCorrupt, match=r"metrics\.jsonl: line 2: expected an object, got list"):
+        read_metrics(metrics)
 
 
 def test_losses_fall(store: Path, tmp_path: Path) -> None:
