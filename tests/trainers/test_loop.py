@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 
 from statevla.runs import layout
 from statevla.runs.files import read_state
+from statevla.runs.listing import list_runs
 from statevla.runs.metrics import plot_losses, read_metrics
+from statevla.systems.find import find_policy
 from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary
@@ -72,6 +75,42 @@ def test_a_run_leaves_checkpoints_metrics_and_a_picture(trained: Trained) -> Non
         assert read_state(summary.checkpoint).best == summary.best
     assert {"jepa_mse", "jepa_variance", "jepa_covariance", "z_std", "z_rank"} <= set(records(run)[-1])
     assert {"action_loss", "pos_rot_loss", "gripper_loss"} <= set(records(run, FLOW)[-1])
+
+
+def test_a_signal_that_comes_again_does_not_end_the_last_save(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        monkeypatch.setattr("statevla.trainers.run.plot_losses", lambda *_: interrupt())
+        stopped = train(JEPA, micro_config(f"training.max_steps={STEPS}"), store, tmp_path,
+                        progress=at_step(3, interrupt))  # fmt: skip
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (stopped.steps, stopped.stopped, came) == (3, True, [])
+
+
+def test_going_back_sets_the_checkpoints_of_later_steps_aside(trained: Trained, store: Path, tmp_path: Path) -> None:
+    whole, summary, _ = trained
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    back = folder(run) / "checkpoint_epoch_1"
+    step, best = read_state(back).step, summary.best
+    assert best is not None
+    assert best["step"] > step
+    told: list[str] = []
+    config = micro_config(f"training.max_steps={STEPS}")
+    for _ in range(2):
+        train(JEPA, config, store, run, resume=back, progress=lambda event: told.append(event.message))
+    names = {path.name: read_state(path).step for path in folder(run).glob("checkpoint_*")}
+    assert names[f"checkpoint_best_before_{step}"] == names[f"checkpoint_best_before_{step}_2"] == best["step"]
+    assert names[f"checkpoint_epoch_2_before_{step}"] == 2 * step
+    assert names["checkpoint_best"] == best["step"], "found again"
+    assert "checkpoint_epoch_2" not in names
+    assert any(text.startswith(f"checkpoint_best_before_{step}: ") for text in told)
+    assert [(row.system, row.state) for row in list_runs(run)] == [(JEPA, "finished"), (FLOW, "finished")]
+    assert find_policy(run) == folder(run, FLOW) / "checkpoint_latest"
 
 
 @pytest.mark.parametrize("system", [JEPA, FLOW])
