@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import statevla
 from cli import main
 from statevla.config import replace
 from statevla.config.load import Request, parse_overrides
@@ -33,6 +34,10 @@ def add_store(root: Path, name: str, template: Path) -> Path:
 
 JEPA, FLOW = find_system("temporal_jepa"), find_system("flow_matching")
 MICRO = Request("tiny", parse_overrides(SETTINGS))
+
+
+def nothing_more(system: System) -> Request:
+    return Request(None, {})
 
 
 def add_checkpoint(root: Path, run: str, system: System, name: str, store_hash: str, *settings: str, step: int = 1,
@@ -179,6 +184,33 @@ def test_a_resumed_run_needs_nothing_but_its_name(tmp_path: Path, template: Path
     assert (job.system, job.resume, job.run, job.store) == (JEPA, latest, tmp_path / "runs/a", str(store))
     assert (job.config.training.max_steps, job.config.training.log_interval) == (7, 5)
     assert job.config.model == micro_config("model.policy_layers=2").model
+
+
+def test_a_run_is_gone_on_with_from_any_folder(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = add_store(tmp_path, "one", template)
+    monkeypatch.chdir(tmp_path)
+    job = plan_training(JEPA, MICRO, store="stores/one")
+    assert (job.store, job.config.data.store) == ("stores/one", str(store))
+    assert plan_training(JEPA, MICRO, store="s3://robots/one").config.data.store == "s3://robots/one"
+    latest = add_checkpoint(tmp_path, "a", JEPA, "checkpoint_latest", content_hash(store), "data.store=stores/one")
+    assert plan_resume(latest, nothing_more).config.data.store == str(store)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    where = r"stores/one: no store here; that is what .*checkpoint_latest names, relative to .* started; .*--store"
+    with pytest.raises(StoreMissing, match=where):
+        plan_resume(latest, nothing_more)
+    with pytest.raises(StoreMissing, match=where):
+        plan_training(FLOW, MICRO, encoder=latest)
+    assert plan_resume(latest, nothing_more, store=store).config.data.store == str(store)
+
+
+def test_an_encoders_run_is_no_policys(tmp_path: Path) -> None:
+    latest = add_checkpoint(tmp_path, "a", JEPA, "checkpoint_latest", "0" * 64)
+    for path in (latest, tmp_path / "runs/a"):
+        with pytest.raises(UsageError, match="temporal_jepa"):
+            statevla.load_policy(path)
+    with pytest.raises(StoreMissing):
+        statevla.load_policy(tmp_path / "runs/b")
 
 
 def test_layout_of_a_checkpoint() -> None:

@@ -36,12 +36,11 @@ def diagnose(
     from statevla.policies.execution import Execution
     from statevla.policies.policy import Policy
     from statevla.runs.layout import evaluation
-    from statevla.runs.stores import find_store
-    from statevla.systems.find import find_policy
+    from statevla.systems.find import find_policy, store_of
     from stores.reader import Store as OpenStore
 
     path = find_policy(checkpoint)
-    chosen, folder = find_store(store), out if out is not None else evaluation(path, "diagnosis")
+    chosen, folder = store_of(path, store), out if out is not None else evaluation(path, "diagnosis")
     print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
     opened = OpenStore.open(chosen)
     where = suite or opened.manifest.suite

@@ -59,12 +59,11 @@ def eval_offline(
     from statevla.evaluators.offline import evaluate_offline
     from statevla.policies.policy import Policy
     from statevla.runs.layout import evaluation
-    from statevla.runs.stores import find_store
-    from statevla.systems.find import find_policy
+    from statevla.systems.find import find_policy, store_of
     from stores.reader import Store as OpenStore
 
     path = find_policy(checkpoint)
-    chosen, folder = find_store(store), out if out is not None else evaluation(path, "offline")
+    chosen, folder = store_of(path, store), out if out is not None else evaluation(path, "offline")
     print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
     policy = Policy.load(path, device, precision, euler_steps)
     if (told := told_in_words(policy, str(path))) is not None:
@@ -106,13 +105,17 @@ def eval_state(
     from statevla.evaluators.state_loop import Trials
     from statevla.runs.layout import evaluation
     from statevla.runs.stores import find_store
-    from statevla.systems.find import find_encoder
+    from statevla.systems.find import find_encoder, store_of
     from stores.reader import Store as OpenStore
 
     if plan_in is None and (num_trials is not None or tasks is not None):
         raise UsageError("--num-trials and --tasks say what is tried; name the suite with --plan-in")
-    opened = OpenStore.open(find_store(store))
-    path = find_encoder(checkpoint, opened.content_hash)
+    if checkpoint is None:
+        opened = OpenStore.open(find_store(store))
+        path = find_encoder(None, opened.content_hash)
+    else:
+        path = find_encoder(checkpoint, "")
+        opened = OpenStore.open(store_of(path, store))
     folder = out if out is not None else evaluation(path, "state")
     with show_progress() as progress:
         trials = None if plan_in is None else Trials(plan_in, num_trials or 10, folder / "plan", tasks)

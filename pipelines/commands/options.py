@@ -21,7 +21,10 @@ def require_folder(path: Path | None) -> Path | None:
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Workers = Annotated[int, typer.Option(min=0, help="Dask worker processes on this machine; 0 runs serially.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://HOST:PORT.")]
-Store = Annotated[str | None, typer.Option(help="Store folder or URL; default: the only one under data/stores/.")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="Store folder or URL; default: the checkpoint's, else the only one under data/stores/."),
+]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace whatever store is at the URL now.")]
 StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
 Checkpoint = Annotated[

@@ -168,8 +168,10 @@ def make_policy(case: Case, device: str) -> Policy:
     """The case's policy. Random weights need neither store nor network; the tower has SigLIP base's own sizes."""
     if case.checkpoint is not None:
         return Policy.load(find_policy(case.checkpoint), device, case.dtype)
-    overrides = (f"model.vision={case.vision}", f"model.policy_context={case.context}")
-    config = load_config(case.preset, overrides=overrides)
+    overrides = [f"model.vision={case.vision}", f"model.policy_context={case.context}"]
+    if case.vision == "siglip":  # a public name would tell sizes, which a preset need not have
+        overrides.append("model.vision_model=random")
+    config = load_config(case.preset, overrides=tuple(overrides))
     dtype = torch_dtype(case.dtype)
     torch.manual_seed(0)
     backbone = random_siglip(config, head=False).to(device, dtype) if case.vision == "siglip" else None

@@ -16,11 +16,25 @@ VARIANCE_EPS = 1e-4
 
 @dataclass(frozen=True)
 class LossParts:
-    """total: what to minimize. parts: its terms and monitors, detached. weight: how many rows or steps it averages."""
+    """total: what to minimize. parts: its terms and monitors, detached. weight: how many rows or steps it averages.
+
+    apart: where not all of it averages over the same rows, what it is the sum of, each with its own weight and parts.
+    """
 
     total: Float[Tensor, ""]
     parts: dict[str, Tensor]
     weight: Float[Tensor, ""]
+    apart: tuple["LossParts", ...] = ()
+
+    @property
+    def summands(self) -> tuple["LossParts", ...]:
+        """`apart`, or itself. The loss of several batches together is the sum of each one's mean by its weight."""
+        return self.apart or (self,)
+
+    def beside(self, other: "LossParts") -> "LossParts":
+        """The sum with a loss that averages over other rows."""
+        parts, summands = self.parts | other.parts, self.summands + other.summands
+        return LossParts(self.total + other.total, parts, self.weight, summands)
 
 
 def masked_mse(

@@ -4,7 +4,8 @@
     <run>/starts_<system folder>.jsonl     a line a start: when, command line, revision, packages, machine
     <run>/metrics_<system folder>.jsonl    one JSON object a line
     <run>/losses_<system folder>.png       drawn from the metrics
-    <run>/checkpoints/<system folder>/     checkpoint_latest, checkpoint_best, checkpoint_epoch_N
+    <run>/checkpoints/<system folder>/     checkpoint_latest, checkpoint_best, checkpoint_epoch_N; of a future that the
+                                           run went back from, checkpoint_…_before_STEP
     <run>/eval/<name>/                     results of evaluations
     <run>/latents/<key>/, decoded/<key>/   what is kept of the frames, where the store cannot be written
 
@@ -27,6 +28,11 @@ DOCUMENTS_SUFFIX: Final = ".pt"
 def epoch_name(epoch: int) -> str:
     """Folder of the checkpoint kept after `epoch` epochs."""
     return f"checkpoint_epoch_{epoch}"
+
+
+def set_aside_name(name: str, step: int) -> str:
+    """Folder of a checkpoint of a future that the run left when it went back to `step`."""
+    return f"{name}_before_{step}"
 
 
 def checkpoints(run: Path, folder: str) -> Path:

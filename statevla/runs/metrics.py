@@ -6,13 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from stores.disk.durable import write_bytes
+from stores.errors import StoreCorrupt
 
 IGNORED = ("step", "epoch", "kind", "lr", "samples_per_s", "seconds", "data_wait")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics file, in order; empty when there is none."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Records of a metrics file, in order; empty when there is none.
+
+    What follows the last newline was torn by a crash, or is being written, and counts as not there: `LineLog` drops it
+    when the run goes on. Raises StoreCorrupt for a whole line that is no JSON object.
+    """
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().split(b"\n")[:-1]
+    return [_record(line, f"{path}: line {number}") for number, line in enumerate(whole, 1)]
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise StoreCorrupt(f"{where}: not JSON: {error}; remove this line") from error
+    if not isinstance(found, dict):
+        raise StoreCorrupt(f"{where}: expected an object, got {type(found).__name__}; remove this line")
+    return found
 
 
 def plot_losses(metrics: Path, picture: Path, title: str) -> None:

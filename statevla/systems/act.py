@@ -204,9 +204,10 @@ class ActPolicy(ChunkPolicy):
 
     def loss(self, terms: Terms) -> LossParts:
         """`ChunkPolicy.loss` + β KL, the KL summed over the latent and averaged over rows. Part: ``kl`` in nats."""
-        chunk, kl = super().loss(terms), terms["divergence"].sum(dim=-1).mean()
-        total = chunk.total + self.options.kl_weight * kl
-        return LossParts(total, {**chunk.parts, "kl": kl.detach()}, chunk.weight)
+        each = terms["divergence"].sum(dim=-1)
+        kl = each.mean()
+        rows = torch.tensor(float(len(each)))
+        return super().loss(terms).beside(LossParts(self.options.kl_weight * kl, {"kl": kl.detach()}, rows))
 
     def monitors(self, terms: Terms) -> dict[str, float]:
         """``z_used``: share of the latent that carries more than 0.01 nats. ``z_gain``: how much worse the pose gets

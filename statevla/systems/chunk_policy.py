@@ -131,9 +131,8 @@ class ChunkPolicy(Foretelling):
         gripper, right = gripper_terms(terms["logits"], terms["closing"], terms["keep"])
         total = pose + self.options.gripper_weight * gripper
         parts = {"pos_rot_loss": pose, "gripper_loss": gripper, "action_loss": total, "gripper_accuracy": right}
-        foretold, more = self.world_loss(self.options, terms)
-        parts = {name: part.detach() for name, part in parts.items()} | more
-        return LossParts(total + foretold, parts, terms["keep"].sum().float())
+        parts = {name: part.detach() for name, part in parts.items()}
+        return self.world_loss(LossParts(total, parts, terms["keep"].sum().float()), self.options, terms)
 
     def monitors(self, terms: Terms) -> dict[str, float]:
         """``gripper_change_f1``, where the gripper changes at all; those of the world head."""

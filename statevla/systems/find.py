@@ -10,6 +10,7 @@ from pathlib import Path
 
 from statevla.runs.files import CheckpointState, read_state
 from statevla.runs.layout import BEST, LATEST, RUNS, checkpoints, is_checkpoint, systems_in, without_suffix
+from statevla.runs.stores import find_store, is_there
 from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, find_system, require_kind
 from stores.errors import StoreMissing, UsageError
@@ -51,7 +52,7 @@ def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:
     """
     rows = [row for row in SYSTEMS if row.kind == "policy"]
     if checkpoint is not None:
-        path = resolve(checkpoint, rows)
+        path = _resolve_policy(checkpoint, rows)
         require_kind(read_state(path), "policy", path)
         return path
     found = [path for path in _find(rows, root, (LATEST, BEST)) if not _is_control(read_state(path))]
@@ -60,6 +61,27 @@ def find_policy(checkpoint: Path | None = None, root: Path = RUNS) -> Path:
     if len(found) > 1:
         raise UsageError(f"several policies below {root}/: {listing(found)}; name one with --checkpoint")
     return found[0]
+
+
+def store_of(checkpoint: Path, store: Path | str | None = None) -> Path | str:
+    """`store`; where it is not said the one that `checkpoint` was trained on, if that is there, else the only one.
+
+    Raises StoreMissing when there is none, UsageError when there are several.
+    """
+    told: str | None = read_state(checkpoint).config["data"]["store"] if store is None else None
+    return told if told is not None and is_there(told) else find_store(store)
+
+
+def store_to_train_on(checkpoint: Path) -> Path | str | None:
+    """The store that a run goes on with, or a policy on this encoder begins with: the checkpoint's, if it names one.
+
+    Raises StoreMissing when it is not there.
+    """
+    told: str | None = read_state(checkpoint).config["data"]["store"]
+    if told is None or is_there(told):
+        return told
+    relative = "" if Path(told).is_absolute() else ", relative to the folder in which its run was started"
+    raise StoreMissing(f"{told}: no store here; that is what {checkpoint} names{relative}; name the store with --store")
 
 
 def find_encoder(checkpoint: Path | None, store_hash: str, root: Path = RUNS) -> Path:
@@ -127,6 +149,19 @@ def to_resume(path: Path, system: System | None = None) -> tuple[System, Path]:
 def _require(path: Path, own: System, wanted: System | None) -> None:
     if wanted is not None and own != wanted:
         raise UsageError(f"{path}: a checkpoint of {own.name}, not of {wanted.name}")
+
+
+def _resolve_policy(path: Path, rows: Iterable[System]) -> Path:
+    try:
+        return resolve(path, rows)
+    except StoreMissing as error:
+        others = [row.name for row in SYSTEMS if row.folder in systems_in(path)]
+        if not others:
+            raise
+        raise UsageError(
+            f"{path}: a run of {' and '.join(others)}, expected one of a policy; train one with "
+            "`statevla train --phase 2`, or name another run"
+        ) from error
 
 
 def _find(rows: Iterable[System], root: Path, names: tuple[str, ...], store_hash: str | None = None) -> list[Path]:

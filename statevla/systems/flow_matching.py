@@ -155,8 +155,7 @@ class PolicyModel(Foretelling):
             "action_loss": total.detach(),
             "gripper_accuracy": right,
         }
-        foretold, more = self.world_loss(self.options, terms)
-        return LossParts(total + foretold, parts | more, keep.sum().float())
+        return self.world_loss(LossParts(total, parts, keep.sum().float()), self.options, terms)
 
     def monitors(self, terms: Terms) -> dict[str, float]:
         """``gripper_change_f1``, unless no gripper changes in these rows; and the monitors of a world head."""

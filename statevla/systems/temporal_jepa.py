@@ -129,12 +129,15 @@ class JepaModel(Objective):
         if self.options.sigreg_weight:
             parts["jepa_sigreg"] = torch.stack([sigreg(states, keep, terms["directions"]) for states in spread]).sum()
             total = total + self.options.sigreg_weight * parts["jepa_sigreg"]
-        if self.inverse is not None:
-            parts["inverse"] = masked_mse(terms["told"], terms["actions"], terms["told_keep"])
-            total = total + self.options.inverse_dynamics_weight * parts["inverse"]
         parts["z_std"] = mean_std(z, keep)
         parts["copy_mse"] = masked_mse(z, wanted, keep)
-        return LossParts(total, {name: part.detach() for name, part in parts.items()}, keep.sum().float())
+        found = LossParts(total, {name: part.detach() for name, part in parts.items()}, keep.sum().float())
+        if self.inverse is None:
+            return found
+        steps = terms["told_keep"]
+        told = masked_mse(terms["told"], terms["actions"], steps)
+        weighted = self.options.inverse_dynamics_weight * told
+        return found.beside(LossParts(weighted, {"inverse": told.detach()}, steps.sum().float()))
 
     @torch.no_grad()
     def target_state(self, batch: Batch) -> Float[Tensor, "B D"]:

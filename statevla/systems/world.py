@@ -17,7 +17,7 @@ from statevla.data.batch import Batch, ObservationBatch
 from statevla.data.needs import Needs
 from statevla.models.heads import masked_l1
 from statevla.models.latent_actions import LatentActions
-from statevla.models.losses import masked_mse
+from statevla.models.losses import LossParts, masked_mse
 from statevla.systems.system import Objective, Terms
 from stores.errors import UsageError
 
@@ -251,12 +251,13 @@ class Foretelling(Objective):
         """`WorldHead.terms`; none without one."""
         return {} if self.world is None else self.world.terms(readout, batch, self.state_of)
 
-    def world_loss(self, options: WorldOptions, terms: Terms) -> tuple[Float[Tensor, ""] | float, dict[str, Tensor]]:
-        """`WorldHead.loss`, weighted, and its parts, detached; 0 without a head."""
+    def world_loss(self, loss: LossParts, options: WorldOptions, terms: Terms) -> LossParts:
+        """`loss` and beside it `WorldHead.loss`, weighted, of the rows that have a target; itself without a head."""
         if self.world is None:
-            return 0.0, {}
-        foretold, parts = self.world.loss(terms)
-        return options.world_weight * foretold, {name: part.detach() for name, part in parts.items()}
+            return loss
+        foretold, found = self.world.loss(terms)
+        parts = {name: part.detach() for name, part in found.items()}
+        return loss.beside(LossParts(options.world_weight * foretold, parts, terms["world_keep"].sum().float()))
 
     def world_monitors(self, terms: Terms) -> dict[str, float]:
         """`WorldHead.monitors`; none without one."""

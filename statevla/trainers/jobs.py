@@ -14,8 +14,8 @@ from statevla.config.options import keys
 from statevla.recipes import load_recipe
 from statevla.runs.files import read_state
 from statevla.runs.layout import LATEST, RUNS, checkpoints, is_checkpoint, run_of
-from statevla.runs.stores import STORES, find_store
-from statevla.systems.find import find_parent, resolve, to_resume
+from statevla.runs.stores import STORES, find_store, recorded
+from statevla.systems.find import find_parent, resolve, store_to_train_on, to_resume
 from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, config_of, find_system, sections
 from statevla.trainers.outcome import TrainSummary
@@ -104,7 +104,7 @@ def plan_training(
             raise UsageError(takes_none(system))
         chosen = find_store(store if store is not None else config.data.store, stores)
         folder = run if run is not None else runs / Path(chosen).name
-        return TrainingJob(system, replace(config, {"data.store": str(chosen)}), chosen, folder)
+        return TrainingJob(system, replace(config, {"data.store": recorded(chosen)}), chosen, folder)
     kind = f"{system.section}.encoder"
     names = wanted if kind in request.changes else system.parent
     rows = [find_system(name) for name in names]
@@ -114,7 +114,7 @@ def plan_training(
     told = store if store is not None else config.data.store
     if told is None and (encoder is not None or own is not None):
         source = encoder if encoder is not None else resolve(own or Path(), rows, (LATEST,))
-        told = read_state(source).config["data"]["store"]
+        told = store_to_train_on(source)
     chosen = find_store(told, stores)
     if encoder is None:
         encoder = find_parent(names, content_hash(chosen), own, runs)
@@ -128,7 +128,7 @@ def plan_training(
     if system.section in config.sections:
         config = inherit(config, encoder, frozenset(request.changes))
     folder = run if run is not None else run_of(encoder)
-    return TrainingJob(system, replace(config, {"data.store": str(chosen)}), chosen, folder, encoder)
+    return TrainingJob(system, replace(config, {"data.store": recorded(chosen)}), chosen, folder, encoder)
 
 
 def plan_resume(
@@ -150,6 +150,7 @@ def plan_resume(
             changes = {**{key: values[key] for key in fixed if key != "training.seed"}, **changes}
     config = replace(saved, changes)
     require_used(row, config, request)
-    chosen = find_store(store if store is not None else config.data.store)
-    config = replace(config, {"data.store": str(chosen)})
+    told = store if store is not None else changes.get("data.store")
+    chosen = find_store(store_to_train_on(checkpoint) if told is None else told)
+    config = replace(config, {"data.store": recorded(chosen)})
     return TrainingJob(row, config, chosen, run_of(checkpoint), None, checkpoint)

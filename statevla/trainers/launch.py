@@ -1,6 +1,6 @@
 """`statevla train --nproc N`: N ranks of one run on this machine, one GPU each where there are any.
 
-What torchrun does, with exit statuses that mean something: Ctrl-C and SIGTERM go to all ranks, which stop together
+What torchrun does, with exit statuses that mean something: SIGINT and SIGTERM go to all ranks, which stop together
 after a checkpoint; when one dies, the others end, and its number and status are said in one line.
 """
 
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
@@ -19,8 +20,18 @@ from stores.errors import UsageError
 
 GRACE: Final = 60.0
 """Seconds for the others to notice that a rank died, before they are ended."""
+MOMENT: Final = 1.0
+"""Seconds in which a SIGINT that a terminal sends to its whole group has reached every rank."""
 POLL: Final = 0.05
 SIGNALLED: Final = 128
+
+
+@dataclass
+class Told:
+    """interrupted: when SIGINT came to the launcher, until it is passed on; stopped: whether it was."""
+
+    interrupted: float | None = None
+    stopped: bool = False
 
 
 def free_port() -> int:
@@ -69,12 +80,16 @@ def launch(
     if "WORLD_SIZE" in os.environ:
         raise UsageError("--nproc starts ranks itself; under torchrun leave it out")
     port = free_port()
-    ranks = [subprocess.Popen([*command, *arguments], env=environment(rank, world, port)) for rank in range(world)]
-    with _passed_on(ranks):
-        return _wait(ranks, say)
+    ranks: list[subprocess.Popen[bytes]] = []
+    with _passed_on(ranks) as told:
+        for rank in range(world):
+            ranks.append(subprocess.Popen([*command, *arguments], env=environment(rank, world, port)))
+        status = _wait(ranks, say, told)
+    # who sent SIGINT is answered with its status, though the ranks were told by the other signal
+    return SIGNALLED + signal.SIGINT if told.stopped and status == SIGNALLED + signal.SIGTERM else status
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], say: Callable[[str], None]) -> int:
+def _wait(ranks: list[subprocess.Popen[bytes]], say: Callable[[str], None], told: Told) -> int:
     """The first status that is not 0. A rank that was killed is named; the others get `GRACE` seconds."""
     status, died = 0, 0.0
     left = dict(enumerate(ranks))
@@ -88,6 +103,11 @@ def _wait(ranks: list[subprocess.Popen[bytes]], say: Callable[[str], None]) -> i
                 say(f"rank {rank} of {len(ranks)} was ended by signal {-code} ({signal.Signals(-code).name})")
             if code and not status:
                 status, died = code if code > 0 else SIGNALLED - code, time.monotonic()
+        if told.interrupted is not None and time.monotonic() - told.interrupted > MOMENT:
+            told.interrupted = None
+            if len(left) == len(ranks):  # else they stop already, all of them together
+                told.stopped = True
+                _send(ranks, signal.SIGTERM)
         if left and status and time.monotonic() - died > GRACE:
             for process in left.values():
                 process.kill()
@@ -96,19 +116,31 @@ def _wait(ranks: list[subprocess.Popen[bytes]], say: Callable[[str], None]) -> i
     return status
 
 
+def _send(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
 @contextmanager
-def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGTERM goes on to every rank. Ctrl-C does so by itself: a terminal sends it to all of its group."""
+def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[Told]:
+    """SIGTERM goes on to every rank at once. SIGINT is noted, and `_wait` passes it on as SIGTERM after a `MOMENT`.
+
+    A terminal sends Ctrl-C to all of its group, but whoever sends SIGINT to a process by its number does not. A rank
+    that has it already takes a SIGTERM for the same; a second SIGINT would interrupt it before its checkpoint.
+    """
+    told = Told()
 
     def passed(number: int, frame: FrameType | None) -> None:
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
+        _send(ranks, number)
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        told.interrupted = time.monotonic()
 
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, passed),
-              signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None)}  # fmt: skip
+              signal.SIGINT: signal.signal(signal.SIGINT, noted)}  # fmt: skip
     try:
-        yield
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -33,6 +33,7 @@ from statevla.runs.metrics import plot_losses, read_metrics
 from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, own_sections
 from statevla.trainers import pictures, sight
+from statevla.trainers.aside import set_aside_later
 from statevla.trainers.average import average_of
 from statevla.trainers.kept import choose_backbone
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
@@ -144,7 +145,8 @@ class Run:
         return Position(0, 0)
 
     def resume(self, source: Path) -> Position:
-        """Restore everything from the checkpoint `source`, and drop the metrics of later steps.
+        """Restore everything from the checkpoint `source`, and drop the metrics of later steps. Where that is not the
+        latest, checkpoints of later steps are set aside.
 
         Returns where its batches go on. Raises UsageError when configuration, encoder or kept features are others, or
         it is already past the run's end; StaleKey when it is of another store; StoreCorrupt when it is damaged.
@@ -169,25 +171,28 @@ class Run:
         kept = [record for record in records if record["step"] <= state.step]
         if kept != records and self.ranks.first:
             write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
+        if self.ranks.first and source != self.folder / layout.LATEST:
+            for aside in set_aside_later(self.folder, state.step):
+                self.report(self.step, f"{aside.name}: a checkpoint of the steps that this run goes back from")
         return Position(int(state.loader["epoch"]), int(state.loader["batch"]))
 
     def loop(self, position: Position) -> TrainSummary:
         """Train from `position` to the last step or to a signal, and save checkpoint_latest."""
         if self.step == self.total:
             return self.summary(None)
-        with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(stop_on_signals())
-            log = None
+        with stop_on_signals() as stop:  # until the checkpoint is there: a signal that comes again must not end it
+            with contextlib.ExitStack() as stack:
+                log = None
+                if self.ranks.first:
+                    log = stack.enter_context(LineLog(self.metrics))
+                    name = self.config.training.tracker
+                    self.track = stack.enter_context(tracker(name, self.run_dir, self.system.folder, self.config))
+                position, signal = self._steps(position, stop, log, stack)
+            self.save(position, layout.LATEST)
             if self.ranks.first:
-                log = stack.enter_context(LineLog(self.metrics))
-                name = self.config.training.tracker
-                self.track = stack.enter_context(tracker(name, self.run_dir, self.system.folder, self.config))
-            position, signal = self._steps(position, stop, log, stack)
-        self.save(position, layout.LATEST)
-        if self.ranks.first:
-            title = f"{self.run_dir.name}, {self.system.title}"
-            plot_losses(self.metrics, layout.losses(self.run_dir, self.system.folder), title)
-        self.ranks.wait()
+                title = f"{self.run_dir.name}, {self.system.title}"
+                plot_losses(self.metrics, layout.losses(self.run_dir, self.system.folder), title)
+            self.ranks.wait()
         stopped = signal if self.step < self.total else None
         self.report(self.step, "done" if stopped is None else f"stopped, {layout.LATEST} saved")
         return self.summary(stopped)

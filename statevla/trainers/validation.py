@@ -4,6 +4,8 @@ Each rank takes every `world`-th batch whole, so that a loss's statistics over a
 batches' values meet at the end and are added in the batches' order.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,15 +17,20 @@ from statevla.trainers.schedule import step_generator
 VALIDATION_SEED = 2**31 - 1
 MONITOR_ROWS = 2048
 """Rows whose terms the monitors see."""
+WEIGHT = "weight"
 
 
 @torch.no_grad()
 def validate(
     model: Objective, reader: SplitReader, device: torch.device, autocast: bool, ranks: Ranks
 ) -> dict[str, float]:
-    """``loss``, its parts, each a mean weighted by what the batches average over, and the monitors; on every rank."""
+    """``loss``, its parts, and the monitors; on every rank.
+
+    Parts are means weighted by how many rows or steps they average in each batch, and the loss is the sum of its
+    summands' means: so that a mean over rows does not depend on how batches are cut (statistics of a batch do).
+    """
     model.eval()
-    found: list[dict[str, float]] = []
+    found: list[list[dict[str, float]]] = []
     watched: list[dict[str, Tensor]] = []
     most = -(-MONITOR_ROWS // reader.batch_size)
     for turn, batch in enumerate(reader.batches(ranks.rank, ranks.world)):
@@ -34,11 +41,16 @@ def validate(
             loss = model.loss(terms)
         if number < most:
             watched.append(dict(terms))
-        values = {"weight": loss.weight, "loss": loss.total, **loss.parts}
-        found.append({name: float(value) for name, value in values.items()})
+        summands = [{WEIGHT: each.weight, "loss": each.total, **each.parts} for each in loss.summands]
+        found.append([{name: float(value) for name, value in each.items()} for each in summands])
     found = ranks.in_turn(found)
     watched = ranks.tensors_in_turn(watched, device)
-    weights = sum(each["weight"] for each in found)
-    names = [name for name in found[0] if name != "weight"]
-    means = {name: sum(each[name] * each["weight"] for each in found) / weights for name in names}
-    return {**means, **model.monitors({name: torch.cat([terms[name] for terms in watched]) for name in watched[0]})}
+    means = [_means(each) for each in zip(*found, strict=True)]
+    values = {name: value for each in means for name, value in each.items()} | {"loss": sum(m["loss"] for m in means)}
+    return {**values, **model.monitors({name: torch.cat([terms[name] for terms in watched]) for name in watched[0]})}
+
+
+def _means(batches: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of one summand; 0 where no batch has a row of it, as it is of one batch."""
+    weights = max(sum(each[WEIGHT] for each in batches), 1.0)
+    return {name: sum(each[name] * each[WEIGHT] for each in batches) / weights for name in batches[0] if name != WEIGHT}

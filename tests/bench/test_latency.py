@@ -36,6 +36,10 @@ def test_the_plain_path_decides_the_same(context: str) -> None:
     torch.testing.assert_close(policy.act([observation], [Draw(3)]).chunk, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_random_tower_fits_every_preset() -> None:
+    assert make_policy(Case("siglip", preset="tiny"), "cpu").config.model.vision == "siglip"
+
+
 def test_without_options_every_case_is_measured() -> None:
     assert [(case.vision, case.dtype) for case in choose(None, None, None, "base")] == [
         ("conv", "float32"), ("conv", "bfloat16"), ("conv", "float32"), ("siglip", "bfloat16"),

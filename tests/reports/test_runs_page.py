@@ -114,6 +114,15 @@ def test_two_runs_side_by_side_on_one_page(runs: Path) -> None:
     assert 'http-equiv="refresh"' not in page
 
 
+def test_a_line_that_is_being_written_is_not_on_the_page(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(runs / "a", run)
+    metrics = layout.metrics(run, find_system(JEPA).folder)
+    before = runs_page(read_runs([run]))
+    metrics.write_bytes(metrics.read_bytes() + b'{"kind": "train", "step": 3, "text": "\xc3')
+    assert runs_page(read_runs([run])) == before
+
+
 def test_probes_stand_on_the_page(runs: Path, tmp_path: Path) -> None:
     run = runs / "a"
     folder = run / "eval/probes-x"

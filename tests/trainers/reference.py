@@ -30,6 +30,10 @@ ALONE = ("A_log", "cls", "modality", "position", "position_cameras", "position_l
 """Parameters of two dimensions that do not decay."""
 
 
+Summands = list[tuple[Tensor, int]]
+"""Of a loss, each with the number of rows or steps that it averages."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """weights: after the last step. train, val: losses after every step, by step."""
@@ -48,7 +52,7 @@ def noise(seed: int, step: int, rows: int, chunk: int) -> tuple[Tensor, Tensor]:
     return torch.rand(rows, generator=generator), torch.randn(rows, chunk, 6, generator=generator)
 
 
-def jepa_loss(model: JepaModel, batch: Batch, config: Config) -> tuple[Tensor, int]:
+def jepa_loss(model: JepaModel, batch: Batch, config: Config) -> Summands:
     keep, options = batch.has_next, config.training.phase1
     z = model.encoder.state(batch.obs)
     with torch.no_grad():
@@ -61,7 +65,8 @@ def jepa_loss(model: JepaModel, batch: Batch, config: Config) -> tuple[Tensor, i
     future = model.standardize_action(batch.chunk[:, : options.inverse_dynamics_horizon])
     real = keep[:, None] & ~batch.is_pad[:, : options.inverse_dynamics_horizon]
     wrong = (model.inverse(z, wanted) - future).square().mean(dim=-1)
-    return total + options.inverse_dynamics_weight * masked_mean(wrong, real), int(keep.sum())
+    told = options.inverse_dynamics_weight * masked_mean(wrong, real)
+    return [(total, int(keep.sum())), (told, int(real.sum()))]
 
 
 def later_states(model: PolicyModel, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
@@ -85,17 +90,18 @@ def fit_world(model: PolicyModel, config: Config, store: Store) -> None:
     model.world.scale.copy_(targets.std(dim=0, correction=0))
 
 
-def world_loss(model: PolicyModel, read: Tensor, batch: Batch, config: Config) -> Tensor:
+def world_loss(model: PolicyModel, read: Tensor, batch: Batch, config: Config) -> tuple[Tensor, int]:
     assert model.world is not None
     moved, keep = later_states(model, batch, config)
     real = (~batch.is_pad).float()[..., None]
     wanted = (moved - model.world.mean) / model.world.scale
     error = model.world.layers((read * real).sum(dim=1) / real.sum(dim=1)) - wanted
     square, absolute = error.square().mean(dim=-1), error.abs().mean(dim=-1)
-    return config.training.phase2.world_weight * (masked_mean(square, keep) + masked_mean(absolute, keep))
+    foretold = masked_mean(square, keep) + masked_mean(absolute, keep)
+    return config.training.phase2.world_weight * foretold, int(keep.sum())
 
 
-def flow_loss(model: PolicyModel, batch: Batch, seed: int, step: int, config: Config) -> tuple[Tensor, int]:
+def flow_loss(model: PolicyModel, batch: Batch, seed: int, step: int, config: Config) -> Summands:
     sigma, epsilon = noise(seed, step, len(batch), batch.chunk.shape[1])
     keep = ~batch.is_pad
     with torch.no_grad():
@@ -108,9 +114,8 @@ def flow_loss(model: PolicyModel, batch: Batch, seed: int, step: int, config: Co
     closing = (batch.chunk[..., 6] > 0).float()
     each = F.binary_cross_entropy_with_logits(model.gripper(z).squeeze(-1), closing, reduction="none")
     total = flow + model.gripper_weight * masked_mean(each, keep)
-    if config.training.phase2.world_target != "none":
-        total = total + world_loss(model, read, batch, config)
-    return total, int(keep.sum())
+    beside = [world_loss(model, read, batch, config)] if config.training.phase2.world_target != "none" else []
+    return [(total, int(keep.sum())), *beside]
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -137,7 +142,7 @@ def train_by_hand(system: str, config: Config, path: Path, encoder: Path | None 
             needs = Needs(offsets=(0, training.phase2.world_horizon or 0))
             fit_world(model, config, store)
 
-    def loss(batch: Batch, seed: int, step: int) -> tuple[Tensor, int]:
+    def loss(batch: Batch, seed: int, step: int) -> Summands:
         if isinstance(model, JepaModel):
             return jepa_loss(model, batch, config)
         return flow_loss(model, batch, seed, step, config)
@@ -153,7 +158,7 @@ def train_by_hand(system: str, config: Config, path: Path, encoder: Path | None 
     train, val = {}, {}
     with closing(loader.batches()) as batches:
         for step in range(steps):
-            total, _ = loss(next(batches)[1], training.seed, step)
+            total = sum((value for value, _ in loss(next(batches)[1], training.seed, step)), torch.tensor(0.0))
             optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
             clip([p for group in optimizer.param_groups for p in group["params"]], training.gradient_clip)
@@ -165,7 +170,10 @@ def train_by_hand(system: str, config: Config, path: Path, encoder: Path | None 
             train[step + 1] = float(total.detach())
             with torch.no_grad():
                 each = [loss(batch, VALIDATION_SEED, number) for number, batch in enumerate(reader.batches())]
-            val[step + 1] = sum(float(value) * rows for value, rows in each) / sum(rows for _, rows in each)
+            val[step + 1] = sum(
+                sum(float(value) * rows for value, rows in summand) / sum(rows for _, rows in summand)
+                for summand in zip(*each, strict=True)
+            )
     return Expected(model.state_dict(), train, val)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 
 from statevla.runs import layout
 from statevla.runs.files import read_state
-from statevla.runs.metrics import plot_losses
+from statevla.runs.listing import list_runs
+from statevla.runs.metrics import plot_losses, read_metrics
+from statevla.systems.find import find_policy
 from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary
 from statevla.trainers.trainer import train
-from stores.errors import StaleKey, StoreMissing, UsageError
+from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from tests.trainers.micro import at_step, micro_config, micro_store
 
 Trained = tuple[Path, TrainSummary, TrainSummary]
@@ -74,6 +77,42 @@ def test_a_run_leaves_checkpoints_metrics_and_a_picture(trained: Trained) -> Non
     assert {"action_loss", "pos_rot_loss", "gripper_loss"} <= set(records(run, FLOW)[-1])
 
 
+def test_a_signal_that_comes_again_does_not_end_the_last_save(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        monkeypatch.setattr("statevla.trainers.run.plot_losses", lambda *_: interrupt())
+        stopped = train(JEPA, micro_config(f"training.max_steps={STEPS}"), store, tmp_path,
+                        progress=at_step(3, interrupt))  # fmt: skip
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (stopped.steps, stopped.stopped, came) == (3, True, [])
+
+
+def test_going_back_sets_the_checkpoints_of_later_steps_aside(trained: Trained, store: Path, tmp_path: Path) -> None:
+    whole, summary, _ = trained
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    back = folder(run) / "checkpoint_epoch_1"
+    step, best = read_state(back).step, summary.best
+    assert best is not None
+    assert best["step"] > step
+    told: list[str] = []
+    config = micro_config(f"training.max_steps={STEPS}")
+    for _ in range(2):
+        train(JEPA, config, store, run, resume=back, progress=lambda event: told.append(event.message))
+    names = {path.name: read_state(path).step for path in folder(run).glob("checkpoint_*")}
+    assert names[f"checkpoint_best_before_{step}"] == names[f"checkpoint_best_before_{step}_2"] == best["step"]
+    assert names[f"checkpoint_epoch_2_before_{step}"] == 2 * step
+    assert names["checkpoint_best"] == best["step"], "found again"
+    assert "checkpoint_epoch_2" not in names
+    assert any(text.startswith(f"checkpoint_best_before_{step}: ") for text in told)
+    assert [(row.system, row.state) for row in list_runs(run)] == [(JEPA, "finished"), (FLOW, "finished")]
+    assert find_policy(run) == folder(run, FLOW) / "checkpoint_latest"
+
+
 @pytest.mark.parametrize("system", [JEPA, FLOW])
 @pytest.mark.parametrize(("stop_at", "threads"), [(3, 3), (11, 1)])
 def test_stop_and_resume_is_the_uninterrupted_run(
@@ -96,6 +135,26 @@ def test_stop_and_resume_is_the_uninterrupted_run(
     mine, theirs = (read_state(folder(run, system) / "checkpoint_latest") for run in (tmp_path, whole))
     assert mine.files == theirs.files  # sha256 of all weights and moments
     assert mine.rng == theirs.rng
+
+
+def test_a_run_whose_metrics_end_in_a_torn_line_goes_on(trained: Trained, store: Path, tmp_path: Path) -> None:
+    whole, _, _ = trained
+    config = micro_config(f"training.max_steps={STEPS}")
+    train(JEPA, config, store, tmp_path, progress=at_step(3, interrupt))
+    with layout.metrics(tmp_path, find_system(JEPA).folder).open("a") as file:
+        file.write('{"kind": "train", "step": 4, "lo')
+    assert train(JEPA, config, store, tmp_path, resume=True).steps == STEPS
+    assert records(tmp_path) == records(whole)
+
+
+def test_a_line_of_metrics_that_is_whole_and_no_record_is_named(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(StoreCorrupt, match=r"metrics\.jsonl: line 2: not JSON"):
+        read_metrics(metrics)
+    metrics.write_text('{"step": 1}\n[2]\n')
+    with pytest.raises(StoreCorrupt, match=r"metrics\.jsonl: line 2: expected an object, got list"):
+        read_metrics(metrics)
 
 
 def test_losses_fall(store: Path, tmp_path: Path) -> None:

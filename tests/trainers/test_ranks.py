@@ -5,7 +5,6 @@ Here 2 processes and few steps; `pytest -m ddp`: 2 and 4 processes, every system
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 from statevla.data.order import plan_order, rank_lanes
 from statevla.runs.files import read_state
 from statevla.systems.table import SYSTEMS
-from statevla.trainers.launch import launch, without_nproc
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.setup import rows_of_rank
 from statevla.trainers.step import Share
@@ -258,22 +256,3 @@ def test_half_an_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         join(False),
     ):
         pass
-
-
-def test_launching_ends_with_the_first_status_and_names_a_rank_that_was_killed() -> None:
-    def ended(program: str) -> tuple[int, list[str]]:
-        said: list[str] = []
-        return launch(2, [program], said.append, (sys.executable, "-c")), said
-
-    assert ended("import os; assert os.environ['WORLD_SIZE'] == '2'") == (0, [])
-    assert ended("import os, sys; sys.exit(3 * int(os.environ['RANK']))") == (3, [])
-    status, said = ended("import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)")
-    assert (status, said) == (137, ["rank 1 of 2 was ended by signal 9 (SIGKILL)"])
-
-
-def test_ranks_get_the_command_without_nproc(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert without_nproc(["train", "--nproc", "2", "--phase", "1"]) == ["train", "--phase", "1"]
-    assert without_nproc(["train", "--nproc=2", "--json"]) == ["train", "--json"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="under torchrun leave it out"):
-        launch(2, [], print)
