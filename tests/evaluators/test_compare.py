@@ -242,7 +242,7 @@ def test_an_encoders_minutes_are_of_its_own_batch_and_steps(tmp_path: Path) -> N
     (latest / "state.json").write_text(json.dumps(state_of(16)))
     for row in (encoder, policy):
         lines = [json.dumps({"kind": "train", "step": step, "samples_per_s": 10.0}) for step in (10, 20, 30)]
-        (tmp_path / f"metrics_{row.folder}.jsonl").write_text("\n".join(lines))
+        (tmp_path / f"metrics_{row.folder}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     parent = {"system": encoder.name, "checkpoint": latest.name, "step": 20}
     state = CheckpointState(**state_of(160, parent=parent))
     assert training_minutes(tmp_path, policy, state, 30) == pytest.approx((30 * 160 + 20 * 16) / 10 / 60)
