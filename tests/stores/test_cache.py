@@ -67,18 +67,21 @@ def test_what_lies_beside_a_segment_comes_with_it_where_the_cache_has_room_for_t
     assert len(asked.ranges) == len(ranges) + 2
 
 
-def test_of_rows_that_do_not_follow_one_another_only_those_beside_come(plain: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", ["offset", "shard"])
+def test_of_rows_that_do_not_follow_one_another_only_those_beside_come(plain: Path, tmp_path: Path, apart: str) -> None:
+    """As of a table in another order: the second row is not behind the first, or as far behind in another shard."""
     far, asked = opened(plain, tmp_path / "cache")
     columns = far.segment_columns
 
-    class Apart:  # as of a table in another order
+    class Apart:
         rows = columns.rows
 
         def codes(self, name: str) -> Any:
-            return columns.codes(name)
+            codes, names = columns.codes(name)
+            return codes + (np.arange(columns.rows) == 1 if apart == name else 0), names
 
         def __getitem__(self, name: str) -> Any:
-            return columns[name] + (np.arange(columns.rows) == 1 if name == "offset" else 0)
+            return columns[name] + (np.arange(columns.rows) == 1 if apart == name else 0)
 
     replace(far, segment_columns=Apart()).fetch_segment(0)  # type: ignore[arg-type]
     assert asked.ranges[-1][1:] == (int(columns["offset"][0]), int(columns["size"][0]))
