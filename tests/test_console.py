@@ -127,7 +127,7 @@ def cells(console: Console) -> list[list[str]]:
 
 def test_the_first_column_of_a_table_is_not_broken() -> None:
     console = terminal()
-    found = "/root/data/stores/libero_spatial/manifest.json is not there; ingest it, or look into /work/elsewhere"
+    found = "/home/data/stores/libero_spatial/manifest.json is not there; ingest it, or look into /home/elsewhere"
     print_table("Doctor", ("check", "status", "found"), [("libero_spatial", "warning", found)], console=console)
     assert cells(console)[1][:2] == ["libero_spatial", "warning"]
     console = terminal()
