@@ -63,8 +63,8 @@ def sync_handle(descriptor: int) -> None:
 
 
 def begin_writing(descriptor: int) -> bool:
-    """Have the system begin to write what it holds of an open file, and return at once; whether it does. A later fsync
-    then waits for less. Nothing is durable by this, and an error of the disk is left for that fsync to tell.
+    """Have the system begin to write what it holds of an open file, and not wait for its end; whether it does. A later
+    fsync then waits for less. Nothing is durable by this, and an error of the disk is left for that fsync to tell.
     """
     if switched_off() or _sync_file_range is None:
         return False
