@@ -54,7 +54,8 @@ def test_rows_without_a_target_do_not_weigh(store: Path, encoder: Path, tmp_path
 
 def test_a_latents_divergence_is_of_rows_and_the_inverse_dynamics_of_steps(store: Path, tmp_path: Path) -> None:
     for system, names in (("act", ("kl",)), (JEPA, ("inverse", "jepa_mse", "copy_mse"))):
-        config = config_of_all("training.phase1.inverse_dynamics_weight=1")
+        inverse = "training.phase1.inverse_dynamics_"  # of several steps, which episodes end before
+        config = config_of_all(f"{inverse}weight=1", f"{inverse}horizon=6")
         run = Run(find_system(system), config, Store.open(store), tmp_path)
         whole = found(run, config, 1000)
         for batch in (4, 8, 32):
