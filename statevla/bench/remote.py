@@ -8,7 +8,9 @@ import contextlib
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,10 @@ def bench_remote(
                     loader = SegmentLoader(far, "train", batch_size, 0, data, chunk, PAIRS)
                     rates.setdefault(name, []).append(_rate(loader, batch_size, 0))
                     rates.setdefault(f"{name}, kept", []).append(_rate(loader, batch_size, 1))
+                with tempfile.TemporaryDirectory(prefix="statevla-bench-") as folder:
+                    data = replace(plain, remote_cache=folder, remote_cache_gib=8.0)
+                    far = Store.open(CachedStorage(open_storage(url, **given), open_cache(data)))
+                    rates.setdefault(f"{name}, fetched alone", []).append(_fetched(far, loader, data.remote_requests))
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "name": "stream from afar",
@@ -95,6 +101,15 @@ def bench_remote(
 def _rate(loader: SegmentLoader, batch_size: int, epoch: int) -> float:
     pace = drain(loader, batch_size, epoch)
     return pace.samples / pace.seconds
+
+
+def _fetched(store: Store, loader: SegmentLoader, requests: int) -> float:
+    """Samples/s at which the segments of `loader` come into the empty cache of the far `store`, `requests` at once."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(requests) as pool:
+        for _ in pool.map(store.fetch_segment, loader.segments.tolist()):
+            pass
+    return int(loader.order.counts.sum()) / (time.perf_counter() - started)
 
 
 @contextlib.contextmanager
