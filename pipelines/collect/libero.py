@@ -306,4 +306,8 @@ class _Collection:
         drawn = sum(work.count_drawn for work in self._todo)
         failed = sum(work.failures for work in self._todo)
         message = f"{recorded} recorded, {failed} attempts failed"
-        self._progress(ProgressEvent("demonstrations", drawn, total, "demos", message))
+        if drawn == 0:
+            # A bar of its own: a pace of drawing that counts what came before the first is far too slow.
+            self._progress(ProgressEvent("states", recorded, total, "demos", message))
+        else:
+            self._progress(ProgressEvent("demonstrations", drawn, total, "demos", message))

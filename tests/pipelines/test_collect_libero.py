@@ -18,6 +18,7 @@ from statevla.sims.libero import experts, suites
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Demonstrate, Draw, Reply, Request, Reset, Run, Scenery, Track
 from stores.errors import StateVLAError, UsageError
+from stores.progress import ProgressEvent
 
 INIT_STATES = 5
 STEPS_TO_SUCCESS = 7
@@ -319,3 +320,12 @@ def test_a_suite_without_expert_is_refused(world: World, tmp_path: Path, monkeyp
     monkeypatch.setattr(experts, "EXPERTS", {})
     with pytest.raises(UsageError, match="libero_90 has no scripted expert"):
         collect_libero("libero_90", tmp_path)
+
+
+def test_the_pace_of_drawing_does_not_count_what_came_before_the_first(world: World, tmp_path: Path) -> None:
+    told: list[ProgressEvent] = []
+    run(tmp_path, progress=told.append)
+    before = [event.task for event in told].index("demonstrations")
+    assert {event.task for event in told[:before]} == {"states"}
+    assert {event.task for event in told[before:]} == {"demonstrations"} and told[before].done == 1
+    assert told[-1].done == told[-1].total
