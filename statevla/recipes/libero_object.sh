@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Collect, ingest, train and evaluate in the LIBERO simulator: everything behind docs/results-libero.md.
+# Collect, ingest, train and evaluate in the LIBERO simulator: everything behind the first sections of docs/results-libero-earlier.md.
 #
 #   statevla/recipes/libero_object.sh [FOLDER]      (default runs/libero-object; the simulator comes from `make libero`)
 #
