@@ -83,7 +83,10 @@ class Comparison:
                 {
                     "first": pair.first,
                     "second": pair.second,
-                    **pair.counts._asdict(),
+                    "both": pair.counts.both,
+                    "first_only": pair.counts.first,
+                    "second_only": pair.counts.second,
+                    "neither": pair.counts.neither,
                     "difference": pair.difference,
                     "interval": list(pair.interval),
                     "more_trials_to_decide": pair.more_trials,
