@@ -15,15 +15,16 @@ from statevla.data.frames import make_table
 from statevla.data.labelled import labelled_episodes
 from statevla.data.loaders import SegmentLoader
 from statevla.data.needs import NOW
+from statevla.systems.act import ActPolicy
 from statevla.systems.chunk_policy import ChunkPolicy
-from statevla.systems.table import sections
+from statevla.systems.table import find_system, sections
 from statevla.trainers.outcome import NonFiniteLoss
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.reader import Store
 from tests.models.build import batch
 from tests.stores.make_store import make_tiny_store
-from tests.systems.build import SMALL, with_states, with_world
+from tests.systems.build import SMALL, Case, with_states, with_world
 from tests.systems.test_world import FORETELLING
 from tests.trainers.micro import SETTINGS, micro_store
 
@@ -154,6 +155,30 @@ def test_shuffled_targets_are_another_episodes_in_training_alone() -> None:
     assert found() == pytest.approx(error(others, [True, True, True, False, True, True]))
     terms = {**terms, "world_episode": torch.tensor([0, 1, 2, 3, 1, 5])}
     assert found() == pytest.approx(error(others, [True, False, True, False, False, True]))
+
+
+@pytest.mark.parametrize("prior", ["standard", "learned"])
+def test_acts_latent_of_a_row_without_actions_is_the_priors_and_its_divergence_counts_not(prior: str) -> None:
+    """The loss of labelled rows is what it is without the others; those are seen as where the policy acts."""
+    model = Case(find_system("act"), (f"act.prior={prior}",)).make()
+    assert isinstance(model, ActPolicy)
+    data, noise = batch(6), model.draw(6, torch.Generator().manual_seed(2))
+    hidden = torch.tensor([False, True, True, False, True, True])
+    is_pad = data.is_pad | hidden[:, None]
+    chunk = torch.where(hidden[:, None, None], torch.nan, data.chunk)
+    few = dataclasses.replace(data, is_pad=is_pad, chunk=chunk)
+    rows = (~hidden).nonzero().flatten()
+    alone = data.each(lambda tensor: tensor[rows])
+    mine, theirs = (
+        model.loss(model.terms(seen, {"latent": noise["latent"][part]}))
+        for seen, part in ((few, slice(None)), (alone, rows))
+    )
+    assert theirs.parts["kl"] > 0
+    torch.testing.assert_close(mine.total, theirs.total)
+    assert [float(each.weight) for each in mine.summands] == [float(each.weight) for each in theirs.summands]
+    net, known = model.net, model.known(few.obs)
+    of_prior = net.told(net.read(known, net.prior(known).sample(noise["latent"]))).pose
+    torch.testing.assert_close(model.terms(few, noise)["pose"][hidden], of_prior[hidden])
 
 
 @pytest.fixture(scope="module")
