@@ -169,6 +169,7 @@ class Run:
         self.parent = state.parent
         records = read_metrics(self.metrics)
         kept = [record for record in records if record["step"] <= state.step]
+        self.watch.said |= {record["monitor"] for record in kept if record["kind"] == "warning"}
         if kept != records and self.ranks.first:
             write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
         if self.ranks.first and source != self.folder / layout.LATEST:
