@@ -216,6 +216,33 @@ def test_a_run_on_few_labels_and_a_leak_that_stops_it(
         train("film", configuration(*PSEUDO), made, tmp_path / "leak", encoder_checkpoint=encoder)
 
 
+def test_an_encoder_that_has_seen_hidden_actions_is_said(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    """Which episodes are labelled is the seed's matter, so an encoder of another seed has seen other ones."""
+    made, painter = parts
+    told: list[str] = []
+
+    def policy(name: str, encoder: Path, kind: str) -> list[str]:
+        told.clear()
+        settings = (*PSEUDO[:2], f"film.encoder={kind}", *PSEUDO[3:])
+        train("film", configuration(*settings), made, tmp_path / name, encoder_checkpoint=encoder,
+              progress=lambda event: told.append(event.message))  # fmt: skip
+        return [text for text in told if "hidden" in text]
+
+    labels = {seed: chosen(Store.open(made), 0.3, seed) for seed in range(9)}
+    beyond = {seed: int((found & ~labels[0]).sum()) for seed, found in labels.items()}
+    seed = max(beyond, key=lambda each: beyond[each])
+    assert beyond[seed] > 0
+    for name, settings, said in (
+        ("same", ("data.labelled_share=0.3",), 0),
+        ("other", ("data.labelled_share=0.3", f"training.seed={seed}"), beyond[seed]),
+        ("all", (), int((~labels[0]).sum())),
+    ):
+        summary = train("temporal_jepa", configuration(*settings), made, tmp_path / name)
+        found = policy(f"{name}-film", Path(summary.checkpoint), "temporal_jepa")
+        assert [text.split(" episodes")[0].split()[-1] for text in found] == ([str(said)] if said else [])
+    assert policy("painted", painter, "stamo") == [], "which never sees an action"
+
+
 def test_what_learns_nothing_from_them_or_looks_at_them_is_refused(parts: tuple[Path, Path], tmp_path: Path) -> None:
     made, encoder = parts
     for system in ("film", "temporal_jepa"):

@@ -37,7 +37,7 @@ from statevla.trainers.aside import set_aside_later
 from statevla.trainers.average import average_of
 from statevla.trainers.kept import choose_backbone
 from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
-from statevla.trainers.parents import load_parent, origin
+from statevla.trainers.parents import load_parent, origin, seen_beyond
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 from statevla.trainers.setup import attention_kernel, require_learnable, require_same_config, rows_of_rank, use_bf16
@@ -118,6 +118,8 @@ class Run:
         ranks.copy_from_first_(self.model.state_dict().values())
         self.average = average_of(self.model, training)
         self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
+        if found is not None and (said := seen_beyond(config, found, store)) is not None:
+            self.report(0, said)
         self.validation = self._validation_reader()
         self.step = self.began = 0
         self.last_loss = math.nan
