@@ -15,15 +15,16 @@ from statevla.data.frames import make_table
 from statevla.data.labelled import labelled_episodes
 from statevla.data.loaders import SegmentLoader
 from statevla.data.needs import NOW
+from statevla.systems.act import ActPolicy
 from statevla.systems.chunk_policy import ChunkPolicy
-from statevla.systems.table import sections
+from statevla.systems.table import find_system, sections
 from statevla.trainers.outcome import NonFiniteLoss
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.reader import Store
 from tests.models.build import batch
 from tests.stores.make_store import make_tiny_store
-from tests.systems.build import SMALL, with_states, with_world
+from tests.systems.build import SMALL, Case, with_states, with_world
 from tests.systems.test_world import FORETELLING
 from tests.trainers.micro import SETTINGS, micro_store
 
@@ -156,6 +157,30 @@ def test_shuffled_targets_are_another_episodes_in_training_alone() -> None:
     assert found() == pytest.approx(error(others, [True, False, True, False, False, True]))
 
 
+@pytest.mark.parametrize("prior", ["standard", "learned"])
+def test_acts_latent_of_a_row_without_actions_is_the_priors_and_its_divergence_counts_not(prior: str) -> None:
+    """The loss of labelled rows is what it is without the others; those are seen as where the policy acts."""
+    model = Case(find_system("act"), (f"act.prior={prior}",)).make()
+    assert isinstance(model, ActPolicy)
+    data, noise = batch(6), model.draw(6, torch.Generator().manual_seed(2))
+    hidden = torch.tensor([False, True, True, False, True, True])
+    is_pad = data.is_pad | hidden[:, None]
+    chunk = torch.where(hidden[:, None, None], torch.nan, data.chunk)
+    few = dataclasses.replace(data, is_pad=is_pad, chunk=chunk)
+    rows = (~hidden).nonzero().flatten()
+    alone = data.each(lambda tensor: tensor[rows])
+    mine, theirs = (
+        model.loss(model.terms(seen, {"latent": noise["latent"][part]}))
+        for seen, part in ((few, slice(None)), (alone, rows))
+    )
+    assert theirs.parts["kl"] > 0
+    torch.testing.assert_close(mine.total, theirs.total)
+    assert [float(each.weight) for each in mine.summands] == [float(each.weight) for each in theirs.summands]
+    net, known = model.net, model.known(few.obs)
+    of_prior = net.told(net.read(known, net.prior(known).sample(noise["latent"]))).pose
+    torch.testing.assert_close(model.terms(few, noise)["pose"][hidden], of_prior[hidden])
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A store and the checkpoint of an encoder."""
@@ -189,6 +214,33 @@ def test_a_run_on_few_labels_and_a_leak_that_stops_it(
     monkeypatch.setattr(ChunkPolicy, "wanted", forgets_the_mask)
     with pytest.raises(NonFiniteLoss):
         train("film", configuration(*PSEUDO), made, tmp_path / "leak", encoder_checkpoint=encoder)
+
+
+def test_an_encoder_that_has_seen_hidden_actions_is_said(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    """Which episodes are labelled is the seed's matter, so an encoder of another seed has seen other ones."""
+    made, painter = parts
+    told: list[str] = []
+
+    def policy(name: str, encoder: Path, kind: str) -> list[str]:
+        told.clear()
+        settings = (*PSEUDO[:2], f"film.encoder={kind}", *PSEUDO[3:])
+        train("film", configuration(*settings), made, tmp_path / name, encoder_checkpoint=encoder,
+              progress=lambda event: told.append(event.message))  # fmt: skip
+        return [text for text in told if "hidden" in text]
+
+    labels = {seed: chosen(Store.open(made), 0.3, seed) for seed in range(9)}
+    beyond = {seed: int((found & ~labels[0]).sum()) for seed, found in labels.items()}
+    seed = max(beyond, key=lambda each: beyond[each])
+    assert beyond[seed] > 0
+    for name, settings, said in (
+        ("same", ("data.labelled_share=0.3",), 0),
+        ("other", ("data.labelled_share=0.3", f"training.seed={seed}"), beyond[seed]),
+        ("all", (), int((~labels[0]).sum())),
+    ):
+        summary = train("temporal_jepa", configuration(*settings), made, tmp_path / name)
+        found = policy(f"{name}-film", Path(summary.checkpoint), "temporal_jepa")
+        assert [text.split(" episodes")[0].split()[-1] for text in found] == ([str(said)] if said else [])
+    assert policy("painted", painter, "stamo") == [], "which never sees an action"
 
 
 def test_what_learns_nothing_from_them_or_looks_at_them_is_refused(parts: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from statevla.evaluators.intervals import wilson
 from statevla.evaluators.paired import MOST_TIMES, Paired, difference, trials_to_decide
 from statevla.evaluators.results import JSON
 from statevla.evaluators.trials import RUN, Record, load_records
+from statevla.runs.names import apart
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 
 SAME: Final = ("suite", "seed", "max_steps", "settle_steps")
@@ -83,7 +84,10 @@ class Comparison:
                 {
                     "first": pair.first,
                     "second": pair.second,
-                    **pair.counts._asdict(),
+                    "both": pair.counts.both,
+                    "first_only": pair.counts.first,
+                    "second_only": pair.counts.second,
+                    "neither": pair.counts.neither,
                     "difference": pair.difference,
                     "interval": list(pair.interval),
                     "more_trials_to_decide": pair.more_trials,
@@ -202,16 +206,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     differ, where not distinct."""
     runs = [run_of_evaluation(folder.resolve()).name for folder in folders]
     both = [run if run == folder.name else f"{run} {folder.name}" for run, folder in zip(runs, folders, strict=True)]
-    parts = [folder.resolve().parts for folder in folders]
-    first = _shared(parts)
-    last = min(_shared([each[::-1] for each in parts]), *(len(each) - first - 1 for each in parts))
-    apart = ["/".join(each[first : len(each) - last]) for each in parts]
-    return next(names for names in (runs, both, apart) if len(set(names)) == len(names) or names is apart)
-
-
-def _shared(parts: Sequence[tuple[str, ...]]) -> int:
-    """How many parts all begin with."""
-    return next((k for k, each in enumerate(zip(*parts, strict=False)) if len(set(each)) > 1), min(map(len, parts)))
+    distinct = (names for names in (runs, both) if len(set(names)) == len(names))
+    return next(distinct, None) or apart(folders)
 
 
 def _told(each: Evaluation) -> dict[str, Any]:

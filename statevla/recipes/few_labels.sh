@@ -11,7 +11,8 @@
 # SYSTEM   the policy (default film)
 # STEPS    its optimizer steps (default 3000)
 # ENCODER  whose states tell motion (default temporal_jepa, which learns from actions and so sees the labelled episodes
-#          alone; stamo sees the pictures of all); ENCODER_STEPS, its optimizer steps (default 2500)
+#          alone, other ones with every seed: one encoder a seed; stamo sees the pictures of all, one for all seeds);
+#          ENCODER_STEPS, its optimizer steps (default 2500)
 # TARGET   of the head that foretells (default motion: the one until the horizon; motions: a chunk of them)
 # TRIALS   layouts (default 100)
 #
@@ -25,7 +26,6 @@ folder=${1:-runs/systems}
 share=${SHARE:-0.2} kind=${ENCODER:-temporal_jepa}
 times=${TIMES:-$(awk -v share="$share" 'BEGIN { often = int((1 - share) / (4 * share) + 0.5); print (often > 1) ? often : 1 }')}
 system=${SYSTEM:-film} target=${TARGET:-motion} out=$folder/few-labels
-encoder=$out/encoder-$kind
 statevla=${STATEVLA:-statevla}
 [[ -z ${STATEVLA:-} && -x .venv/bin/statevla ]] && statevla=.venv/bin/statevla
 if [[ ! -f $folder/.ready ]]; then
@@ -53,20 +53,25 @@ arm() { # NAME SEED [OPTION...]: train and try it, unless that is done
 }
 
 few=(--set "data.labelled_share=$share")
-pseudo=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times"
-  --encoder "$encoder" --set "$system.encoder=$kind")
-moving=("${pseudo[@]}" --set "$system.world_target=$target" --set "$system.world_weight=1")
-latent=("${pseudo[@]}" --set "$system.world_target=latent" --set "$system.world_weight=1")
-if [[ ! -f $out/.encoder-$kind ]]; then
-  seen=()
-  [[ $kind == stamo ]] || seen=("${few[@]}")
-  train "$kind" "$encoder" 0 "${ENCODER_STEPS:-2500}" ${seen[@]+"${seen[@]}"}
-  touch "$out/.encoder-$kind"
-fi
+
+encoder() { # SEED: where it is; trained, unless that is done
+  local seed=$1 seen=("${few[@]}")
+  encoder=$out/encoder-$kind-$seed
+  [[ $kind == stamo ]] && encoder=$out/encoder-$kind seed=0 seen=()
+  [[ -f $encoder/.done ]] && return
+  train "$kind" "$encoder" "$seed" "${ENCODER_STEPS:-2500}" ${seen[@]+"${seen[@]}"}
+  touch "$encoder/.done"
+}
+
 shuffled=shuffled
 [[ $target == motion ]] || shuffled=$target-shuffled
 tried=()
 for seed in ${SEEDS:-0 1 2}; do
+  encoder "$seed"
+  pseudo=("${few[@]}" --set data.unlabelled=keep --set "data.labelled_times=$times"
+    --encoder "$encoder" --set "$system.encoder=$kind")
+  moving=("${pseudo[@]}" --set "$system.world_target=$target" --set "$system.world_weight=1")
+  latent=("${pseudo[@]}" --set "$system.world_target=latent" --set "$system.world_weight=1")
   arm labels "$seed" "${few[@]}"
   arm "$target-$kind" "$seed" "${moving[@]}"
   arm all "$seed"

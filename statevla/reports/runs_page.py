@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -12,14 +13,20 @@ from statevla.reports.render import markup, render
 from statevla.runs import layout
 from statevla.runs.listing import RunRow, rows_of
 from statevla.runs.metrics import IGNORED, read_metrics
+from statevla.runs.names import apart
 from stores.disk import durable
-from stores.errors import UsageError
+from stores.errors import StateVLAError, StoreCorrupt, UsageError
 
 LONGEST: Final = 400
 """Points that a line is thinned to."""
 REFRESH: Final = 5
 """Seconds between the loads of a live page."""
 PROBES: Final = "probes.json"
+PROBED: Final = (
+    "checkpoint", "step", "probes", "instruction", "chance", "z_std", "z_rank", "z_within", "rollouts", "shares",
+    "dots",
+)  # fmt: skip
+"""What the page takes of it."""
 SECTIONS: Final = ("Training", "Validation")
 
 
@@ -35,26 +42,46 @@ class Told:
 
 
 def read_runs(runs: Sequence[Path]) -> list[Told]:
-    """Everything that the page shows. Raises UsageError for a folder without a run."""
+    """Everything that the page shows. Raises UsageError for a folder without a run and for one that is named twice,
+    StoreCorrupt for a file that cannot be read.
+    """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UsageError(f"report: one run is named twice: {', '.join(map(str, runs))}")
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = apart(runs)
     found = []
-    for run in runs:
+    for run, name in zip(runs, names, strict=True):
         folders = sorted((run / layout.CHECKPOINTS).glob("*")) if (run / layout.CHECKPOINTS).is_dir() else []
         rows = {folder.name: row for folder in folders for row in rows_of(run) if folder.name.endswith(row.system)}
         if not rows:
             raise UsageError(f"{run}: no run here (no checkpoints/); see `statevla runs`")
+        again = "remove it, and run `statevla eval probes` again"
+        probes = [_object(path, PROBED, again) for path in sorted(run.glob(f"eval/*/{PROBES}"))]
         for folder, row in rows.items():
             config = layout.configuration(run, folder)
             found.append(
                 Told(
-                    f"{run.name} {row.system}" if len(rows) > 1 or len(runs) == 1 else run.name,
+                    f"{name} {row.system}" if len(rows) > 1 or len(runs) == 1 else name,
                     row,
                     tuple(read_metrics(layout.metrics(run, folder))),
-                    json.loads(config.read_text()) if config.is_file() else {},
-                    tuple(json.loads(path.read_text()) for path in sorted(run.glob(f"eval/*/{PROBES}"))
-                          if f"/{folder}/" in json.loads(path.read_text())["checkpoint"]),
+                    _object(config, (), "remove it: checkpoints hold it too") if config.is_file() else {},
+                    tuple(each for each in probes if f"/{folder}/" in each["checkpoint"]),
                 )
             )  # fmt: skip
     return found
+
+
+def _object(file: Path, needed: Sequence[str], otherwise: str) -> dict[str, Any]:
+    """What a file holds. needed: keys that it must have. otherwise: what is to be done where it is damaged."""
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise StoreCorrupt(f"{file}: not JSON ({error}); {otherwise}") from error
+    missing = [key for key in needed if key not in found] if isinstance(found, dict) else ["an object"]
+    if missing:
+        raise StoreCorrupt(f"{file}: expected {', '.join(missing)}, which is not there; {otherwise}")
+    return dict(found)
 
 
 def runs_page(told: Sequence[Told], refresh: int | None = None) -> str:
@@ -62,7 +89,7 @@ def runs_page(told: Sequence[Told], refresh: int | None = None) -> str:
     return render(
         "runs.html",
         {
-            "title": "Training: " + ", ".join(dict.fromkeys(Path(each.row.run).name for each in told)),
+            "title": "Training: " + ", ".join(dict.fromkeys(Path(each.row.run).resolve().name for each in told)),
             "refresh": refresh,
             "rows": [_row(each) for each in told],
             "differences": _differences(told),
@@ -157,8 +184,14 @@ def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
             if self.path != "/":
                 self.send_error(404)
                 return
-            body = runs_page(read_runs(runs), REFRESH).encode()
-            self.send_response(200)
+            status = 200
+            try:
+                page = runs_page(read_runs(runs), REFRESH)
+            except StateVLAError as error:  # the page tries again: a run may be made whole meanwhile
+                again = f'<!doctype html><meta http-equiv="refresh" content="{REFRESH}">'
+                status, page = 503, again + escape(str(error))
+            body = page.encode()
+            self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -15,7 +15,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Records of a metrics file, in order; empty when there is none.
 
     What follows the last newline was torn by a crash, or is being written, and counts as not there: `LineLog` drops it
-    when the run goes on. Raises StoreCorrupt for a whole line that is no JSON object.
+    when the run goes on. Raises StoreCorrupt for a whole line that is no JSON object with kind and step.
     """
     if not path.is_file():
         return []
@@ -30,6 +30,8 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
         raise StoreCorrupt(f"{where}: not JSON: {error}; remove this line") from error
     if not isinstance(found, dict):
         raise StoreCorrupt(f"{where}: expected an object, got {type(found).__name__}; remove this line")
+    if not {"kind", "step"} <= found.keys():
+        raise StoreCorrupt(f"{where}: expected kind and step, got {', '.join(map(str, found))}; remove this line")
     return found
 
 

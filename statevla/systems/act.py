@@ -191,10 +191,15 @@ class ActPolicy(ChunkPolicy):
         return language
 
     def terms(self, batch: Batch, noise: Noise) -> Terms:
-        """``pose``, ``logits``, ``divergence`` [B Z], `ChunkPolicy.foretell`; in validation ``pose_of_prior`` too."""
+        """``pose``, ``logits``, ``divergence`` [B Z], `ChunkPolicy.foretell`; in validation ``pose_of_prior`` too.
+
+        A row that is all padding (an unlabelled episode) has no chunk that could tell of a latent: it gets the prior's,
+        as where the policy acts.
+        """
         known = self.known(batch.obs)
         q, p = self.net.posterior(known, self.shown(batch), batch.is_pad), self.net.prior(known)
-        read = self.net.read(known, q.sample(noise["latent"]))
+        hidden = batch.is_pad.all(dim=1, keepdim=True)
+        read = self.net.read(known, torch.where(hidden, p.sample(noise["latent"]), q.sample(noise["latent"])))
         pose, logits = self.net.told(read)
         found = {"pose": pose, "logits": logits, "divergence": divergence(q, p)}
         found |= {**self.wanted(batch), **self.foretell(read, batch)}
@@ -203,10 +208,12 @@ class ActPolicy(ChunkPolicy):
         return found
 
     def loss(self, terms: Terms) -> LossParts:
-        """`ChunkPolicy.loss` + β KL, the KL summed over the latent and averaged over rows. Part: ``kl`` in nats."""
-        each = terms["divergence"].sum(dim=-1)
-        kl = each.mean()
-        rows = torch.tensor(float(len(each)))
+        """`ChunkPolicy.loss` + β KL, the KL summed over the latent and averaged over the rows whose actions are seen.
+        Part: ``kl`` in nats.
+        """
+        seen = terms["keep"].any(dim=1)
+        kl = torch.where(seen, terms["divergence"].sum(dim=-1), 0.0).sum() / seen.sum().clamp(min=1)
+        rows = seen.sum().float()
         return super().loss(terms).beside(LossParts(self.options.kl_weight * kl, {"kl": kl.detach()}, rows))
 
     def monitors(self, terms: Terms) -> dict[str, float]:

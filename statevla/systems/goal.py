@@ -292,15 +292,17 @@ class GoalPolicy(ChunkPolicy):
         return found
 
     def monitors(self, terms: Terms) -> dict[str, float]:
-        """Pose loss of all rows told by language, and by pictures; ``disagreement``: mean distance of the two."""
+        """`ChunkPolicy.monitors`; where it was trained on both, the pose loss of all rows told by language and by
+        pictures, and ``disagreement``, the mean distance of the two.
+        """
         if "by_image" not in terms:
-            return self.world_monitors(terms)
+            return super().monitors(terms)
         losses = {name: self.pose_loss({**terms, "pose": terms[name]}).item() for name in ("by_language", "by_image")}
         apart = (terms["by_language"] - terms["by_image"]).abs().mean(dim=-1)
         keep = terms["keep"]
         return {
+            **super().monitors(terms),
             **losses,
-            **self.world_monitors(terms),
             "disagreement": (torch.where(keep, apart, 0.0).sum() / keep.sum().clamp(min=1)).item(),
         }
 

@@ -1,6 +1,6 @@
 """How a run ends: its summary, or the error that stops it before a weight becomes useless."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -70,9 +70,23 @@ def broken_rows(terms: Mapping[str, Tensor], episode: Tensor, frame: Tensor) -> 
     return f"not finite are {len(rows)} of {len(episode)} rows: {named}{more}"
 
 
+@dataclass(frozen=True)
+class StepSize:
+    """What decides how much memory a step takes. batch_size: rows of all ranks. rows: of this one. accumulate: the
+    micro-batches that it cuts them into. image_size: the key of the pictures' side.
+    """
+
+    batch_size: int
+    rows: int
+    accumulate: int
+    image_size: str
+
+
 @contextmanager
-def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
-    """Turn a device or machine that is out of memory into one line that says what to lower."""
+def memory_advice(size: StepSize, resume: Callable[[], str]) -> Iterator[None]:
+    """Turn a device or machine that is out of memory into one line that says what to lower. resume: the option by which
+    the run goes on, and a space; empty while it has no checkpoint.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -81,8 +95,10 @@ def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
         if plain and not ("allocate" in told and "memory" in told):
             raise
         first = told.strip().splitlines()[0] if told.strip() else "out of memory"
+        more = min(2 * size.accumulate, size.rows)
+        same = f"the same training in less memory: {resume()}--set training.accumulate={more}; "
         raise OutOfMemory(
-            f"out of memory in a step of {batch_size} rows in {accumulate} micro-batch(es): {first}; the same training "
-            f"in less memory: --resume RUN --set training.accumulate={2 * accumulate}; another training: a smaller "
-            "training.batch_size or model.image_size"
+            f"out of memory in a step of {size.batch_size} rows in {size.accumulate} micro-batch(es): {first}; "
+            f"{same if more > size.accumulate else ''}another training in less memory: a smaller training.batch_size "
+            f"or {size.image_size}"
         ) from error

@@ -1,9 +1,11 @@
 """The checkpoints that a run begins from: the one it goes on from, and the one whose frozen encoder a policy takes."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from statevla.config import Config, replace
+from statevla.data.frames import make_table
+from statevla.data.labelled import labelled_episodes
 from statevla.runs.files import MODEL, read_state, read_tensors, require_store
 from statevla.runs.layout import LATEST, is_checkpoint
 from statevla.systems.system import Parent, System
@@ -11,6 +13,9 @@ from statevla.systems.table import config_of, find_system, system_of
 from statevla.trainers.setup import differences
 from stores.errors import UsageError
 from stores.reader import Store
+
+LEARN_FROM_ACTIONS: Final = ("temporal_jepa",)
+"""Encoders whose training sees actions."""
 
 
 def load_parent(system: System, config: Config, folder: Path, store: Store, unfinished: bool = False) -> Parent:
@@ -40,6 +45,25 @@ def load_parent(system: System, config: Config, folder: Path, store: Store, unfi
     if not unfinished:
         require_finished(folder)
     return Parent(folder, state, read_tensors(folder, state, MODEL))
+
+
+def seen_beyond(config: Config, parent: Parent, store: Store) -> str | None:
+    """What is to be said of an encoder that was trained on actions which are hidden from this run: these are more
+    labels than the run's configuration says. None where there are none.
+    """
+    theirs = parent.state.config
+    if config.data.labelled_share >= 1 or parent.state.system not in LEARN_FROM_ACTIONS:
+        return None
+    table, share, seed = make_table(store, 1), float(theirs["data"]["labelled_share"]), int(theirs["training"]["seed"])
+    mine = labelled_episodes(store, table, config.data.labelled_share, config.training.seed)
+    more = int((labelled_episodes(store, table, share, seed) & ~mine).sum())
+    if not more:
+        return None
+    return (
+        f"the encoder was trained with data.labelled_share={share:g} and training.seed={seed}, on the actions of "
+        f"{more} episodes whose actions are hidden here; for no more labels than this run has, train one with its own "
+        "share and seed"
+    )
 
 
 def takes_none(system: System) -> str:

@@ -36,8 +36,8 @@ from statevla.trainers import pictures, sight
 from statevla.trainers.aside import set_aside_later
 from statevla.trainers.average import average_of
 from statevla.trainers.kept import choose_backbone
-from statevla.trainers.outcome import NonFiniteLoss, TrainSummary, broken_rows, memory_advice
-from statevla.trainers.parents import load_parent, origin
+from statevla.trainers.outcome import NonFiniteLoss, StepSize, TrainSummary, broken_rows, memory_advice
+from statevla.trainers.parents import load_parent, origin, seen_beyond
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
 from statevla.trainers.setup import attention_kernel, require_learnable, require_same_config, rows_of_rank, use_bf16
@@ -114,10 +114,15 @@ class Run:
             rank=ranks.rank, world=ranks.world,
         )  # fmt: skip
         self.share = Share.of(self.loader.order, self.loader.lanes, ranks)
-        self.parts = micro_batches(rows_of_rank(training.batch_size, ranks.world), training.accumulate)
+        rows = rows_of_rank(training.batch_size, ranks.world)
+        self.parts = micro_batches(rows, training.accumulate)
+        sized = "model" if system.sized_by_model else system.section
+        self.step_size = StepSize(training.batch_size, rows, training.accumulate, f"{sized}.image_size")
         ranks.copy_from_first_(self.model.state_dict().values())
         self.average = average_of(self.model, training)
         self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
+        if found is not None and (said := seen_beyond(config, found, store)) is not None:
+            self.report(0, said)
         self.validation = self._validation_reader()
         self.step = self.began = 0
         self.last_loss = math.nan
@@ -169,6 +174,7 @@ class Run:
         self.parent = state.parent
         records = read_metrics(self.metrics)
         kept = [record for record in records if record["step"] <= state.step]
+        self.watch.said |= {record["monitor"] for record in kept if record["kind"] == "warning"}
         if kept != records and self.ranks.first:
             write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
         if self.ranks.first and source != self.folder / layout.LATEST:
@@ -245,7 +251,7 @@ class Run:
         mine = {name: self.share.own(value).to(self.device) for name, value in noise.items()}
         self.optimizer.zero_grad(set_to_none=True)
         kernel = attention_kernel(self.device, self.autocast)
-        with memory_advice(training.batch_size, len(self.parts)), kernel:
+        with memory_advice(self.step_size, self._resumed_by), kernel:
             loss, terms = differentiate(
                 self.model, self._on_device(batch), mine, self.share, self.parts, self._reseed,
                 torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast),
@@ -269,6 +275,9 @@ class Run:
             return moved
         draws = pictures.draws_of_step(self.config.training, self.step, len(self.store.spec.cameras))
         return pictures.augmented(moved, draws if self.ranks.alone else draws.rows(self.share.rows))
+
+    def _resumed_by(self) -> str:
+        return f"--resume {self.run_dir} " if layout.is_checkpoint(self.folder / layout.LATEST) else ""
 
     def _reseed(self, part: int) -> None:
         seed_dropout(self.config.training.seed, self.step, self.ranks.rank, part)

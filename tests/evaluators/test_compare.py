@@ -63,7 +63,11 @@ def test_pairs_are_counted_by_trial(tmp_path: Path) -> None:
     told = found.to_dict()
     assert [each["success"] for each in told["policies"]] == [0.5, 3 / 8]
     assert told["policies"][0]["ms_a_call"] == 4.5
-    assert told["pairs"][0]["more_trials_to_decide"] == pair.more_trials
+    (pair_told,) = told["pairs"]
+    assert (pair_told["first"], pair_told["second"]) == ("one", "two")
+    counts = {name: pair_told[name] for name in ("both", "first_only", "second_only", "neither")}
+    assert counts == {"both": 2, "first_only": 2, "second_only": 1, "neither": 3}
+    assert pair_told["more_trials_to_decide"] == pair.more_trials
     assert json.loads(json.dumps(told)) == told
 
 

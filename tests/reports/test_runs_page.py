@@ -18,7 +18,7 @@ from statevla.runs.listing import list_runs
 from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
 from stores.disk.lock import LOCK_NAME, lock
-from stores.errors import UsageError
+from stores.errors import StoreCorrupt, UsageError
 from tests.trainers.micro import config_of_all, micro_store
 
 JEPA = "temporal_jepa"
@@ -112,6 +112,54 @@ def test_two_runs_side_by_side_on_one_page(runs: Path) -> None:
     assert "z_std is &lt;0.01&gt;: collapsed" in page
     assert "http" not in page.replace("http-equiv", "")
     assert 'http-equiv="refresh"' not in page
+
+
+def test_runs_of_one_name_are_told_apart_and_the_folder_one_is_in_has_a_name(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(runs / name, tmp_path / name / "train")
+    both = [tmp_path / "a/train", tmp_path / "b/train"]
+    assert [told.name for told in read_runs(both)] == ["a", "b"]
+    with pytest.raises(UsageError, match="named twice"):
+        read_runs([both[0], both[0] / "../train"])
+    monkeypatch.chdir(both[0])
+    (told,) = read_runs([Path()])
+    assert told.name == f"train {JEPA}"
+    assert "<title>Training: train</title>" in runs_page([told])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("eval/probes-x/probes.json", '{"check', "not JSON"),
+        ("eval/probes-x/probes.json", "[]", "expected an object"),
+        ("eval/probes-x/probes.json", '{"checkpoint": "x"}', "expected step, probes"),
+        ("config_phase1_temporal_jepa.json", "{", "not JSON"),
+        ("metrics_phase1_temporal_jepa.jsonl", "nothing\n", "not JSON"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_on_the_live_page_too(
+    runs: Path, tmp_path: Path, file: str, text: str, said: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "b", run)
+    server = serve_runs([run])
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).write_text(text)
+        with pytest.raises(StoreCorrupt, match=said) as caught:
+            read_runs([run])
+        assert file in str(caught.value)
+        with pytest.raises(urllib.error.HTTPError, match="503") as answer:
+            urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/")
+        assert said in answer.value.read().decode()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_line_that_is_being_written_is_not_on_the_page(runs: Path, tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ def test_rows_do_not_see_each_other(case: Case) -> None:
             torch.testing.assert_close(alone.chunk[0], together.chunk[number], rtol=1e-4, atol=1e-5)
 
 
+def test_validation_tells_how_well_changes_of_the_gripper_are_foretold(case: Case) -> None:
+    model, data = case.make().eval(), batch(6)
+    with torch.no_grad():
+        terms = dict(model.terms(with_states(model, data), noise_of(model, 6)))
+        terms["logits"] = torch.where(terms["closing"], 1.0, -1.0)
+        assert model.monitors(terms)["gripper_change_f1"] == 1
+
+
 def test_padding_changes_neither_loss_nor_gradient(case: Case) -> None:
     model = case.make()
     data = batch(6)

@@ -123,12 +123,19 @@ def test_five_arms_of_few_labels(tmp_path: Path) -> None:
         moving = bool(target)
         assert ("data.labelled_share=0.1" in arm) == few
         assert ("data.unlabelled=keep" in arm) == moving
-        assert ("few-labels/encoder-temporal_jepa --set act.encoder=temporal_jepa" in arm) == moving
+        assert ("few-labels/encoder-temporal_jepa-0 --set act.encoder=temporal_jepa" in arm) == moving
         assert ("data.labelled_times=2 " in arm) == moving, "0.2 labelled rows for 0.9 others: nearest to 1 in 5"
         assert (f"act.world_target={target} --set act.world_weight=1" in arm) == moving
         assert arm.count("world_target") == moving
         assert ("act.world_shuffled=true" in arm) == control
         assert "training.max_steps=7" in arm
+    of_seed = [command for command in again if "training.seed=1" in command]
+    assert starts(of_seed[:2], 3) == ["train --system temporal_jepa", "train --system act"]
+    second = list(map(" ".join, of_seed))
+    assert "data.labelled_share=0.1" in second[0], "which episodes are labelled is the seed's matter"
+    assert [f"encoder-temporal_jepa-{seed} " in arm for arm in second[1:] for seed in (0, 1)] == [
+        seen for target in (False, True, False, True, True) for seen in (False, target)
+    ]
     assert len(again[-1]) == len(("compare", *range(10), "--out", "folder"))
     _, last, _ = run(tmp_path, **told)
     assert starts(last, 1) == ["compare"]
@@ -153,9 +160,11 @@ def test_another_target_has_runs_of_its_own(tmp_path: Path) -> None:
 def test_motion_of_stamos_states_is_learned_from_every_picture(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/.ready").touch()
-    told = {"recipe": "few_labels.sh", "SEEDS": "0", "SHARE": "0.03", "ENCODER": "stamo", "ENCODER_STEPS": "9"}
-    status, commands, said = run(tmp_path, **told)
+    told = {"recipe": "few_labels.sh", "SHARE": "0.03", "ENCODER": "stamo", "ENCODER_STEPS": "9"}
+    status, commands, said = run(tmp_path, SEEDS="0 1", **told)
     assert status == 0, said
+    assert [command[2] for command in commands if command[0] == "train"].count("stamo") == 1, "one for all seeds"
+    commands = commands[: 1 + 2 * 5]
     encoder, labels, motion, every, shuffled, latent = (
         " ".join(command) for command in commands if command[0] == "train"
     )

@@ -149,10 +149,10 @@ def test_a_run_whose_metrics_end_in_a_torn_line_goes_on(trained: Trained, store:
 
 def test_a_line_of_metrics_that_is_whole_and_no_record_is_named(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    metrics.write_text('{"step": 1, "kind": "val"}\n{"step": 2, "lo\n{"step": 3}\n')
     with pytest.raises(StoreCorrupt, match=r"metrics\.jsonl: line 2: not JSON"):
         read_metrics(metrics)
-    metrics.write_text('{"step": 1}\n[2]\n')
+    metrics.write_text('{"step": 1, "kind": "val"}\n[2]\n')
     with pytest.raises(StoreCorrupt, match=r"metrics\.jsonl: line 2: expected an object, got list"):
         read_metrics(metrics)
 

@@ -230,5 +230,15 @@ def test_out_of_memory_says_what_to_lower(store: Path, tmp_path: Path, monkeypat
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     monkeypatch.setattr(FilmPolicy, "terms", full)
-    with pytest.raises(OutOfMemory, match=r"8 rows in 2 micro.*2\.00 GiB\.; .*training\.accumulate=4; another"):
-        train(FILM, film("training.accumulate=2"), store, tmp_path)
+    for accumulate, advice in (
+        (2, r"8 rows in 2 micro.*2\.00 GiB\.; the same training in less memory: --set training\.accumulate=4; another"),
+        (5, r"less memory: --set training\.accumulate=8; another"),
+        (8, r"2\.00 GiB\.; another training in less memory"),
+    ):
+        with pytest.raises(OutOfMemory, match=advice + r".*: a smaller training\.batch_size or film\.image_size"):
+            train(FILM, film(f"training.accumulate={accumulate}"), store, tmp_path / "new")
+    monkeypatch.undo()
+    train(FILM, film("training.max_steps=1"), store, tmp_path / "old")
+    monkeypatch.setattr(FilmPolicy, "terms", full)
+    with pytest.raises(OutOfMemory, match=rf"--resume {tmp_path / 'old'} --set training\.accumulate=2;"):
+        train(FILM, film("training.max_steps=2"), store, tmp_path / "old", resume=True)

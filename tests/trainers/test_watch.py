@@ -1,5 +1,7 @@
 """Monitors that are not healthy are said once; metrics reach a tracker under the same names."""
 
+import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -9,13 +11,15 @@ import pytest
 import torch
 
 from statevla.models.monitors import change_f1, correlation_excess, within_episodes
+from statevla.runs.layout import metrics
+from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel
 from statevla.trainers.trackers import tracker
 from statevla.trainers.trainer import train
-from statevla.trainers.watch import THRESHOLDS, WARM, Watch, update_norm
-from stores.errors import UsageError
+from statevla.trainers.watch import THRESHOLDS, WARM, Threshold, Watch, update_norm
+from stores.errors import StoreCorrupt, UsageError
 from tests.models.build import batch, micro, normalization
-from tests.trainers.micro import config_of_all, micro_store
+from tests.trainers.micro import at_step, config_of_all, micro_store
 from tests.trainers.together import lines
 
 
@@ -104,6 +108,23 @@ def test_a_run_logs_monitors_norms_and_waiting(tmp_path: Path, monkeypatch: pyte
     assert told[-1] == {"done": True}
     assert [each["step"] for each in told[1:-1]] == [1, 2, 2]
     assert told[-2]["val/z_rank"] == val["z_rank"]
+
+
+def test_a_resumed_run_does_not_say_again_what_its_metrics_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, run = micro_store(tmp_path / "store"), tmp_path / "run"
+    always = Threshold("z_std", lambda value: True, "whatever it is", least=2)
+    monkeypatch.setattr("statevla.trainers.watch.THRESHOLDS", (always,))
+    config = config_of_all("training.max_steps=4", "training.validate_every_steps=1")
+    stopped = train(
+        "temporal_jepa", config, store, run, progress=at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    )
+    assert stopped.steps == 2
+    train("temporal_jepa", config, store, run, resume=True)
+    assert [line["step"] for line in lines(run, "temporal_jepa", "warning")] == [2]
+    path = metrics(run, find_system("temporal_jepa").folder)
+    path.write_text(path.read_text() + '{"kind": "train", "loss": 1}\n')
+    with pytest.raises(StoreCorrupt, match=r"line \d+: expected kind and step"):
+        train("temporal_jepa", config_of_all("training.max_steps=5"), store, run, resume=True)
 
 
 def test_a_tracker_that_is_not_installed_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
