@@ -12,7 +12,7 @@ from typing import Final
 from statevla.evaluators import known
 from statevla.evaluators.conditions import USUAL, Conditions
 from statevla.evaluators.results import Results, summarize
-from statevla.evaluators.runner import Policy, Runner
+from statevla.evaluators.runner import Listen, Policy, Runner
 from statevla.evaluators.start import first_start, overlap, untold
 from statevla.evaluators.trials import (
     Record,
@@ -72,6 +72,7 @@ def evaluate(
     unknown_instructions: bool = False,
     progress: Progress | None = None,
     label: str = "trials",
+    listen: Listen | None = None,
 ) -> Results:
     """Run the trials that ``out`` has no result for; write the results of all trials there, and return them.
 
@@ -95,6 +96,7 @@ def evaluate(
         seed: another sample of a policy's noise, and of layouts where the suite has endless ones.
         unknown_instructions: also try tasks whose instruction the policy was not trained on; the notes name them.
         label: what the progress calls the trials.
+        listen: is told of every decision of a trial that is run.
 
     Raises:
         UsageError: no such suite or task, no expert where one is asked for, numbers out of range, an instruction that
@@ -129,7 +131,7 @@ def evaluate(
         describe_run(out, description)
         unseen = _unfilmed(load_records(out), trials, filmed)
         started = time.perf_counter()
-        with Runner(policy, row, description, trials, out, workers, filmed, progress, label) as runner:
+        with Runner(policy, row, description, trials, out, workers, filmed, progress, label, listen) as runner:
             runner.run()
         records = load_records(out)
         results = summarize(

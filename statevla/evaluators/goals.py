@@ -75,6 +75,13 @@ class WithGoals:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
 
+    def prepare(self, draw: Draw) -> None:
+        """Makes the goal's picture of a trial, which an expert's whole episode takes; `act` does where nobody did.
+
+        Raises SimulatorFailed as `ExpertGoals.of`.
+        """
+        self.source.of(draw)
+
     def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
         """`Policy.act`; the draws say which trials the rows belong to."""
         if draws is None:

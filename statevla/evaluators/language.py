@@ -9,8 +9,8 @@ Legend: B batch, K chunk, A action dimensions, of them P continuous.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,14 +30,14 @@ from statevla.policies.policy import Policy as TrainedPolicy
 from statevla.reports.tables import markdown_table, percent
 from statevla.sims.suites import find_suite
 from statevla.sims.world import Task
-from statevla.systems.acting import Acted
 from stores.disk import durable
 from stores.errors import StateVLAError, UsageError
 from stores.progress import Progress
 from stores.spec import LIBERO
 
+RIGHT: Final = "right"
 KINDS: Final = {
-    "right": "the task's own",
+    RIGHT: "the task's own",
     "paraphrased": "the same in other words",
     "swapped": "another task's of the suite",
     "wrong": "of nothing in the scene",
@@ -47,7 +47,7 @@ KINDS: Final = {
 WRONG: Final = "fold the blue towel on the shelf"
 CHANGES: Final = "changes.jsonl"
 EVERY: Final = 5
-"""Calls of the policy between two at which it is asked under every instruction."""
+"""Calls of the policy in a trial between two at which it is asked under every instruction."""
 IGNORES: Final = 0.05
 """Change of the actions, as a share of their size, below which an instruction is not heard."""
 SYNONYMS: Final = (
@@ -80,7 +80,7 @@ def instructions_of(kind: str, tasks: Sequence[Task], every: Sequence[Task]) -> 
         return {task.name: paraphrase(task.instruction) for task in tasks}
     if kind == "swapped":
         return {task.name: _next_other(task, every) for task in tasks}
-    return {task.name: {"wrong": WRONG, "empty": ""}[kind] for task in tasks} if kind != "right" else {}
+    return {task.name: {"wrong": WRONG, "empty": ""}[kind] for task in tasks} if kind != RIGHT else {}
 
 
 def _next_other(task: Task, every: Sequence[Task]) -> str:
@@ -94,9 +94,11 @@ def _next_other(task: Task, every: Sequence[Task]) -> str:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Listener:
-    """A policy that acts as it is told, and notes at some calls what it would have done under other instructions.
+    """Notes at some of a policy's decisions what it would have done under other instructions.
+
+    Which ones is a function of the trial alone: not of other trials, workers or interruptions.
 
     others: instruction -> kind -> the other instruction. file: gets a line for each comparison.
     """
@@ -104,58 +106,19 @@ class Listener:
     policy: ChunkPolicy
     others: Mapping[str, Mapping[str, str]]
     file: Path
-    _calls: int = field(default=0, repr=False)
 
-    @property
-    def obs_spec(self) -> ObsSpec:
-        return self.policy.obs_spec
-
-    @property
-    def chunk(self) -> int:
-        return self.policy.chunk
-
-    @property
-    def identity(self) -> str:
-        return self.policy.identity
-
-    @property
-    def init_states(self) -> Mapping[str, Sequence[str]]:
-        """See `Policy`."""
-        return getattr(self.policy, "init_states", {})
-
-    @property
-    def step(self) -> int | None:
-        """See `Policy`."""
-        return getattr(self.policy, "step", None)
-
-    @property
-    def trained(self) -> Mapping[str, Any]:
-        """See `Policy`."""
-        return getattr(self.policy, "trained", {})
-
-    @property
-    def vector(self) -> Any:
-        """See `Policy`; None of a control."""
-        return getattr(self.policy, "vector", None)
-
-    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
-        """What the policy does."""
-        acted = self.policy.act(observations, draws)
-        if self._calls % EVERY == 0:
-            for row, seen in enumerate(observations):
-                draw = Draw() if draws is None else draws[row]
-                self._compare(seen, draw, acted.chunk[row].numpy())
-        self._calls += 1
-        return acted
-
-    def _compare(self, seen: Observation, draw: Draw, usual: NDArray[np.float32]) -> None:
+    def __call__(self, seen: Observation, draw: Draw, usual: NDArray[np.float32]) -> None:
+        """usual: ``[K, A]``, what the policy did when it saw `seen`."""
+        if draw.call % EVERY:
+            return
         texts = self.others.get(seen.instruction, {})
-        line = {
+        changes = {
             kind: change(usual, self._act(Observation(seen.images, seen.robot_state, text), draw))
             for kind, text in texts.items()
         }
         other_noise = Draw(draw.seed + 1, draw.trial, draw.call)
-        line["noise"] = change(usual, self._act(seen, other_noise))
+        changes["noise"] = change(usual, self._act(seen, other_noise))
+        line = {"trial": draw.trial, "call": draw.call, "changes": changes}
         durable.append_line(self.file, json.dumps(line, sort_keys=True))
 
     def _act(self, seen: Observation, draw: Draw) -> NDArray[np.float32]:
@@ -200,14 +163,14 @@ class LanguageResults:
         by_kind = {row.kind: row for row in self.rows}
         heard = [row.change for kind in ("swapped", "wrong") if (row := by_kind.get(kind)) and row.change is not None]
         if not heard:
-            return "Not known whether the policy listens: no other instruction could be given"
+            return "Not known whether the policy listens: it was asked under no other instruction"
         if max(heard) < IGNORES:
             return (
                 f"The policy IGNORES its instruction: with another one its actions change by {percent(max(heard))} of "
                 "their size. Look whether the instruction reaches it, or whether one task a scene made it needless"
             )
         swapped = by_kind.get("swapped")
-        right = by_kind["right"].results
+        right = by_kind[RIGHT].results
         if swapped is None or swapped.lost is None or right is None or not right.successes:
             return (
                 f"The policy hears its instruction: with another one its actions change by {percent(max(heard))} of "
@@ -289,28 +252,31 @@ def evaluate_language(
     row.prepare()
     chosen, every = (known.in_trained_words(policy, row.tasks(which)) for which in (tasks, None))
     _give_no_words(policy)
-    texts = {kind: instructions_of(kind, chosen, every) for kind in KINDS}
+    texts = {kind: instructions_of(kind, every, every) for kind in KINDS}  # so that tasks can be added to a folder
     others = {
         task.instruction: {kind: told[task.name] for kind, told in texts.items() if task.name in told}
         for task in chosen
     }
-    listener = Listener(policy, _those_it_takes(policy, others), out / CHANGES)
     right: Results | None = None
     rows = []
+    noted = out / RIGHT / CHANGES  # beside the trials that they are of: what guards these guards them
+    listener = Listener(policy, _those_it_takes(policy, others), noted)
     for kind, told in texts.items():
         try:
             results = evaluate(
-                listener if kind == "right" else policy, suite, out=out / kind, name=f"{name}, {kind} instructions",
-                tasks=tasks, conditions=Conditions(instructions=told), progress=progress, label=kind, **options,
+                policy, suite, out=out / kind, name=f"{name}, {kind} instructions", tasks=tasks,
+                conditions=Conditions(instructions=told), progress=progress, label=kind,
+                listen=listener if kind == RIGHT else None, **options,
             )  # fmt: skip
         except StateVLAError as error:
-            if kind == "right":
+            if kind == RIGHT:
                 raise
             rows.append(Told(kind, None, None, None, str(error).splitlines()[0]))
             continue
         right = right or results
-        rows.append(Told(kind, results, None, None if kind == "right" else points_lost(right, results)))
-    changes = read_changes(out / CHANGES)
+        rows.append(Told(kind, results, None, None if kind == RIGHT else points_lost(right, results)))
+    finished = {r.number for r in right.records if r.outcome != "error"} if right is not None else set()
+    changes = read_changes(noted, finished)
     medians = {key: float(np.median([line[key] for line in changes if key in line])) for key in _keys(changes)}
     rows = [Told(r.kind, r.results, medians.get(r.kind), r.lost, r.error) for r in rows]
     found = LanguageResults(suite, name, tuple(rows), medians.get("noise"), len(changes))
@@ -325,12 +291,14 @@ def points_lost(base: Results, other: Results) -> tuple[float, tuple[float, floa
     return difference(Paired.of(pairs))
 
 
-def read_changes(file: Path) -> list[dict[str, float]]:
-    """The comparisons that are there; a torn last line is none."""
+def read_changes(file: Path, trials: Collection[int]) -> list[dict[str, float]]:
+    """The comparisons in these trials, by their numbers: once each, where a trial was begun again. A torn last line is
+    none."""
     if not file.exists():
         return []
-    lines = file.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    lines = [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+    found = {(line["trial"], line["call"]): line["changes"] for line in lines}
+    return [changes for (trial, _), changes in sorted(found.items()) if trial in trials]
 
 
 def _keys(changes: list[dict[str, float]]) -> list[str]:

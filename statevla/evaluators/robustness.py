@@ -103,11 +103,8 @@ def evaluate_robustness(
         raise UsageError(f"robustness: expected one of {', '.join(suites.BASES)}, got {suite!r}")
     if isinstance(policy, ReplayDemos):
         raise UsageError("robustness: recorded actions do not look; measure a checkpoint or the expert")
-    wanted = [*PERTURBATIONS, *VARIANTS] if only is None else list(only)
-    for row in wanted:
-        if row not in PERTURBATIONS and pro.split(f"{suite}_{row}", suites.BASES) is None:
-            kinds = ", ".join([*PERTURBATIONS, *VARIANTS])
-            raise UsageError(f"robustness: no row {row!r}. Rows: {kinds}, and others of LIBERO-PRO's {suite}_*")
+    wanted = [*PERTURBATIONS, *VARIANTS] if only is None else list(dict.fromkeys(only))
+    _require_rows(suite, wanted)
     base = evaluate(policy, suite, out=out / BASE, name=name, progress=progress, label=BASE, **options)
     rows = [Row(BASE, "nothing", base)]
     for row in wanted:
@@ -128,6 +125,20 @@ def evaluate_robustness(
     return found
 
 
+def _require_rows(suite: str, rows: Sequence[str]) -> None:
+    """Raises UsageError for a row that there cannot be, or that LIBERO-PRO's files, where they are, do not have: said
+    before the base's trials and not after them. Its usual rows say in the table what is not there."""
+    here = None if pro.folder() is None else pro.suite_names(suites.BASES)
+    for row in rows:
+        name = f"{suite}_{row}"
+        possible = pro.split(name, suites.BASES) is not None and (row in VARIANTS or here is None or name in here)
+        if row not in PERTURBATIONS and not possible:
+            kinds = ", ".join([*PERTURBATIONS, *VARIANTS])
+            there = [other.removeprefix(f"{suite}_") for other in here or () if suites.base_of(other) == suite]
+            others = ", ".join(kind for kind in there if kind not in VARIANTS) or f"{suite}_*"
+            raise UsageError(f"robustness: no row {row!r}. Rows: {kinds}; others of LIBERO-PRO's: {others}")
+
+
 def at(policy: Policy, suite: str, conditions: Conditions) -> Policy:
     """`policy`; one that is told by pictures gets those of the trials that are tried."""
     if not isinstance(policy, WithGoals):
@@ -137,6 +148,8 @@ def at(policy: Policy, suite: str, conditions: Conditions) -> Policy:
 
 def what_of(kind: str) -> str:
     """What a kind of LIBERO-PRO's suites changes."""
+    if (offset := re.fullmatch(r"temp_([xy])(0\.\d)", kind)) is not None:
+        return f"the target stands {100 * pro.OFFSET * float(offset[2]):.0f} cm elsewhere along {offset[1]}"
     return next((what for pattern, what in pro.KINDS.items() if re.fullmatch(pattern, kind)), kind)
 
 

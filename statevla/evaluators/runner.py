@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -69,6 +69,15 @@ class ChunkPolicy(Protocol):
 
 
 Policy = ChunkPolicy | ExpertControl | ReplayDemos
+Listen = Callable[[Observation, Draw, NDArray[np.float32]], None]
+"""Is told of each decision: what was seen, the draw, and the chunk ``[K, A]``."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A policy that needs something of its own for a trial before it can be asked."""
+
+    def prepare(self, draw: Draw) -> None: ...
 
 
 @dataclass
@@ -101,7 +110,8 @@ class _Slot:
 class Runner:
     """Runs the trials of ``trials`` that ``out`` has no result for. Use as a context manager: it ends the worlds.
 
-    milliseconds: of each call of the policy. steps_run: simulator steps, settling not counted.
+    listen: is told of every decision. milliseconds: of each call of the policy, neither what it prepares for a trial
+    nor what `listen` does counted. steps_run: simulator steps, settling not counted.
     """
 
     def __init__(
@@ -115,6 +125,7 @@ class Runner:
         filmed: set[tuple[str, int]],
         progress: Progress | None,
         label: str = "trials",
+        listen: Listen | None = None,
     ) -> None:
         self.milliseconds: list[float] = []
         self.steps_run = 0
@@ -125,7 +136,7 @@ class Runner:
             description.replan, description.ensemble, description.vote, description.latency_steps
         )
         self._filmed = filmed
-        self._progress, self._label = progress, label
+        self._progress, self._label, self._listen = progress, label, listen
         self._total = len(trials)
         records = load_records(out)
         self._waiting = unfinished(trials, records)
@@ -284,9 +295,11 @@ class Runner:
         policy, episode = self._policy, slot.episode
         if isinstance(policy, ExpertControl | ReplayDemos) or episode is None or episode.observation is None:
             raise TypeError("only an episode that was seen waits for a policy's decision")
-        began = time.perf_counter()
         draw = Draw(self._description.seed, episode.trial.number, episode.calls)
         try:
+            if isinstance(policy, Prepares):
+                policy.prepare(draw)
+            began = time.perf_counter()
             chunks = policy.act([episode.observation], [draw]).chunk.numpy()
         except SimulatorFailed as error:  # of the world in which a goal's picture is made
             self._fail(slot, error)
@@ -294,6 +307,8 @@ class Runner:
         self.milliseconds.append(1e3 * (time.perf_counter() - began))
         episode.calls += 1
         _check_chunks(chunks)
+        if self._listen is not None:
+            self._listen(episode.observation, draw, chunks[0])
         if episode.film:
             episode.plans.append((episode.steps, chunks[0]))
         slot.thinking = False

@@ -68,6 +68,11 @@ class Record:
         """See :attr:`Trial.key`."""
         return self.task, self.start
 
+    @property
+    def number(self) -> int:
+        """See :attr:`Trial.number`."""
+        return self.task_index * NUMBERS + self.start
+
 
 @dataclass(frozen=True)
 class RunDescription:

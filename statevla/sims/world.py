@@ -103,7 +103,8 @@ class World(Protocol):
         ...
 
     def run(self, actions: NDArray[np.float64], *, look: bool, film: int) -> None:
-        """Ask to execute actions ``[n, A]`` until success. film: also show every so many steps; 0: never."""
+        """Ask to execute actions ``[n, A]`` until success. film: also show after every so many steps of
+        the episode, whatever requests they came in; 0: never."""
         ...
 
     def run_expert(self, steps: int, *, look: bool, film: int) -> None:

@@ -1,14 +1,17 @@
 """Other instructions with simulators that are not: who listens, who does not, and that it is said."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from statevla.evaluators import runner
 from statevla.evaluators.conditions import Conditions
 from statevla.evaluators.language import (
     CHANGES,
@@ -124,7 +127,70 @@ def test_it_goes_on_where_it_stopped(strict: World, tmp_path: Path) -> None:
     again = measure(Listens(), tmp_path, max_steps=20)
     assert not [r for r in strict.requests if isinstance(r, Reset)]
     assert again.to_dict() == first.to_dict()
-    assert again.compared == len((tmp_path / CHANGES).read_text().splitlines()) > 0
+    assert again.compared == len((tmp_path / "right" / CHANGES).read_text().splitlines()) > 0
+
+
+@dataclass
+class Interrupted(Listens):
+    """Somebody presses Ctrl-C at its fortieth decision, in the middle of a trial."""
+
+    left: int = 40
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().act(observations, draws)
+
+
+def test_what_is_compared_is_a_matter_of_the_trials_alone(strict: World, tmp_path: Path) -> None:
+    """The calls 0, 5 and 10 of twelve of each of six trials, with any workers and after any interruption."""
+    whole = measure(Listens(), tmp_path / "whole", max_steps=20)
+    assert whole.compared == 6 * 3
+    strict.order = lambda simulators: simulators[::-1]
+    assert measure(Listens(), tmp_path / "two", max_steps=20, workers=2).to_dict() == whole.to_dict()
+    with pytest.raises(KeyboardInterrupt):
+        measure(Interrupted(), tmp_path / "cut", max_steps=20)
+    assert measure(Listens(), tmp_path / "cut", max_steps=20).to_dict() == whole.to_dict()
+
+
+def test_tasks_can_be_added_and_fewer_are_not_told_what_the_others_changed(strict: World, tmp_path: Path) -> None:
+    both = measure(Listens(), tmp_path / "whole", max_steps=20)
+    measure(Listens(), tmp_path / "both", max_steps=20, tasks="0")
+    assert measure(Listens(), tmp_path / "both", max_steps=20).to_dict() == both.to_dict()
+    alone = measure(Listens(), tmp_path / "alone", max_steps=20, tasks="1")
+    assert measure(Listens(), tmp_path / "both", max_steps=20, tasks="1").to_dict() == alone.to_dict()
+
+
+def test_another_policy_after_the_trials_were_removed_is_not_told_the_firsts_changes(
+    strict: World, tmp_path: Path
+) -> None:
+    measure(Listens(), tmp_path, max_steps=20)
+    for kind in KINDS:  # as each refusal says
+        shutil.rmtree(tmp_path / kind)
+    found = measure(Deaf(identity="b" * 64), tmp_path, max_steps=20)
+    assert found.to_dict() == measure(Deaf(identity="b" * 64), tmp_path / "fresh", max_steps=20).to_dict()
+    assert {row.change for row in found.rows if row.kind != "right"} == {0.0}
+    assert "IGNORES its instruction" in found.verdict
+
+
+def test_the_trials_under_the_right_instructions_are_an_evaluation_like_any(
+    strict: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how the demonstrations were made, and the other questions are not in the time of a call."""
+    now = [0.0]
+
+    class Slow(Listens):
+        made_by: ClassVar = {"by hand": 3}
+
+        def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+            now[0] += 1.0
+            return super().act(observations, draws)
+
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    (right, *_) = (row.results for row in measure(Slow(), tmp_path).rows)
+    assert right.made_by == {"by hand": 3}
+    assert (right.latency.p50_ms, right.latency.p95_ms) == (1000.0, 1000.0)
 
 
 def test_an_instruction_that_is_refused_costs_its_row_only(strict: World, tmp_path: Path) -> None:

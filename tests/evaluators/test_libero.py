@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from statevla.evaluators import runner
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.trials import LOG, load_records
 from statevla.observation import Observation, ObsSpec, libero_spec
@@ -61,6 +63,7 @@ class FakeSimulator:
         self.starting = True
         self._start = 0
         self._progress = 0
+        self._steps = 0
         self._request: Request | None = None
         self.world.alive += 1
         self.world.most_alive = max(self.world.most_alive, self.world.alive)
@@ -79,7 +82,7 @@ class FakeSimulator:
     def receive(self) -> Reply:
         request = self._request
         if isinstance(request, Reset):
-            self._start, self._progress = int(request.state[0]), 0
+            self._start, self._progress, self._steps = int(request.state[0]), 0, 0
             return self._reply(np.zeros((0, 7)), None, [])
         assert isinstance(request, Run | RunExpert)
         left = self.world.crash_at.get((self.task.name, self._start), 0)
@@ -95,7 +98,9 @@ class FakeSimulator:
             if self._progress >= NEEDED:
                 success = len(done) - 1
                 break
-        film = [self._observation() for _ in range(len(done) // request.film)] if request.film else []
+        before, self._steps = self._steps, self._steps + len(done)
+        count = self._steps // request.film - before // request.film if request.film else 0
+        film = [self._observation() for _ in range(count)]
         return self._reply(np.array(done), success, film)
 
     def _observation(self) -> dict[str, NDArray[Any]]:
@@ -158,6 +163,33 @@ class Wanders(Pushes):
 
 def run(policy: Any, out: Path, **options: Any) -> Any:
     return evaluate(policy, "libero_object", out=out, name="p", **({"num_trials": 3} | options))
+
+
+@dataclass
+class Prepared(Pushes):
+    """Needs a second a call, and a hundred for each trial's goal; tells the time of its own clock."""
+
+    now: float = 0.0
+    ready: int | None = None
+
+    def prepare(self, draw: Draw) -> None:
+        if self.ready != draw.trial:
+            self.ready, self.now = draw.trial, self.now + 100.0
+
+    def act(self, observations: Sequence[Observation], draws: Sequence[Draw] | None = None) -> Acted:
+        for draw in draws or []:
+            self.prepare(draw)
+        self.now += 1.0
+        return super().act(observations, draws)
+
+
+def test_what_a_trial_needs_before_the_first_call_is_in_no_calls_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Prepared()
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: policy.now))
+    latency = run(policy, tmp_path).latency
+    assert (latency.p50_ms, latency.p95_ms, latency.calls) == (1000.0, 1000.0, 6 * NEEDED)
 
 
 def told(results: Any) -> dict[tuple[str, int], tuple[str, int, str]]:

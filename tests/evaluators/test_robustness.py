@@ -9,7 +9,7 @@ import pytest
 from statevla.evaluators.conditions import Conditions
 from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.results import Results
-from statevla.evaluators.robustness import PERTURBATIONS, Robustness, Row, evaluate_robustness
+from statevla.evaluators.robustness import PERTURBATIONS, Robustness, Row, evaluate_robustness, what_of
 from statevla.policies.controls import ReplayDemos
 from statevla.sims.libero import pro, suites
 from statevla.sims.libero.perturb import NONE, Perturbation
@@ -100,10 +100,22 @@ def test_a_folder_from_before_there_were_conditions_is_taken(variants: World, tm
     assert evaluate(Pushes(), "libero_object", **run).steps_run == 0
 
 
-@pytest.mark.parametrize("rows", [["fog"], ["camera-shift", "temp_z0.1"]])
+@pytest.mark.parametrize("rows", [["fog"], ["camera-shift", "temp_z0.1"], ["noise", "with_mugs"]])
 def test_no_such_row(variants: World, tmp_path: Path, rows: list[str]) -> None:
     with pytest.raises(UsageError, match=r"no row .*camera-shift"):
         measure(tmp_path, only=rows)
+    assert variants.requests == []
+
+
+def test_a_row_that_is_named_twice_is_one(variants: World, tmp_path: Path) -> None:
+    assert [row.name for row in measure(tmp_path, only=["noise", "swap", "noise"]).rows] == ["base", "noise", "swap"]
+
+
+def test_an_offset_is_told_in_metres() -> None:
+    """A tenth in the name is 7 cm in LIBERO-PRO's initial states."""
+    assert what_of("temp_x0.1") == "the target stands 7 cm elsewhere along x"
+    assert what_of("temp_y0.3") == "the target stands 21 cm elsewhere along y"
+    assert what_of("swap") == "the target and another thing have changed places"
 
 
 def test_what_makes_no_sense_is_refused(variants: World, tmp_path: Path) -> None:

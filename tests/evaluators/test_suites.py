@@ -43,11 +43,13 @@ class ToyWorld:
     task: ToyTask
     starting: bool = False
     x: float = 0.0
+    steps: int = 0
     asked: tuple[NDArray[np.float64], int] = (np.zeros((0, 7)), 0)
 
     def come_up(self) -> None: ...
 
     def begin(self, start: Start) -> None:
+        self.steps = 0
         self.x = 0.1 * start.number if start.state is None else float(start.state[0])
         self.asked = np.zeros((0, 7)), 0
 
@@ -62,7 +64,8 @@ class ToyWorld:
         for action in self.asked[0]:
             self.x += action[0]
             done.append(action)
-            if self.asked[1] and len(done) % self.asked[1] == 0:
+            self.steps += 1
+            if self.asked[1] and self.steps % self.asked[1] == 0:
                 film.append(self.frame())
             if self.x * (1 if self.task.index == 0 else -1) >= GOAL:
                 return Seen(self.frame(), np.array(done), len(done) - 1, film)

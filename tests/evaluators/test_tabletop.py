@@ -248,6 +248,14 @@ def test_films_and_progress(tmp_path: Path) -> None:
     assert written == {"run.json", "trials.jsonl", "results.json", "results.md", "index.html", "videos"}
 
 
+@pytest.mark.parametrize("replan", [1, 3, 5])
+def test_a_film_keeps_time_however_many_actions_a_chunk_gives(replan: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"episodes": 1, "max_steps": 12, "videos": 1, "execution": Execution(replan)}
+    (record,) = run(ZeroPolicy(SPEC), tmp_path, **options).records
+    with Image.open(tmp_path / record.video) as gif:
+        assert gif.n_frames == 7  # the first, and one after every second of twelve steps
+
+
 def test_films_of_trials_that_were_run_without_are_not_passed_over_in_silence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """The simulation does not depend on when somebody looks, nor on the episode before."""
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -89,6 +91,11 @@ def test_filming_changes_nothing(simulator: Simulator, task: suites.Task, action
     assert len(filmed.film) == 4
     np.testing.assert_array_equal(filmed.state, plain.state)
     np.testing.assert_array_equal(filmed.film[-1][IMAGE_KEYS[0]], plain.observation[IMAGE_KEYS[0]])
+    for block in (1, 3):  # a film goes on from one request to the next
+        simulator.ask(Reset(state, suites.SETTLE_STEPS))
+        parts = [simulator.ask(Run(actions[i : i + block], film=4, through=True)).film for i in range(0, 16, block)]
+        for whole, part in zip(filmed.film, itertools.chain(*parts), strict=True):
+            np.testing.assert_array_equal(part[IMAGE_KEYS[0]], whole[IMAGE_KEYS[0]])
 
 
 def test_the_worker_is_told_the_instruction_that_files_have(simulator: Simulator, task: suites.Task) -> None:

@@ -62,14 +62,15 @@ def test_a_burner_that_glows_does_so_in_pictures_drawn_later(simulator_installed
     task = suites.tasks("libero_goal")[stove]
     state = suites.init_states(task)[0]
     with Simulator(task, render_threads=2) as simulator:
-        simulator.ask(Reset(state, suites.SETTLE_STEPS, expert_seed=(0,)))
+        first = simulator.ask(Reset(state, suites.SETTLE_STEPS, expert_seed=(0,)))
         track = simulator.ask(Demonstrate(suites.MAX_STEPS["libero_goal"], 10)).track
         assert track is not None
         assert track.succeeded[-10:].all()
         assert (track.glow[-1] != track.glow[0]).any()
         lit = int(np.argmax(track.succeeded)) + 2
         later = simulator.ask(Draw(track.drawn[lit - 3 : lit + 1], track.glow[lit - 3 : lit + 1])).film
-        simulator.ask(Reset(state, suites.SETTLE_STEPS))
+        again = simulator.ask(Reset(state, suites.SETTLE_STEPS))
+        assert again.model == first.model, "files say what the model is: the same in any episode of a worker"
         simulator.ask(Run(track.executed[: lit - 4], look=False, through=True))
         film = simulator.ask(Run(track.executed[lit - 4 : lit], film=1, through=True)).film
     for drawn, seen in zip(later, film, strict=True):

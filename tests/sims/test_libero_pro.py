@@ -57,6 +57,21 @@ def test_a_variants_tasks_stand_in_the_order_of_its_base(package: Path) -> None:
     assert suites.suite_names()[5:] == ("libero_goal_lan", "libero_goal_with_mug")
 
 
+def test_tasks_under_other_names_stand_where_those_do_that_they_are(package: Path) -> None:
+    """LIBERO-PRO's ``*_with_*`` name their files after scenes of their own; `--tasks` is to mean the same in each."""
+    folder = package / "bddl_files/libero_goal_with_milk"
+    for place in (folder, package / "init_files/libero_goal_with_milk"):
+        place.mkdir()
+    for name, said in (("FLOOR_SCENE1_c", "b"), ("FLOOR_SCENE1_a", "letter"), ("FLOOR_SCENE1_0", "something new")):
+        (folder / f"{name}.bddl").write_text(BDDL.format(said))
+    tasks = suites.tasks("libero_goal_with_milk")
+    assert [(task.index, task.name) for task in tasks] == [
+        (0, "FLOOR_SCENE1_c"),  # says what the base's first says
+        (1, "FLOOR_SCENE1_a"),  # named as the base's second is, but for the scene
+        (2, "FLOOR_SCENE1_0"),
+    ]
+
+
 def test_a_task_without_initial_states_is_named(package: Path) -> None:
     with pytest.raises(SimulatorMissing, match=r"a\.pruned_init\.npz in libero_goal_lan is empty.*--tasks"):
         suites.init_states(suites.tasks("libero_goal_lan")[1])

@@ -95,8 +95,10 @@ class Environment:
         self._drawers: dict[str, Camera] = {}
         self._wrap_cameras()
         self._gripper_at_start = self._gripper.current_action.copy()
+        self._glow_at_start = np.array(self._env.sim.model.site_rgba)
         self._obs: dict[str, NDArray[Any]] = {}
         self._expert: Expert | None = None
+        self._steps = 0
         inner = self._env.env
         self.scenery = Scenery(
             env_name=type(inner).__name__,
@@ -155,9 +157,12 @@ class Environment:
         started = time.perf_counter()
         self._env.seed(request.fixtures)  # where a reset puts what a state does not hold
         self._eyes.take(request.perturbation)
+        # A stove that was lit would leave its burner another opacity: robosuite hides it by -x, LIBERO shows it by
+        # 1 - x.
+        self._env.sim.model.site_rgba[:] = self._glow_at_start
         self._env.reset()
-        # robosuite keeps the gripper's position command over a soft reset: the one thing that would make an episode
-        # depend on the one before it.
+        # robosuite keeps the gripper's position command over a soft reset, and it too would make an episode depend on
+        # the one before it.
         self._gripper.current_action = self._gripper_at_start.copy()
         with self._open(request.settle == 0 and not request.restore_again):
             self._obs = self._env.set_init_state(request.state)
@@ -169,7 +174,7 @@ class Environment:
         if request.restore_again:
             with self._open(True):
                 self._obs = self._env.set_init_state(request.state)
-        self._expert = None
+        self._expert, self._steps = None, 0
         if request.expert_seed is not None:
             self._expert = self._new_expert(request.expert_seed)
         model = paths.portable(self._env.sim.model.get_xml(), self._spec.assets)
@@ -202,7 +207,8 @@ class Environment:
         drawn = False
         for step in range(steps):
             action = next_action()
-            filmed = request.film > 0 and step % request.film == request.film - 1
+            self._steps += 1
+            filmed = request.film > 0 and self._steps % request.film == 0
             drawn = filmed or (request.look and step == steps - 1)
             with self._open(drawn):
                 self._obs, _, success, _ = self._env.step(action)

@@ -27,10 +27,12 @@ KINDS: Final = {
     r"task": "another goal, and an instruction that says so",
     r"lan": "the same goal in other words",
     r"object": "the things look different",
-    r"temp_[xy]0\.\d": "the target stands up to half a metre further along x or y",
+    r"temp_[xy]0\.\d": "the target stands elsewhere along x or y",
     r"with_\w+": "another thing lies in the scene",
 }
 """What follows the name of LIBERO's suite -> what is changed."""
+OFFSET: Final = 0.7
+"""[m] that the target is moved for each 1 in the name of a ``temp_*`` suite, as measured in its initial states."""
 
 
 def split(suite: str, bases: tuple[str, ...]) -> tuple[str, str] | None:

@@ -63,7 +63,8 @@ class Run:
     """Execute actions ``[n, 7]`` until the task succeeds (or through, if ``through``).
 
     look: draw the observation after the last executed step.
-    film: also draw and return the observation after every ``film`` steps; 0 for none.
+    film: also draw and return the observation after every ``film`` steps since the ``Reset``, so that a film keeps time
+        however few actions a request has; 0 for none.
     """
 
     actions: NDArray[np.float64]

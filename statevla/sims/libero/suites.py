@@ -12,8 +12,9 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,23 @@ def tasks(suite: str) -> tuple[Task, ...]:
 
 
 def _variant_tasks(suite: str, root: Path) -> tuple[Task, ...]:
-    """Tasks of a LIBERO-PRO suite: as the base's are ordered where they have its names, else by name."""
+    """Tasks of a LIBERO-PRO suite in the order of the base's, so that a number means the same task in both: those of
+    the same name, of the same instruction, or of the same name but for the scene; what else there is comes last, by
+    name."""
     place = pro.folder()
     if place is None:
         raise SimulatorMissing(f"LIBERO-PRO is not on this machine. Run: {pro.INSTALL}")
     present = sorted(file.stem for file in (place / "bddl_files" / suite).glob("*.bddl"))
-    order = {name: index for index, name in enumerate(_names_of(base_of(suite), root))}
-    names = sorted(present, key=lambda name: (order.get(name, len(order)), name))
-    return tuple(_task(suite, index, name, place, f"{name}.pruned_init.npz") for index, name in enumerate(names))
+    base = tasks(base_of(suite))
+    found = [_task(suite, 0, name, place, f"{name}.pruned_init.npz") for name in present]
+    found.sort(key=lambda task: (_place_in(base, task), task.name))
+    return tuple(replace(task, index=index) for index, task in enumerate(found))
+
+
+def _place_in(base: Sequence[Task], variant: Task) -> int:
+    """Number of the task that one is a variant of; past the last where it is of none."""
+    ways = (attrgetter("name"), attrgetter("instruction"), attrgetter("language"))
+    return next((t.index for way in ways for t in base if way(t) == way(variant)), len(base))
 
 
 def _task(suite: str, index: int, name: str, root: Path, init_file: str) -> Task:

@@ -90,6 +90,7 @@ class TabletopWorld:
     starting: bool = False
     _work: Callable[[], Seen] | None = None
     _start: Start = field(default_factory=lambda: Start(0))
+    _steps: int = 0
 
     def come_up(self) -> None:
         """It always is."""
@@ -115,7 +116,7 @@ class TabletopWorld:
     kill = close
 
     def _begin(self) -> Seen:
-        start = self._start
+        start, self._steps = self._start, 0
         frame = self.env.reset(task=self.task.index, seed=evaluation_seed(start.seed, start.number))
         if start.state is not None:
             frame = self.env.set_state(start.state)
@@ -134,7 +135,8 @@ class TabletopWorld:
         for action in actions:
             frame, _, succeeded, _ = self.env.step(action)
             done.append(np.asarray(action, np.float64))
-            if film and len(done) % film == 0:
+            self._steps += 1
+            if film and self._steps % film == 0:
                 shown.append(frame)
             if succeeded:
                 success = len(done) - 1
