@@ -1,4 +1,4 @@
-"""What docs/results-libero-earlier.md shows of what `statevla/recipes/libero_object.sh` filled: tables, curve, small films.
+"""What docs/results-libero-earlier.md shows of `statevla/recipes/libero_object.sh`: tables, curve, small films.
 
     .venv/bin/python docs/results_libero.py runs/libero-object docs/images
 
