@@ -36,11 +36,14 @@ def left_text(event: ProgressEvent, seconds: float) -> str:
 
 
 def plain_lines() -> Progress:
-    """Lines on stderr, at most one in `PLAIN_INTERVAL` for each task, and the last."""
+    """Lines on stderr, at most one in `PLAIN_INTERVAL` for each task, and the last; all that is said."""
     last: dict[str, float] = {}
     began: dict[str, tuple[float, int]] = {}
 
     def update(event: ProgressEvent) -> None:
+        if event.said:
+            print(f"{event.task}: {shown(event.message)}", file=sys.stderr, flush=True)
+            return
         now = time.monotonic()
         start, done = began.setdefault(event.task, (now, event.done))
         finished = event.total is not None and event.done >= event.total
@@ -61,7 +64,9 @@ def _since(event: ProgressEvent, first: int) -> ProgressEvent:
 
 @contextmanager
 def bars(console: "Console | None" = None) -> Iterator[Progress]:
-    """A bar for each task until the block ends, and below each what it last said, cut at the width of the terminal."""
+    """A bar for each task until the block ends, and below each its last message, cut at the width of the terminal; what
+    is said stands above them, whole.
+    """
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -84,6 +89,9 @@ def bars(console: "Console | None" = None) -> Iterator[Progress]:
         tasks: dict[str, Any] = {}
 
         def update(event: ProgressEvent) -> None:
+            if event.said:
+                drawn.console.print(Text(f"{event.task}: {shown(event.message)}"))
+                return
             if event.task not in tasks:
                 tasks[event.task] = drawn.add_task(event.task, total=event.total, counts="", message="")
             fields: dict[str, Any] = {"counts": counts_text(event), "message": shown(event.message)}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stores.cloud.storage import LocalStorage, Storage, open_storage, pointed
 from stores.disk import durable
-from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
+from stores.errors import StaleKey, StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.layout import DERIVED, MANIFEST, STATISTICS, is_leftover, is_seal, seal_path
 from stores.manifest import (
     StoreObject,
@@ -221,6 +221,24 @@ class Unfinished:
         durable.write_bytes(self.root / MANIFEST, content)
         durable.remove(self.root / BEGUN)
         return key_of(self.made_from)
+
+
+def made_otherwise(root: Path | str, kind: str, name: str, made_from: Mapping[str, Any]) -> list[str]:
+    """Fields in which what lies under that name, finished or in part, was made from something else than `made_from`:
+    work that `begin` would remove. Empty where there is none, or none of use: damaged, of another content of the store,
+    or of another format.
+    """
+    folder = LocalStorage(Path(root, kind, name))
+    if not any("/c/" in path for path in folder.sizes()):
+        return []
+    for file in (MANIFEST, BEGUN):
+        try:
+            found = read_sealed(folder.read(file), f"{folder.root}/{file}").get("made_from")
+        except StoreError:
+            continue
+        if isinstance(found, dict) and all(found.get(key) == made_from.get(key) for key in ("content_hash", "format")):
+            return sorted(field for field in {*found, *made_from} if found.get(field) != made_from.get(field))
+    return []
 
 
 def is_foreign(folder: str, names: Collection[str]) -> bool:

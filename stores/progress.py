@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """`done` of `total` (None: unknown) things called `unit` are finished in `task`; `message` is a short extra."""
+    """`done` of `total` (None: unknown) things called `unit` are finished in `task`; `message` is a short extra.
+
+    said: `message` is a sentence that must be read, which nothing later repeats: it is shown whatever came before it,
+    and moves no bar.
+    """
 
     task: str
     done: int
     total: int | None
     unit: str
     message: str = ""
+    said: bool = False
 
 
 Progress = Callable[[ProgressEvent], None]
@@ -23,6 +28,6 @@ def told(progress: Progress | None, task: str, unit: str) -> Callable[[str], Non
 
     def say(message: str) -> None:
         if progress is not None:
-            progress(ProgressEvent(task, 0, None, unit, message))
+            progress(ProgressEvent(task, 0, None, unit, message, said=True))
 
     return say

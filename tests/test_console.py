@@ -16,7 +16,7 @@ from statevla import progress_bars
 from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
 from statevla.evaluators.compare_results import PAIR_COLUMNS
 from stores.printable import shown
-from stores.progress import ProgressEvent
+from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
 LONG = " ".join(f"metric_{number} 0.1234" for number in range(20))
@@ -59,6 +59,23 @@ def test_plain_lines_have_no_control_characters_and_one_time(
         "train: 30/100 steps loss 0.5 | 1:10 left",
         "train: 100/100 steps loss 0.5",
     ]
+
+
+def test_what_is_said_is_shown_whole_however_soon_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of progress may be left out or written over, a sentence that nothing repeats may not."""
+
+    def listen(progress: Progress) -> None:
+        for number in range(3):
+            progress(ProgressEvent("train", number, 9, "steps", f"sentence {number}", said=True))
+            progress(ProgressEvent("train", number, 9, "steps", f"loss {number}"))
+
+    console = terminal()
+    with progress_bars.bars(console) as drawn:
+        listen(drawn)
+    listen(progress_bars.plain_lines())
+    for lines in (text_of(console).splitlines(), capsys.readouterr().err.splitlines()):
+        said = [line.strip() for line in lines if "sentence" in line]
+        assert said == [f"train: sentence {number}" for number in range(3)]
 
 
 def test_bytes_are_counted_in_megabytes() -> None:

@@ -263,6 +263,9 @@ def features(
     workers: Workers = 0,
     scheduler: Scheduler = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the size only.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace features of that name that were made another way.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Keep a frozen vision tower's patch features of every frame in the store; goes on where it was interrupted."""
@@ -270,7 +273,9 @@ def features(
 
     config = FeatureConfig(store, encoder, dtype, pool, device, batch, threads, name)
     with show_progress() as progress:
-        result = make_features(config, workers=workers, scheduler=scheduler, dry_run=dry_run, progress=progress)
+        result = make_features(
+            config, workers=workers, scheduler=scheduler, dry_run=dry_run, replace=replace, progress=progress
+        )
     report(f"Features of {store}", result, as_json)
 
 

@@ -24,7 +24,7 @@ from statevla.encoders.features import CLASS_TOKEN, DTYPES, MAKE, made_from, qua
 from statevla.encoders.tower import FrozenTower
 from statevla.encoders.vision import VISION
 from statevla.models.tokenizer import pool_patches
-from stores.derived import begin, open_derived
+from stores.derived import begin, made_otherwise, open_derived
 from stores.disk import durable
 from stores.disk.lock import lock
 from stores.disk.room import require_room
@@ -76,15 +76,18 @@ def make_features(
     workers: int = 0,
     scheduler: str | None = None,
     dry_run: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compute what is not there yet. Returns folder, encoder, revision, frames, patches, width, bytes, computed
     and how a training reads them (train_with), among others.
 
-    The driver's device, and so the precision, goes for all workers.
-    Raises UsageError for an encoder that is unknown or cannot be had and a store that is a URL, StateVLAError when the
-    disk has no room or features are not finite in float16; StaleKey when the store is changed meanwhile, or a worker
-    has another store or tower than the driver. Another writer of the store is waited for.
+    The driver's device, and so the precision, goes for all workers. replace: what is there under that name and was made
+    another way, an unfinished part too; it may have taken a day, and a device that is not here.
+    Raises UsageError where it is and is not to be replaced, for an encoder that is unknown or cannot be had and a store
+    that is a URL; StateVLAError when the disk has no room or features are not finite in float16; StaleKey when the
+    store is changed meanwhile, or a worker has another store or tower than the driver. Another writer of the store is
+    waited for.
     """
     if "://" in str(config.store):
         raise UsageError(f"{config.store}: cannot be written in place; run this on a local copy, then publish it")
@@ -109,6 +112,12 @@ def make_features(
             raise StaleKey(f"{config.store}: another ingest has changed it meanwhile; run the same command again")
         if _are_there(store, made, name):  # of another run, which was waited for
             return {**summary, "computed": 0}
+        differs = [] if replace else made_otherwise(config.store, FEATURES, name, made)
+        if differs:
+            raise UsageError(
+                f"{config.store}: {FEATURES}/{name} are there, made from another {', '.join(differs)}; give these "
+                "another name (--name), or replace those (--replace)"
+            )
         unfinished = begin(config.store, FEATURES, name, made, specs)
         missing = sorted({m for array in specs for m in unfinished.missing(array)})
         first = next(iter(specs.values()))

@@ -29,7 +29,7 @@ def fit_to_data(run: "Run") -> None:
     if not rows:
         return
     training, model = run.config.training, run.model
-    run.report(0, f"sees up to {rows} transitions of the train split, for the scale of what it foretells")
+    run.say(f"sees up to {rows} transitions of the train split, for the scale of what it foretells")
     reader = SplitReader(
         run.store, "train", training.batch_size, run.config.model.action_seq_len, run.config.data,
         needs=model.needs, seed=training.seed, mixed=True,

@@ -62,8 +62,7 @@ def use_what_is_kept(run: "Run") -> None:
         return
     data = run.config.data
     if isinstance(run.loader, SequentialLoader):
-        run.report(
-            run.step,
+        run.say(
             f"data.stream=sequential: {len(run.loader.shards)} shards from end to end, {run.loader.processes} "
             "processes; pictures are decoded, and a frozen encoder sees them, at every step; a resumed run begins "
             "another pass",
@@ -77,13 +76,13 @@ def use_what_is_kept(run: "Run") -> None:
     rows = _states(run, view, key) if run.system.parents_of(run.config) else None
     states = None if rows is None else Latents(rows)
     if states is None and view is not None:
-        run.report(run.step, f"trains from features/{data.features}, no picture is opened")
+        run.say(f"trains from features/{data.features}, no picture is opened")
     if states is None and view is None and data.cache == "decoded":
         view = _decoded(run)
     beside = tuple(_further(run, name) for name in run.model.needs.beside)
     if both:
         seen = "which the tower sees at every step" if features is None else f"beside features/{data.features}"
-        run.report(run.step, f"trains from pictures, {seen}")
+        run.say(f"trains from pictures, {seen}")
         beside += () if features is None else (features,)
     if run.model.needs.states:
         beside += (_later_states(run, view, key) if rows is None else _later(run, rows),)
@@ -98,7 +97,7 @@ def _further(run: "Run", name: str) -> View:
     if open_view is None:
         raise UsageError(f"view {name}: expected a row of VIEWS with a way to open its folder, got None")
     found = open_named(run.store, name, f"whatever computes view {name}")
-    run.report(run.step, f"reads view {name} from {FEATURES}/{name}")
+    run.say(f"reads view {name} from {FEATURES}/{name}")
     return open_view(found, cache_bytes(run.config.data))
 
 
@@ -108,14 +107,14 @@ def _decoded(run: "Run") -> View:
 
     def decode() -> None:
         if run.ranks.first and find_decoded(run.store, run.run_dir) is None:
-            run.report(run.step, f"decodes every picture once, into {root}/decoded; then reads that")
+            run.say(f"decodes every picture once, into {root}/decoded; then reads that")
             decode_store(run.store, root, loader_threads(run.config.data), run.progress)
 
     run.ranks.together(decode)
     found = find_decoded(run.store, run.run_dir)
     if found is None:
         raise StoreMissing(f"{root}/decoded: rank {run.ranks.rank} does not find it; use --set data.cache=memory")
-    run.report(run.step, f"reads decoded pictures from decoded/{found.name}")
+    run.say(f"reads decoded pictures from decoded/{found.name}")
     return open_decoded(found, 0.0)
 
 
@@ -125,7 +124,7 @@ def _later_states(run: "Run", view: View | None, key: str | None) -> View:
     if not isinstance(encoder, StateEncoder | StamoModel):
         raise UsageError(f"{run.system.name}: expected a frozen encoder whose states are wanted, got none")
     rows, name = _kept(run, encoder, view, key)
-    run.report(run.step, f"foretells latents/{name}")
+    run.say(f"foretells latents/{name}")
     return _later(run, rows)
 
 
@@ -147,10 +146,10 @@ def _states(run: "Run", view: View | None, key: str | None) -> Rows | None:
     elif _augments(run.config):
         why = "augmentation makes other pictures at every step"
     if why is not None or not isinstance(encoder, StateEncoder | StamoModel):
-        run.report(run.step, f"encodes every frame at every step: {why}")
+        run.say(f"encodes every frame at every step: {why}")
         return None
     rows, name = _kept(run, encoder, view, key)
-    run.report(run.step, f"trains from latents/{name}, no picture is opened")
+    run.say(f"trains from latents/{name}, no picture is opened")
     return rows
 
 
@@ -162,7 +161,7 @@ def _kept(run: "Run", encoder: StateEncoder | StamoModel, view: View | None, key
 
     def compute() -> None:
         if run.ranks.first and find_latents(run.store, made, run.run_dir) is None:
-            run.report(run.step, f"encodes every frame once, into {root}/latents")
+            run.say(f"encodes every frame once, into {root}/latents")
             rows = run.config.training.batch_size
             width, threads = width_of(encoder, run.config.model), loader_threads(data)
             coder = Coder(encoder, width, run.device, run.autocast, rows, threads, view)

@@ -121,10 +121,10 @@ class Run:
         ranks.copy_from_first_(self.model.state_dict().values())
         self.average = average_of(self.model, training)
         self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
-        if found is not None and (said := seen_beyond(config, found, store)) is not None:
-            self.report(0, said)
-        self.validation = self._validation_reader()
         self.step = self.began = 0
+        if found is not None and (beyond := seen_beyond(config, found, store)) is not None:
+            self.say(beyond)
+        self.validation = self._validation_reader()
         self.last_loss = math.nan
         self.watch = Watch()
         self.track: Track = untracked
@@ -133,7 +133,7 @@ class Run:
 
     def _validation_reader(self) -> SplitReader | None:
         if self.store.manifest.splits["val"] == 0:
-            self.report(0, "no validation episodes in the store: no best checkpoint")
+            self.say("no validation episodes in the store: no best checkpoint")
             return None
         training = self.config.training
         return SplitReader(
@@ -179,7 +179,7 @@ class Run:
             write_bytes(self.metrics, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
         if self.ranks.first and source != self.folder / layout.LATEST:
             for aside in set_aside_later(self.folder, state.step):
-                self.report(self.step, f"{aside.name}: a checkpoint of the steps that this run goes back from")
+                self.say(f"{aside.name}: a checkpoint of the steps that this run goes back from")
         return Position(int(state.loader["epoch"]), int(state.loader["batch"]))
 
     def loop(self, position: Position) -> TrainSummary:
@@ -319,7 +319,7 @@ class Run:
         self.track(record)
         for name, sentence in self.watch.warnings(record, self.step):
             log.append(json.dumps({"kind": "warning", "step": self.step, "monitor": name, "text": sentence}))
-            self.report(self.step, f"warning: {sentence}")
+            self.say(f"warning: {sentence}")
 
     def validate(self, log: LineLog | None, position: Position) -> None:
         """Log the validation losses, and keep a snapshot if the loss is the lowest so far."""
@@ -362,3 +362,10 @@ class Run:
         """One progress event of this run."""
         if self.progress is not None and self.ranks.first:
             self.progress(ProgressEvent(f"train {self.system.name}", done, self.total, "steps", message))
+
+    def say(self, message: str) -> None:
+        """One sentence of this run that must be read: it is not left out for the sake of fewer lines."""
+        if self.progress is not None and self.ranks.first:
+            self.progress(
+                ProgressEvent(f"train {self.system.name}", self.step, self.total, "steps", message, said=True)
+            )

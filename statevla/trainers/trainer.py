@@ -76,7 +76,7 @@ def train(
             return run, start
 
         run, start = ranks.together(begin)
-        run.report(run.step, in_words(config.data))
+        run.say(in_words(config.data))
         use_what_is_kept(run)
         if run.step == 0:
             ranks.together(partial(fit_to_data, run))
@@ -86,4 +86,4 @@ def train(
 def _say(row: System, ranks: Ranks, progress: Progress | None, text: str) -> None:
     """Tell `progress` something before there is a `Run` to do so."""
     if progress is not None and ranks.first:
-        progress(ProgressEvent(f"train {row.name}", 0, 0, "steps", text))
+        progress(ProgressEvent(f"train {row.name}", 0, None, "steps", text, said=True))

@@ -44,9 +44,9 @@ class Worker:
         for name, task in tasks:
             yield name, function(copy.deepcopy(task))
 
-    def make(self, store: Path, tower: Path, device: str = "cpu") -> dict[str, Any]:
+    def make(self, store: Path, tower: Path, device: str = "cpu", replace: bool = False) -> dict[str, Any]:
         config = FeatureConfig(store, str(tower), name="kept", batch=8, device=device)
-        return make_features(config, scheduler="tcp://lives-on")
+        return make_features(config, scheduler="tcp://lives-on", replace=replace)
 
 
 def other_weights(tower: Path, folder: Path) -> Path:
@@ -71,8 +71,8 @@ def test_a_worker_that_lives_on_takes_the_store_and_tower_that_are_there_now(
     assert read_tree(store / "features") == read_tree(other / "features")
     shutil.rmtree(moving)
     other_weights(tower, moving)
-    worker.make(store, moving)
-    make(other, moving)
+    worker.make(store, moving, replace=True)
+    make(other, moving, replace=True)
     assert read_tree(store / "features") == read_tree(other / "features")
     assert verify_store(store) == []
 

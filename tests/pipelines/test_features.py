@@ -61,8 +61,9 @@ def save_small_dinov2(folder: Path) -> Path:
     return folder
 
 
-def make(store: Path, tower: Path, **options: Any) -> dict[str, Any]:
-    return make_features(FeatureConfig(store, str(tower), name="kept", batch=8, device="cpu", **options))
+def make(store: Path, tower: Path, replace: bool = False, **options: Any) -> dict[str, Any]:
+    config = FeatureConfig(store, str(tower), name="kept", batch=8, device="cpu", **options)
+    return make_features(config, replace=replace)
 
 
 def expected(store: Path, tower: Path, camera: int, pool: int = 1) -> torch.Tensor:
@@ -193,13 +194,37 @@ def test_what_a_model_cannot_take_is_refused(store: Path, tower: Path, monkeypat
         open_kept(opened, "kept", SMALL)
 
 
-def test_another_revision_of_the_tower_makes_them_again(store: Path, tower: Path, tmp_path: Path) -> None:
+def test_those_of_another_way_are_replaced_when_told_only(store: Path, tower: Path, tmp_path: Path) -> None:
+    """They may have taken a day, and a GPU that is not here now; what no reader can take goes without a word."""
     first = make(store, tower)
     other = Path(shutil.copytree(tower, tmp_path / "tower"))
     settings = json.loads((other / "preprocessor_config.json").read_text())
     (other / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.1, 0.1]}))
-    assert make(store, other)["computed"] == 4  # the same weights, but other pixels
-    assert make(store, tower)["revision"] == first["revision"]
+    kept_ones = read_tree(store / "features")
+    for another, options in (("transform", {}), ("dtype, transform", {"dtype": "int8"})):
+        with pytest.raises(
+            UsageError, match=rf"features/kept are there, made from another {another}; give .*--replace"
+        ):
+            make(store, other, **options)
+    assert read_tree(store / "features") == kept_ones
+    assert make(store, other, replace=True)["computed"] == 4  # the same weights, but other pixels
+    assert make(store, tower, replace=True)["revision"] == first["revision"]
+    make_tiny_store(tmp_path / "later", episodes=5, frames=30, image=24, window=8, seed=3)
+    shutil.move(store / "features", tmp_path / "later/features")
+    assert make(tmp_path / "later", other)["computed"] == 5
+
+
+def test_an_interrupted_part_of_another_way_is_not_thrown_away_either(store: Path, tower: Path, tmp_path: Path) -> None:
+    def stop(event: ProgressEvent) -> None:
+        if event.done >= 64:
+            raise KeyboardInterrupt
+
+    config = FeatureConfig(store, str(tower), name="kept", batch=8, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        make_features(config, progress=stop)
+    with pytest.raises(UsageError, match="features/kept are there, made from another dtype"):
+        make(store, tower, dtype="int8")
+    assert make_features(config)["computed"] == 2
 
 
 def test_a_damaged_row_is_named(store: Path, tower: Path) -> None:

@@ -1,6 +1,7 @@
 """LeRobot datasets as a source: what is read bit for bit, what is kept of a dataset's split, every fault by name."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -178,13 +179,6 @@ EPISODE_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"episode_000001: {VIDEO}: from_timestamp 0.6000 to to_timestamp 1.1000 are 5.0 frames at 10 a second, length "
         r"says 7 rows",
     ),
-    "a clip that begins in another": (
-        lambda root: (
-            edit_table(root / EPISODES, f"videos/{TOP}/from_timestamp", 1, 0.4),
-            edit_table(root / EPISODES, f"videos/{TOP}/to_timestamp", 1, 1.1),
-        ),
-        r"episode_000001: \S+: from_timestamp 0.4000 to to_timestamp 1.1000 begins before episode 0 ends, at 0.6000",
-    ),
     "a clip between frames": (
         lambda root: (
             edit_table(root / EPISODES, f"videos/{TOP}/from_timestamp", 3, 2.14),
@@ -215,6 +209,31 @@ def test_a_fault_of_one_episode_costs_that_episode_and_is_named(dataset: Path, f
     assert pytest.raises(AssertionError, match=reason).matches(AssertionError(summary.quarantine[0]["reason"]))
     assert summary.episodes + summary.quarantined == 4
     assert verify_store(dataset.parent / "store") == []
+
+
+@pytest.mark.parametrize(("number", "frames", "first", "second"), [
+    (1, -2, "episode_000000: .* 0.6000 ends after episode 1 begins, at 0.4000",
+     "episode_000001: .*from_timestamp 0.4000 to to_timestamp 1.1000 begins before episode 0 ends, at 0.6000"),
+    (2, 1, "episode_000002: .*from_timestamp 1.4000 to to_timestamp 2.2000 ends after episode 3 begins, at 2.1000",
+     "episode_000003: .* begins before episode 2 ends, at 2.2000"),
+])  # fmt: skip
+def test_of_two_clips_that_share_frames_neither_is_believed(
+    dataset: Path, number: int, frames: int, first: str, second: str
+) -> None:
+    """The one that was moved shows another episode's pictures, and nothing says which one that is."""
+    for end in ("from", "to"):
+        column = f"videos/{TOP}/{end}_timestamp"
+        edit_table(dataset / EPISODES, column, number, pq.read_table(dataset / EPISODES)[column][number].as_py() +
+                   frames / FPS)  # fmt: skip
+    summary = run(dataset)
+    assert (summary.episodes, summary.quarantined) == (2, 2)
+    for row, reason in zip(summary.quarantine, (first, second), strict=True):
+        assert re.search(reason, row["reason"])
+
+
+def test_a_clip_of_the_wrong_length_costs_no_other_episode(dataset: Path) -> None:
+    edit_table(dataset / EPISODES, f"videos/{TOP}/to_timestamp", 0, 3.0)
+    assert [row["demo"] for row in run(dataset).quarantine] == ["episode_000000"]
 
 
 def test_a_video_with_too_few_frames_costs_the_episodes_that_need_them(dataset: Path) -> None:

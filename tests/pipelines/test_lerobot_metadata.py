@@ -53,6 +53,13 @@ def test_statistics_that_disagree_with_the_data_are_named(
     assert any(pytest.raises(AssertionError, match=note).matches(AssertionError(text)) for text in summary.notes)
 
 
+def test_a_dataset_without_statistics_is_ingested(dataset: Path) -> None:
+    (dataset / "meta/stats.json").unlink()
+    summary = run(dataset)
+    assert (summary.episodes, summary.quarantined) == (4, 0)
+    assert any("meta/stats.json is missing; statistics are made by `statevla stats`" in text for text in summary.notes)
+
+
 def test_counts_that_the_tables_contradict_are_named(dataset: Path) -> None:
     edit_json(dataset / INFO, lambda info: info.update(total_episodes=3, total_frames=31))
     notes = run(dataset).notes

@@ -61,7 +61,7 @@ def test_of_another_revision(own: tuple[Path, Path], tmp_path: Path) -> None:
     other = save_small_siglip(tmp_path / "tower")
     weights = load_file(other / "model.safetensors")
     save_file({name: value * 1.5 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    make_features(FeatureConfig(store, str(other), name="half", device="cpu"))
+    make_features(FeatureConfig(store, str(other), name="half", device="cpu"), replace=True)
     encoder = tmp_path / "run/checkpoints/phase1_temporal_jepa/checkpoint_latest"
     config = settings(tower, "data.features=half")
     with pytest.raises(StateVLAError, match="revision"):

@@ -94,7 +94,7 @@ def test_a_resumed_run_reads_the_features_that_it_began_with(made: tuple[Path, P
     config, run = settings(tower, "data.features=half"), tmp_path / "run"
     assert train(JEPA, config, store, run, progress=at_step(3, interrupt)).steps == 3
     checkpoint = encoder_of(run)
-    make_features(FeatureConfig(store, str(tower), name="half", device="cpu", dtype="int8"))
+    make_features(FeatureConfig(store, str(tower), name="half", device="cpu", dtype="int8"), replace=True)
     said = "features/half are not those that it was trained from .dtype: float16 then, int8 now.*; make them again"
     with pytest.raises(StaleKey, match=said):
         train(JEPA, config, store, run, resume=True)
@@ -106,5 +106,5 @@ def test_a_resumed_run_reads_the_features_that_it_began_with(made: tuple[Path, P
     del state["loader"]["kept"]
     (encoder_of(before) / layout.STATE).write_text(json.dumps(state))
     assert train(JEPA, config, store, before, resume=True).steps == 6
-    make_features(FeatureConfig(store, str(tower), name="half", device="cpu"))
+    make_features(FeatureConfig(store, str(tower), name="half", device="cpu"), replace=True)
     assert train(JEPA, config, store, run, resume=True).steps == 6

@@ -61,7 +61,8 @@ def policy(store: Path, run: Path, encoder: Path, *more: str, progress: Any = No
 
 
 def messages(found: list[str]) -> Any:
-    return lambda event: found.append(event.message)
+    """Those that are shown whatever else is (`ProgressEvent.said`)."""
+    return lambda event: found.append(event.message) if event.said else None
 
 
 class Counter:

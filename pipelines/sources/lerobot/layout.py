@@ -42,7 +42,8 @@ def layout_of(root: Path, info: Info, told: Fields) -> Layout:
     if not pictures:
         raise SourceError(f"meta/info.json, features: expected a video or image, got {', '.join(features)}")
     if ACTION not in features or not features[ACTION].vector:
-        raise SourceError(f"meta/info.json, features: expected action as a list of numbers, got {', '.join(features)}")
+        came = f"{features[ACTION].dtype} {list(features[ACTION].shape)}" if ACTION in features else ", ".join(features)
+        raise SourceError(f"meta/info.json, features: expected action as a list of float numbers, got {came}")
     cameras = _cameras(pictures, told.cameras)
     notes: list[str] = []
     state = [pick(entry.key, vectors, FORMS, "robot_state") for entry in told.robot_state]

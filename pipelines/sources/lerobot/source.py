@@ -24,6 +24,7 @@ from pipelines.sources.alignment import AFTER, BEFORE
 from pipelines.sources.evidence import Told
 from pipelines.sources.fields import told_fields
 from pipelines.sources.lerobot import videos
+from pipelines.sources.lerobot.clips import Clips
 from pipelines.sources.lerobot.layout import Layout, layout_of
 from pipelines.sources.lerobot.metadata import (
     EPISODES,
@@ -62,8 +63,8 @@ class LeRobotSource:
         return (folder / INFO).is_file()
 
     def members(self, folder: Path) -> tuple[Path, ...]:
-        """The files of the dataset."""
-        found = [folder / INFO, folder / TASKS, folder / STATS]
+        """The files of the dataset; its statistics are not needed and may be absent."""
+        found = [folder / INFO, folder / TASKS, *(path for path in (folder / STATS,) if path.exists())]
         for pattern in (f"{EPISODES}/*/*.parquet", "data/*/*.parquet", "videos/*/*/*.mp4"):
             found += sorted(folder.glob(pattern))
         return tuple(found)
@@ -247,7 +248,7 @@ def _looked_at(
     """Every episode with what is wrong with it. Adds to `notes` what ``stats.json`` has wrong."""
     keys = [*layout.state, layout.action]
     moments = {key: Moments() for key, _ in keys}
-    clips = _Clips(root, info, layout, episodes)
+    clips = Clips(root, info, layout, episodes)
     known = {int(number) for number in episodes.index}
     data: DataFile | None = None
     broken: dict[str, str] = {}
@@ -279,54 +280,6 @@ def _add_moments(data: DataFile, keys: list[tuple[str, int]], moments: Mapping[s
     for piece in data.scan(keys):
         for key, values in piece.items():
             moments[key].add(values)
-
-
-class _Clips:
-    """What the headers of the video files say, each asked once, beside what the episodes' tables say."""
-
-    def __init__(self, root: Path, info: Info, layout: Layout, episodes: Episodes) -> None:
-        self._root, self._info, self._layout = root, info, layout
-        self._facts: dict[str, tuple[int, float, tuple[int, int]] | str] = {}
-        self._before: dict[int, dict[str, tuple[int, float]]] = {}
-        last: dict[str, tuple[int, float]] = {}
-        for row in episodes:  # the one before it in the same file
-            self._before[row.index] = {key: last[clip.path] for key, clip in row.clips.items() if clip.path in last}
-            last.update({clip.path: (row.index, clip.stop) for clip in row.clips.values()})
-
-    def fault(self, row: Row) -> str | None:
-        """What of the episode's videos is not as it must be, in words; None: nothing."""
-        fps = self._info.fps
-        for camera, size in zip(self._layout.cameras.items(), self._layout.spec.image_sizes, strict=True):
-            clip = row.clips.get(camera[1])
-            if clip is None:
-                continue
-            told = f"from_timestamp {clip.start:.4f} to to_timestamp {clip.stop:.4f}"
-            if not clip.start >= 0 or abs((clip.stop - clip.start) * fps - row.length) > 0.5:
-                count = (clip.stop - clip.start) * fps
-                return f"{clip.path}: {told} are {count:.1f} frames at {fps:g} a second, length says {row.length} rows"
-            before = self._before[row.index].get(camera[1])
-            if before and before[1] - clip.start > videos.STEP / fps:
-                return f"{clip.path}: {told} begins before episode {before[0]} ends, at {before[1]:.4f}"
-            facts = self._of(clip.path, row)
-            if isinstance(facts, str):
-                return facts
-            frames, rate, came = facts
-            if abs(rate - fps) > 0.01 * fps:
-                return f"{clip.path}: {rate:g} frames a second, {INFO} says {fps:g}"
-            if came != size:
-                return f"{clip.path}: pictures of {came}, {INFO} says {size} (height, width)"
-            needed = round(clip.stop * fps)
-            if needed > frames:
-                return f"{clip.path}: {told} needs {needed} frames, it has {frames}"
-        return None
-
-    def _of(self, path: str, row: Row) -> tuple[int, float, tuple[int, int]] | str:
-        if path not in self._facts:
-            try:
-                self._facts[path] = videos.video_facts(self._root, path, row.name)
-            except SourceError as error:
-                self._facts[path] = str(error)
-        return self._facts[path]
 
 
 def _split(
