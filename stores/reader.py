@@ -46,8 +46,8 @@ from stores.spec import ObsSpec
 from stores.statistics import Normalization, load_stats
 from stores.tables import check_tables
 
-TOGETHER: Final = 4
-"""Segments of a far store that one request brings at most: a megabyte of 128 x 128 pictures of two cameras."""
+TOGETHER: Final = 8
+"""Segments of a far store that one request brings at most: two megabytes of 128 x 128 pictures of two cameras."""
 
 
 @dataclass(frozen=True)
