@@ -48,8 +48,9 @@ def opened(plain: Path, folder: Path, limit: int = 2**30) -> tuple[Store, Counte
 
 
 def test_what_lies_beside_a_segment_comes_with_it_where_the_cache_has_room_for_the_store(
-    plain: Path, tmp_path: Path
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stores.reader.TOGETHER", 4)  # the store is small
     here = Store.open(plain)
     rows = here.segments.select(["shard", "offset", "size"]).to_pylist()
     assert {row["shard"] for row in rows[:4]} != {row["shard"] for row in rows[-4:]}  # there is a border
