@@ -114,8 +114,12 @@ def codecs(dtype: str) -> list[dict[str, Any]]:
 
 def create_group(root: Path | str, attributes: dict[str, Any] | None = None) -> None:
     """Write the metadata of a group at folder `root`."""
-    fields = {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}
-    durable.write_json(Path(root, METADATA), fields)
+    durable.write_json(Path(root, METADATA), group_metadata(attributes))
+
+
+def group_metadata(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Contents of a group's zarr.json."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}
 
 
 def create(root: Path | str, name: str, shape: tuple[int, ...], dtype: str, chunk: int) -> ArraySpec:

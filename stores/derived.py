@@ -12,13 +12,14 @@ and ``objects``. `key_of` makes the key from ``made_from``. What was made from s
 
 A folder of arrays is written in place, chunk by chunk or shard by shard, by any number of processes (`begin`), and
 committed by its seal, which is written last. Before that it is nothing to a reader; a writer of the same key goes on
-where an interrupted one stopped (`Unfinished.missing`), one of another key begins anew.
+where an interrupted one stopped (`Unfinished.missing`), one of another key begins anew. What is taken over is checked
+by its own checksums: the seal would agree with whatever lies there.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -199,10 +200,28 @@ class Unfinished:
     arrays: "dict[str, ArraySpec | ShardedSpec]"
 
     def missing(self, name: str) -> list[int]:
-        """Numbers of the chunks (of the shards, where it has some) of an array that are not there yet.
+        """Numbers of the chunks (of the shards, where it has some) of an array that are not there yet, or not as they
+        were written: all that is there is read.
 
         Write them with `stores.arrays.write_region`, `stores.sharded.write_shard`.
         """
+        from stores.arrays import CheckedArray
+        from stores.sharded import ShardedArray, ShardedSpec
+
+        spec, storage = self.arrays[name], LocalStorage(self.root)
+        check: Callable[[int], Any] = (
+            ShardedArray(name, spec, storage).check if isinstance(spec, ShardedSpec)
+            else CheckedArray(name, storage.root, spec, storage.read).chunk
+        )  # fmt: skip
+        found = set(self._absent(name))
+        for m in set(range(len(spec.files()))) - found:
+            try:
+                check(m)
+            except StoreError:
+                found.add(m)
+        return sorted(found)
+
+    def _absent(self, name: str) -> list[int]:
         there = LocalStorage(self.root / name).sizes()
         return [m for m, (path, size) in enumerate(self.arrays[name].files().items()) if there.get(path) != size]
 
@@ -212,11 +231,11 @@ class Unfinished:
 
         paths = [METADATA]
         for name, spec in self.arrays.items():
-            if absent := self.missing(name):
+            if absent := self._absent(name):
                 raise UsageError(f"{self.root}: {name}: {len(absent)} chunks are not written yet, first {absent[0]}")
             paths += [f"{name}/{METADATA}", *(f"{name}/{path}" for path in spec.files())]
-        # An interrupted writer may have renamed a chunk without making its name durable.
-        durable.fsync_dirs(sorted({self.root, *((self.root / path).parent for path in paths)}, reverse=True))
+        # An interrupted writer may have named a chunk, or made a folder, without making that durable.
+        durable.settle(self.root, paths)
         content = seal_bytes(self.made_from, about, tuple(hash_objects(self.root, paths)))
         durable.write_bytes(self.root / MANIFEST, content)
         durable.remove(self.root / BEGUN)
@@ -262,7 +281,7 @@ def begin(
     What an interrupted writer of the same content and arrays left is kept; anything else under that name is removed,
     but for what is foreign: raises UsageError.
     """
-    from stores.arrays import METADATA, create_group
+    from stores.arrays import METADATA, group_metadata
 
     if _checked_kind(kind) == STATISTICS or "/" in name or not is_inside(name):
         raise UsageError(f"derived folder {kind}/{name}: expected a plain name below features, latents or decoded")
@@ -279,11 +298,23 @@ def begin(
         if is_foreign(place, [f"{place}/{name}" for name in there]):
             raise UsageError(f"{folder}: holds files that are not of {kind}, so it is not replaced; move them away")
         durable.remove(folder)
-        create_group(folder)
-        for array, spec in arrays.items():
-            durable.write_json(folder / array / METADATA, spec.metadata())
+    described = {folder / array / METADATA: spec.metadata() for array, spec in arrays.items()}
+    for file, metadata in {folder / METADATA: group_metadata(), **described}.items():
+        data = durable.json_bytes(metadata)
+        if not file.is_file() or file.read_bytes() != data:  # of an interrupted writer it may be damaged too
+            durable.write_bytes(file, data)
+    if not same:
         durable.write_bytes(folder / BEGUN, begun)
     return Unfinished(folder, json.loads(json.dumps(dict(made_from))), dict(arrays))
+
+
+def room_needed(root: Path | str, kind: str, name: str, arrays: "Mapping[str, ArraySpec | ShardedSpec]") -> int:
+    """Bytes that `arrays` take beyond what lies under that name: `begin` keeps that as theirs, or removes it first.
+
+    To be asked before `begin`, so that a refusal changes nothing.
+    """
+    there = sum(size for path, size in LocalStorage(Path(root, kind, name)).sizes().items() if "/c/" in path)
+    return max(0, sum(sum(spec.files().values()) for spec in arrays.values()) - there)
 
 
 def _checked_kind(kind: str) -> str:

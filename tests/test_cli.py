@@ -181,6 +181,7 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("eval", "tabletop", "--checkpoint", "nowhere"), 1, "nowhere"),
         (("eval", "tabletop", "--policy", "luck"), 2, "checkpoint, replay-demos, expert, zero"),
         (("bench", "nothing"), 2, "stream"),
+        (("bench", "features", "--store", "there", "--workers", "3"), 2, "has no use for --store, --workers"),
         (("frobnicate",), 2, "No such command"),
     ],
 )

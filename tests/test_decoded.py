@@ -75,6 +75,7 @@ def test_a_full_disk_refuses_before_anything_is_decoded(store: Store, monkeypatc
     no_pictures(monkeypatch)
     with pytest.raises(StateVLAError, match=r"decoded pictures need .* GB are free"):
         decode_store(store, Path(store.root), 1)
+    assert verify_store(store.root) == []
 
 
 def test_an_interrupted_pass_is_nothing_to_a_reader(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Batches of a store that is far, by HTTP and from S3, each answer after 50 ms: the same, none skipped, or an error."""
 
 import itertools
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from stores.cloud import again
 from stores.cloud.cache import CachedStorage
 from stores.cloud.publish import publish_store
 from stores.cloud.storage import open_storage
-from stores.errors import ConnectionLost, StoreError, UsageError
+from stores.errors import ConnectionLost, StoreCorrupt, StoreError, UsageError
 from stores.reader import Store
 from tests.stores.make_store import make_tiny_store
 from tests.test_loaders import CHUNK, DATA, same
@@ -95,6 +96,36 @@ def test_connections_that_break_are_made_again_and_no_sample_is_skipped(
     web.drops = 5
     compare(here, store, far)
     assert web.drops == 0
+
+
+def test_an_answer_of_less_than_was_asked_for_is_asked_for_again(
+    here: Store, web: FolderServer, far: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its length is right for what it holds, as of a server that gives part of a range or a proxy that lost the rest."""
+    monkeypatch.setattr(again, "WAITS", [0.0] * 5)
+    store = open_to_train(web.url, far, lambda text: None)
+    web.shorts = 5
+    compare(here, store, far)
+    assert web.shorts == 0
+    web.shorts = 10**6
+    with pytest.raises(ConnectionLost, match=r"expected \d+ bytes at \d+, got \d+.*asked for 6 times"):
+        open_to_train(web.url, replace(far, remote_cache=f"{far.remote_cache}-2"), lambda text: None).read_segment(0)
+
+
+def test_an_object_that_ends_there_is_damaged_and_said_at_once(here: Store, tmp_path: Path) -> None:
+    copy = shutil.copytree(here.root, tmp_path / "copy")
+    with serve_folder(copy) as web:
+        store = Store.open(web.url)
+        web.served.clear()
+        store.read_segment(0)
+        path, asked = web.served[-1]
+        first = int(str(asked).removeprefix("bytes=").split("-")[0])
+        shard = copy / path.lstrip("/")
+        shard.write_bytes(shard.read_bytes()[: first + 7])
+        web.served.clear()
+        with pytest.raises(StoreCorrupt, match=rf"{path[1:]} is too short: expected \d+ bytes at {first}, got 7"):
+            store.read_segment(0)
+        assert len([request for request in web.served if request[0] == path]) <= 3
 
 
 def test_a_connection_that_stays_away_ends_the_epoch_with_a_clear_error(

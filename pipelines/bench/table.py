@@ -1,7 +1,7 @@
 """``statevla bench NAME``: one literal table from a name to the function that measures it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,11 +30,17 @@ class BenchOptions:
 def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
     """Measure `name`: name, unit, ours, limit, ratio (the share of the limit reached), peers, machine, details.
 
-    Raises UsageError for an unknown name, and what the measurement raises.
+    Raises UsageError for an unknown name and for an option that this measurement does not take, and what it raises.
     """
     if name not in BENCHES:
         raise UsageError(f"bench {name!r}: expected one of {', '.join(BENCHES)}")
-    return BENCHES[name](options)
+    measure, takes = BENCHES[name]
+    usual = BenchOptions(None, None, None, 0)
+    given = [each.name for each in fields(options) if getattr(options, each.name) != getattr(usual, each.name)]
+    if unused := [f"--{option}" for option in given if option not in takes.split()]:
+        known = ", ".join(f"--{option}" for option in takes.split()) or "none"
+        raise UsageError(f"bench {name} has no use for {', '.join(unused)}; it takes {known}")
+    return measure(options)
 
 
 def _stream(options: BenchOptions) -> dict[str, Any]:
@@ -136,18 +142,19 @@ def _step(options: BenchOptions) -> dict[str, Any]:
     return bench_step(find_store(options.store), device=options.device)
 
 
-BENCHES: Final[dict[str, Callable[[BenchOptions], dict[str, Any]]]] = {
-    "stream": _stream,
-    "order": _order,
-    "scaling": _scaling,
-    "features": _features,
-    "latents": _latents,
-    "step": _step,
-    "ingest": _ingest,
-    "ingest-large": _ingest_large,
-    "verify": _verify,
-    "index": _index,
-    "mamba": _mamba,
-    "libero": _libero,
-    "latency": _latency,
+BENCHES: Final[dict[str, tuple[Callable[[BenchOptions], dict[str, Any]], str]]] = {
+    "stream": (_stream, "store workers remote"),
+    "order": (_order, "store segments"),
+    "scaling": (_scaling, "store"),
+    "features": (_features, ""),
+    "latents": (_latents, "store"),
+    "step": (_step, "store device"),
+    "ingest": (_ingest, "source workers copies"),
+    "ingest-large": (_ingest_large, "source workers"),
+    "verify": (_verify, ""),
+    "index": (_index, "segments"),
+    "mamba": (_mamba, ""),
+    "libero": (_libero, "workers"),
+    "latency": (_latency, "checkpoint vision dtype device"),
 }
+"""What measures it, and which of the options it takes."""

@@ -24,7 +24,7 @@ from statevla.encoders.features import CLASS_TOKEN, DTYPES, MAKE, made_from, qua
 from statevla.encoders.tower import FrozenTower
 from statevla.encoders.vision import VISION
 from statevla.models.tokenizer import pool_patches
-from stores.derived import begin, made_otherwise, open_derived
+from stores.derived import begin, made_otherwise, open_derived, room_needed
 from stores.disk import durable
 from stores.disk.lock import lock
 from stores.disk.room import require_room
@@ -118,11 +118,12 @@ def make_features(
                 f"{config.store}: {FEATURES}/{name} are there, made from another {', '.join(differs)}; give these "
                 "another name (--name), or replace those (--replace)"
             )
+        needed = room_needed(config.store, FEATURES, name, specs)
+        require_room(Path(config.store, FEATURES, name), needed, "these features")
         unfinished = begin(config.store, FEATURES, name, made, specs)
         missing = sorted({m for array in specs for m in unfinished.missing(array)})
         first = next(iter(specs.values()))
         done = first.shape[0] - sum(first.rows(m) for m in missing)
-        require_room(unfinished.root, size * (first.shape[0] - done) // max(first.shape[0], 1), "these features")
         sealed = tuple(sorted(made.items()))
         staged = durable.temp_name(unfinished.root / "shards")
         units = [(f"{name}-{m:06d}", _Unit(config, staged, specs, sealed, device, m)) for m in missing]

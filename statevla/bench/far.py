@@ -25,7 +25,8 @@ _RANGE: Final = re.compile(r"bytes=(\d+)-(\d*)")
 class FolderServer(http.server.ThreadingHTTPServer):
     """Serves `folder` on loopback, ranges too. latency: seconds before each answer.
 
-    drops: answers to come that break off in the middle; a test sets it. served: (path, range) of every request.
+    drops, shorts: answers to come that break off in the middle, and that say and hold half of what was asked for; a
+    test sets them. served: (path, range) of every request.
     """
 
     daemon_threads = True
@@ -34,7 +35,7 @@ class FolderServer(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path, latency: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.latency = folder, latency
-        self.drops = 0
+        self.drops = self.shorts = 0
         self.served: list[tuple[str, str | None]] = []
 
     @property
@@ -75,6 +76,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             told = _RANGE.fullmatch(asked or "")
             start = int(told[1]) if told else 0
             stop = min(int(told[2]) + 1, size) if told and told[2] else size
+            if server.shorts > 0 and told and self.command == "GET":
+                server.shorts -= 1
+                stop = start + (stop - start) // 2
             self.send_response(206 if told else 200)
             self.send_header("Content-Length", str(stop - start))
             self.send_header("Accept-Ranges", "bytes")

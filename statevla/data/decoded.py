@@ -10,7 +10,7 @@ from typing import Any, Final
 from statevla.data.frames import make_table
 from statevla.data.walk import walk_pictures
 from stores.arrays import ArraySpec, whole_writer
-from stores.derived import Derived, begin, key_of, open_derived
+from stores.derived import Derived, begin, key_of, open_derived, room_needed
 from stores.disk.lock import lock
 from stores.disk.room import require_room
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing
@@ -52,8 +52,9 @@ def decode_store(store: Store, root: Path, threads: int, progress: Progress | No
             return open_derived(root, DECODED, made, MAKE)
         if progress is not None:
             progress(ProgressEvent("decode", 0, frames, "frames", f"{size / 1e9:,.3f} GB"))
-        folder = begin(root, DECODED, key_of(made), made, specs)
-        require_room(folder.root, size, "decoded pictures")
+        key = key_of(made)
+        require_room(Path(root, DECODED, key), room_needed(root, DECODED, key, specs), "decoded pictures")
+        folder = begin(root, DECODED, key, made, specs)
         with contextlib.ExitStack() as stack:
             writers = [stack.enter_context(whole_writer(folder.root, name, spec)) for name, spec in specs.items()]
             for begun, pictures in walk_pictures(store, make_table(store, 1), 0, frames, FRAMES, threads):

@@ -21,6 +21,7 @@ from statevla.evaluators.trials import (
     describe_run,
     load_records,
     plan_trials,
+    require_same_numbers,
     unfinished,
 )
 from statevla.observation import square_side
@@ -129,6 +130,7 @@ def evaluate(
     filmed = {t.key for task in chosen for t in [t for t in trials if t.task == task][:videos]}
     with lock(out, f"evaluation of {name} in {suite}"):
         describe_run(out, description)
+        require_same_numbers(out, chosen)
         unseen = _unfilmed(load_records(out), trials, filmed)
         started = time.perf_counter()
         with Runner(policy, row, description, trials, out, workers, filmed, progress, label, listen) as runner:

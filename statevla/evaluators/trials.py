@@ -164,6 +164,25 @@ def load_records(out: Path) -> dict[tuple[str, int], Record]:
     return found
 
 
+def require_same_numbers(out: Path, tasks: Sequence[Task]) -> None:
+    """Of the tasks and the finished trials in `out`, the same number is to mean the same task: `--tasks` goes by it,
+    and a trial's noise. LIBERO-PRO's ``*_with_*`` were numbered by their files' names once.
+
+    Raises:
+        UsageError: a trial's task has another number now, or its number another task.
+    """
+    names, numbers = ({t.index: t.name for t in tasks}, {t.name: t.index for t in tasks})
+    for record in load_records(out).values():
+        name = names.get(record.task_index, record.task)
+        number = numbers.get(record.task, record.task_index)
+        if (number, name) != (record.task_index, record.task):
+            now = f"that number is now {name!r}" if name != record.task else f"which is now number {number}"
+            raise UsageError(
+                f"{out} holds trials of task {record.task_index} as {record.task!r}, and {now}: its tasks were "
+                "numbered otherwise. Name another folder with --out, or remove that one"
+            )
+
+
 def unfinished(trials: list[Trial], records: dict[tuple[str, int], Record]) -> list[Trial]:
     """Trials without a success or failure, in order."""
     return [t for t in trials if t.key not in records or records[t.key].outcome == "error"]

@@ -24,6 +24,10 @@ _PASSING_NAMES: Final = frozenset({
 _PASSING_CODES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+class ShortAnswer(OSError):
+    """An answer holds less than was asked for, though there is more."""
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may well succeed a moment later: a connection that broke, a server in trouble.
 

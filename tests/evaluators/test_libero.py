@@ -255,6 +255,20 @@ def test_a_torn_line_is_no_trial_and_a_broken_one_is_an_error(world: World, tmp_
         load_records(tmp_path)
 
 
+@pytest.mark.parametrize("chosen", [[0], [1], None])
+def test_an_evaluation_of_tasks_numbered_otherwise_is_not_gone_on_with(
+    world: World, tmp_path: Path, chosen: list[int] | None
+) -> None:
+    """As those of LIBERO-PRO's ``*_with_*`` were once: `--tasks 0` was another task, and its noise another's."""
+    run(Pushes(), tmp_path, tasks=[0], num_trials=1)
+    log = tmp_path / LOG
+    log.write_text(log.read_text().replace('"task": "task_0"', '"task": "task_1"'))
+    before = log.read_text()
+    with pytest.raises(UsageError, match=r"trials of task 0 as 'task_1'.* --out, or remove"):
+        run(Pushes(), tmp_path, tasks=chosen, num_trials=2)
+    assert log.read_text() == before
+
+
 def test_another_evaluation_does_not_resume_here(world: World, tmp_path: Path) -> None:
     run(Pushes(), tmp_path, execution=Execution(2))
     with pytest.raises(UsageError, match="replan = 2, this one has 3"):

@@ -115,7 +115,11 @@ def test_an_interrupted_run_goes_on_by_unit_to_the_same_bytes(store: Path, tower
     with pytest.raises(StoreMissing, match="not finished: an interrupted writer left them"):
         open_kept(Store.open(store), "kept", SMALL)
     assert all("not finished" in problem.problem for problem in verify_store(store))
-    assert make_features(config)["computed"] == 2
+    hurt = store / "features/kept/eye_in_hand/c/1/0/0"  # what it takes over is checked, and made anew where damaged
+    data = bytearray(hurt.read_bytes())
+    data[77] ^= 1
+    hurt.write_bytes(data)
+    assert make_features(config)["computed"] == 3
     assert read_tree(store / "features") == read_tree(other / "features")
 
 
@@ -170,7 +174,16 @@ def test_the_size_is_said_before_and_a_full_disk_refuses(
         full.setattr(room.shutil, "disk_usage", lambda path: usage._replace(free=preview["bytes"] - 1))
         with pytest.raises(StateVLAError, match=r"these features need .* GB are free; make room"):
             make_features(config)
-    made = make_features(config)
+        assert not (store / "features").exists()
+        assert verify_store(store) == []
+    make(store, tower, dtype="int8")
+    small = read_tree(store / "features")
+    with monkeypatch.context() as full:
+        full.setattr(room.shutil, "disk_usage", lambda path: usage._replace(free=10))
+        with pytest.raises(StateVLAError, match="these features need"):
+            make_features(config, replace=True)
+        assert read_tree(store / "features") == small  # not removed for what has no room
+    made = make_features(config, replace=True)
     assert made["bytes"] == preview["bytes"]
     assert made["train_with"] == "--set data.features=kept"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,23 @@ import numpy as np
 import pytest
 
 from stores.arrays import ArraySpec, write_region
-from stores.derived import BEGUN, Derived, begin, key_of, open_derived, parse_seal, seal_bytes
+from stores.derived import (
+    BEGUN,
+    Derived,
+    Unfinished,
+    begin,
+    key_of,
+    open_derived,
+    parse_seal,
+    room_needed,
+    seal_bytes,
+)
 from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, is_data, is_derived, is_leftover, is_seal, seal_path
+from stores.sharded import ShardedSpec, write_shard
 from stores.verify import verify_store
-from tests.stores.faults import STRIDES, every_crash, read_tree
+from tests.stores.faults import STRIDES, every_crash, every_pair, read_tree
 from tests.stores.make_store import make_tiny_store, sealed_text
 
 MADE = {"content_hash": "ab" * 32, "encoder": "tower", "revision": "r1"}
@@ -83,6 +95,64 @@ def test_an_unfinished_folder_is_none_and_is_gone_on_with(tmp_path: Path) -> Non
     assert again.missing("agentview") == [1, 2, 3]
     other = begin(tmp_path, "features", "tower", {**MADE, "revision": "r2"}, ARRAYS)
     assert other.missing("agentview") == [0, 1, 2, 3]
+
+
+SHARDED = ShardedSpec(ROWS.shape, "float16", 4, 16)
+
+
+def fill(root: Path, spec: ArraySpec | ShardedSpec, shards: Iterable[int] | None = None) -> Unfinished:
+    """Those shards (chunks, of an array without), or what is missing."""
+    folder = begin(root, "features", "tower", MADE, {"agentview": spec})
+    for m in folder.missing("agentview") if shards is None else shards:
+        rows = ROWS[m * 16 : (m + 1) * 16]
+        if isinstance(spec, ShardedSpec):
+            write_shard(folder.root, "agentview", spec, m, [rows])
+        else:
+            write_region(folder.root, "agentview", spec, m * 16, rows)
+    return folder
+
+
+@pytest.mark.parametrize("spec", [ARRAYS["agentview"], SHARDED])
+@pytest.mark.parametrize("place", [0, 60, -1])
+def test_what_an_interrupted_writer_left_is_not_sealed_damaged(
+    tmp_path: Path, spec: ArraySpec | ShardedSpec, place: int
+) -> None:
+    """Two faults: the writer dies, then bits flip in what it had finished. The seal would be of those bits."""
+    fill(tmp_path / "whole", spec).commit({})
+    fill(tmp_path / "hurt", spec, [0, 1])
+    for hurt in (f"agentview/{list(spec.files())[1]}", "agentview/zarr.json", "zarr.json"):
+        file = tmp_path / "hurt/features/tower" / hurt
+        data = bytearray(file.read_bytes())
+        data[place] ^= 4
+        file.write_bytes(data)
+    again = begin(tmp_path / "hurt", "features", "tower", MADE, {"agentview": spec})
+    assert again.missing("agentview") == [1, 2, 3]
+    fill(tmp_path / "hurt", spec).commit({})
+    assert read_tree(tmp_path / "hurt") == read_tree(tmp_path / "whole")
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("spec", [ARRAYS["agentview"], SHARDED])
+def test_what_is_sealed_is_durable_whoever_wrote_it(tmp_path: Path, spec: ArraySpec | ShardedSpec) -> None:
+    def work(root: Path) -> None:
+        with lock(root, "test"):
+            fill(root, spec).commit({})
+
+    fill(tmp_path / "whole", spec).commit({})
+    whole = read_tree(tmp_path / "whole/features")
+    pairs = every_pair(tmp_path, lambda root: None, work, work, ("kill", "power"), "derived, two faults", (99, 1))
+    for crash, ended, root in pairs:
+        assert not ended or read_tree(root / "features") == whole, crash
+
+
+def test_what_needs_room_is_what_is_not_there_yet(tmp_path: Path) -> None:
+    """Of the same array what is missing; what else has the name is removed first, and gives its room."""
+    total = sum(SHARDED.files().values())
+    assert room_needed(tmp_path, "features", "tower", {"agentview": SHARDED}) == total
+    fill(tmp_path, SHARDED, [0, 3])
+    there = SHARDED.shard_bytes(0) + SHARDED.shard_bytes(3)
+    assert room_needed(tmp_path, "features", "tower", {"agentview": SHARDED}) == total - there
+    assert room_needed(tmp_path, "features", "tower", {"agentview": ShardedSpec((4, 3), "float16", 4, 16)}) == 0
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped", "seal"])

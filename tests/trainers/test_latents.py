@@ -177,9 +177,13 @@ def test_an_interrupted_computation_goes_on_and_ends_in_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         latents_of_checkpoint(store, encoder, batch=8, device="cpu", progress=stop)
     assert all("not finished" in problem.problem for problem in verify_store(store))
+    (hurt,) = (store / "latents").glob("*/z/c/0/0")  # what it takes over is checked, and made anew where damaged
+    data = bytearray(hurt.read_bytes())
+    data[77] ^= 1
+    hurt.write_bytes(data)
     counted = Counter(monkeypatch)
     summary = latents_of_checkpoint(store, encoder, batch=8, device="cpu")
-    assert 0 < counted.frames <= summary["frames"] - 64 + 8
+    assert 0 < counted.frames <= summary["frames"] - 32 + 8
     assert read_tree(store / "latents") == read_tree(other / "latents")
     assert verify_store(store) == []
     assert not latents_of_checkpoint(store, encoder, batch=8, device="cpu")["computed"]
