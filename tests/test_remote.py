@@ -101,7 +101,7 @@ def test_connections_that_break_are_made_again_and_no_sample_is_skipped(
 def test_an_answer_of_less_than_was_asked_for_is_asked_for_again(
     here: Store, web: FolderServer, far: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its length is right for what it holds, as of a server that gives part of a range or a proxy that lost the rest."""
+    """Its length is right for what it holds, as of a server that gives part of a range, or a proxy that lost some."""
     monkeypatch.setattr(again, "WAITS", [0.0] * 5)
     store = open_to_train(web.url, far, lambda text: None)
     web.shorts = 5
