@@ -16,6 +16,7 @@ where an interrupted one stopped (`Unfinished.missing`), one of another key begi
 by its own checksums: the seal would agree with whatever lies there.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -193,11 +194,25 @@ def _check_presence(storage: Storage, kind: str, folder: str, objects: tuple[Sto
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A derived folder that is being written. root: the folder itself; arrays: their specs by name."""
+    """A derived folder that is being written. root: the folder itself; arrays: their specs by name.
+
+    As a context: where that ends by an error and no part is finished, the folder goes too. It would spare no work, and
+    `stores.verify` would name it for ever where the same command fails again.
+    """
 
     root: Path
     made_from: dict[str, Any]
     arrays: "dict[str, ArraySpec | ShardedSpec]"
+
+    def __enter__(self) -> "Unfinished":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        there = [path for path in LocalStorage(self.root).sizes() if not is_leftover(path)]
+        of_use = any("/c/" in path or path == MANIFEST for path in there)
+        if error is not None and not of_use and not is_foreign("", there):
+            with contextlib.suppress(OSError):  # a worker may still write there
+                durable.remove(self.root)
 
     def missing(self, name: str) -> list[int]:
         """Numbers of the chunks (of the shards, where it has some) of an array that are not there yet, or not as they

@@ -84,6 +84,7 @@ def test_an_interrupted_pass_is_nothing_to_a_reader(store: Store, monkeypatch: p
         with pytest.raises(AssertionError):
             decode_store(store, Path(store.root), 1)
     assert find_decoded(store) is None
+    assert verify_store(store.root) == []
     assert decode_store(store, Path(store.root), 1).about == {"cameras": ["agentview", "eye_in_hand"]}
     assert verify_store(store.root) == []
 

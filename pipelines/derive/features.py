@@ -120,23 +120,28 @@ def make_features(
             )
         needed = room_needed(config.store, FEATURES, name, specs)
         require_room(Path(config.store, FEATURES, name), needed, "these features")
-        unfinished = begin(config.store, FEATURES, name, made, specs)
-        missing = sorted({m for array in specs for m in unfinished.missing(array)})
-        first = next(iter(specs.values()))
-        done = first.shape[0] - sum(first.rows(m) for m in missing)
-        sealed = tuple(sorted(made.items()))
-        staged = durable.temp_name(unfinished.root / "shards")
-        units = [(f"{name}-{m:06d}", _Unit(config, staged, specs, sealed, device, m)) for m in missing]
-        alone = scheduler is None and workers == 0
-        make = functools.partial(_write_shard, store, tower) if alone else _make_shard
-        for _, m in run_units(make, units, workers, scheduler):
-            _take(staged, unfinished.root, specs, m)
-            done += first.rows(m)
-            if progress is not None:
-                progress(ProgressEvent("features", done, first.shape[0], "frames", kind))
-        about = {"model": tower.name, "cameras": list(store.spec.camera_names), "patches": shape[0], "width": shape[1]}
-        durable.remove(staged)
-        unfinished.commit(about)
+        with begin(config.store, FEATURES, name, made, specs) as unfinished:
+            missing = sorted({m for array in specs for m in unfinished.missing(array)})
+            first = next(iter(specs.values()))
+            done = first.shape[0] - sum(first.rows(m) for m in missing)
+            sealed = tuple(sorted(made.items()))
+            staged = durable.temp_name(unfinished.root / "shards")
+            units = [(f"{name}-{m:06d}", _Unit(config, staged, specs, sealed, device, m)) for m in missing]
+            alone = scheduler is None and workers == 0
+            make = functools.partial(_write_shard, store, tower) if alone else _make_shard
+            for _, m in run_units(make, units, workers, scheduler):
+                _take(staged, unfinished.root, specs, m)
+                done += first.rows(m)
+                if progress is not None:
+                    progress(ProgressEvent("features", done, first.shape[0], "frames", kind))
+            about = {
+                "model": tower.name,
+                "cameras": list(store.spec.camera_names),
+                "patches": shape[0],
+                "width": shape[1],
+            }
+            durable.remove(staged)
+            unfinished.commit(about)
     return {**summary, "computed": len(missing)}
 
 

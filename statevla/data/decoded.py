@@ -54,13 +54,13 @@ def decode_store(store: Store, root: Path, threads: int, progress: Progress | No
             progress(ProgressEvent("decode", 0, frames, "frames", f"{size / 1e9:,.3f} GB"))
         key = key_of(made)
         require_room(Path(root, DECODED, key), room_needed(root, DECODED, key, specs), "decoded pictures")
-        folder = begin(root, DECODED, key, made, specs)
-        with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(whole_writer(folder.root, name, spec)) for name, spec in specs.items()]
-            for begun, pictures in walk_pictures(store, make_table(store, 1), 0, frames, FRAMES, threads):
-                for write, images in zip(writers, pictures, strict=True):
-                    write(images)
-                if progress is not None:
-                    progress(ProgressEvent("decode", begun + len(pictures[0]), frames, "frames"))
-        folder.commit({"cameras": list(specs)})
+        with begin(root, DECODED, key, made, specs) as folder:
+            with contextlib.ExitStack() as stack:
+                writers = [stack.enter_context(whole_writer(folder.root, name, spec)) for name, spec in specs.items()]
+                for begun, pictures in walk_pictures(store, make_table(store, 1), 0, frames, FRAMES, threads):
+                    for write, images in zip(writers, pictures, strict=True):
+                        write(images)
+                    if progress is not None:
+                        progress(ProgressEvent("decode", begun + len(pictures[0]), frames, "frames"))
+            folder.commit({"cameras": list(specs)})
     return open_derived(root, DECODED, made, MAKE)

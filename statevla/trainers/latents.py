@@ -160,17 +160,17 @@ def compute_latents(
     with lock(root, "statevla latents", told(progress, "latents", "frames")):
         with contextlib.suppress(StoreMissing, StaleKey, StoreCorrupt):
             return open_derived(root, LATENTS, made, MAKE)
-        folder = begin(root, LATENTS, key_of(made), made, {"z": spec})
-        missing = folder.missing("z")
-        done = frames - sum(spec.rows(m) for m in missing)
-        for m in missing:
-            start = m * spec.shard
-            pieces = coder.states(store, table, numbers, start, start + spec.rows(m))
-            write_shard(folder.root, "z", spec, m, pieces)
-            done += spec.rows(m)
-            if progress is not None:
-                progress(ProgressEvent("latents", done, frames, "frames"))
-        folder.commit(about)
+        with begin(root, LATENTS, key_of(made), made, {"z": spec}) as folder:
+            missing = folder.missing("z")
+            done = frames - sum(spec.rows(m) for m in missing)
+            for m in missing:
+                start = m * spec.shard
+                pieces = coder.states(store, table, numbers, start, start + spec.rows(m))
+                write_shard(folder.root, "z", spec, m, pieces)
+                done += spec.rows(m)
+                if progress is not None:
+                    progress(ProgressEvent("latents", done, frames, "frames"))
+            folder.commit(about)
     return open_derived(root, LATENTS, made, MAKE)
 
 

@@ -155,6 +155,15 @@ def test_another_writer_is_waited_for_and_its_features_are_taken(store: Path, to
     assert "is being written by another one" in said[0]
 
 
+def test_what_fails_at_once_leaves_nothing(store: Path, tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as large:
+        large.setattr(features, "pool_patches", lambda tokens, pool: tokens * 1e30)
+        with pytest.raises(StateVLAError, match="not finite, or too large for float16"):
+            make(store, tower)
+    assert verify_store(store) == []
+    assert make(store, tower)["computed"] == 4
+
+
 def test_frames_past_the_index_are_an_error(store: Path) -> None:
     opened = Store.open(store)
     frames = opened.manifest.counts["frames"]

@@ -145,6 +145,27 @@ def test_what_is_sealed_is_durable_whoever_wrote_it(tmp_path: Path, spec: ArrayS
         assert not ended or read_tree(root / "features") == whole, crash
 
 
+@pytest.mark.parametrize("left", ["nothing", "a part", "a file of somebody else"])
+def test_a_writer_that_ends_by_an_error_leaves_what_it_finished_or_nothing(tmp_path: Path, left: str) -> None:
+    def fail(folder: Unfinished) -> None:
+        with folder:
+            if left == "a part":
+                write_region(folder.root, "agentview", ARRAYS["agentview"], 0, ROWS[:16])
+            elif left != "nothing":
+                (folder.root / "notes.txt").write_text("mine")
+            staged = folder.root / ".tmp-0123456789ab-shards/agentview/c"
+            staged.mkdir(parents=True)
+            (staged / "1").write_bytes(b"half of it")
+            raise OSError("quota")
+
+    with pytest.raises(OSError, match="quota"):
+        fail(begin(tmp_path, "features", "tower", MADE, ARRAYS))
+    assert (tmp_path / "features/tower").exists() == (left != "nothing")
+    missing = begin(tmp_path, "features", "tower", MADE, ARRAYS).missing("agentview")
+    assert missing == ([1, 2, 3] if left == "a part" else [0, 1, 2, 3])
+    assert (tmp_path / "features/tower/notes.txt").exists() == (left == "a file of somebody else")
+
+
 def test_what_needs_room_is_what_is_not_there_yet(tmp_path: Path) -> None:
     """Of the same array what is missing; what else has the name is removed first, and gives its room."""
     total = sum(SHARDED.files().values())
