@@ -44,6 +44,13 @@ def main() -> None:
     except OSError as error:
         print(f"error: {shown(describe_trouble(error))}", file=sys.stderr)
         sys.exit(1)
+    except UnicodeEncodeError as error:  # what is written is UTF-8; the name of a file or folder need not be
+        print(
+            f"error: not UTF-8: {shown(error.object[max(0, error.start - 60) : error.end + 20])}; rename the file or "
+            "folder that is called so, or set PYTHONUTF8=1 where the locale is what is wrong",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,6 +6,8 @@ be imported by it: `cli.py` is loaded from beside the package, whatever else is 
 """
 
 import importlib.util
+import io
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +21,28 @@ FIRST_WORDS: Final = '"""The `statevla` command'
 
 def main() -> None:
     """Run the command line; exit status 2 where another project's modules are in the way."""
-    obstacle = foreign_module() or foreign_cli()
-    if obstacle is not None:
-        print(f"error: {obstacle}", file=sys.stderr)
-        sys.exit(2)
-    load_cli().main()
+    try:
+        mend_streams()
+        obstacle = foreign_module() or foreign_cli()
+        if obstacle is not None:
+            print(f"error: {obstacle}", file=sys.stderr)
+            sys.exit(2)
+        load_cli().main()
+    except KeyboardInterrupt:  # while it loads; a command that has begun says by itself that it was stopped
+        sys.exit(130)
+
+
+def mend_streams() -> None:
+    """Make the standard streams ones that can be written to.
+
+    A closed one (``>&-``) swallows what it is told, and its number becomes no file of a store; a letter that the
+    terminal's encoding lacks is escaped. JSON is ASCII in any case.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # stays open to the end
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def foreign_module(root: Path = ROOT) -> str | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from stores.printable import word
+
 Status = Literal["ok", "warning", "failed", "absent"]
 
 PACKAGES = ("torch", "numpy", "zarr", "dask", "pyarrow", "transformers", "h5py", "safetensors")
@@ -286,5 +288,5 @@ def _store(path: Path | str) -> list[Check]:
         store.stats()
         checks.append(Check("store statistics", "ok", "there, and of this store"))
     except StateVLAError as error:
-        checks.append(Check("store statistics", "warning", str(error), f"statevla stats --store {path}"))
+        checks.append(Check("store statistics", "warning", str(error), f"statevla stats --store {word(path)}"))
     return checks

@@ -18,6 +18,7 @@ from stores.cloud.storage import Storage
 from stores.errors import StoreCorrupt
 from stores.manifest import StoreObject, hash_stream
 from stores.pages import require_bounded
+from stores.printable import word
 
 ROW_BYTES: Final = 1 << 16
 """Bytes of a row, unpacked, beyond which a table's file declares too much; a segment of 99 frames needs 8 KB."""
@@ -46,7 +47,7 @@ class Columns(Mapping[str, NDArray[Any]]):
         if digest != item.sha256:
             raise StoreCorrupt(
                 f"{self.where}: its content is not what was written (sha256 differs from the manifest); "
-                f"run `statevla verify {storage.root}`, then ingest again"
+                f"run `statevla verify {word(storage.root)}`, then ingest again"
             )
         self._path = path
         self._bounded: set[str] = set()

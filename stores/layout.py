@@ -10,6 +10,7 @@ from typing import Final
 
 from stores.disk.durable import OLD_PREFIX, TEMP_PREFIX
 from stores.disk.lock import LOCK_NAME
+from stores.printable import word
 
 MANIFEST: Final = "manifest.json"
 
@@ -93,13 +94,13 @@ def derived_folder(path: str) -> str:
 def remedy(root: str, path: str) -> str:
     """What to do where the content of the object at `path` below `root` is not what was written."""
     if not is_derived(path):
-        return f"run `statevla verify {root}`"
+        return f"run `statevla verify {word(root)}`"
     folder = derived_folder(path)
     if "://" in root:
-        return f"run `statevla publish STORE {root} --replace` with the folder STORE that it came from"
+        return f"run `statevla publish STORE {word(root)} --replace` with the folder STORE that it came from"
     if not os.path.exists(os.path.join(root, MANIFEST)):
         return f"remove the folder {root}/{folder}, then run the same command again"
-    return f"run `statevla clean {root} {folder}`, then compute it again"
+    return f"run `statevla clean {word(root)} {folder}`, then compute it again"
 
 
 def is_hidden(path: str) -> bool:

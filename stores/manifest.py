@@ -23,6 +23,7 @@ from stores.disk import durable
 from stores.errors import PlaceMissing, StoreCorrupt, StoreError, StoreMissing
 from stores.layout import MANIFEST as MANIFEST
 from stores.layout import is_data
+from stores.printable import word
 from stores.schema import IMAGE_CODECS, SCHEMA_VERSION
 
 SEAL: Final = "sha256"
@@ -119,8 +120,8 @@ class Manifest:
             suite = fields.get("suite", "SUITE")
             raise StoreError(
                 f"{where}: it has no {IDENTITY}: this store was made before version 0.1.0 was released, in a form that "
-                f"is no longer read. Make it again: statevla ingest {suite} --source FOLDER --out {root}, then "
-                f"statevla stats --store {root}"
+                f"is no longer read. Make it again: statevla ingest {suite} --source FOLDER --out {word(root)}, then "
+                f"statevla stats --store {word(root)}"
             )
         identity = fields.pop(IDENTITY)
         require_types(fields, _FIELDS, where)

@@ -11,6 +11,7 @@ from stores.columns import Columns
 from stores.errors import StoreCorrupt, StoreMissing
 from stores.layout import DERIVED, MANIFEST, SHARDS, is_hidden
 from stores.manifest import Manifest
+from stores.printable import word
 from stores.shards import END
 
 
@@ -22,7 +23,7 @@ def check_presence(storage: Storage, manifest: Manifest) -> None:
     if not storage.lists:
         return
     there = storage.sizes(skip=DERIVED)
-    hint = f"run `statevla verify {storage.root}`, then ingest again"
+    hint = f"run `statevla verify {word(storage.root)}`, then ingest again"
     for item in manifest.objects:
         size = there.pop(item.path, None)
         if size is None:
@@ -64,5 +65,5 @@ def check_end(storage: Storage, shard: str, content: str, size: int) -> None:
     if storage.read_checked(shard, content, size - len(END), len(END), lambda data: data == END) != END:
         raise StoreCorrupt(
             f"{storage.root}: {shard}: expected {len(END)} zeros at its end, got other bytes; "
-            f"run `statevla verify {storage.root}`, then ingest again"
+            f"run `statevla verify {word(storage.root)}`, then ingest again"
         )

@@ -1,5 +1,12 @@
 """Text that came from a file, a folder or a store of somebody else, on its way to a terminal, a log or a record."""
 
+import shlex
+
+
+def word(text: object) -> str:
+    """`text` as one word of a command line that a message advises: quoted where a shell would take it apart."""
+    return shlex.quote(str(text))
+
 
 def plain(text: object, keep: str = "") -> str:
     """`text` in one line that nothing obeys: what is not printable, but for `keep`, as Python escapes it (``\\x1b``,

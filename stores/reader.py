@@ -39,6 +39,7 @@ from stores.manifest import Manifest, StoreObject, read_manifest
 from stores.npy import decode_npy
 from stores.numbers import open_frames, read_frames
 from stores.presence import check_end, check_presence, check_tiling
+from stores.printable import word
 from stores.schema import EPISODES, SEGMENTS
 from stores.segments import image_names
 from stores.shards import matches, read_segment
@@ -341,6 +342,6 @@ def _read_object(storage: Storage, item: StoreObject) -> bytes:
     if hashlib.sha256(data).hexdigest() != item.sha256:
         raise StoreCorrupt(
             f"{storage.root}: {item.path}: its content is not what was written (sha256 differs from {MANIFEST}); "
-            f"run `statevla verify {storage.root}`, then ingest again"
+            f"run `statevla verify {word(storage.root)}`, then ingest again"
         )
     return data

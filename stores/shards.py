@@ -17,6 +17,7 @@ from isal import isal_zlib
 from stores.cloud.storage import Sound, Storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
+from stores.printable import word
 from stores.segments import SegmentMembers
 
 BLOCK: Final = 512
@@ -111,7 +112,7 @@ def read_segment(
     found = isal_zlib.crc32(packed)
     if found != crc32:
         raise StoreCorrupt(
-            f"{where()}: expected crc32 {crc32:08x}, got {found:08x}; run `statevla verify {storage.root}`"
+            f"{where()}: expected crc32 {crc32:08x}, got {found:08x}; run `statevla verify {word(storage.root)}`"
         )
     try:
         return _members(packed)

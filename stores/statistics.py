@@ -6,7 +6,6 @@ Moments are float64. One `Moments` is made per episode and all are merged in epi
 bits however the rows are read: floating-point sums depend on order, and the order is fixed.
 """
 
-import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from stores.cloud.storage import Storage, open_storage
 from stores.disk import durable
 from stores.errors import StoreCorrupt, UsageError
 from stores.layout import STATISTICS, seal_path
+from stores.printable import word
 from stores.spec import ObsSpec
 
 TRANSFORM_VERSION: Final = 2
@@ -231,6 +231,6 @@ def load_stats(root: Path | str | Storage, content_hash: str, split: str = "trai
     from stores.derived import open_derived
 
     storage = open_storage(root)
-    make = f"statevla stats --store {shlex.quote(str(storage.root))}"  # there may be several stores
+    make = f"statevla stats --store {word(storage.root)}"  # there may be several stores
     found = open_derived(storage, STATISTICS, made_from(content_hash, split), make)
     return Normalization.from_dict(found.about)

@@ -34,6 +34,7 @@ from statevla.data.order import Order
 from statevla.data.prefetch import Position
 from stores.errors import StateVLAError, StoreCorrupt, UsageError
 from stores.images import decode_image
+from stores.printable import word
 from stores.reader import Segment, Store
 
 PIECE: Final = 4 * 2**20
@@ -209,7 +210,7 @@ class _Shard:
         if self._digest.hexdigest() != self.item.sha256:
             raise StoreCorrupt(
                 f"{self.store.root}: {self.item.path}: its content is not what was written (sha256 differs from the "
-                f"manifest); run `statevla verify {self.store.root}`, then ingest again"
+                f"manifest); run `statevla verify {word(self.store.root)}`, then ingest again"
             )
 
     def close(self) -> None:
@@ -260,7 +261,7 @@ class _Cut:
             if found != len(rows) or next(own, None) is not None:
                 raise StoreCorrupt(
                     f"{self.store.root}: {url}: expected {len(rows)} samples as the index says, got others; "
-                    f"run `statevla verify {self.store.root}`"
+                    f"run `statevla verify {word(self.store.root)}`"
                 )
 
 
@@ -284,7 +285,7 @@ class _Batches(torch.utils.data.IterableDataset[Batch | StateVLAError]):
             else:
                 yield StoreCorrupt(
                     f"{self.root}: a shard cannot be read in order: {type(error).__name__}: {text}; "
-                    f"run `statevla verify {self.root}`"
+                    f"run `statevla verify {word(self.root)}`"
                 )
 
 

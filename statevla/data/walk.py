@@ -16,6 +16,7 @@ from statevla.data.frames import Ints, Table
 from statevla.data.numbers import Numbers
 from statevla.data.views import View
 from stores.errors import StoreCorrupt
+from stores.printable import word
 from stores.reader import Store
 
 Pictures = tuple[NDArray[np.uint8], ...]
@@ -52,7 +53,7 @@ def walk_pictures(
                 if reached < end:
                     raise StoreCorrupt(
                         f"{store.root}: frames {reached} to {end - 1} are in no segment of its index; "
-                        f"run `statevla verify {store.root}`"
+                        f"run `statevla verify {word(store.root)}`"
                     )
                 while coming and _past(table, firsts, coming[0][0]) <= end:
                     coming.popleft()

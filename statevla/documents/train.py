@@ -13,6 +13,7 @@ from statevla.documents.flags import Flag, call, fail, parse, words
 from statevla.runs.stores import STORES
 from stores.errors import StateVLAError, StoreMissing, UsageError
 from stores.manifest import MANIFEST
+from stores.printable import word
 
 FLAGS: Final = (
     Flag("config", "YAML file with the documents' keys", ("--config", "{}")),
@@ -52,8 +53,8 @@ def find_store(keys: dict[str, Any]) -> str | None:
             return str(folder)
     split = f" --train-split {keys['data.train_split']}" if "data.train_split" in keys else ""
     raise StoreMissing(
-        f"data.data_directory: no store made from {directory} yet; run `statevla ingest {suite} --source {directory}"
-        f"{split}` and `statevla stats`, or name one with --store"
+        f"data.data_directory: no store made from {directory} yet; run `statevla ingest {suite} "
+        f"--source {word(directory)}{split}` and `statevla stats`, or name one with --store"
     )
 
 

@@ -18,6 +18,7 @@ from statevla.evaluators.results import JSON
 from statevla.evaluators.trials import RUN, Record, load_records
 from statevla.runs.names import apart
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.printable import word
 
 SAME: Final = ("suite", "seed", "max_steps", "settle_steps")
 """Of ``run.json``: what makes a trial the same trial."""
@@ -129,9 +130,10 @@ def find_evaluation(path: Path, suite: str | None = None) -> Path:
     if not found:
         what = "no evaluation" if suite is None else f"no evaluation in {suite}"
         command = "eval tabletop" if suite in (None, "tabletop") else f"eval libero --suite {suite}"
-        raise StoreMissing(f"{path}: {what} here; run `statevla {command} --checkpoint {path}`")
+        raise StoreMissing(f"{path}: {what} here; run `statevla {command} --checkpoint {word(path)}`")
     if len(found) > 1:
-        raise UsageError(f"{path}: several evaluations: {', '.join(map(str, found))}; name one, or --suite")
+        or_suite = ", or --suite" if suite is None else ""
+        raise UsageError(f"{path}: several evaluations: {', '.join(map(str, found))}; name one{or_suite}")
     return found[0]
 
 

@@ -10,6 +10,7 @@ from statevla.trainers.jobs import TrainingJob, ask, plan_resume, plan_training
 from statevla.trainers.outcome import TrainSummary
 from statevla.trainers.ranks import OtherRankFailed, first_of_environment, status_of
 from stores.errors import StateVLAError, UsageError
+from stores.printable import word
 from stores.progress import Progress
 
 
@@ -70,7 +71,7 @@ def run_training(flags: TrainFlags, say: Callable[[str], None], progress: Progre
     say(job.text)
     summary = job.start(progress, flags.unfinished_encoder)
     if summary.stopped:
-        say(f"stopped at step {summary.steps}; go on with: statevla train --resume {summary.checkpoint}")
+        say(f"stopped at step {summary.steps}; go on with: statevla train --resume {word(summary.checkpoint)}")
     elif job.resume is not None and summary.began == summary.steps:
         say(
             f"finished already, at step {summary.steps}; nothing was trained; "

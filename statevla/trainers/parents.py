@@ -12,6 +12,7 @@ from statevla.systems.system import Parent, System
 from statevla.systems.table import config_of, find_system, system_of
 from statevla.trainers.setup import differences
 from stores.errors import UsageError
+from stores.printable import word
 from stores.reader import Store
 
 LEARN_FROM_ACTIONS: Final = ("temporal_jepa",)
@@ -83,7 +84,7 @@ def require_finished(folder: Path) -> None:
     if not state.finished:
         raise UsageError(
             f"{folder}: its training stopped at step {state.step} of {state.total_steps}; finish it with "
-            f"`statevla train --resume {latest}`, or take it as it is with --unfinished-encoder"
+            f"`statevla train --resume {word(latest)}`, or take it as it is with --unfinished-encoder"
         )
 
 

@@ -36,6 +36,7 @@ from stores.disk.lock import lock
 from stores.errors import StoreChanged, StoreCorrupt, StoreError, StoreLocked
 from stores.layout import MANIFEST, PUBLISHED
 from stores.manifest import CLAIM, Manifest, hash_objects, is_claim, read_manifest
+from stores.printable import word
 from stores.progress import Progress, ProgressEvent
 
 THREADS: Final = 4
@@ -128,7 +129,7 @@ def _check_local(local: LocalStorage, manifest: Manifest) -> None:
     for found, item in zip(hash_objects(local.root, [i.path for i in manifest.objects]), manifest.objects, strict=True):
         if found != item:
             raise StoreCorrupt(
-                f"{local.root}: {item.path} is not what {MANIFEST} says; run `statevla verify {local.root}`"
+                f"{local.root}: {item.path} is not what {MANIFEST} says; run `statevla verify {word(local.root)}`"
             )
 
 
@@ -210,7 +211,9 @@ def _send(
     def send(path: str) -> None:
         data = local.read(path)
         if (len(data), hashlib.sha256(data).hexdigest()) != (items[path].bytes, items[path].sha256):
-            raise StoreCorrupt(f"{local.root}: {path} is not what {MANIFEST} says; run `statevla verify {local.root}`")
+            raise StoreCorrupt(
+                f"{local.root}: {path} is not what {MANIFEST} says; run `statevla verify {word(local.root)}`"
+            )
         name = _under(at, path)
         entry: Entry | None = there.get(name)
         if entry is not None and remote.holds(name, entry, data):

@@ -23,6 +23,7 @@ from stores.errors import StoreChanged, StoreCorrupt, StoreLocked, StoreMissing
 from stores.kept import FINISHED, Kept, list_kept
 from stores.layout import DECODED, MANIFEST, is_seal
 from stores.manifest import StoreObject, content_hash, hash_objects, hash_stream
+from stores.printable import word
 from stores.progress import Progress, ProgressEvent
 
 _NOT_SENT: Final = (DECODED,)
@@ -41,7 +42,7 @@ def publish_derived(
     remote = ConditionalStorage(url, **options)
     found = remote.get(MANIFEST)
     if found is None:
-        raise StoreMissing(f"{remote.root}: no store is there; run `statevla publish {root} {url}`")
+        raise StoreMissing(f"{remote.root}: no store is there; run `statevla publish {word(root)} {url}`")
     at = pointed(found[0])
     here = content_hash(root)
     if content_hash(open_storage(url, **options)) != here:
@@ -174,7 +175,7 @@ class _Folder:
     def _damaged(self, item: StoreObject) -> StoreCorrupt:
         return StoreCorrupt(
             f"{self.local.root}: {self.source}/{item.path} is not what its seal says; "
-            f"run `statevla verify {self.local.root}`"
+            f"run `statevla verify {word(self.local.root)}`"
         )
 
     def _refused(self, found: Registered | None) -> StoreLocked:

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from stores.cloud.again import ShortAnswer, again
 from stores.disk import trouble
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
+from stores.printable import word
 
 IOV_MAX: Final = 1024
 """Buffers that one system call may fill."""
@@ -88,7 +89,7 @@ class LocalStorage:
         descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise StoreCorrupt(f"{self.root}: {name} is not an ordinary file; run `statevla verify {self.root}`")
+            raise StoreCorrupt(f"{self.root}: {name} is not an ordinary file; run `statevla verify {word(self.root)}`")
         return descriptor
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
@@ -289,7 +290,7 @@ def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
         if error_code(error) == "NoSuchBucket":
             raise PlaceMissing(f"{root}: there is no such bucket: {error}") from error
         raise StoreMissing(
-            f"{root}: {name} is missing; run `statevla verify {root}` to see what else is, then ingest again"
+            f"{root}: {name} is missing; run `statevla verify {word(root)}` to see what else is, then ingest again"
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno and "://" not in root:
@@ -337,6 +338,6 @@ def _exact(data: bytes, root: str, name: str, offset: int, size: int) -> bytes:
     if len(data) != size:
         raise StoreCorrupt(
             f"{root}: {name} is too short: expected {size} bytes at {offset}, got {len(data)}; "
-            f"run `statevla verify {root}`"
+            f"run `statevla verify {word(root)}`"
         )
     return data

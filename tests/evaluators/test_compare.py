@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from statevla.runs.migrations import FORMAT
 from statevla.systems.table import find_system, sections
 from statevla.trainers.trainer import train
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.layout import remedy
 from tests.trainers.micro import SETTINGS, micro_store
 
 DESCRIPTION = RunDescription("tabletop", "p", 5, None, False, 0, 100, 0, 64, 0, {"numpy": "2"})
@@ -179,6 +181,16 @@ def test_what_is_no_evaluation_is_said(tmp_path: Path) -> None:
         compare([one, broken])
 
 
+def test_advised_commands_take_a_folder_with_a_space_as_one_word(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    with pytest.raises(StoreMissing) as told:
+        compare([run, run])
+    assert shlex.split(str(told.value).split("`")[1])[-2:] == ["--checkpoint", str(run)]
+    store = str(tmp_path / "my store")
+    assert shlex.split(remedy(store, "shards/x.tar").split("`")[1])[-2:] == ["verify", store]
+
+
 def test_a_run_means_its_only_evaluation(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "two"
     written(one / "eval" / "tabletop", "sf")
@@ -188,6 +200,8 @@ def test_a_run_means_its_only_evaluation(tmp_path: Path) -> None:
         compare([one, other])
     assert [each.name for each in compare([one, other], "tabletop").evaluations] == ["one", "two"]
     again = written(one / "eval" / "image", "sf")
+    with pytest.raises(UsageError, match=r"several evaluations: .*image, .*tabletop; name one$"):
+        compare([one, other], "tabletop")  # --suite was said and does not tell them apart
     named = compare([one / "eval" / "tabletop", again, other / "eval" / "tabletop"]).evaluations
     assert [each.name for each in named] == ["one tabletop", "one image", "two tabletop"]
 

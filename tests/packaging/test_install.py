@@ -1,6 +1,7 @@
 """Installed where it was not developed: beside a user's own modules, from sdist and wheel, without a compiler."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from statevla import __main__ as entry
+from statevla.sims.libero import paths
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = "raise SystemExit('FOREIGN {name} WAS RUN')\n"
@@ -60,6 +62,44 @@ def test_a_cli_that_another_package_replaced_or_took_away_is_named(tmp_path: Pat
     assert "is missing" in str(entry.foreign_cli(tmp_path))
     (tmp_path / "cli.py").write_text('"""Another tool."""\n')
     assert "another package has put its cli.py over" in str(entry.foreign_cli(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_letters_gets_them_escaped(tmp_path: Path, encoding: str) -> None:
+    done = run(sys.executable, "-m", "statevla", "--help", folder=tmp_path, path=str(ROOT), PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "Demonstrations \\u2192 store" in done.stdout
+
+
+@pytest.mark.parametrize(("command", "closed"), [("config", ">&-"), ("config", "<&-"), ("inspect x", ">&- 2>&-")])
+def test_a_closed_stream_is_no_crash_and_its_number_no_files(tmp_path: Path, command: str, closed: str) -> None:
+    done = run("sh", "-c", f"'{sys.executable}' -m statevla {command} {closed}", folder=tmp_path, path=str(ROOT))
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if command == "config" else 1)
+
+
+def test_ctrl_c_while_the_command_loads_is_status_130(tmp_path: Path) -> None:
+    code = "from statevla import __main__ as entry\n" + (
+        "def stopped():\n    raise KeyboardInterrupt\nentry.foreign_module = stopped\nentry.main()\n"
+    )
+    done = run(sys.executable, "-c", code, folder=tmp_path, path=str(ROOT))
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_a_name_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    code = "import cli\n" + ("def command():\n    '\\udcfc'.encode()\ncli.app = command\ncli.main()\n")
+    done = run(sys.executable, "-c", code, folder=tmp_path, path=str(ROOT))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: not UTF-8: \\udcfc; rename the file or folder")
+    assert done.stderr.count("\n") == 1
+
+
+def test_advice_on_the_simulator_works_without_a_checkout(tmp_path: Path) -> None:
+    assert paths.install_command(ROOT) == "make libero"
+    word, script, python = shlex.split(paths.install_command(tmp_path))
+    assert (word, python) == ("sh", sys.executable)
+    assert Path(script).is_file()
+    assert subprocess.run([word, "-n", script], check=False).returncode == 0
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

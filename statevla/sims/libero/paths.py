@@ -17,8 +17,17 @@ from statevla.sims.libero.errors import SimulatorMissing, SimulatorVersion
 from statevla.sims.libero.render_check import BACKENDS
 from stores.disk import durable
 from stores.errors import UsageError
+from stores.printable import word
 
-INSTALL = "make libero"
+
+def install_command(root: Path) -> str:
+    """What installs the simulator: of a checkout at `root` its Makefile, else the script that the wheel brought."""
+    if (root / "Makefile").is_file():
+        return "make libero"
+    return f"sh {word(Path(__file__).with_name('install.sh'))} {word(sys.executable)}"
+
+
+INSTALL = install_command(Path(__file__).resolve().parents[3])
 PACKAGES = {"hf-libero": "0.1.4", "robosuite": "1.4.0", "bddl": "1.0.1", "mujoco": "3.3.2"}
 """What ``install.sh`` installs. Only MuJoCo's version is guarded: the others have one that works."""
 
