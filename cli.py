@@ -45,9 +45,10 @@ def main() -> None:
         print(f"error: {shown(describe_trouble(error))}", file=sys.stderr)
         sys.exit(1)
     except UnicodeEncodeError as error:  # what is written is UTF-8; the name of a file or folder need not be
+        name = plain(error.object[max(0, error.start - 30) : error.end].splitlines()[-1])
         print(
-            f"error: not UTF-8: {plain(error.object[max(0, error.start - 30) : error.end].splitlines()[-1])}; rename the "
-            "file or folder that is called so, or set PYTHONUTF8=1 where the locale is what is wrong",
+            f"error: not UTF-8: {name}; rename the file or folder that is called so, or set PYTHONUTF8=1 where the "
+            "locale is what is wrong",
             file=sys.stderr,
         )
         sys.exit(1)
