@@ -16,7 +16,7 @@ import typer
 from pipelines.commands import analysis, data, evaluation, keeping, machine, training
 from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, UsageError
-from stores.printable import shown
+from stores.printable import plain, shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,9 +45,10 @@ def main() -> None:
         print(f"error: {shown(describe_trouble(error))}", file=sys.stderr)
         sys.exit(1)
     except UnicodeEncodeError as error:  # what is written is UTF-8; the name of a file or folder need not be
+        name = plain(error.object[max(0, error.start - 30) : error.end].splitlines()[-1])
         print(
-            f"error: not UTF-8: {shown(error.object[max(0, error.start - 60) : error.end + 20])}; rename the file or "
-            "folder that is called so, or set PYTHONUTF8=1 where the locale is what is wrong",
+            f"error: not UTF-8: {name}; rename the file or folder that is called so, or set PYTHONUTF8=1 where the "
+            "locale is what is wrong",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -87,10 +87,10 @@ def test_ctrl_c_while_the_command_loads_is_status_130(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
-    code = "import cli\n" + ("def command():\n    '\\udcfc'.encode()\ncli.app = command\ncli.main()\n")
+    code = "import cli\ndef command():\n    'a line\\n{out: \\udcfc}\\n'.encode()\ncli.app = command\ncli.main()\n"
     done = run(sys.executable, "-c", code, folder=tmp_path, path=str(ROOT))
     assert done.returncode == 1
-    assert done.stderr.startswith("error: not UTF-8: \\udcfc; rename the file or folder")
+    assert done.stderr.startswith("error: not UTF-8: {out: \\udcfc; rename the file or folder")
     assert done.stderr.count("\n") == 1
 
 
