@@ -23,7 +23,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Dask worker processes on this
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://HOST:PORT.")]
 Store = Annotated[
     str | None,
-    typer.Option(help="Store folder or URL; default: that of a checkpoint that is named, else the only one below data/stores/."),
+    typer.Option(help="Store folder or URL; default: a named checkpoint's, else the only one under data/stores/."),
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace whatever store is at the URL now.")]
 StoreArgument = Annotated[str, typer.Argument(help="Store folder (or, to read, any fsspec URL).")]
