@@ -16,7 +16,7 @@ from statevla import progress_bars
 from statevla.console import cell_text, print_facts, print_markdown, print_table, size_text
 from statevla.evaluators.compare_results import PAIR_COLUMNS
 from stores.printable import shown
-from stores.progress import Progress, ProgressEvent
+from stores.progress import Progress, ProgressEvent, told
 from stores.reader import Store
 
 LONG = " ".join(f"metric_{number} 0.1234" for number in range(20))
@@ -76,6 +76,13 @@ def test_what_is_said_is_shown_whole_however_soon_it_comes(capsys: pytest.Captur
     for lines in (text_of(console).splitlines(), capsys.readouterr().err.splitlines()):
         said = [line.strip() for line in lines if "sentence" in line]
         assert said == [f"train: sentence {number}" for number in range(3)]
+
+
+def test_what_a_task_waits_for_is_shown_beside_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = progress_bars.plain_lines()
+    progress(ProgressEvent("latents", 1, 9, "frames"))
+    told(progress, "latents", "frames")("waits for another writer")
+    assert "latents: waits for another writer" in capsys.readouterr().err.splitlines()
 
 
 def test_bytes_are_counted_in_megabytes() -> None:
