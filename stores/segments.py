@@ -8,7 +8,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,9 @@ def image_name(camera: str, index: int, codec: str) -> str:
     return f"{camera}.{index:02d}.{IMAGE_SUFFIX[codec]}"
 
 
+_JSON: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
 @functools.lru_cache(maxsize=1024)
 def image_names(camera: str, count: int, codec: str) -> tuple[str, ...]:
     """`image_name` of observations 0 … count - 1. The same few come again with every segment."""
@@ -100,7 +103,7 @@ def segment_members(
     stop = span.first_step + span.observations
     record = {**meta, "first_step": span.first_step, "steps": span.steps, "observations": span.observations}
     members = [
-        ("json", json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()),
+        ("json", _JSON.encode(record).encode()),
         ("robot_state.npy", encode_npy(robot_state[span.first_step : stop].astype(np.float32, copy=False))),
         ("action.npy", encode_npy(action)),
         ("is_pad.npy", encode_npy(is_pad)),

@@ -57,6 +57,7 @@ class Seen:
         self.group: h5py.Group | None = None
         self.rows: dict[str, hdf5.Rows] = {}
         self._attributes: dict[str, Any] = {}
+        self._listed = False
         self._digests: dict[str, xxhash.xxh3_128] = {}
         self._bytes: dict[str, int] = {}
 
@@ -67,7 +68,8 @@ class Seen:
     def attribute(self, demo: h5py.Group, name: str) -> Any:
         """`pipelines.sources.hdf5.attribute` of the demonstration, which is asked once."""
         if name not in self._attributes:
-            self._attributes[name] = hdf5.attribute(demo, name)
+            self._attributes[name] = hdf5.attribute(demo, name, self._listed)
+            self._listed |= self._attributes[name] is None
         return self._attributes[name]
 
     def _add(self, key: str, start: int, rows: NDArray[Any]) -> None:
@@ -122,7 +124,7 @@ def fingerprint_demo(
     attributes, datasets: what is read of it.
     """
     try:
-        with hdf5.reporting(f"{Path(file.filename).name}/{demo}"):
+        with hdf5.reporting(f"{hdf5.name_of(file)}/{demo}"):
             seen = seen or Seen()
             group = seen.group or hdf5.group(hdf5.group(file, "data"), demo)
             return _digest(group, stored, seen, attributes, datasets)

@@ -120,25 +120,47 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
+def name_of(file: h5py.File) -> str:
+    """Of the open file, without its folder."""
+    return os.path.basename(os.fsdecode(file.filename))
+
+
 def child(parent: h5py.Group, path: str) -> h5py.Group | Rows:
     """The object at relative `path`, by hard links only. Raises SourceError naming the key."""
-    current: Any = parent.id
+    # h5py's own way to its objects costs several times as much, for links that are not followed here.
+    found = h5py.h5o.open(parent.id, path.encode()) if _linked(parent.id, path) else _walk(parent.id, path)
+    if isinstance(found, h5py.h5d.DatasetID):
+        return Rows(found)
+    if isinstance(found, h5py.h5g.GroupID):
+        return h5py.Group(found)
+    raise SourceError(f"key {path!r}: expected a group or a dataset, got a {type(found).__name__}")
+
+
+def _linked(owner: h5py.h5g.GroupID, path: str) -> bool:
+    """Whether hard links lead to `path`; False where something on the way cannot be read, too."""
+    parts = path.encode().split(b"/")
+    links = owner.links
+    try:
+        for way in itertools.accumulate(parts, lambda above, name: above + b"/" + name):
+            if not links.exists(way) or links.get_info(way).type != h5py.h5l.TYPE_HARD:
+                return False
+    except HDF5_FAILURES:
+        return False
+    return True
+
+
+def _walk(owner: h5py.h5g.GroupID, path: str) -> Any:
+    """What is at `path`, a step at a time, to say which step leads nowhere. Raises SourceError."""
+    current: Any = owner
     for name in path.encode().split(b"/"):
         links = current.links if isinstance(current, h5py.h5g.GroupID) else None
         if links is None or not links.exists(name):
             have = "a dataset" if links is None else sorted(map(str, h5py.Group(current)))[:12]
-            owner = current.id if isinstance(current, Rows) else current
-            raise Missing(f"key {path!r} is missing; {h5py.h5i.get_name(owner).decode()} has {have}")
+            raise Missing(f"key {path!r} is missing; {h5py.h5i.get_name(current).decode()} has {have}")
         if links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise SourceError(f"key {path!r}: expected the data itself, got a link to elsewhere, which is not followed")
-        # h5py's own way to its objects costs several times as much, for links that are not followed here.
         current = h5py.h5o.open(current, name)
-        current = Rows(current) if isinstance(current, h5py.h5d.DatasetID) else current
-    if isinstance(current, Rows):
-        return current
-    if isinstance(current, h5py.h5g.GroupID):
-        return h5py.Group(current)
-    raise SourceError(f"key {path!r}: expected a group or a dataset, got a {type(current).__name__}")
+    return current
 
 
 def group(parent: h5py.Group, path: str) -> h5py.Group:
@@ -245,8 +267,11 @@ def read_rows(
     if data.chunks is not None:
         _require_found(data, data.chunks, start, start + rows)
     if not data.read_past_hdf5(start, array):
-        data.place.select_hyperslab((start, *(0 for _ in data.shape[1:])), array.shape)
-        data.id.read(h5py.h5s.create_simple(array.shape), data.place, array)
+        if array.shape == data.shape:
+            data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array, data.stored_type)
+        else:
+            data.place.select_hyperslab((start, *(0 for _ in data.shape[1:])), array.shape)
+            data.id.read(h5py.h5s.create_simple(array.shape), data.place, array)
     if seen is not None and data.chunks is None:
         seen(start * data.row_bytes, array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -326,16 +351,16 @@ def _require_found(data: Rows, chunk: tuple[int, ...], start: int, stop: int) ->
                 raise SourceError(f"{data.name}: the chunk at {place} unpacks to more than the {size:,} bytes declared")
 
 
-def attribute(owner: h5py.Group, name: str) -> Any:
+def attribute(owner: h5py.Group, name: str, listed: bool = False) -> Any:
     """The value of attribute `name`, None when absent. Raises SourceError when it is there and cannot be read.
 
-    h5py's own ``get`` answers None to both.
+    h5py's own ``get`` answers None to both. listed: the list of attributes was found readable, by an absence before.
     """
     try:
         if h5py.h5a.exists(owner.id, name.encode()):
             return owner.attrs[name]
         # A damaged name or a damaged list reads as an absence too; then one of those that are listed is unreadable.
-        for number in range(h5py.h5a.get_num_attrs(owner.id)):
+        for number in range(0 if listed else h5py.h5a.get_num_attrs(owner.id)):
             h5py.h5a.open(owner.id, index=number).name.decode()
     except HDF5_FAILURES as error:
         if outside(error) is not None:

@@ -4,9 +4,9 @@ Legend: T rows of the file, A actions of the episode, H, W rows and columns of a
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import h5py
@@ -93,11 +93,11 @@ def read_demo(
 
     Raises SourceError naming file, demonstration, key, what was expected and what came.
     """
-    where = f"{Path(file.filename).name}/{name}"
+    where = f"{hdf5.name_of(file)}/{name}"
     seen = seen or Seen()
     hooks = {camera: seen.hook(image_key(camera)) for camera in LIBERO.camera_names}
     with hdf5.reporting(where):
-        demo = seen.group = hdf5.group(hdf5.group(file, "data"), name)
+        demo = seen.group = hdf5.group(file, f"data/{name}")
         cameras = image_datasets(demo)
         parts = {image_key(camera): data for camera, data in cameras.items()}
         seen.rows |= parts
@@ -167,7 +167,7 @@ def require_apart(file: h5py.File, parts: Mapping[str, hdf5.Rows]) -> None:
     """Raise SourceError where datasets (by key) lie on one another, or outside the file."""
     ranges = {key: stored_ranges(data) for key, data in parts.items()}
     ranges |= {f"header of {key}": header_range(data) for key, data in parts.items()}
-    astray = overlapping(ranges, Path(file.filename).stat().st_size)
+    astray = overlapping(ranges, os.path.getsize(file.filename))
     if astray:
         raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")
 

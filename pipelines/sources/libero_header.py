@@ -100,7 +100,7 @@ def drop_astray(file: h5py.File, heads: dict[str, EpisodeHead]) -> list[tuple[st
 
 def require_header(file: h5py.File, instruction: str, convention: str | None) -> None:
     """Raise SourceTrouble unless the open file says what its header said when the ingest was planned."""
-    name = Path(file.filename).name
+    name = hdf5.name_of(file)
     with hdf5.reporting(name):
         data = hdf5.group(file, "data")
         found = read_instruction(data, name)[0], hdf5.text(data, "macros_image_convention")
@@ -120,7 +120,7 @@ def gather(
     positions: of the demonstrations in the file, for `pulse`. files: that show of the pictures what this one does.
     """
 
-    where = Path(file.filename).name
+    where = hdf5.name_of(file)
 
     def grip(name: str) -> Grip | None:
         pulse.at(positions[name])

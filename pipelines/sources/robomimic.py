@@ -90,7 +90,7 @@ class OpenRobomimic:
 
     def __init__(self, file: h5py.File, stored: Stored, facts: Mapping[str, Any], told: Told) -> None:
         self._file, self._stored, self._facts = file, stored, facts
-        with hdf5.reporting(Path(file.filename).name):
+        with hdf5.reporting(hdf5.name_of(file)):
             data, fields = hdf5.group(file, "data"), told_fields(told.fields, told.spec)
             self._keys = keys_of(data, facts["keys_from"], fields, environment(data))[0]
 

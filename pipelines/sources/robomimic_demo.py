@@ -4,7 +4,6 @@ Legend: T rows of a demonstration, H, W rows and columns of a picture.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import h5py
@@ -48,7 +47,7 @@ def read_demo(
 
     Raises SourceError naming file, demonstration, key, what was expected and what came.
     """
-    where = f"{Path(file.filename).name}/{name}"
+    where = f"{hdf5.name_of(file)}/{name}"
     with hdf5.reporting(where):
         demo = hdf5.group(hdf5.group(file, "data"), name)
         pictures = cameras_of(demo, keys)

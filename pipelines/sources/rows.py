@@ -24,14 +24,20 @@ class Rows:
         """Chunks that were unpacked last, all that begin at one row: (that row, values by place in the other axes)."""
 
     @cached_property
+    def extent(self) -> tuple[int, ...] | None:
+        """Its shape; None where it has no dataspace, and so not even that."""
+        extent: tuple[int, ...] | None = self.id.shape
+        return extent
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Also () when it is `empty`."""
-        return tuple(self.id.shape or ())
+        return self.extent or ()
 
     @property
     def empty(self) -> bool:
-        """Whether it has no dataspace, and so not even a shape."""
-        return self.id.shape is None
+        """Whether it has no dataspace."""
+        return self.extent is None
 
     @cached_property
     def stored_type(self) -> h5py.h5t.TypeID:
