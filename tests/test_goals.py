@@ -56,6 +56,13 @@ def test_near_goals_are_at_most_two_chunks_ahead(store: Store) -> None:
     assert ahead == {1, 2, 3, 4, 5, 6}
 
 
+def test_an_epoch_does_not_draw_what_the_next_frame_drew_in_the_one_before(store: Store) -> None:
+    made = goals(store, "near", chunk=4)
+    frame = np.arange(12)  # eight frames come after each
+    here, beside = (made.choose(np.zeros(12, np.int64), frame + i, 1 - i) - frame - i for i in (0, 1))
+    assert (here == beside).sum() < 8  # one in eight is, by chance
+
+
 def test_mixed_goals_are_final_in_half_of_the_rows(store: Store) -> None:
     made = goals(store, "mixed")
     zero = np.zeros(4000, np.int64)

@@ -103,7 +103,8 @@ _WEYL: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _word(seed: int, epoch: int) -> np.uint64:
-    return np.uint64((seed + int(_WEYL) * (epoch + 1)) % 2**64)
+    """Of an epoch, mixed by itself: a sum of epoch and frame would draw a frame's number again a frame later."""
+    return np.uint64(mix(np.uint64(seed % 2**64), np.array([epoch]), np.array([0]))[0])
 
 
 def mix(seed: np.uint64 | np.ndarray, episode: Ints, frame: Ints) -> np.ndarray:
