@@ -182,6 +182,8 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("eval", "tabletop", "--policy", "luck"), 2, "checkpoint, replay-demos, expert, zero"),
         (("bench", "nothing"), 2, "stream"),
         (("bench", "features", "--store", "there", "--workers", "3"), 2, "has no use for --store, --workers"),
+        (("bench", "order", "--store", "there", "--segments", "1000"), 2, "give one of them"),
+        (("bench", "index", "--segments", "100"), 2, "expected 160 (one shard) or more, got 100"),
         (("frobnicate",), 2, "No such command"),
     ],
 )

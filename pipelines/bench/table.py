@@ -40,7 +40,19 @@ def run_bench(name: str, options: BenchOptions) -> dict[str, Any]:
     if unused := [f"--{option}" for option in given if option not in takes.split()]:
         known = ", ".join(f"--{option}" for option in takes.split()) or "none"
         raise UsageError(f"bench {name} has no use for {', '.join(unused)}; it takes {known}")
+    if options.segments is not None:
+        _require_synthetic(options)
     return measure(options)
+
+
+def _require_synthetic(options: BenchOptions) -> None:
+    """Raise UsageError unless a synthetic store of so many segments can be made, and no other is named beside it."""
+    from pipelines.bench.index import PER_SHARD
+
+    if options.segments is not None and options.segments < PER_SHARD:
+        raise UsageError(f"--segments: expected {PER_SHARD} (one shard) or more, got {options.segments}")
+    if options.store is not None:
+        raise UsageError("--segments makes a synthetic store, --store names one that is there: give one of them")
 
 
 def _stream(options: BenchOptions) -> dict[str, Any]:
