@@ -140,9 +140,12 @@ def remove_leftovers(root: Path, units: Iterable[str], named: frozenset[str] | s
 
 
 def _sealed(path: Path) -> dict[str, Any] | None:
+    """The fields of a sealed file; None where there is none, or something else. Raises OSError where the system does
+    not let it be read: that says nothing of what is in it.
+    """
     try:
         return read_sealed(path.read_bytes(), path.name) if path.is_file() else None
-    except (StoreError, OSError):
+    except (StoreError, FileNotFoundError):
         return None
 
 

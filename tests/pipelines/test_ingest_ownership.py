@@ -1,5 +1,6 @@
 """An ingest takes only its own folder for its own, and removes nothing that nothing of ours named."""
 
+import errno
 import json
 import os
 import subprocess
@@ -223,6 +224,28 @@ def test_a_manifest_that_cannot_be_read_does_not_make_episodes_forgotten(
     gone.unlink()
     assert run(source, tmp_path / "out", prune=True).episodes == 1
     assert verify_store(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", CLAIM])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_manifest_that_the_system_does_not_give_stops_the_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    run(source, tmp_path / "out")
+    write_claim(tmp_path / "out", "toy", Holdings())
+    write_file(source / "new_demo.hdf5", {"demo_0": demo_arrays(make_world(9))}, "new")
+    before, read = read_tree(tmp_path / "out"), Path.read_bytes
+
+    def refuse(self: Path) -> bytes:
+        if self.name == name:
+            raise OSError(number, os.strerror(number), str(self))
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(OSError, match=name):
+            run(source, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(
