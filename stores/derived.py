@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from stores.cloud.storage import LocalStorage, Storage, open_storage, pointed
+from stores.cloud.storage import LocalStorage, Storage, open_storage, pointed, require_pointed
 from stores.disk import durable
 from stores.errors import StaleKey, StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.layout import DERIVED, MANIFEST, STATISTICS, is_leftover, is_seal, seal_path
@@ -111,13 +111,17 @@ class Derived:
 def find_seal(storage: Storage, path: str) -> tuple[str, bytes]:
     """What the seal at `path` stands beside (a folder, or statistics' own file), and its bytes; a pointer is followed.
 
-    Raises StoreMissing when there is none, or one that is still on its way.
+    Raises StoreMissing when there is none, or one that is still on its way, StoreCorrupt when a pointer names another.
     """
     folder, data = path.removesuffix(f"/{MANIFEST}"), storage.read(path)
     if is_claim(data):
         raise StoreMissing(f"{storage.root}: {path}: not there yet, it is being published")
-    at = pointed(data)
-    return (folder, data) if at is None else (f"{folder}/{at}", storage.read(f"{folder}/{at}/{MANIFEST}"))
+    found = pointed(data)
+    if found is None:
+        return folder, data
+    within = f"{folder}/{found[0]}"
+    seal = storage.read(f"{within}/{MANIFEST}")
+    return within, require_pointed(seal, found[1], f"{storage.root}: {path}")
 
 
 def parse_seal(data: bytes, where: str) -> tuple[dict[str, Any], tuple[StoreObject, ...]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.ingest.config import reasons
+from pipelines.ingest.plan import safe_name, stem_of
 from pipelines.ingest.unit import writer
 from stores.errors import SourceError, StateVLAError, UsageError
 
@@ -27,9 +28,9 @@ def refuse_findings(findings: Sequence[str]) -> None:
 def require_kept(sources: Mapping[str, int], paths: Sequence[Path], prune: bool) -> None:
     """Raise UsageError when a source file that the store has episodes of is not there any more, unless told to `prune`.
 
-    sources: episodes by file name. A disk that is not mounted today looks like this too.
+    sources: episodes by file name, or by that in names of units. A disk that is not mounted today looks like this too.
     """
-    here = {path.name for path in paths}
+    here = {name for path in paths for name in (path.name, _of_units(path.name))}
     gone = sorted(name for name, episodes in sources.items() if episodes and name not in here)
     if gone and not prune:
         lost = sum(sources[name] for name in gone)
@@ -37,6 +38,11 @@ def require_kept(sources: Mapping[str, int], paths: Sequence[Path], prune: bool)
             f"source: {gone[:5]} ({len(gone)} files) are gone, and the store has {lost} episodes of them. Nothing was "
             "changed; bring them back, or remove their episodes with --prune"
         )
+
+
+def _of_units(file: str) -> str:
+    """How a source file is called in names of its units; one whose name is not UTF-8 has none."""
+    return "" if any("\ud800" <= letter <= "\udfff" for letter in file) else safe_name(stem_of(file))
 
 
 def require_same_code(unit: str, made_by: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ Reads headers, and for a prediction some frames; writes nothing.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -170,6 +171,10 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     if not specs:
         raise SourceError(f"{config.source}: no usable demonstration in {len(paths)} files: {reasons(refused)}")
     spec, sizes = specs.most_common(1)[0][0]
+    for file, header in files.items():
+        if header.episodes and (why := _otherwise(header.spec, spec)):
+            refused.append({"file": file, "demo": "", "reason": f"{file}: {why}"})
+    files = {file: header for file, header in files.items() if not _otherwise(header.spec, spec)}
     return IngestPlan(
         source=name,
         spec=spec.sized(sizes) if config.spec is None else config.spec,
@@ -183,6 +188,20 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
         said=verdict.notes,
         stats=stats,
     )
+
+
+def _otherwise(spec: ObsSpec, store: ObsSpec) -> str | None:
+    """What a frame of a file is that is none of the `store`'s, in words; sizes of pictures are each demonstration's.
+
+    Numbers of another meaning may have the same width: seven joints, or a hand's position and quaternion.
+    """
+    for place, theirs, ours in spec.differences(store):
+        if not re.fullmatch(r"cameras\[\d+\]\.(height|width)", place):
+            return (
+                f"{place}: {theirs!r:.200}, in most demonstrations of this source {ours!r:.200}: one store holds one "
+                "kind of frame; ingest it into a store of its own, or say with --spec what all files have"
+            )
+    return None
 
 
 def written(name: str) -> str:

@@ -29,7 +29,9 @@ _IGNORED: Final = frozenset({LOCK_NAME, PUBLISHED, CLAIM, ".DS_Store"})
 
 @dataclass(frozen=True)
 class Holdings:
-    """What of ours a folder holds, or may. units: names. sources: episodes by source file, of the last commit."""
+    """What of ours a folder holds, or may. units: names. sources: episodes by source file, of the last commit; where
+    its manifest cannot be read, by what the units of the file are called.
+    """
 
     units: frozenset[str] = frozenset()
     sources: dict[str, int] = field(default_factory=dict)
@@ -48,21 +50,55 @@ def withdraw(root: Path, suite: str, held: Holdings) -> None:
 
 
 def holdings(root: Path) -> Holdings | None:
-    """What of ours is in folder `root`; None when nothing says that it is ours. Reads only."""
+    """What of ours is in folder `root`; None when nothing says that it is ours. Reads only.
+
+    A manifest that is there and cannot be read does not mean that there was no store: records say what it had.
+    """
     claim, manifest = _sealed(root / CLAIM), _sealed(root / MANIFEST)
     units: set[str] = set()
     sources: dict[str, int] = {}
-    if claim is not None and "ingest" in claim:
+    if claim is not None and _is_claim(claim):
         units |= set(claim["units"])
         sources = claim["sources"]
-    if manifest is not None and {"objects", "sources"} <= manifest.keys():  # a derived folder's seal has no sources
+    else:
+        claim = None
+    if manifest is not None and _is_manifest(manifest):
         units |= set(map(_unit_of, (item["path"] for item in manifest["objects"]))) - {""}
         sources = {row["file"]: row["episodes"] for row in manifest["sources"] if "episodes" in row}
     elif claim is None:
-        units |= set(_recorded(root))
-        if not units:
+        records = dict(_recorded(root))
+        if not records:
             return None
+        units |= records.keys()
+        if os.path.lexists(root / MANIFEST):
+            for unit, record in records.items():
+                stem = unit.rpartition("-")[0]
+                sources[stem] = sources.get(stem, 0) + len(record.get("episodes", ()))
     return Holdings(frozenset(units), sources)
+
+
+def _is_claim(fields: dict[str, Any]) -> bool:
+    """Whether a sealed file is an ingest's claim, and not another program's."""
+    units, sources = fields.get("units"), fields.get("sources")
+    return (
+        "ingest" in fields
+        and isinstance(units, list)
+        and all(isinstance(unit, str) for unit in units)
+        and isinstance(sources, dict)
+        and all(isinstance(episodes, int) for episodes in sources.values())
+    )
+
+
+def _is_manifest(fields: dict[str, Any]) -> bool:
+    """Whether a sealed file is a store's manifest, of any version: a derived folder's seal has no sources."""
+    objects, sources = fields.get("objects"), fields.get("sources")
+    return (
+        isinstance(objects, list)
+        and all(isinstance(item, dict) and isinstance(item.get("path"), str) for item in objects)
+        and isinstance(sources, list)
+        and all(isinstance(row, dict) and isinstance(row.get("file"), str) for row in sources)
+        and all(isinstance(row.get("episodes", 0), int) for row in sources)
+    )
 
 
 def require_own_folder(root: Path) -> None:
@@ -104,9 +140,12 @@ def remove_leftovers(root: Path, units: Iterable[str], named: frozenset[str] | s
 
 
 def _sealed(path: Path) -> dict[str, Any] | None:
+    """The fields of a sealed file; None where there is none, or something else. Raises OSError where the system does
+    not let it be read: that says nothing of what is in it.
+    """
     try:
         return read_sealed(path.read_bytes(), path.name) if path.is_file() else None
-    except (StoreError, OSError):
+    except (StoreError, FileNotFoundError):
         return None
 
 
@@ -117,12 +156,13 @@ def _unit_of(path: str) -> str:
     return unit if folder in UNIT_FOLDERS and path in (shard_path(unit), record_path(unit)) else ""
 
 
-def _recorded(root: Path) -> Iterator[str]:
-    """Units with a sound record."""
+def _recorded(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Units with a sound record, and that."""
     for name in _files(root, (UNITS,)):
         unit = _unit_of(name)
-        if unit and read_record(root, unit) is not None:
-            yield unit
+        record = read_record(root, unit) if unit else None
+        if record is not None:
+            yield unit, record
 
 
 def _is_writers(name: str) -> bool:

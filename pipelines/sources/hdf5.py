@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import h5py
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 
+from pipelines.sources.chunks import decodes, read_chunks, require_found
 from pipelines.sources.pointers import require_content
 from pipelines.sources.rows import Rows as Rows
 from stores.errors import SourceError, SourceTrouble
@@ -35,7 +35,8 @@ TYPES: Final = {"float": (h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE), "uint8": (h
 FILTERS: Final = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
 """Filters that are read: gzip, byte shuffle, checksum."""
 MAX_CHUNKS: Final = 100_000
-FLETCHER_BYTES: Final = 4
+TEXT_BYTES: Final = 16
+"""In a dataset, of a text of any length: how long it is, and where in the file."""
 
 HDF5_FAILURES: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 """What h5py raises on damaged files."""
@@ -137,15 +138,20 @@ def child(parent: h5py.Group, path: str) -> h5py.Group | Rows:
 
 
 def _linked(owner: h5py.h5g.GroupID, path: str) -> bool:
-    """Whether hard links lead to `path`; False where something on the way cannot be read, too."""
-    parts = path.encode().split(b"/")
-    links = owner.links
-    try:
-        for way in itertools.accumulate(parts, lambda above, name: above + b"/" + name):
+    """Whether hard links lead to `path`; False where they do not. Raises what HDF5 says of damage on the way, the first
+    time: asked again, it has part of what it read in memory, and says nothing.
+    """
+    links, above = owner.links, b""
+    for name in path.encode().split(b"/"):
+        way = above + name
+        try:
             if not links.exists(way) or links.get_info(way).type != h5py.h5l.TYPE_HARD:
                 return False
-    except HDF5_FAILURES:
-        return False
+        except HDF5_FAILURES:
+            if above and not isinstance(h5py.h5o.open(owner, above[:-1]), h5py.h5g.GroupID):
+                return False  # nothing can be looked up below what is no group
+            raise
+        above = way + b"/"
     return True
 
 
@@ -200,22 +206,23 @@ def dataset(parent: h5py.Group, path: str, kind: str, shape: tuple[int | None, .
         )
     if found.nbytes > limit:
         raise SourceError(f"key {path!r}: declares {found.nbytes:,} bytes, more than {limit:,}")
-    _require_written(found, path)
+    require_written(found, path)
     return found
 
 
-def _require_written(found: Rows, path: str) -> None:
+def require_written(found: Rows, path: str) -> None:
     """Refuse storage outside the file, filters that no demonstration needs, and storage that was never written (HDF5
     reads it as zeros) or is not where it belongs.
     """
     if found.layout == h5py.h5d.VIRTUAL or found.properties.get_external_count():
         raise SourceError(f"key {path!r}: its data lies in other files, which are not read")
+    width = TEXT_BYTES if found.dtype.hasobject else found.dtype.itemsize
     if found.chunks is None:
-        stored = found.id.get_storage_size()
-        if stored != found.nbytes:
-            raise SourceError(f"key {path!r}: {found.nbytes:,} bytes declared, {stored:,} written")
+        stored, declared = found.id.get_storage_size(), math.prod(found.shape) * width
+        if stored != declared:
+            raise SourceError(f"key {path!r}: {declared:,} bytes declared, {stored:,} written")
         return
-    chunk_bytes = math.prod(found.chunks) * found.dtype.itemsize
+    chunk_bytes = math.prod(found.chunks) * width
     if chunk_bytes > CHUNK_LIMIT:
         raise SourceError(f"key {path!r}: chunks of {chunk_bytes:,} bytes, more than {CHUNK_LIMIT:,}")
     filters = [described[0] for described in found.filters]
@@ -261,13 +268,13 @@ def read_rows(
     if rows * data.row_bytes > READ_LIMIT:
         raise SourceError(f"{data.name}: {rows * data.row_bytes:,} bytes at once, more than {READ_LIMIT:,}")
     array = np.empty((rows, *data.shape[1:]), data.dtype) if into is None else into[:rows]
-    if data.chunks is not None and _decodes(data):
-        _read_chunks(data, data.chunks, start, array)
+    if data.chunks is not None and decodes(data):
+        read_chunks(data, data.chunks, start, array)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     if data.chunks is not None:
-        _require_found(data, data.chunks, start, start + rows)
+        require_found(data, data.chunks, start, start + rows)
     if not data.read_past_hdf5(start, array):
-        if array.shape == data.shape:
+        if start == 0 and array.shape == data.shape:
             data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array, data.stored_type)
         else:
             data.place.select_hyperslab((start, *(0 for _ in data.shape[1:])), array.shape)
@@ -275,80 +282,6 @@ def read_rows(
     if seen is not None and data.chunks is None:
         seen(start * data.row_bytes, array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _decodes(data: Rows) -> bool:
-    """Whether the chunks are unpacked here: all filters but the checksum, which HDF5 is left to compare."""
-    return all(described[0] != h5py.h5z.FILTER_FLETCHER32 for described in data.filters)
-
-
-def _read_chunks(data: Rows, chunk: tuple[int, ...], start: int, array: NDArray[Any]) -> None:
-    """Fill `array` with rows from `start` on. A chunk never becomes more than it was declared to be, and is unpacked
-    once for all reads that need it in turn.
-    """
-    stop, step = start + len(array), chunk[0]
-    others = [range(0, size, width) for size, width in zip(data.shape[1:], chunk[1:], strict=True)]
-    for begin in range(start // step * step, stop, step):
-        if data.unpacked[0] != begin:
-            data.unpacked = (begin, {rest: _unpack(data, chunk, (begin, *rest)) for rest in itertools.product(*others)})
-        low, high = max(start, begin), min(stop, begin + step)
-        for rest, values in data.unpacked[1].items():
-            cut = tuple(slice(first, first + width) for first, width in zip(rest, chunk[1:], strict=True))
-            target = array[(slice(low - start, high - start), *cut)]
-            target[...] = values[(slice(low - begin, high - begin), *(slice(0, size) for size in target.shape[1:]))]
-
-
-def _unpack(data: Rows, chunk: tuple[int, ...], place: tuple[int, ...]) -> NDArray[Any]:
-    """One chunk [*chunk]. Raises SourceError when it is not found (HDF5 would read zeros) or is another size."""
-    mask, packed = data.id.read_direct_chunk(place)
-    size = math.prod(chunk) * data.dtype.itemsize
-    if not packed or mask:
-        raise SourceError(f"{data.name}: the chunk at {place} is not found")
-    for described in reversed(data.filters):
-        packed = _inflate(packed, size) if described[0] == h5py.h5z.FILTER_DEFLATE else _unshuffle(packed, data)
-    if len(packed) != size:
-        raise SourceError(f"{data.name}: the chunk at {place}: {size:,} bytes declared, {len(packed):,} or more there")
-    return np.frombuffer(packed, data.dtype).reshape(chunk)
-
-
-def _inflate(packed: bytes, size: int) -> bytes:
-    """Unpack, but never more than one byte past `size`."""
-    stream = isal_zlib.decompressobj()
-    try:
-        found: bytes = stream.decompress(packed, max_length=size + 1)
-    except isal_zlib.error as error:  # type: ignore[misc]
-        raise SourceError(f"a chunk is not what gzip wrote: {error}") from error
-    if len(found) == size and not stream.eof:
-        found += stream.decompress(stream.unconsumed_tail, max_length=1)
-    if not stream.eof and len(found) <= size:
-        raise SourceError("a chunk ends before what gzip wrote does")
-    return found
-
-
-def _unshuffle(packed: bytes, data: Rows) -> bytes:
-    """Bytes of equal weight lie together; put each value's together again."""
-    width = data.dtype.itemsize
-    if len(packed) % width:
-        raise SourceError(f"{data.name}: a chunk of {len(packed):,} bytes is not whole values of {width}")
-    return np.frombuffer(packed, np.uint8).reshape(width, -1).T.tobytes()
-
-
-def _require_found(data: Rows, chunk: tuple[int, ...], start: int, stop: int) -> None:
-    """Look every chunk of these rows up as reading will: a damaged index can list a chunk and not find it, and what is
-    not found reads as zeros. Raises SourceError, or what h5py raises.
-    """
-    step, *steps = chunk
-    others = [range(0, size, width) for size, width in zip(data.shape[1:], steps, strict=True)]
-    for place in itertools.product(range(start // step * step, stop, step), *others):
-        packed = data.id.read_direct_chunk(place)[1]
-        if not packed:
-            raise SourceError(f"{data.name}: the chunk at {place} is not found")
-        if any(described[0] == h5py.h5z.FILTER_DEFLATE for described in data.filters):
-            size = math.prod(chunk) * data.dtype.itemsize
-            if data.filters[-1][0] == h5py.h5z.FILTER_FLETCHER32:
-                packed = packed[:-4]
-            if len(_inflate(packed, size + FLETCHER_BYTES)) > size + FLETCHER_BYTES:
-                raise SourceError(f"{data.name}: the chunk at {place} unpacks to more than the {size:,} bytes declared")
 
 
 def attribute(owner: h5py.Group, name: str, listed: bool = False) -> Any:

@@ -28,7 +28,7 @@ from pipelines.sources.alignment import (
 )
 from pipelines.sources.fingerprint import INIT_STATE, INIT_STATE_INDEX, Seen
 from pipelines.sources.gripper import Reading, convert, require_agreement
-from pipelines.sources.ranges import header_range, overlapping, stored_ranges
+from pipelines.sources.ranges import base_of, header_range, overlapping, stored_ranges
 from pipelines.sources.source import Episode
 from statevla.observation import FINGERS, HDF5_IMAGE_KEYS, JOINTS, robot_state, upright
 from stores.errors import SourceError
@@ -165,8 +165,9 @@ def read_numbers_of(demo: h5py.Group, rows: int, alignment: str, seen: Seen) -> 
 
 def require_apart(file: h5py.File, parts: Mapping[str, hdf5.Rows]) -> None:
     """Raise SourceError where datasets (by key) lie on one another, or outside the file."""
+    base = base_of(file)
     ranges = {key: stored_ranges(data) for key, data in parts.items()}
-    ranges |= {f"header of {key}": header_range(data) for key, data in parts.items()}
+    ranges |= {f"header of {key}": header_range(data, base) for key, data in parts.items()}
     astray = overlapping(ranges, os.path.getsize(file.filename))
     if astray:
         raise SourceError(f"keys {sorted(astray)} lie on one another, or outside the file: addresses are damaged")

@@ -20,7 +20,7 @@ from pipelines.sources.gripper import Grip, see
 from pipelines.sources.libero_demo import GRIPPER, image_dataset, image_datasets, read_hand, read_numbers_of
 from pipelines.sources.masks import Split, demo_names, split_of
 from pipelines.sources.orientation import Look
-from pipelines.sources.ranges import astray_demos
+from pipelines.sources.ranges import astray
 from pipelines.sources.source import EpisodeHead, SourceFile
 from pipelines.sources.texts import clean_instruction
 from statevla.observation import IMAGE_CONVENTIONS
@@ -88,14 +88,19 @@ def inspect_file(
 
 
 def drop_astray(file: h5py.File, heads: dict[str, EpisodeHead]) -> list[tuple[str, str]]:
-    """Take demonstrations whose addresses are damaged out of `heads`; returns them with the reason."""
+    """Take demonstrations whose addresses are damaged out of `heads`; returns them with the reason. Raises SourceError
+    where those of a mask are: nobody knows whose names it has.
+    """
     pulse.at(0)
     path = Path(file.filename)
-    astray = sorted(astray_demos(file, path.stat().st_size) & heads.keys(), key=natural_key)
+    found = astray(file, path.stat().st_size)
     reason = "something of it lies where other data of the file do, or outside the file"
-    for name in astray:
+    for mask in sorted(found.get("mask", ())):
+        raise SourceError(f"/mask/{mask}: {reason}")
+    gone = sorted(found.get("data", set()) & heads.keys(), key=natural_key)
+    for name in gone:
         del heads[name]
-    return [(name, f"{path.name}/{name}: {reason}") for name in astray]
+    return [(name, f"{path.name}/{name}: {reason}") for name in gone]
 
 
 def require_header(file: h5py.File, instruction: str, convention: str | None) -> None:
@@ -171,6 +176,7 @@ def read_masks(file: h5py.File, demos: Sequence[str], told: str, where: str) -> 
         listed = hdf5.child(group, name)
         if not isinstance(listed, hdf5.Rows) or len(listed.shape) != 1 or listed.nbytes > MASK_LIMIT:
             raise SourceError(f"/mask/{name}: expected a list of demonstrations' names")
+        hdf5.require_written(listed, f"mask/{name}")
         found[name] = demo_names(list(h5py.Dataset(listed.id)[()]), f"/mask/{name}")
     return split_of(found, demos, told, where), notes
 

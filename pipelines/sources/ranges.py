@@ -26,9 +26,14 @@ def stored_ranges(found: Rows) -> list[tuple[int, int]]:
     return [] if offset is None else [(offset, offset + found.id.get_storage_size())]
 
 
-def header_range(item: h5py.Group | Rows) -> list[tuple[int, int]]:
-    """(begin, end) of the first bytes of an object's header in the file: no data can be there."""
-    return _header(item.id)
+def header_range(item: h5py.Group | Rows, base: int) -> list[tuple[int, int]]:
+    """(begin, end) of the first bytes of an object's header in the file: no data can be there. base: `base_of`."""
+    return _header(base + h5py.h5o.get_info(item.id).addr)
+
+
+def base_of(file: h5py.File) -> int:
+    """The byte from which HDF5 counts addresses of objects, behind a user block; those of data it gives as they are."""
+    return int(file.id.get_create_plist().get_userblock())
 
 
 def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
@@ -39,13 +44,13 @@ def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
     """
     found: dict[str, list[tuple[int, int]]] = {}
     waiting: list[tuple[bytes, Any]] = [(b"", file.id)]
-    known = {h5py.h5o.get_info(file.id).addr}
+    known, base = {h5py.h5o.get_info(file.id).addr}, base_of(file)
     for above, folder in waiting:  # grows while it is gone through
         if above.count(b"/") > DEPTH:
             raise SourceError(f"{Path(file.filename).name}: groups nest deeper than {DEPTH} levels")
         for name, address in _linked(folder):
             path = above + name
-            parts = found[path.decode(errors="backslashreplace")] = [(address, address + HEADER_BYTES)]
+            parts = found[path.decode(errors="backslashreplace")] = _header(base + address)
             if address in known:
                 continue
             known.add(address)
@@ -73,12 +78,15 @@ def _linked(folder: h5py.h5g.GroupID) -> list[tuple[bytes, int]]:
     return sorted(links, key=lambda link: (link[0] != b"data", link))
 
 
-def astray_demos(file: h5py.File, size: int) -> set[str]:
-    """Demonstrations of ``/data`` that have something where other data of the file of `size` bytes are, or outside it:
-    a damaged address, or two names of one thing.
+def astray(file: h5py.File, size: int) -> dict[str, set[str]]:
+    """What has something where other data of the file of `size` bytes are, or outside it (a damaged address, or two
+    names of one thing): names of groups and datasets below each of the root's groups.
     """
-    names = (path.split("/") for path in overlapping(claimed(file), size))
-    return {parts[1] for parts in names if parts[0] == "data" and len(parts) > 1}
+    found: dict[str, set[str]] = {}
+    for name in overlapping(claimed(file), size):
+        top, _, rest = name.partition("/")
+        found.setdefault(top, set()).add(rest.partition("/")[0])
+    return found
 
 
 def _claims(item: h5py.h5d.DatasetID) -> list[tuple[int, int]]:
@@ -91,8 +99,7 @@ def _claims(item: h5py.h5d.DatasetID) -> list[tuple[int, int]]:
     return stored_ranges(rows)
 
 
-def _header(item: Any) -> list[tuple[int, int]]:
-    address = h5py.h5o.get_info(item).addr
+def _header(address: int) -> list[tuple[int, int]]:
     return [(address, address + HEADER_BYTES)]
 
 

@@ -157,8 +157,8 @@ def parse_register(data: bytes, tag: str) -> Registered | None:
             if at == LEGACY or is_publication(at):
                 return Registered(str(who["manifest"]), at, tag, who)
             raise ValueError(f"a claim of {at!r}")
-        if (at := pointed(data)) is not None:
-            return Registered(str(json.loads(data)[POINTER]["manifest"]), at, tag)
+        if (found := pointed(data)) is not None:
+            return Registered(found[1], found[0], tag)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupt(f"{MANIFEST}: {error}") from error
     return None

@@ -43,14 +43,15 @@ def publish_derived(
     found = remote.get(MANIFEST)
     if found is None:
         raise StoreMissing(f"{remote.root}: no store is there; run `statevla publish {word(root)} {url}`")
-    at = pointed(found[0])
+    pointer = pointed(found[0])
+    prefix = "" if pointer is None else f"{pointer[0]}/"
     here = content_hash(root)
     if content_hash(open_storage(url, **options)) != here:
         raise StoreLocked(f"{remote.root}: another store than {root} is there; what was computed from one is not sent")
     sent = []
     for item in list_kept(root):
         if item.state == FINISHED and item.path.split("/")[0] not in _NOT_SENT:
-            _Folder(LocalStorage(root), remote, "" if at is None else f"{at}/", item).send(replace, progress)
+            _Folder(LocalStorage(root), remote, prefix, item).send(replace, progress)
             sent.append(item.path)
     return sent
 

@@ -7,6 +7,7 @@ What `stores.cloud.publish` put at a URL lies in a folder of its own; ``manifest
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from stores.cloud.again import ShortAnswer, again
 from stores.disk import trouble
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
-from stores.printable import word
+from stores.printable import plain, word
 
 IOV_MAX: Final = 1024
 """Buffers that one system call may fill."""
@@ -147,15 +148,26 @@ def is_publication(folder: str) -> bool:
     return _FOLDER.fullmatch(folder) is not None
 
 
-def pointed(data: bytes) -> str | None:
-    """The folder that a pointer names; None where `data` is none."""
+def pointed(data: bytes) -> tuple[str, str] | None:
+    """What a pointer names: a folder, and the sha256 of the manifest in it; None where `data` is none."""
     if not data.startswith(f'{{\n "{POINTER}": {{'.encode()):
         return None
     try:
-        at = json.loads(data)[POINTER]["at"]
+        at, manifest = (json.loads(data)[POINTER][name] for name in ("at", "manifest"))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return at if isinstance(at, str) and is_publication(at) else None
+    named = isinstance(at, str) and isinstance(manifest, str) and is_publication(at)
+    return (at, manifest) if named else None
+
+
+def require_pointed(data: bytes, promised: str, where: str) -> bytes:
+    """`data`, the manifest that a pointer names with its hash. Raises StoreCorrupt where it is another."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != promised:
+        raise StoreCorrupt(
+            f"{where}: the pointer names a manifest of sha256 {plain(promised):.16}…, its folder has {found:.16}…"
+        )
+    return data
 
 
 class RemoteStorage:
@@ -172,6 +184,7 @@ class RemoteStorage:
         with named_errors(self.root, "the file system of this URL"):
             self._files, self.path = fsspec.core.url_to_fs(self.root, **options)
         self._options, self._process = options, os.getpid()
+        self._promised: str | None = None
 
     @property
     def files(self) -> Any:
@@ -190,13 +203,16 @@ class RemoteStorage:
         """Read, from now on, the folder that the pointer here names; nothing changes where there is none."""
         with contextlib.suppress(StoreMissing), named_errors(self.root, REGISTER):
             head = self._get(REGISTER, 0, _POINTER_BYTES)
-            if (folder := pointed(head)) is not None:
-                self.path = f"{self.path}/{folder}"
+            if (found := pointed(head)) is not None:
+                self.path, self._promised = f"{self.path}/{found[0]}", found[1]
         return self
 
     def read(self, name: str) -> bytes:
         with named_errors(self.root, name):
-            return self._get(name)
+            data = self._get(name)
+        if name == REGISTER and self._promised is not None:
+            require_pointed(data, self._promised, f"{self.root}: {name}")
+        return data
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         def whole_or_ended() -> bytes:

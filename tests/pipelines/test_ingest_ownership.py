@@ -1,5 +1,6 @@
 """An ingest takes only its own folder for its own, and removes nothing that nothing of ours named."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,7 +17,9 @@ from pipelines.ingest.driver import IngestSummary, ingest
 from pipelines.ingest.ownership import CLAIM, Holdings, holdings, write_claim
 from stores.arrays import ArraySpec, write_region
 from stores.derived import begin, seal_bytes
+from stores.disk import durable
 from stores.errors import UsageError
+from stores.manifest import seal
 from stores.reader import Store
 from stores.verify import verify_store
 from tests.pipelines.make_hdf5 import demo_arrays, make_world, write_file, write_suite
@@ -176,6 +179,92 @@ def test_a_killed_prune_does_not_forget_what_the_store_had(
         run(source, tmp_path / "out")
     run(source, tmp_path / "out", prune=True)
     assert len(Store.open(tmp_path / "out").episodes) == 1
+
+
+def flipped(out: Path) -> None:
+    data = bytearray((out / "manifest.json").read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / "manifest.json").write_bytes(data)
+
+
+def resealed(**changes: Any) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        fields = {**json.loads((out / "manifest.json").read_bytes()), **changes}
+        (out / "manifest.json").write_bytes(durable.json_bytes(seal(fields)))
+
+    return change
+
+
+UNREADABLE: dict[str, Callable[[Path], None]] = {
+    "a flipped bit": flipped,
+    "empty": lambda out: put(out / "manifest.json", b""),
+    "objects of another kind": resealed(objects=[{}]),
+    "sources of another kind": resealed(sources=[{"episodes": 1}]),
+}
+
+
+@pytest.mark.parametrize("damage", UNREADABLE)
+def test_a_manifest_that_cannot_be_read_does_not_make_episodes_forgotten(
+    source: Path, tmp_path: Path, damage: str
+) -> None:
+    os.rename(sorted(source.iterdir())[0], gone := source / "a cup, tea_demo.hdf5")
+    run(source, tmp_path / "out")
+    whole = read_tree(tmp_path / "out")
+    UNREADABLE[damage](tmp_path / "out")
+    kept = gone.read_bytes()
+    gone.unlink()
+    before = read_tree(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"'a=20cup=2c=20tea_demo'.* are gone, and the store has 1 episodes of them"):
+        run(source, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == before
+    gone.write_bytes(kept)
+    run(source, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == whole
+    UNREADABLE[damage](tmp_path / "out")
+    gone.unlink()
+    assert run(source, tmp_path / "out", prune=True).episodes == 1
+    assert verify_store(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", CLAIM])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_manifest_that_the_system_does_not_give_stops_the_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    run(source, tmp_path / "out")
+    write_claim(tmp_path / "out", "toy", Holdings())
+    write_file(source / "new_demo.hdf5", {"demo_0": demo_arrays(make_world(9))}, "new")
+    before, read = read_tree(tmp_path / "out"), Path.read_bytes
+
+    def refuse(self: Path) -> bytes:
+        if self.name == name:
+            raise OSError(number, os.strerror(number), str(self))
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(OSError, match=name):
+            run(source, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"units": 5, "sources": {}}, {"units": [["a"]], "sources": {}}, {"units": [], "sources": []},
+     {"units": [], "sources": {"a": "many"}}],
+)  # fmt: skip
+def test_a_sealed_claim_that_is_none_claims_nothing(source: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    run(source, tmp_path / "out")
+    put(tmp_path / "out" / CLAIM, durable.json_bytes(seal({"ingest": "toy", **fields})))
+    gone = sorted(source.iterdir())[0]
+    gone.unlink()
+    with pytest.raises(UsageError, match=f"{gone.name}.* are gone"):
+        run(source, tmp_path / "out")
+    assert run(source, tmp_path / "out", prune=True).episodes == 1
+    put(tmp_path / "theirs" / CLAIM, durable.json_bytes(seal({"ingest": "toy", **fields})))
+    put(tmp_path / "theirs/shards/train.tar")
+    with pytest.raises(UsageError, match="choose another"):
+        run(source, tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("place", ["features/kept", "features/new/deep", "latents", "shards/more", "other", "link"])

@@ -4,6 +4,7 @@ import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ pytest.importorskip("av")
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
 from stores.errors import SourceError, SourceTrouble
-from tests.pipelines.make_lerobot import EPISODES, TOP, edit_json, edit_table, write_dataset
+from tests.pipelines.make_lerobot import EPISODES, TOP, WRIST, edit_json, edit_table, write_dataset
 from tests.pipelines.test_lerobot import INFO, config, run
 from tests.stores.faults import read_tree
 
@@ -150,6 +151,36 @@ def test_a_dataset_of_no_use_costs_no_other(
     (row,) = summary.quarantine
     assert row["file"] == "bad"
     assert pytest.raises(AssertionError, match=reason).matches(AssertionError(row["reason"]))
+
+
+@pytest.mark.parametrize("key", [WRIST, "observation.state"])
+def test_a_feature_that_the_rows_have_not_is_one_line(dataset: Path, key: str) -> None:
+    edit_json(dataset / INFO, lambda info: info["features"].update({f"{key}s": info["features"].pop(key)}))
+    with pytest.raises(SourceError, match=rf"columns {key}s are missing"):
+        run(dataset)
+
+
+def cameras_of_other_names(info: dict[str, Any]) -> None:
+    info["features"]["observation.other"] = info["features"].pop(WRIST)
+
+
+def numbers_in_another_order(info: dict[str, Any]) -> None:
+    info["features"]["observation.state"]["names"]["motors"].reverse()
+
+
+@pytest.mark.parametrize("change", [cameras_of_other_names, numbers_in_another_order])
+def test_a_dataset_of_other_frames_is_not_mixed_in(
+    sound: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(sound, tmp_path / "all" / name)
+    edit_json(tmp_path / "all/b" / INFO, change)
+    summary = ingest(
+        IngestConfig("lerobot", tmp_path / "all", tmp_path / "store", codec="png", language="hashed"), isolated=False
+    )
+    assert summary.episodes == 4
+    assert [row["file"] for row in summary.quarantine] == ["b"]
+    assert "in most demonstrations of this source" in summary.quarantine[0]["reason"]
 
 
 def test_a_task_that_steers_a_terminal_costs_its_episodes(dataset: Path) -> None:

@@ -229,6 +229,27 @@ def test_a_wrong_flag_is_refused_where_the_file_shows_otherwise(tmp_path: Path) 
         run(path, gripper="high-opens")
 
 
+def of_the_hand(data: h5py.Group) -> None:
+    """As many numbers, of another meaning: position and quaternion in place of seven joints."""
+    for demo in data.values():
+        del demo["obs/robot0_joint_pos"]
+        demo["obs/robot0_eef_quat"] = np.tile([0.0, 0.0, 0.0, 1.0], (len(demo["actions"]), 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "env", "field"),
+    [(of_the_hand, ENV, "robot_state"), (None, {**ENV, "env_kwargs": {"control_freq": 50}}, "control_hz: 50")],
+    ids=["state", "rate"],
+)
+def test_a_file_of_other_frames_is_not_mixed_in(tmp_path: Path, change: Any, env: dict[str, Any], field: str) -> None:
+    write_robomimic(tmp_path / "raw/can.hdf5", demos=3)
+    write_robomimic(tmp_path / "raw/other.hdf5", demos=2, change=change, env=env)
+    summary = run(tmp_path / "raw")
+    assert (summary.episodes, [row["file"] for row in summary.quarantine]) == (3, ["other.hdf5"])
+    assert summary.quarantine[0]["reason"].startswith(f"other.hdf5: {field}")
+    assert Store.open(tmp_path / "store").spec.state_names[0] == "joint_pos_0"
+
+
 def test_env_args_that_are_no_json_are_one_line(tmp_path: Path) -> None:
     def spoil(data: h5py.Group) -> None:
         data.attrs["env_args"] = "{"

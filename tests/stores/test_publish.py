@@ -127,6 +127,28 @@ def test_damage_over_there_is_repaired(one: Path, target: Target, damage: str) -
     assert remote_bytes(target) == local_bytes(one)
 
 
+def test_a_pointer_to_another_manifest_than_lies_there_is_damage(one: Path, two: Path, target: Target) -> None:
+    """A flipped digit of the pointer, or a manifest that is whole and of another store."""
+    publish_store(one, target[0], **target[1])
+    files, path = fsspec.core.url_to_fs(target[0], **target[1])
+    register = files.cat_file(f"{path}/manifest.json")
+    digit = register.index(manifest_hash(one).encode())
+    other = b"0" if register[digit : digit + 1] != b"0" else b"1"
+    inside = f"{open_storage(target[0], **target[1]).path}/manifest.json"
+    for name, content in (
+        (f"{path}/manifest.json", register[:digit] + other + register[digit + 1 :]),
+        (inside, (two / "manifest.json").read_bytes()),
+    ):
+        before = files.cat_file(name)
+        files.pipe_file(name, content)
+        with pytest.raises(StoreCorrupt, match=r"manifest.json: the pointer names a manifest of sha256"):
+            Store.open(target[0], **target[1])
+        problems = verify_store(open_storage(target[0], **target[1]))
+        assert [problem.object for problem in problems] == ["manifest.json"]
+        files.pipe_file(name, before)
+    assert verify_store(open_storage(target[0], **target[1])) == []
+
+
 def test_a_publication_killed_again_and_again_is_continued(
     one: Path, target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

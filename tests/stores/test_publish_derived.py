@@ -71,6 +71,20 @@ def test_what_is_finished_is_read_there_and_sent_once(store: Path, target: tuple
     }
 
 
+def test_a_pointer_to_another_seal_than_lies_there_is_damage(store: Path, target: tuple[str, dict[str, Any]]) -> None:
+    url, options = target
+    publish_store(store, url, **options)
+    publish_derived(store, url, **options)
+    remote = open_storage(url, **options)
+    register = remote.read("latents/good/manifest.json")
+    at = register.rindex(b'"manifest": "') + len(b'"manifest": "')
+    spoilt = register[:at] + (b"0" if register[at : at + 1] != b"0" else b"1") + register[at + 1 :]
+    remote.files.pipe_file(f"{remote.path}/latents/good/manifest.json", spoilt)
+    with pytest.raises(StoreCorrupt, match=r"latents/good/manifest.json: the pointer names a manifest of sha256"):
+        open_derived(remote, "latents", made(store, 1.0), "", name="good")
+    assert "latents/good/manifest.json" in {problem.object for problem in verify_store(remote)}
+
+
 def test_another_one_of_that_name_stays_until_told(store: Path, target: tuple[str, dict[str, Any]]) -> None:
     url, options = target
     publish_store(store, url, **options)

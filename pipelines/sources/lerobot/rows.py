@@ -3,7 +3,7 @@
 Legend: T rows of an episode, N rows of a file, D numbers of a column.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,9 +34,7 @@ class DataFile:
         with reporting(path):
             require_file(root / path, needed_by)
             self._file = parquet(root / path)
-            missing = sorted(set(INDEX) - set(self._file.schema_arrow.names))
-            if missing:
-                raise SourceError(f"columns {', '.join(missing)} are missing")
+            self._require(INDEX)
             self._place, self._bounded = root / path, set(INDEX)
             require_bounded(self._place, self._file, list(INDEX))
             table = self._file.read(columns=list(INDEX), use_threads=False)
@@ -109,6 +107,7 @@ class DataFile:
     def pictures(self, key: str, first: int, end: int) -> Iterator[bytes]:
         """Files of pictures of rows first ... end of column `key`, one after the other. Raises SourceError."""
         with reporting(self.path):
+            self._require([key])
             groups = self._groups(first, end)
             at = int(self._ends[groups[0]])
             for batch in self._file.iter_batches(
@@ -125,7 +124,13 @@ class DataFile:
                     yield data
                 at += len(column)
 
+    def _require(self, columns: Iterable[str]) -> None:
+        missing = sorted(set(columns) - set(self._file.schema_arrow.names))
+        if missing:
+            raise SourceError(f"columns {', '.join(missing)} are missing")
+
     def _require_bounded(self, keys: Sequence[tuple[str, int]]) -> None:
+        self._require(key for key, _ in keys)
         fresh = {key for key, _ in keys} - self._bounded
         if fresh:
             require_bounded(self._place, self._file, sorted(fresh))
