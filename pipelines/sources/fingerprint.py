@@ -57,7 +57,7 @@ class Seen:
         self.group: h5py.Group | None = None
         self.rows: dict[str, hdf5.Rows] = {}
         self._attributes: dict[str, Any] = {}
-        self._listed = False
+        self._names: list[str] | None = None
         self._digests: dict[str, xxhash.xxh3_128] = {}
         self._bytes: dict[str, int] = {}
 
@@ -68,8 +68,9 @@ class Seen:
     def attribute(self, demo: h5py.Group, name: str) -> Any:
         """`pipelines.sources.hdf5.attribute` of the demonstration, which is asked once."""
         if name not in self._attributes:
-            self._attributes[name] = hdf5.attribute(demo, name, self._listed)
-            self._listed |= self._attributes[name] is None
+            value = self._attributes[name] = hdf5.attribute(demo, name, self._names)
+            if value is None and self._names is None:
+                self._names = hdf5.attribute_names(demo)
         return self._attributes[name]
 
     def _add(self, key: str, start: int, rows: NDArray[Any]) -> None:

@@ -9,6 +9,7 @@ import errno
 import itertools
 import math
 import mmap
+import operator
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -284,22 +285,30 @@ def read_rows(
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def attribute(owner: h5py.Group, name: str, listed: bool = False) -> Any:
-    """The value of attribute `name`, None when absent. Raises SourceError when it is there and cannot be read.
+def attribute_names(owner: h5py.Group) -> list[str]:
+    """Of all attributes. Raises what h5py does where one of them, or the list, cannot be read."""
+    return [h5py.h5a.open(owner.id, index=at).name.decode() for at in range(h5py.h5a.get_num_attrs(owner.id))]
 
-    h5py's own ``get`` answers None to both. listed: the list of attributes was found readable, by an absence before.
+
+def attribute(owner: h5py.Group, name: str, names: list[str] | None = None) -> Any:
+    """The value of attribute `name`, None when absent. Raises SourceError when it is there and cannot be read, or under
+    a name that is one letter off: a damaged one.
+
+    h5py's own ``get`` answers None to both. names: `attribute_names`, where they are known.
     """
     try:
         if h5py.h5a.exists(owner.id, name.encode()):
             return owner.attrs[name]
-        # A damaged name or a damaged list reads as an absence too; then one of those that are listed is unreadable.
-        for number in range(0 if listed else h5py.h5a.get_num_attrs(owner.id)):
-            h5py.h5a.open(owner.id, index=number).name.decode()
+        # A damaged list reads as an absence too; then one of those that are listed is unreadable.
+        names = attribute_names(owner) if names is None else names
     except HDF5_FAILURES as error:
         if outside(error) is not None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(f"attribute {name!r}: it, or the list of attributes, cannot be read: {reason}") from error
+    for other in names:
+        if len(other) == len(name) and sum(map(operator.ne, other, name)) == 1:
+            raise SourceError(f"attribute {name!r}: there is {other!r} in its place, which looks like damage")
     return None
 
 

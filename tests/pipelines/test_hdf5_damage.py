@@ -128,3 +128,23 @@ def test_a_mask_moved_onto_another_is_refused(path: Path) -> None:
     path.write_bytes(content.replace(there, other))
     with pytest.raises(SourceError, match=r"t_demo.hdf5: /mask/good: something of it lies where other data"):
         inspect_file(path)
+
+
+@pytest.mark.parametrize("name", ["problem_info", "macros_image_convention", "num_demos"])
+def test_a_file_attribute_whose_name_is_one_letter_off_is_damage(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        attributes = file["data"].attrs
+        attributes[f"{name[:-1]}{chr(ord(name[-1]) ^ 2)}"] = attributes[name] if name in attributes else 1
+        attributes.pop(name, None)
+    with pytest.raises(SourceError, match=f"attribute '{name}': there is .* in its place"):
+        inspect_file(path)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "model_file", "init_state"])
+def test_a_demonstrations_attribute_whose_name_is_one_letter_off_is_damage(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        attributes = file["data/demo_0"].attrs
+        attributes[f"x{name[1:]}"] = attributes[name] if name in attributes else 1
+        attributes.pop(name, None)
+    with h5py.File(path) as file, pytest.raises(SourceError, match=f"attribute '{name}': there is 'x"):
+        read_demo(file, "demo_0", "opengl")
