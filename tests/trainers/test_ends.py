@@ -1,9 +1,10 @@
-"""How a run ends where it hardly began: a signal before the first step, an end at the step where it stands, a
-checkpoint that is not there, a validation that does not fit.
+"""How a run ends where it hardly began: a signal before the first step, an end at the step where it stands, a tracker
+or a checkpoint that is not there, a validation that does not fit.
 """
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from statevla.runs.listing import list_runs
 from statevla.trainers.outcome import NonFiniteLoss, OutOfMemory
 from statevla.trainers.run import Run
 from statevla.trainers.trainer import train
+from stores.errors import UsageError
 from tests.trainers.micro import at_step, micro_config, micro_store
 from tests.trainers.together import checkpoint, lines
 
@@ -67,6 +69,15 @@ def test_going_back_to_where_the_run_is_to_end_leaves_that_as_the_latest(store: 
     assert lines(tmp_path, JEPA, "train")[-1]["step"] == step
     latest = read_state(checkpoint(tmp_path, JEPA))
     assert (latest.step, latest.finished, latest.files) == (step, True, read_state(back).files)
+
+
+def test_a_tracker_that_is_not_there_is_said_before_anything_is_written(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(UsageError, match=r"pip install 'statevla\[trackio\]'"):
+        train(JEPA, micro_config("training.tracker=trackio"), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("saved", [False, True])
