@@ -119,7 +119,6 @@ class Run:
         self.parts = micro_batches(rows, training.accumulate)
         sized = "model" if system.sized_by_model else system.section
         self.step_size = StepSize(training.batch_size, rows, training.accumulate, f"{sized}.image_size")
-        ranks.copy_from_first_(self.model.state_dict().values())
         self.average = average_of(self.model, training)
         self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
         self.step = self.began = 0
@@ -142,6 +141,13 @@ class Run:
             self.store, "val", training.batch_size, self.config.model.action_seq_len, self.config.data,
             needs=self.model.needs, seed=training.seed, mixed=True,
         )  # fmt: skip
+
+    def agree(self) -> None:
+        """All ranks begin with the first one's weights, and with what it has fitted. Not where some rank may fail
+        alone (`Ranks.together`): the others would wait for it without end.
+        """
+        self.ranks.copy_from_first_(self.model.state_dict().values())
+        self.average = average_of(self.model, self.config.training)
 
     def start(self) -> Position:
         """Begin at step 0 with an empty metrics file."""

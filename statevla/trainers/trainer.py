@@ -82,6 +82,7 @@ def train(
         use_what_is_kept(run)
         if run.step == 0:
             ranks.together(partial(fit_to_data, run))
+            run.agree()
         return run.loop(start)
 
 
