@@ -24,7 +24,7 @@ class Unseen:
 
 
 def fit_to_data(run: "Run") -> None:
-    """Every rank sees the same rows, from all over the split; then all have what the first has found."""
+    """Every rank sees the same rows, from all over the split."""
     rows = run.model.fit_rows
     if not rows:
         return
@@ -40,4 +40,3 @@ def fit_to_data(run: "Run") -> None:
     batches = itertools.islice(reader.batches(), -(-rows // training.batch_size))
     with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.autocast):
         model.fit(batch.to(run.device) for batch in batches)
-    run.ranks.copy_from_first_(model.state_dict().values())

@@ -83,9 +83,10 @@ class StepSize:
 
 
 @contextmanager
-def memory_advice(size: StepSize, resume: Callable[[], str]) -> Iterator[None]:
+def memory_advice(size: StepSize, resume: Callable[[], str], validating: bool = False) -> Iterator[None]:
     """Turn a device or machine that is out of memory into one line that says what to lower. resume: the option by which
-    the run goes on, and a space; empty while it has no checkpoint.
+    the run goes on, and a space; empty while it has no checkpoint. validating: each rank takes whole batches, and no
+    micro-batches make them smaller.
     """
     try:
         yield
@@ -95,6 +96,11 @@ def memory_advice(size: StepSize, resume: Callable[[], str]) -> Iterator[None]:
         if plain and not ("allocate" in told and "memory" in told):
             raise
         first = told.strip().splitlines()[0] if told.strip() else "out of memory"
+        if validating:
+            raise OutOfMemory(
+                f"out of memory in a validation, of {size.batch_size} rows at a time: {first}; another training in "
+                f"less memory: a smaller training.batch_size or {size.image_size}"
+            ) from error
         more = min(2 * size.accumulate, size.rows)
         same = f"the same training in less memory: {resume()}--set training.accumulate={more}; "
         raise OutOfMemory(

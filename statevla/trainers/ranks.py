@@ -176,8 +176,8 @@ def _peers() -> Iterator[None]:
         if dist.get_rank():
             raise OtherRankFailed(FAILED) from error
         raise RankLost(
-            "another rank of this run ended, so this one ends too; the checkpoints of before are whole: go on with "
-            "`statevla train --resume RUN`, on any number of ranks that divides the lanes"
+            "another rank of this run ended, so this one ends too; a checkpoint of before, where there is one, is "
+            "whole: go on with `statevla train --resume RUN`, on any number of ranks that divides the lanes"
         ) from error
 
 

@@ -65,6 +65,7 @@ class Run:
     step: optimizer steps done. began: `step` when this process began. total: steps at which the run ends. best: step
     and validation loss of the best checkpoint so far; unsaved_best: its snapshot, until it is written. share, parts:
     this rank's rows of a global batch, and their micro-batches. average: of the weights, where the run keeps one.
+    as_saved: whether checkpoint_latest is of this very step, and of a run of this length.
     """
 
     def __init__(
@@ -118,10 +119,10 @@ class Run:
         self.parts = micro_batches(rows, training.accumulate)
         sized = "model" if system.sized_by_model else system.section
         self.step_size = StepSize(training.batch_size, rows, training.accumulate, f"{sized}.image_size")
-        ranks.copy_from_first_(self.model.state_dict().values())
         self.average = average_of(self.model, training)
         self.total = total_steps(self.options.num_epochs, self.loader.batches_per_epoch, training.max_steps)
         self.step = self.began = 0
+        self.as_saved = False
         if found is not None and (beyond := seen_beyond(config, found, store)) is not None:
             self.say(beyond)
         self.validation = self._validation_reader()
@@ -140,6 +141,13 @@ class Run:
             self.store, "val", training.batch_size, self.config.model.action_seq_len, self.config.data,
             needs=self.model.needs, seed=training.seed, mixed=True,
         )  # fmt: skip
+
+    def agree(self) -> None:
+        """All ranks begin with the first one's weights, and with what it has fitted. Not where some rank may fail
+        alone (`Ranks.together`): the others would wait for it without end.
+        """
+        self.ranks.copy_from_first_(self.model.state_dict().values())
+        self.average = average_of(self.model, self.config.training)
 
     def start(self) -> Position:
         """Begin at step 0 with an empty metrics file."""
@@ -170,6 +178,7 @@ class Run:
         if self.average is not None:
             self.average.restore(tensors, str(source))
         self.step = self.began = state.step
+        self.as_saved = source == self.folder / layout.LATEST and state.total_steps == self.total
         self.best, self.last_loss = state.best, state.loss
         self.parent = state.parent
         records = read_metrics(self.metrics)
@@ -185,6 +194,8 @@ class Run:
     def loop(self, position: Position) -> TrainSummary:
         """Train from `position` to the last step or to a signal, and save checkpoint_latest."""
         if self.step == self.total:
+            if not self.as_saved:  # else it would stand there as stopped, or further on than its metrics
+                self.save(position, layout.LATEST)
             return self.summary(None)
         with stop_on_signals() as stop:  # until the checkpoint is there: a signal that comes again must not end it
             with contextlib.ExitStack() as stack:
@@ -211,7 +222,7 @@ class Run:
         saved_at, stopwatch = time.monotonic(), Stopwatch(self.step)
         batches = stack.enter_context(contextlib.closing(self.loader.batches(position)))
         (signal,) = self.ranks.most(stop.signal or 0)
-        while self.step < self.total and not signal:
+        while self.step < self.total and not (signal and self.step):  # before the first there is nothing to go on from
             with stopwatch.waiting():
                 position, batch = next(batches)
             logs = (self.step + 1) % training.log_interval == 0 or self.step + 1 == self.total
@@ -287,10 +298,12 @@ class Run:
         values = {name: float(value) for name, value in loss.parts.items()}
         where = self.share.whole({"episode": batch.episode, "frame": batch.frame})
         self._save_best()
+        saved = any(map(layout.is_checkpoint, self.folder.glob("checkpoint_*")))
+        before = f"{self.folder} holds the checkpoints saved before" if saved else "no checkpoint had been saved yet"
         raise self._failure(
             f"loss {self.last_loss}, gradient norm {size} at step {self.step + 1} of {self.system.name}, "
             f"parts {values}; {broken_rows(terms, where['episode'], where['frame'])}; nothing was overwritten, "
-            f"{self.folder} holds the checkpoints saved before; "
+            f"{before}; "
             "lower the learning rate, or check the store with `statevla verify`"
         )
 
@@ -325,7 +338,7 @@ class Run:
         """Log the validation losses, and keep a snapshot if the loss is the lowest so far."""
         if self.validation is None:
             return
-        with self.acting_weights():
+        with self.acting_weights(), memory_advice(self.step_size, self._resumed_by, validating=True):
             values = validate(self.model, self.validation, self.device, self.autocast, self.ranks)
         if not math.isfinite(values["loss"]):
             self._save_best()

@@ -13,6 +13,7 @@ from statevla.config import Config
 from stores.errors import UsageError
 
 NEITHER: Final = ("step", "epoch", "kind")
+MODULES: Final = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio"}
 Track = Callable[[Mapping[str, Any]], None]
 
 
@@ -26,7 +27,7 @@ def tracker(name: str, run: Path, folder: str, config: Config) -> Iterator[Track
     if name == "none":
         yield untracked
     elif name == "tensorboard":
-        writer = _module("torch.utils.tensorboard", name).SummaryWriter(str(run / "tensorboard" / folder))
+        writer = _module(name).SummaryWriter(str(run / "tensorboard" / folder))
         try:
 
             def add(record: Mapping[str, Any]) -> None:
@@ -37,7 +38,7 @@ def tracker(name: str, run: Path, folder: str, config: Config) -> Iterator[Track
         finally:
             writer.close()
     else:
-        trackio = _module("trackio", name)
+        trackio = _module(name)
         trackio.init(project="statevla", name=f"{run.name}-{folder}", config=config.to_dict())
         try:
             yield lambda record: trackio.log({key: value for key, value, _ in _numbers(record)}, step=record["step"])
@@ -45,11 +46,17 @@ def tracker(name: str, run: Path, folder: str, config: Config) -> Iterator[Track
             trackio.finish()
 
 
-def _module(module: str, extra: str) -> Any:
+def require_tracker(name: str) -> None:
+    """Raise UsageError where the package of a tracker is missing: before a run computes and writes anything."""
+    if name != "none":
+        _module(name)
+
+
+def _module(name: str) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(MODULES[name])
     except ImportError as error:
-        raise UsageError(f"training.tracker: {extra} is not installed; pip install 'statevla[{extra}]'") from error
+        raise UsageError(f"training.tracker: {name} is not installed; pip install 'statevla[{name}]'") from error
 
 
 def _numbers(record: Mapping[str, Any]) -> list[tuple[str, float, int]]:

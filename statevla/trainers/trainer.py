@@ -20,6 +20,7 @@ from statevla.trainers.outcome import TrainSummary
 from statevla.trainers.parents import sources
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.run import Run
+from statevla.trainers.trackers import require_tracker
 from stores.disk.lock import lock
 from stores.progress import Progress, ProgressEvent
 
@@ -67,6 +68,7 @@ def train(
         def begin() -> tuple[Run, Position]:
             source, parent = sources(row, config, folder, run_dir, resume, encoder_checkpoint)
             if ranks.first:
+                require_tracker(config.training.tracker)
                 stack.enter_context(lock(folder, f"train {row.name}"))
             store = open_to_train(store_path, config.data, partial(_say, row, ranks, progress))
             run = Run(row, config, store, run_dir, parent, progress, unfinished_encoder, ranks)
@@ -80,6 +82,7 @@ def train(
         use_what_is_kept(run)
         if run.step == 0:
             ranks.together(partial(fit_to_data, run))
+            run.agree()
         return run.loop(start)
 
 

@@ -30,6 +30,8 @@ def do(job: dict[str, Any], ranks: Ranks) -> None:
 
 def _train(job: dict[str, Any], ranks: Ranks) -> None:
     extra = [f"data.cache_gib={ranks.rank}"] if job.get("caches_differ") else []
+    if job.get("lacks") == ranks.rank:
+        extra = ["training.device=none"]
     train(
         job["system"], config_of_all(*job["set"], *extra), job["store"], Path(job["run"]),
         resume=job.get("resume", False),

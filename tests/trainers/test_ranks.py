@@ -19,6 +19,7 @@ from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.setup import rows_of_rank
 from statevla.trainers.step import Share
 from statevla.trainers.trainer import train
+from stores.disk.lock import lock
 from stores.errors import UsageError
 from tests.trainers.double import in_double
 from tests.trainers.micro import at_step, config_of_all, micro_store
@@ -102,6 +103,23 @@ def test_two_ranks_are_one_process_and_say_what_is_wrong_once(store: Path, tmp_p
     assert state.step in (2, 3)
     train(JEPA, config_of_all(*settings), store, tmp_path / "stopped", resume=True)
     assert_same_training(tmp_path / "stopped", whole, JEPA)
+
+
+def test_what_one_rank_finds_alone_ends_all(store: Path, tmp_path: Path) -> None:
+    """A lock that another process holds, which the first asks for; a device that is none to the second."""
+    held = checkpoint(tmp_path / "held", JEPA).parent
+    with lock(held, "somebody"):
+        found = run_ranks(
+            2,
+            [job(JEPA, steps(2), store, tmp_path / "held"), job(JEPA, steps(2), store, tmp_path / "no", lacks=1)],
+            tmp_path / "jobs",
+            limit=120,
+        )
+    assert [status for status, _ in found] == [0, 0], found
+    assert "0 StoreLocked: " in found[0][1]
+    assert "1 OtherRankFailed" in found[1][1]
+    assert "1 UsageError: device 'none' is no torch device" in found[1][1]
+    assert "0 OtherRankFailed" in found[0][1]
 
 
 @pytest.mark.ddp

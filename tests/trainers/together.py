@@ -17,8 +17,8 @@ from statevla.trainers.launch import environment, free_port
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run_ranks(world: int, jobs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[int, str]]:
-    """Exit status and stderr of every rank."""
+def run_ranks(world: int, jobs: Sequence[dict[str, Any]], folder: Path, limit: float = 300) -> list[tuple[int, str]]:
+    """Exit status and stderr of every rank. Ranks that wait for one another are ended after `limit` seconds."""
     folder.mkdir(exist_ok=True)
     listed = folder / f"jobs_{world}.json"
     listed.write_text(json.dumps(list(jobs)))
@@ -31,7 +31,11 @@ def run_ranks(world: int, jobs: Sequence[dict[str, Any]], folder: Path) -> list[
         )
         for rank in range(world)
     ]  # fmt: skip
-    return [(process.wait(), text) for process in ranks for text in [process.communicate(timeout=300)[1]]]
+    try:
+        return [(process.wait(), text) for process in ranks for text in [process.communicate(timeout=limit)[1]]]
+    finally:
+        for process in ranks:
+            process.kill()
 
 
 def checkpoint(run: Path, system: str, name: str = layout.LATEST) -> Path:
