@@ -134,7 +134,7 @@ def test_a_mask_moved_onto_another_is_refused(path: Path) -> None:
 def test_a_file_attribute_whose_name_is_one_letter_off_is_damage(path: Path, name: str) -> None:
     with h5py.File(path, "r+") as file:
         attributes = file["data"].attrs
-        attributes[f"{name[:-1]}{chr(ord(name[-1]) ^ 2)}"] = attributes[name] if name in attributes else 1
+        attributes[f"{name[:-1]}{chr(ord(name[-1]) ^ 2)}"] = attributes.get(name, 1)
         attributes.pop(name, None)
     with pytest.raises(SourceError, match=f"attribute '{name}': there is .* in its place"):
         inspect_file(path)
@@ -144,7 +144,7 @@ def test_a_file_attribute_whose_name_is_one_letter_off_is_damage(path: Path, nam
 def test_a_demonstrations_attribute_whose_name_is_one_letter_off_is_damage(path: Path, name: str) -> None:
     with h5py.File(path, "r+") as file:
         attributes = file["data/demo_0"].attrs
-        attributes[f"x{name[1:]}"] = attributes[name] if name in attributes else 1
+        attributes[f"x{name[1:]}"] = attributes.get(name, 1)
         attributes.pop(name, None)
     with h5py.File(path) as file, pytest.raises(SourceError, match=f"attribute '{name}': there is 'x"):
         read_demo(file, "demo_0", "opengl")
