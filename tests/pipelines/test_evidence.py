@@ -292,7 +292,7 @@ def test_an_instruction_missing_beside_others_is_damage(tmp_path: Path) -> None:
     source = write_tasks(tmp_path / "in", [[grasping(n)] for n in range(3)])
     with h5py.File(source / "move_b_demo.hdf5", "r+") as file:
         attributes = file["data"].attrs
-        attributes["problem_inf\u00f6"] = attributes["problem_info"]
+        attributes["problem_infos"] = attributes["problem_info"]
         del attributes["problem_info"]
     summary = run(source, tmp_path / "out")
     assert [(row["file"], row["demo"]) for row in summary.quarantine] == [("move_b_demo.hdf5", "")]
