@@ -148,3 +148,11 @@ def test_a_demonstrations_attribute_whose_name_is_one_letter_off_is_damage(path:
         attributes.pop(name, None)
     with h5py.File(path) as file, pytest.raises(SourceError, match=f"attribute '{name}': there is 'x"):
         read_demo(file, "demo_0", "opengl")
+
+
+def test_as_many_rows_as_there_are_from_a_later_one_are_not_the_first(path: Path) -> None:
+    with h5py.File(path) as file:
+        rows = hdf5.child(file, "data/demo_0/actions")
+        assert isinstance(rows, hdf5.Rows)
+        with pytest.raises((SourceError, ValueError, OSError)):
+            hdf5.read_rows(rows, 1, rows.shape[0] + 1)
