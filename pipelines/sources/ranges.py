@@ -2,12 +2,11 @@
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import h5py
 
-from pipelines.sources.hdf5 import HDF5_FAILURES, stored_chunks
+from pipelines.sources.hdf5 import HDF5_FAILURES, name_of, stored_chunks
 from pipelines.sources.rows import Rows
 from stores.errors import SourceError
 
@@ -47,7 +46,7 @@ def claimed(file: h5py.File) -> dict[str, list[tuple[int, int]]]:
     known, base = {h5py.h5o.get_info(file.id).addr}, base_of(file)
     for above, folder in waiting:  # grows while it is gone through
         if above.count(b"/") > DEPTH:
-            raise SourceError(f"{Path(file.filename).name}: groups nest deeper than {DEPTH} levels")
+            raise SourceError(f"{name_of(file)}: groups nest deeper than {DEPTH} levels")
         for name, address in _linked(folder):
             path = above + name
             parts = found[path.decode(errors="backslashreplace")] = _header(base + address)
