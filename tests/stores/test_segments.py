@@ -1,5 +1,7 @@
 """Index arithmetic of segments against brute force."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -45,3 +47,14 @@ def test_a_missing_image_is_refused() -> None:
     images = {"agentview": [b"x"] * 5, "eye_in_hand": [b"x"] * 4}
     with pytest.raises(SourceError, match="expected 5 eye_in_hand images, got 4"):
         segment_members("key", span, {}, state, action, images, 10, "jpeg")
+
+
+def test_the_json_of_a_segment_is_sorted_and_has_text_as_it_is() -> None:
+    span = segment_spans(5, 4, 16)[0]
+    state, action = np.zeros((5, 9), np.float32), np.zeros((4, 7), np.float32)
+    meta = {"source": "é.hdf5", "episode": "é/0", "demo": "0", "instruction": "leg die Schüssel ab 碗"}
+    name, data = segment_members("k", span, meta, state, action, {}, 2, "jpeg").members[0]
+    told = {**meta, "first_step": 0, "steps": 4, "observations": 5}
+    assert (name, data.decode()) == ("json", json.dumps(dict(sorted(told.items())), ensure_ascii=False))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        segment_members("k", span, {**meta, "rate": float("nan")}, state, action, {}, 2, "jpeg")

@@ -75,12 +75,13 @@ def test_two_ranks_are_one_process_and_say_what_is_wrong_once(store: Path, tmp_p
     settings = steps(4)
     whole = alone(JEPA, settings, store, tmp_path / "one")
     encoder = checkpoint(whole, JEPA)
-    alone(FLOW, settings, store, whole, encoder)
+    averaged = [*settings, "training.policy_ema=0.9"]
+    alone(FLOW, averaged, store, whole, encoder)
     found = run_ranks(
         2,
         [
-            job(JEPA, settings, store, tmp_path / "two"),
-            job(FLOW, settings, store, tmp_path / "two", encoder=str(encoder)),
+            job(JEPA, settings, store, tmp_path / "two", strays=1),  # all begin with the first one's weights
+            job(FLOW, averaged, store, tmp_path / "two", encoder=str(encoder), strays=1),
             job(JEPA, ["data.lanes=1"], store, tmp_path / "lanes"),
             job(JEPA, ["training.batch_size=2"], store, tmp_path / "rows"),
             job(JEPA, ["training.batch_size=4000"], store, tmp_path / "large"),
