@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from statevla.data.frames import Ints, Table
+from statevla.data.gather import Memory, gather
 from stores.errors import StoreCorrupt
 from stores.reader import Segment
 
@@ -42,6 +43,7 @@ class Slots:
         self.robot_state = np.empty((count * self.length, spec.robot_state_dim), np.float32)
         self.action = np.empty((count * self.actions, spec.action_dim), np.float32)
         self.is_pad = np.empty(count * self.actions, np.bool_)
+        self._memory = Memory()
         self._free = list(range(count))[::-1]
         self._slot = np.full(len(table.steps), NOWHERE, np.int64)
 
@@ -87,9 +89,8 @@ class Slots:
         """uint8 [B, H, W, 3] a camera, copied once, by gathers that release the GIL; `pin`: in page-locked memory."""
         found = []
         for pictures in self.images:
-            out = torch.empty((len(rows), *pictures.shape[1:]), dtype=torch.uint8, pin_memory=pin)
-            # mode="clip" lets NumPy write into `out` directly; rows are in range by construction.
-            np.take(pictures, rows, axis=0, out=out.numpy(), mode="clip")
+            out = self._memory.tensor((len(rows), *pictures.shape[1:]), "uint8", pin)
+            gather(pictures, rows, out.numpy())
             found.append(out)
         return tuple(found)
 

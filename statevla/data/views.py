@@ -8,7 +8,7 @@ Legend: B rows of a batch, C cameras, N frames of the store, P patches, V featur
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from statevla.data.gather import Memory, gather
 from stores.arrays import map_whole
 from stores.derived import Derived
 from stores.errors import StaleKey
@@ -24,7 +25,6 @@ from stores.sharded import ShardedArray
 
 Ints = NDArray[np.int64]
 
-DTYPES: Final = {"uint8": torch.uint8, "int8": torch.int8, "float16": torch.float16, "float32": torch.float32}
 ROWS_A_JOB: Final = 8
 
 
@@ -64,6 +64,10 @@ class Rows(Protocol):
     def is_far(self) -> bool:
         """Whether they lie over a network."""
 
+    @property
+    def memory(self) -> Memory:
+        """For what is taken of them."""
+
     def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
         """Rows into `out` [B, …]."""
 
@@ -76,6 +80,7 @@ class Held:
     """In memory, or mapped: one gather."""
 
     values: NDArray[Any]
+    memory: Memory = field(default_factory=Memory)
     is_far: ClassVar[bool] = False
 
     @property
@@ -87,8 +92,7 @@ class Held:
         return self.values.dtype.name
 
     def take(self, rows: Ints, out: NDArray[Any], pool: Executor) -> None:
-        # mode="clip" lets NumPy write into `out` directly; rows are in range by construction.
-        np.take(self.values, rows, axis=0, out=out, mode="clip")
+        gather(self.values, rows, out)
 
     def fetch(self, start: int, stop: int) -> None:
         """They are."""
@@ -99,6 +103,7 @@ class Stored:
     """On disk: each row is read straight into its place."""
 
     array: ShardedArray
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def is_far(self) -> bool:
@@ -126,7 +131,7 @@ class Stored:
 
 def take(source: Rows, rows: Ints, pin: bool, pool: Executor) -> Tensor:
     """[B, …], in page-locked memory if `pin`."""
-    out = torch.empty((len(rows), *source.shape), dtype=DTYPES[source.dtype], pin_memory=pin)
+    out = source.memory.tensor((len(rows), *source.shape), source.dtype, pin)
     source.take(rows, out.numpy(), pool)
     return out
 

@@ -54,7 +54,8 @@ def build(folder: Path, sources: Path) -> Path:
         jobs = {
             name: [*_FLAGS, *flags, f"-DISA={name}", str(sources / "kernels.cpp")] for name, flags in variants.items()
         }
-        jobs["dispatch"] = [*_FLAGS, *(["-DHAVE_X86"] if x86 else []), str(sources / "dispatch.cpp")]
+        for name in ("dispatch", "gather"):
+            jobs[name] = [*_FLAGS, *(["-DHAVE_X86"] if x86 else []), str(sources / f"{name}.cpp")]
         objects = [Path(work) / f"{name}.o" for name in jobs]
         running = [
             subprocess.Popen([compiler, *flags, "-c", "-o", str(out)], stderr=subprocess.PIPE, text=True)

@@ -11,17 +11,21 @@ import ctypes
 import functools
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from statevla.models.kernels.inputs import CHUNK, Rows, ScanInputs, Sums
 
 log = logging.getLogger(__name__)
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 IO_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+_VOID, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
 def _rows(*names: str) -> list[tuple[str, type]]:
@@ -87,6 +91,7 @@ def load() -> ctypes.CDLL | str:
     library.statevla_isa.restype = ctypes.c_char_p
     library.statevla_use_openmp.argtypes = [ctypes.c_void_p]
     library.statevla_use_openmp(_gomp_parallel())
+    library.statevla_gather.argtypes = [_VOID, _INT, _VOID, _INT, _INT, _VOID]
     return library
 
 
@@ -208,3 +213,15 @@ def conv_backward(
     args.weight, args.bias = weight.data_ptr(), bias.data_ptr()
     args.dweight, args.dbias = dweight.data_ptr(), dbias.data_ptr()
     _call("statevla_conv_backward", args)
+
+
+def gather(source: NDArray[Any], rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+    """``out[i] = source[rows[i]]``, past the processor's caches: for batches that are larger than they should be in
+    there. All three contiguous, source and out of one dtype and shape of rows.
+
+    Raises:
+        IndexError: a row that `source` does not have; nothing was written.
+    """
+    count, size = len(rows), out[:1].nbytes
+    if library().statevla_gather(source.ctypes.data, len(source), rows.ctypes.data, count, size, out.ctypes.data) != 0:
+        raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of an array of {len(source)}")

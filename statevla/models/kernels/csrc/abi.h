@@ -1,5 +1,5 @@
 // What Python and the kernels agree on: plain structs of pointers, element strides and sizes.
-// `native.py` mirrors the two structs field by field; ABI_VERSION changes with them.
+// `native.py` mirrors the two structs field by field; ABI_VERSION changes with them and with the entry points.
 //
 // Letters: B batch, L time steps, E inner channels, N states a channel, K taps.
 // A tensor `x` of shape [B L width] comes as x, x_b, x_t: pointer, strides of B and L; the last stride is 1.
@@ -8,7 +8,7 @@
 #pragma once
 #include <cstdint>
 
-constexpr int64_t ABI_VERSION = 1;
+constexpr int64_t ABI_VERSION = 2;
 
 // Steps between two kept states. The backward pass recomputes the states of one such chunk at a time.
 constexpr int64_t CHUNK = 16;
