@@ -239,12 +239,14 @@ class Store:
 
         Damage is not reported here but when the segment is read. Raises StoreError when it cannot be fetched.
         """
-        if not isinstance(self.storage, CachedStorage):
+        if not isinstance(self.storage, CachedStorage) or i in self._fetched:
             return
         shard, _ = self._place(i)
         whole = self.manifest.counts["bytes"] <= self.storage.cache.limit
         rows = self._beside(i) if whole else range(i, i + 1)
         self.storage.fetch(shard.path, shard.sha256, [self._piece(j) for j in rows])
+        if whole:
+            self._fetched.update(rows)
 
     def _beside(self, i: int) -> range:
         """Rows of segments that lie one after the other in the shard of `i`, which is one of them; at most `TOGETHER`,
@@ -300,6 +302,13 @@ class Store:
             codec,
             self.spec,
         )
+
+    @functools.cached_property
+    def _fetched(self) -> set[int]:
+        """Segments that were brought near together: not looked for again. One that is gone since is asked for alone, by
+        who reads it.
+        """
+        return set()
 
     @functools.cached_property
     def _ends(self) -> set[str]:

@@ -147,6 +147,7 @@ def apart(serve: Callable[..., Any], *arguments: Any, cores: set[int] | None = N
     mine, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, serve, arguments, cores), daemon=True)
     process.start()
+    theirs.close()  # where the process ends without a word, `recv` ends too
     try:
         yield mine.recv()
     finally:
