@@ -14,6 +14,7 @@ is first read by this reader (later reads trust the page cache); everything in `
 One writer a shard.
 """
 
+import functools
 import json
 import threading
 from collections.abc import Iterable, Mapping
@@ -59,12 +60,12 @@ class ShardedSpec:
         """M."""
         return -(-self.shape[0] // self.shard)
 
-    @property
+    @functools.cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
-    @property
+    @functools.cached_property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk in a shard, checksum included."""
         return self.chunk * self.row_bytes + CRC_BYTES
@@ -257,13 +258,14 @@ class ShardedArray:
             for i, rows in enumerate(out.reshape(-1).view(np.uint8).reshape(count, size)):
                 rows[...] = self._kept(m, chunk + i)[:-CRC_BYTES]
             return
-        bodies = out.reshape(-1).view(np.uint8).reshape(count, size)
-        sums = np.empty((count, CRC_BYTES), np.uint8)
-        views = [view.data for pair in zip(bodies, sums, strict=True) for view in pair]
+        bodies, sums = out.reshape(-1).view(np.uint8), np.empty(count * CRC_BYTES, np.uint8)
+        parts = ((bodies.data, size), (sums.data, CRC_BYTES))
+        views = [data[i * length : (i + 1) * length] for i in range(count) for data, length in parts]
         self.storage.read_into(self._object(m), chunk * self.spec.chunk_bytes, views)
-        for i in range(count):
-            if again or not self._checked[m][chunk + i]:
-                self._require(m, chunk + i, bodies[i], sums[i])
+        if again or not self._checked[m][chunk : chunk + count].all():
+            for i, (body, checksum) in enumerate(zip(bodies.reshape(count, -1), sums.reshape(count, -1), strict=True)):
+                if again or not self._checked[m][chunk + i]:
+                    self._require(m, chunk + i, body, checksum)
 
     def _part(self, m: int, chunk: int, inside: int, taken: int, again: bool) -> NDArray[Any]:
         """Some rows of a chunk; the whole of it is read where it was not checked yet."""

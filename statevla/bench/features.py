@@ -31,7 +31,7 @@ SHARD: Final = 208
 """Frames a shard of `statevla features` holds at this size."""
 
 
-def bench_features(*, frames: int = 1040, repeats: int = 3, threads: int | None = None) -> dict[str, Any]:
+def bench_features(*, frames: int = 1040, repeats: int = 9, threads: int | None = None) -> dict[str, Any]:
     """Medians of `repeats` rounds in GB/s over `frames` synthetic frames of one camera, in a temporary folder.
 
     Returns name, unit, ours (warm, in segment order, checksums known), limit, ratio, peers, machine, details.

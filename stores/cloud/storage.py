@@ -340,9 +340,11 @@ def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
 
 def _fill(descriptor: int, offset: int, views: list[memoryview]) -> int:
     """Read into `views` until they are full or the file ends; how many bytes that were."""
-    done = 0
+    done, wanted = 0, sum(map(len, views))
     while views and (count := os.preadv(descriptor, views, offset + done)):
         done += count
+        if done == wanted:  # as nearly always: by one call
+            break
         while views and count >= len(views[0]):
             count -= len(views.pop(0))
         if count:
