@@ -55,7 +55,7 @@ def read_runs(runs: Sequence[Path]) -> list[Told]:
         folders = sorted((run / layout.CHECKPOINTS).glob("*")) if (run / layout.CHECKPOINTS).is_dir() else []
         rows = {folder.name: row for folder in folders for row in rows_of(run) if folder.name.endswith(row.system)}
         if not rows:
-            raise UsageError(f"{run}: no run here that has a checkpoint or is training now; see `statevla runs`")
+            raise UsageError(f"{run}: no run here that has begun to train; see `statevla runs`")
         again = "remove it, and run `statevla eval probes` again"
         probes = [_object(path, PROBED, again) for path in sorted(run.glob(f"eval/*/{PROBES}"))]
         for folder, row in rows.items():

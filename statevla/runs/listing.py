@@ -26,9 +26,9 @@ class RunRow:
     """One system of one run.
 
     state: ``training`` (a live process holds it), ``finished``, ``stopped`` (can be resumed), ``held on HOST`` (another
-    machine left a lock; whether its process lives cannot be seen from here) or ``damaged``. store: as it was trained.
-    step: of the last checkpoint, and of a run that is training the last one that it has logged. best: of validation.
-    bytes: of its checkpoints.
+    machine left a lock; whether its process lives cannot be seen from here), ``no checkpoint`` (it ended before its
+    first one: train anew) or ``damaged``. store: as it was trained. step: of the last checkpoint; of a run that is
+    training or has none, the last one that it has logged. best: of validation. bytes: of its checkpoints.
     """
 
     run: str
@@ -59,7 +59,7 @@ def list_runs(root: Path = layout.RUNS) -> list[RunRow]:
 
 
 def rows_of(run: Path) -> list[RunRow]:
-    """A row for each system that a run has checkpoints of, or is training."""
+    """A row for each system that a run has checkpoints of, or is training, or began to."""
     folders = sorted(path for path in (run / layout.CHECKPOINTS).iterdir() if path.is_dir())
     return [row for folder in folders if (row := _row(run, folder)) is not None]
 
@@ -69,8 +69,10 @@ def _row(run: Path, folder: Path) -> RunRow | None:
     held = holder_of(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if not layout.is_checkpoint(latest):
-        step = _logged_step(run, folder.name) if held == TRAINING else None
-        return RunRow(str(run), folder.name, None, step, None, None, held, size) if held else None
+        begun = layout.starts(run, folder.name).is_file()
+        step = _logged_step(run, folder.name) if held == TRAINING or begun else None
+        standing = held or "no checkpoint"
+        return RunRow(str(run), folder.name, None, step, None, None, standing, size) if held or begun else None
     try:
         state = read_state(latest)
     except StateVLAError:

@@ -81,6 +81,20 @@ def test_a_lock_that_a_dead_process_left_is_no_holder(runs: Path, tmp_path: Path
     assert [row.run for row in list_runs(run)] == [str(run)]  # a run is its own list
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_is_there(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "ended"
+    folder = find_system(JEPA).folder
+    layout.checkpoints(run, folder).mkdir(parents=True)
+    for path in (layout.starts, layout.configuration, layout.metrics):
+        shutil.copy(path(runs / "a", folder), path(run, folder))
+    (row,) = list_runs(tmp_path)
+    assert (row.system, row.state, row.step, row.steps, row.best) == (folder, "no checkpoint", 2, None, None)
+    assert "<h3>loss</h3>" in runs_page(read_runs([run]))
+    layout.metrics(run, folder).unlink()  # before its first step, even
+    assert [(row.state, row.step) for row in list_runs(tmp_path)] == [("no checkpoint", None)]
+    assert "no checkpoint" in runs_page(read_runs([run]))
+
+
 def test_runs_that_are_nowhere_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere: no such folder"):
         list_runs(tmp_path / "nowhere")
