@@ -131,6 +131,14 @@ def test_what_an_interrupted_writer_left_is_not_sealed_damaged(
     assert read_tree(tmp_path / "hurt") == read_tree(tmp_path / "whole")
 
 
+def test_a_file_in_its_place_stays_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "run").write_text("mine")
+    with pytest.raises(UsageError, match="latents/run: expected a folder of latents, or nothing, got a file"):
+        begin(tmp_path, "latents", "run", MADE, ARRAYS)
+    assert (tmp_path / "latents" / "run").read_text() == "mine"
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize("spec", [ARRAYS["agentview"], SHARDED])
 def test_what_is_sealed_is_durable_whoever_wrote_it(tmp_path: Path, spec: ArraySpec | ShardedSpec) -> None:
@@ -202,7 +210,9 @@ def test_verify_knows_finished_and_unfinished_ones(tmp_path: Path) -> None:
     assert all("not finished" in problem.problem for problem in found)
 
 
-@pytest.mark.parametrize("place", ["features/../x", "features/a/b", "features/", "thumbs/a"])
+@pytest.mark.parametrize(
+    "place", ["features/../x", "features/a/b", "features/", "features/ ", "features/.tmp-a", "thumbs/a"]
+)
 def test_other_names_are_refused(tmp_path: Path, place: str) -> None:
     kind, _, name = place.partition("/")
     with pytest.raises(UsageError, match="derived folder"):
