@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from stores.cloud.again import ShortAnswer, again
 from stores.disk import trouble
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
+from stores.layout import is_derived, remedy
 from stores.printable import plain, word
 
 IOV_MAX: Final = 1024
@@ -305,9 +306,9 @@ def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         if error_code(error) == "NoSuchBucket":
             raise PlaceMissing(f"{root}: there is no such bucket: {error}") from error
-        raise StoreMissing(
-            f"{root}: {name} is missing; run `statevla verify {word(root)}` to see what else is, then ingest again"
-        ) from error
+        store = f"run `statevla verify {word(root)}` to see what else is, then ingest again"
+        told = remedy(root, name) if is_derived(name) else store
+        raise StoreMissing(f"{root}: {name} is missing; {told}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno and "://" not in root:
             raise StoreError(f"{name} cannot be {done}: {trouble.describe(error)}") from error

@@ -21,6 +21,7 @@ from stores.derived import (
     room_needed,
     seal_bytes,
 )
+from stores.disk import durable
 from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, is_data, is_derived, is_leftover, is_seal, seal_path
@@ -129,6 +130,18 @@ def test_what_an_interrupted_writer_left_is_not_sealed_damaged(
     assert again.missing("agentview") == [1, 2, 3]
     fill(tmp_path / "hurt", spec).commit({})
     assert read_tree(tmp_path / "hurt") == read_tree(tmp_path / "whole")
+
+
+def test_what_is_removed_while_it_is_read_is_to_be_computed_again(tmp_path: Path) -> None:
+    spec = ShardedSpec((4, 2), "float32", 2, 4)
+    folder = begin(tmp_path, "latents", "run", MADE, {"z": spec})
+    write_shard(folder.root, "z", spec, 0, [np.ones((4, 2), np.float32)])
+    folder.commit({})
+    array = open_derived(tmp_path, "latents", MADE, MAKE, "run").sharded("z")
+    array.read(0, 1)
+    durable.remove(folder.root)
+    with pytest.raises(StoreMissing, match=r"z/c/0/0 is missing; latents/run was removed: compute it again$"):
+        array.read(3, 4)
 
 
 def test_a_file_in_its_place_stays_and_is_named(tmp_path: Path) -> None:
