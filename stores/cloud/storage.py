@@ -32,6 +32,8 @@ _POINTER_BYTES: Final = 512
 _FOLDER: Final = re.compile(r"publication-[0-9a-f]{16}")
 PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
+SILENT_SECONDS: Final = 60.0
+"""A web server that sends nothing for so long is taken for gone, as an S3 is; aiohttp alone would wait five minutes."""
 REMOTE_PIECE: Final = 8 * PIECE
 """The same, where each piece is a request."""
 
@@ -183,6 +185,11 @@ class RemoteStorage:
         self.root = url.rstrip("/")
         self.lists = not self.root.startswith(("http://", "https://"))
         with named_errors(self.root, "the file system of this URL"):
+            if self.root.startswith(("http://", "https://")):
+                import aiohttp
+
+                silent = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+                options = {"client_kwargs": {"timeout": silent}, **options}
             self._files, self.path = fsspec.core.url_to_fs(self.root, **options)
         self._options, self._process = options, os.getpid()
         self._promised: str | None = None
