@@ -302,7 +302,8 @@ def begin(
     """
     from stores.arrays import METADATA, group_metadata
 
-    if _checked_kind(kind) == STATISTICS or "/" in name or not is_inside(name):
+    plain = bool(name.strip()) and "/" not in name and is_inside(name) and not is_leftover(name)
+    if _checked_kind(kind) == STATISTICS or not plain:
         raise UsageError(f"derived folder {kind}/{name}: expected a plain name below features, latents or decoded")
     folder = Path(root, kind, name)
     fields = {"made_from": dict(made_from), "arrays": {name: spec.metadata() for name, spec in arrays.items()}}
@@ -311,6 +312,8 @@ def begin(
         same = (folder / BEGUN).is_file() and (folder / BEGUN).read_bytes() == begun
     except FileNotFoundError:
         same = False
+    if folder.is_file():
+        raise UsageError(f"{folder}: expected a folder of {kind}, or nothing, got a file; move it away")
     if not same:
         place = f"{kind}/{name}"
         there = [name for name in LocalStorage(folder).sizes() if not is_leftover(name)] if folder.is_dir() else []

@@ -98,6 +98,8 @@ def remedy(root: str, path: str) -> str:
     folder = derived_folder(path)
     if "://" in root:
         return f"run `statevla publish STORE {word(root)} --replace` with the folder STORE that it came from"
+    if not os.path.exists(os.path.join(root, folder)):
+        return f"{folder} was removed: compute it again"
     if not os.path.exists(os.path.join(root, MANIFEST)):
         return f"remove the folder {root}/{folder}, then run the same command again"
     return f"run `statevla clean {word(root)} {folder}`, then compute it again"

@@ -1,5 +1,6 @@
 """Gathers are NumPy's indexing; memory is used again when nobody has it, and not before."""
 
+import sys
 import threading
 
 import numpy as np
@@ -76,6 +77,16 @@ def test_memory_that_somebody_keeps_is_never_given_twice() -> None:
     places = {tensor.data_ptr() for tensor in kept}
     assert len(places) == len(kept) == 12 * KEPT
     assert all(place % 64 == 0 for place in places)
+
+
+def test_a_python_that_counts_fewer_references_gives_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = sys.getrefcount
+    monkeypatch.setattr(sys, "getrefcount", lambda array: counted(array) - 2)  # one is the lambda's own
+    memory = Memory()
+    kept = memory.tensor((4, 5), "uint8", False)
+    place = memory.tensor((4, 5), "uint8", False).data_ptr()
+    assert place != kept.data_ptr(), "somebody has it"
+    assert memory.tensor((4, 5), "uint8", False).data_ptr() == place
 
 
 def test_memory_of_another_shape_is_let_go_of() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from statevla.data.loaders import SegmentLoader, SplitReader
 from statevla.data.needs import NOW, PAIRS, Needs
 from statevla.data.prefetch import AHEAD_BATCHES, READY_BATCHES
 from statevla.data.remote import open_cache, open_to_train
-from stores.cloud import again
+from stores.cloud import again, storage
 from stores.cloud.cache import CachedStorage
 from stores.cloud.publish import publish_store
 from stores.cloud.storage import open_storage
@@ -108,6 +109,17 @@ def test_answers_that_always_hold_less_are_a_lost_connection(
     web.shorts = 10**6
     with pytest.raises(ConnectionLost, match=r"expected \d+ bytes at \d+, got \d+.*asked for 6 times"):
         store.read_segment(0)
+
+
+def test_a_server_that_takes_requests_and_answers_none_is_a_lost_connection(
+    here: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "WAITS", [0.0])
+    monkeypatch.setattr(storage, "SILENT_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system takes the connection, and nobody reads it
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConnectionLost, match=r"manifest.json cannot be read: .*asked for 2 times"):
+            Store.open(url)
 
 
 def test_an_object_that_ends_there_is_damaged_and_said_at_once(here: Store, tmp_path: Path) -> None:

@@ -23,8 +23,6 @@ STREAMED: Final = 4096
 """Bytes of a row from which on copies go past the processor's caches."""
 KEPT: Final = 16
 """Pieces of memory that are kept for the next batches at most."""
-NOBODYS: Final = 3
-"""References to a piece that nobody but `Memory` has: its list's, the loop's, and that of the question."""
 
 
 class Memory:
@@ -38,12 +36,13 @@ class Memory:
     def __init__(self) -> None:
         self._kept: list[NDArray[Any]] = []
         self._lock = threading.Lock()
+        self._nobodys = _references([np.empty(0)])[0]
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """Uninitialized, on a cache line, and the caller's until the array and all tensors and views of it are gone."""
         with self._lock:
-            for array in self._kept:
-                if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == NOBODYS:
+            for array, references in zip(self._kept, _references(self._kept), strict=True):
+                if references == self._nobodys and array.shape == shape and array.dtype == dtype:
                     return array
             if len(self._kept) == KEPT:  # of other shapes, or with somebody who keeps them
                 self._kept.pop(0)
@@ -55,6 +54,13 @@ class Memory:
         if pin:
             return torch.empty(shape, dtype=DTYPES[dtype], pin_memory=True)
         return torch.from_numpy(self.empty(shape, dtype))
+
+
+def _references(arrays: list[NDArray[Any]]) -> list[int]:
+    """Of each, the list's and what the question itself costs among them. How many that is differs from one Python to
+    another (3.14 borrows those of local variables), so what nobody has is measured, not known; no variable is involved.
+    """
+    return list(map(sys.getrefcount, arrays))
 
 
 def gather(source: NDArray[Any], rows: Ints, out: NDArray[Any]) -> None:

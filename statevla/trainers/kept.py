@@ -29,8 +29,9 @@ from statevla.encoders.vision import identity, load_backbone
 from statevla.models.encoder import StateEncoder
 from statevla.systems.stamo import StamoModel
 from statevla.trainers.latents import Coder, compute_latents, find_latents, is_writable, made_from, width_of
+from stores.derived import key_of
 from stores.errors import StoreMissing, UsageError
-from stores.layout import FEATURES
+from stores.layout import DECODED, FEATURES, LATENTS
 from stores.reader import Store
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _further(run: "Run", name: str) -> View:
 
 def _decoded(run: "Run") -> View:
     """Pictures from the mapped file, which rank 0 makes where it is not there."""
-    root = Path(run.store.root) if is_writable(run.store) else run.run_dir
+    root = Path(run.store.root) if is_writable(run.store, DECODED) else run.run_dir
 
     def decode() -> None:
         if run.ranks.first and find_decoded(run.store, run.run_dir) is None:
@@ -157,7 +158,7 @@ def _kept(run: "Run", encoder: StateEncoder | StamoModel, view: View | None, key
     """States of every frame, computed first where they are not there, and the name of their folder."""
     data = run.config.data
     made = made_from(run.store, encoder, run.config.model, identity(run.backbone), run.autocast, key)
-    root = Path(run.store.root) if is_writable(run.store) else run.run_dir
+    root = Path(run.store.root) if is_writable(run.store, LATENTS, key_of(made)) else run.run_dir
 
     def compute() -> None:
         if run.ranks.first and find_latents(run.store, made, run.run_dir) is None:

@@ -174,9 +174,10 @@ def compute_latents(
     return open_derived(root, LATENTS, made, MAKE)
 
 
-def is_writable(store: Store) -> bool:
-    """Whether derived folders can be put into the store itself."""
-    return "://" not in store.root and os.access(store.root, os.W_OK)
+def is_writable(store: Store, kind: str, name: str = "") -> bool:
+    """Whether the derived folder can be put into the store itself, whose folders may be of several people."""
+    places = (Path(store.root), Path(store.root, kind), Path(store.root, kind, name))
+    return "://" not in store.root and all(os.access(place, os.W_OK) for place in places if place.exists())
 
 
 def latents_of_checkpoint(
@@ -198,8 +199,10 @@ def latents_of_checkpoint(
     another store.
     """
     store = Store.open(store_path)
-    if not is_writable(store):
-        raise UsageError(f"{store.root}: cannot be written; run this on a local copy of the store, then publish it")
+    if not is_writable(store, LATENTS):
+        raise UsageError(
+            f"{store.root}: {LATENTS} cannot be written; run this on a local copy of the store, then publish it"
+        )
     if checkpoint is None:
         path = find_parent(find_system("flow_matching").parent, store.content_hash)
     else:

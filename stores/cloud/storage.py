@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from stores.cloud.again import ShortAnswer, again
 from stores.disk import trouble
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
+from stores.layout import is_derived, remedy
 from stores.printable import plain, word
 
 IOV_MAX: Final = 1024
@@ -31,6 +32,8 @@ _POINTER_BYTES: Final = 512
 _FOLDER: Final = re.compile(r"publication-[0-9a-f]{16}")
 PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
+SILENT_SECONDS: Final = 60.0
+"""A web server that sends nothing for so long is taken for gone, as an S3 is; aiohttp alone would wait five minutes."""
 REMOTE_PIECE: Final = 8 * PIECE
 """The same, where each piece is a request."""
 
@@ -182,6 +185,11 @@ class RemoteStorage:
         self.root = url.rstrip("/")
         self.lists = not self.root.startswith(("http://", "https://"))
         with named_errors(self.root, "the file system of this URL"):
+            if self.root.startswith(("http://", "https://")):
+                import aiohttp
+
+                silent = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+                options = {"client_kwargs": {"timeout": silent}, **options}
             self._files, self.path = fsspec.core.url_to_fs(self.root, **options)
         self._options, self._process = options, os.getpid()
         self._promised: str | None = None
@@ -305,9 +313,9 @@ def named_errors(root: str, name: str, done: str = "read") -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         if error_code(error) == "NoSuchBucket":
             raise PlaceMissing(f"{root}: there is no such bucket: {error}") from error
-        raise StoreMissing(
-            f"{root}: {name} is missing; run `statevla verify {word(root)}` to see what else is, then ingest again"
-        ) from error
+        store = f"run `statevla verify {word(root)}` to see what else is, then ingest again"
+        told = remedy(root, name) if is_derived(name) else store
+        raise StoreMissing(f"{root}: {name} is missing; {told}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno and "://" not in root:
             raise StoreError(f"{name} cannot be {done}: {trouble.describe(error)}") from error

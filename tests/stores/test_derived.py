@@ -21,6 +21,7 @@ from stores.derived import (
     room_needed,
     seal_bytes,
 )
+from stores.disk import durable
 from stores.disk.lock import lock
 from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.layout import DERIVED, is_data, is_derived, is_leftover, is_seal, seal_path
@@ -131,6 +132,26 @@ def test_what_an_interrupted_writer_left_is_not_sealed_damaged(
     assert read_tree(tmp_path / "hurt") == read_tree(tmp_path / "whole")
 
 
+def test_what_is_removed_while_it_is_read_is_to_be_computed_again(tmp_path: Path) -> None:
+    spec = ShardedSpec((4, 2), "float32", 2, 4)
+    folder = begin(tmp_path, "latents", "run", MADE, {"z": spec})
+    write_shard(folder.root, "z", spec, 0, [np.ones((4, 2), np.float32)])
+    folder.commit({})
+    array = open_derived(tmp_path, "latents", MADE, MAKE, "run").sharded("z")
+    array.read(0, 1)
+    durable.remove(folder.root)
+    with pytest.raises(StoreMissing, match=r"z/c/0/0 is missing; latents/run was removed: compute it again$"):
+        array.read(3, 4)
+
+
+def test_a_file_in_its_place_stays_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "run").write_text("mine")
+    with pytest.raises(UsageError, match="latents/run: expected a folder of latents, or nothing, got a file"):
+        begin(tmp_path, "latents", "run", MADE, ARRAYS)
+    assert (tmp_path / "latents" / "run").read_text() == "mine"
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize("spec", [ARRAYS["agentview"], SHARDED])
 def test_what_is_sealed_is_durable_whoever_wrote_it(tmp_path: Path, spec: ArraySpec | ShardedSpec) -> None:
@@ -202,7 +223,9 @@ def test_verify_knows_finished_and_unfinished_ones(tmp_path: Path) -> None:
     assert all("not finished" in problem.problem for problem in found)
 
 
-@pytest.mark.parametrize("place", ["features/../x", "features/a/b", "features/", "thumbs/a"])
+@pytest.mark.parametrize(
+    "place", ["features/../x", "features/a/b", "features/", "features/ ", "features/.tmp-a", "thumbs/a"]
+)
 def test_other_names_are_refused(tmp_path: Path, place: str) -> None:
     kind, _, name = place.partition("/")
     with pytest.raises(UsageError, match="derived folder"):

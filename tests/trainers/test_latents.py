@@ -280,7 +280,7 @@ def test_a_store_that_cannot_be_written_leaves_them_in_the_run(
 ) -> None:
     store, encoder = fresh
     for module in (kept, latents):
-        monkeypatch.setattr(module, "is_writable", lambda store: False)
+        monkeypatch.setattr(module, "is_writable", lambda *place: False)
     with pytest.raises(UsageError, match="cannot be written; run this on a local copy"):
         latents_of_checkpoint(store, encoder, device="cpu")
     policy(store, tmp_path / "run", encoder, progress=at_step(3, interrupt))
@@ -288,6 +288,20 @@ def test_a_store_that_cannot_be_written_leaves_them_in_the_run(
     assert (tmp_path / "run/latents").is_dir()
     no_pictures(monkeypatch)
     policy(store, tmp_path / "run", encoder, resume=True)
+
+
+def test_latents_of_the_store_that_are_somebody_elses_leave_them_in_the_run(
+    fresh: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that many write to, whose ``latents`` was made by one of them."""
+    store, encoder = fresh
+    (store / "latents").mkdir()
+    monkeypatch.setattr(latents.os, "access", lambda place, mode: Path(place) != store / "latents")
+    with pytest.raises(UsageError, match="latents cannot be written; run this on a local copy"):
+        latents_of_checkpoint(store, encoder, device="cpu")
+    policy(store, tmp_path / "run", encoder)
+    assert (tmp_path / "run/latents").is_dir()
+    assert not any((store / "latents").iterdir())
 
 
 def test_checkpoints_of_another_store_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
