@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ def test_what_lies_beside_a_segment_comes_with_it_where_the_cache_has_room_for_t
     assert len(ends) == 2
     assert sorted(set(asked.ranges) - set(ends)) == sorted(ranges)
     assert len(asked.ranges) == len(ranges) + 2
+
+
+def test_what_came_by_one_request_is_not_looked_for_again_and_is_read_when_it_is_gone(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, asked = opened(plain, tmp_path / "cache")
+    far.fetch_segment(0)
+    came = [i for i in range(len(far)) if i in far._beside(0)]
+    assert len(came) > 1
+    looked: list[int] = []
+    monkeypatch.setattr(RangeCache, "has", lambda *place: looked.append(1))
+    ranges = len(asked.ranges)
+    for i in came:
+        far.fetch_segment(i)
+    assert looked == []
+    assert len(asked.ranges) == ranges
+    shutil.rmtree(tmp_path / "cache")
+    np.testing.assert_array_equal(far.decode_segment(came[1]), Store.open(plain).decode_segment(came[1]))
 
 
 @pytest.mark.parametrize("apart", ["offset", "shard"])

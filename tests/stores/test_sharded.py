@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,33 @@ def test_check_reads_again_what_was_checked_before(tmp_path: Path) -> None:
     with pytest.raises(StoreCorrupt, match="chunk 0"):
         array.check(0)
     array.check(1)
+
+
+def test_a_chunk_beside_one_that_was_checked_is_checked(tmp_path: Path) -> None:
+    write(tmp_path)
+    array = open_sharded(tmp_path, "a")
+    array.read(0, 4)
+    file = tmp_path / "a" / SPEC.shard_name(0)
+    data = bytearray(file.read_bytes())
+    data[SPEC.chunk_bytes + 3] ^= 8
+    file.write_bytes(data)
+    with pytest.raises(StoreCorrupt, match="chunk 1"):
+        array.read(0, 8)
+
+
+@pytest.mark.parametrize("most", [1, 7, 50])
+def test_a_read_that_the_system_gives_in_parts_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    rows = write(tmp_path)
+
+    def preadv(descriptor: int, views: list[memoryview], offset: int) -> int:
+        data = os.pread(descriptor, min(most, len(views[0])), offset)
+        views[0][: len(data)] = data
+        return len(data)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert np.array_equal(open_sharded(tmp_path, "a").read(0, 23), rows)
 
 
 def test_other_metadata_is_refused(tmp_path: Path) -> None:
