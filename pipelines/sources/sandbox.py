@@ -8,6 +8,7 @@ shows no sign of life (`pulse`) for too long, and dies with its parent. Its deat
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -155,7 +156,17 @@ class Reader:
         child_in, requests = os.pipe()
         answers, child_out = os.pipe()
         parent = os.getpid()
-        pid = os.fork()
+        # What this process has forgotten is its own to end, never the child's: an object of a library that has threads
+        # (PyAV's scaler) waits for them at its end, in the child for ever.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            pid = os.fork()
+            if not pid:
+                gc.freeze()
+        finally:
+            if collects:
+                gc.enable()
         if pid:
             os.close(child_in)
             os.close(child_out)

@@ -1,5 +1,6 @@
 """A child that crashes, hangs, eats memory or is killed from outside is an exception here, and poison is found."""
 
+import gc
 import os
 import re
 import select
@@ -168,6 +169,28 @@ def test_a_child_that_waits_is_given_time(monkeypatch: pytest.MonkeyPatch) -> No
 def test_who_shows_signs_of_life_may_take_longer() -> None:
     with Reader(CALLS, silence=0.4) as patient:
         assert patient.call("slow", None) == "done"
+
+
+class Threaded:
+    """As an object of a library that has threads: where those are not, its end never comes."""
+
+    def __init__(self) -> None:
+        self.home, self.itself = os.getpid(), self
+
+    def __del__(self) -> None:
+        while os.getpid() != self.home:
+            signal.pause()
+
+
+def test_what_the_parent_forgot_does_not_end_in_the_child() -> None:
+    gc.collect()
+    gc.disable()  # it stays forgotten and not yet ended
+    try:
+        Threaded()
+        with Reader({"collect": lambda _: gc.collect() >= 0}, silence=2.0) as reader:
+            assert reader.call("collect", None) is True
+    finally:
+        gc.enable()
 
 
 def test_poison_is_what_kills_twice(reader: Reader) -> None:

@@ -18,6 +18,7 @@ real file system keeps more, but promises no more.
 import contextlib
 import contextvars
 import errno
+import gc
 import os
 import resource
 import shutil
@@ -167,6 +168,7 @@ def _pair(
     answer, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        gc.freeze()  # an object of the parent's that has threads would wait for them at its end, for ever
         try:
             os.environ[durable.NO_FSYNC] = "1"
             model = _Disk(disk)
@@ -223,6 +225,7 @@ def read_tree(root: Path) -> Tree:
 def _fork(disk: Path, work: Callable[[Path], None], fault: str, at: int) -> None:
     child = os.fork()
     if child == 0:
+        gc.freeze()
         status = 1
         try:
             os.environ[durable.NO_FSYNC] = "1"  # the model decides what is durable
