@@ -1,6 +1,6 @@
 """Reading bytes by name from a folder or from any fsspec URL. Nothing here writes (`stores.cloud.conditional` does).
 
-A name is a path below the root with ``/``. No handle is kept open between calls.
+A name is a path below the root with ``/``. Handles stay open between calls of `Storage.read_into` alone.
 
 What `stores.cloud.publish` put at a URL lies in a folder of its own; ``manifest.json`` is then a *pointer* to it, which
 `open_storage` follows once: a reader stays with the store that it opened.
@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from stores.cloud.again import ShortAnswer, again
 from stores.disk import trouble
+from stores.disk.handles import Handles, NotAFile, open_file
 from stores.errors import PlaceMissing, StateVLAError, StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.layout import is_derived, remedy
 from stores.printable import plain, word
@@ -76,10 +76,11 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A folder on a local (or mounted) file system; `pread` on a handle opened per call."""
+    """A folder on a local (or mounted) file system: `pread` on a handle opened for the call, or (`read_into`) kept."""
 
     def __init__(self, root: Path | str) -> None:
         self.root, self.lists = str(root), True
+        self._handles = Handles(self.root)
 
     def local_path(self, name: str) -> str | None:
         return os.path.join(self.root, name)
@@ -90,11 +91,17 @@ class LocalStorage:
 
     def _open(self, name: str) -> int:
         """A descriptor. What is no ordinary file (a pipe would wait for ever) is refused."""
-        descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise StoreCorrupt(f"{self.root}: {name} is not an ordinary file; run `statevla verify {word(self.root)}`")
-        return descriptor
+        with self._ordinary(name):
+            return open_file(os.path.join(self.root, name))
+
+    @contextlib.contextmanager
+    def _ordinary(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except NotAFile:
+            raise StoreCorrupt(
+                f"{self.root}: {name} is not an ordinary file; run `statevla verify {word(self.root)}`"
+            ) from None
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         with named_errors(self.root, name):
@@ -111,18 +118,12 @@ class LocalStorage:
         return self.read_range(name, offset, size)
 
     def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
-        with named_errors(self.root, name):
-            descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                at = offset
-                for first in range(0, len(views), IOV_MAX):
-                    at += _fill(descriptor, at, list(views[first : first + IOV_MAX]))
-            finally:
-                os.close(descriptor)
+        with named_errors(self.root, name), self._ordinary(name):
+            got = self._handles.read(name, lambda descriptor: _fill_all(descriptor, offset, views))
         wanted = sum(len(view) for view in views)
-        if at - offset != wanted:
+        if got != wanted:
             raise StoreCorrupt(
-                f"{self.root}: {name}: expected {wanted} bytes from {offset}, got {at - offset}: the file is shorter"
+                f"{self.root}: {name}: expected {wanted} bytes from {offset}, got {got}: the file is shorter"
             )
 
     def pieces(self, name: str) -> Iterator[memoryview]:
@@ -344,6 +345,14 @@ def open_storage(root: Path | str | Storage, **options: Any) -> Storage:
             return LocalStorage(root.removeprefix("file://"))
         return RemoteStorage(root, **options).follow() if "://" in root else LocalStorage(root)
     return root
+
+
+def _fill_all(descriptor: int, offset: int, views: Sequence[memoryview]) -> int:
+    """`_fill`, of any number of views."""
+    done = 0
+    for first in range(0, len(views), IOV_MAX):
+        done += _fill(descriptor, offset + done, list(views[first : first + IOV_MAX]))
+    return done
 
 
 def _fill(descriptor: int, offset: int, views: list[memoryview]) -> int:
