@@ -233,13 +233,17 @@ class Store:
         return self._objects[path]
 
     def fetch_segment(self, i: int) -> None:
-        """Bring segment `i` of a far store into the cache (`stores.cloud.cache`); does nothing for a near one. Where
-        the cache has room for the whole store, those that lie beside it come by the same request: an epoch needs them
-        too.
+        """Have segment `i` at hand soon: one of a near store is asked of the disk, which may answer later; one of a far
+        store is in the cache (`stores.cloud.cache`) when this returns. Where the cache has room for the whole store,
+        those that lie beside it come by the same request: an epoch needs them too.
 
         Damage is not reported here but when the segment is read. Raises StoreError when it cannot be fetched.
         """
-        if not isinstance(self.storage, CachedStorage) or i in self._fetched:
+        if not isinstance(self.storage, CachedStorage):
+            codes, names = self.segment_columns.codes("shard")
+            self.storage.advise(names[int(codes[i])], *self._piece(i)[:2])
+            return
+        if i in self._fetched:
             return
         shard, _ = self._place(i)
         whole = self.manifest.counts["bytes"] <= self.storage.cache.limit

@@ -1,6 +1,8 @@
 """What a stream holds: no more than it says, each segment decoded once, all let go of in the end."""
 
+import contextlib
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +77,33 @@ def test_a_stream_holds_what_its_blocks_have_and_half_as_much(
     assert not supply._decoding
     assert max(decoded.values()) <= epochs
     assert sum(decoded.values()) <= epochs * len(loader.segments)
+
+
+def test_a_disk_is_asked_before_segments_are_decoded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each, and each before it is read, which its decoding thread does."""
+    told: list[tuple[str, int]] = []
+    fetch, read = Store.fetch_segment, Store.read_segment
+
+    def fetched(self: Store, i: int) -> None:
+        told.append(("asked", i))
+        fetch(self, i)
+
+    def readed(self: Store, i: int) -> Segment:
+        assert threading.current_thread().name.startswith("statevla-decode")
+        told.append(("read", i))
+        return read(self, i)
+
+    monkeypatch.setattr(Store, "fetch_segment", fetched)
+    monkeypatch.setattr(Store, "read_segment", readed)
+    loader, _ = supply_of(store)
+    with contextlib.closing(loader.batches()) as batches:
+        for _ in itertools.islice(batches, loader.batches_per_epoch):
+            pass
+    first: dict[int, str] = {}
+    for what, i in told:
+        first.setdefault(i, what)
+    assert set(first.values()) == {"asked"}
+    assert {i for what, i in told if what == "read"} == set(loader.segments.tolist())
 
 
 def test_a_segment_stays_while_another_block_needs_it(store: Store, decoded: Counter[str]) -> None:

@@ -13,7 +13,7 @@ from statevla.data.frames import Ints, Table, assemble
 from statevla.data.numbers import Numbers
 from statevla.data.prefetch import BatchPlan
 from statevla.data.slots import Slots, decoded_bytes, slots_of
-from stores.reader import Segment, Store
+from stores.reader import Store
 
 Key = tuple[int, int, int]
 
@@ -65,7 +65,8 @@ class BlockSupply:
         self._left: dict[Key, dict[int, int]] = {}
         """Of every open block, the segments it holds, with the rows that are still to come."""
         self._holders: dict[int, int] = {}
-        self._fetching: dict[int, Future[Segment | None]] = {}
+        self._fetching: dict[int, Future[None] | None] = {}
+        """Of every segment that is to come near, or be read from the disk, before it is asked for; None: no waiting."""
         self._decoding: dict[int, Future[None] | None] = {}
         """Of every segment that is asked for, or was; None: a batch has waited for it."""
 
@@ -73,7 +74,7 @@ class BlockSupply:
         for rows in plan.rows:
             for segment in rows.used:
                 if segment not in self._fetching and not self._asked(segment):
-                    self._fetching[segment] = pool.submit(self._fetch, segment)
+                    self._fetching[segment] = self._fetch(segment, pool)
 
     def room(self, plan: BatchPlan) -> bool:
         if self.blocks.cached:
@@ -136,16 +137,20 @@ class BlockSupply:
             self._slots = self.blocks.slots(rows)
         return self._slots
 
-    def _fetch(self, segment: int) -> Segment | None:
+    def _fetch(self, segment: int, pool: ThreadPoolExecutor) -> Future[None] | None:
+        """Bring it near by one of `pool`; of a disk it is only asked. It is read where it is decoded: read by another
+        thread, it would be in another core's cache by then, and that thread would hold what Python's threads share.
+        """
         store = self.blocks.store
         if store.is_far:
-            store.fetch_segment(segment)
-            return None
-        return store.read_segment(segment)
+            return pool.submit(store.fetch_segment, segment)
+        store.fetch_segment(segment)
+        return None
 
-    def _load(self, slots: Slots, segment: int, fetched: Future[Segment | None] | None) -> None:
-        read = None if fetched is None else fetched.result()
-        slots.load(segment, self.blocks.store.read_segment(segment) if read is None else read)
+    def _load(self, slots: Slots, segment: int, fetched: Future[None] | None) -> None:
+        if fetched is not None:
+            fetched.result()
+        slots.load(segment, self.blocks.store.read_segment(segment))
         if self.blocks.cached:
             self.blocks.done.add(segment)
 

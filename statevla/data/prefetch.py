@@ -23,7 +23,7 @@ AHEAD_BATCHES: Final = 16
 """Segments of this many coming batches are decoded early, as far as there is room for them."""
 
 FETCH_BATCHES: Final = 4
-"""Of this many more the bytes are read, so that no decoding waits for the disk."""
+"""Of this many more the bytes are asked of the disk, so that no decoding waits for it."""
 
 FAR_BATCHES: Final = 96
 """Where the store is far: what this many coming batches need is brought near, into the cache on this disk."""
@@ -68,7 +68,7 @@ class Supply(Protocol):
     """One stream's way to its batches; asked by one thread only."""
 
     def fetch(self, plan: BatchPlan, pool: ThreadPoolExecutor) -> None:
-        """`plan` comes later: have `pool` read what it needs, or where the store is far bring it near. Before `ask`."""
+        """`plan` comes later: ask the disk for what it needs, or have `pool` bring near what is far. Before `ask`."""
 
     def room(self, plan: BatchPlan) -> bool:
         """Whether `plan` can be asked for beside what is held. Always, where nothing that was asked for is held."""
@@ -95,9 +95,8 @@ def stream(
 ) -> Generator[tuple[Position, Batch], None, None]:
     """Assemble `plans` in order, decoding ahead with `threads` threads; the batches do not depend on their number.
 
-    requests: of a store that is far, how many may be on their way at once; 0: it is near. As many threads as decode
-    read the bytes; one more asks, gathers, and hands over at most `READY_BATCHES`. Errors of all threads are raised
-    here.
+    requests: of a store that is far, how many may be on their way at once; 0: it is near. One more thread asks,
+    gathers, and hands over at most `READY_BATCHES`. Errors of all threads are raised here.
     """
     ready: queue.Queue[tuple[Position, Batch] | _Failed | None] = queue.Queue(READY_BATCHES)
     stop = threading.Event()

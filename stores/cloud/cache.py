@@ -248,6 +248,9 @@ class CachedStorage:
         with self._guard:
             return self._turns.setdefault((content, offset, size), threading.Lock())
 
+    def advise(self, name: str, offset: int, size: int) -> None:
+        """Nothing: `fetch` brings bytes near."""
+
     def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
         self.inner.read_into(name, offset, views)
 

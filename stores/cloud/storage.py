@@ -34,6 +34,8 @@ PIECE: Final = 1 << 18
 """Bytes read at once when hashing: small enough to stay in the processor's cache."""
 SILENT_SECONDS: Final = 60.0
 """A web server that sends nothing for so long is taken for gone, as an S3 is; aiohttp alone would wait five minutes."""
+ADVISED: Final = 1 << 17
+"""Bytes that a system begins to read when it is asked, at least; of more, some leave the rest."""
 REMOTE_PIECE: Final = 8 * PIECE
 """The same, where each piece is a request."""
 
@@ -61,6 +63,9 @@ class Storage(Protocol):
 
     def read_into(self, name: str, offset: int, views: Sequence[memoryview]) -> None:
         """Fill `views` one after the other from `offset` on. Raises as `read_range`."""
+
+    def advise(self, name: str, offset: int, size: int) -> None:
+        """These bytes will be read soon: a disk may begin to. Returns at once, and raises nothing."""
 
     def pieces(self, name: str) -> Iterator[bytes | memoryview]:
         """The whole object in pieces of bounded size, for hashing: each is gone with the next. Raises StoreMissing."""
@@ -125,6 +130,16 @@ class LocalStorage:
             raise StoreCorrupt(
                 f"{self.root}: {name}: expected {wanted} bytes from {offset}, got {got}: the file is shorter"
             )
+
+    def advise(self, name: str, offset: int, size: int) -> None:
+        def ask(descriptor: int) -> int:
+            for at in range(offset, offset + size, ADVISED):
+                os.posix_fadvise(descriptor, at, min(ADVISED, offset + size - at), os.POSIX_FADV_WILLNEED)
+            return 0
+
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError, NotAFile):  # who reads says what is wrong
+                self._handles.read(name, ask)
 
     def pieces(self, name: str) -> Iterator[memoryview]:
         # One buffer for all pieces: it stays in the processor's cache, and no memory is asked for on the way.
@@ -254,6 +269,9 @@ class RemoteStorage:
         for view in views:
             view[:] = data[at : at + len(view)]
             at += len(view)
+
+    def advise(self, name: str, offset: int, size: int) -> None:
+        """Nothing lies on a disk here."""
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """By ranges, so that a connection that breaks costs one of them; whole where the server knows no ranges."""

@@ -1,5 +1,6 @@
 """The reader gives back what went in, from a folder and from memory, and raises on any damage."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import zarr
 
+import stores.cloud.storage
 from stores.cloud.storage import LocalStorage, RemoteStorage
+from stores.disk import handles
 from stores.errors import StaleKey, StoreCorrupt, StoreError, StoreMissing, UsageError
 from stores.reader import Store
 from stores.shards import read_segment
@@ -38,6 +41,36 @@ def store(request, made) -> Store:
         return Store.open(made[0])
     _upload(made[0], "memory://bucket/tiny")
     return Store.open("memory://bucket/tiny")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")
+def test_a_disk_is_asked_for_a_segment_before_it_is_read(
+    made: tuple[Path, list[MadeEpisode]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all its bytes and no others, in pieces; who reads it says what is wrong with it."""
+    asked: list[tuple[str, int, int]] = []
+
+    def advised(descriptor: int, offset: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append((os.readlink(f"/proc/self/fd/{descriptor}"), offset, size))
+
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    monkeypatch.setattr(stores.cloud.storage, "ADVISED", 1000)
+    store = Store.open(made[0])
+    row = {name: column[1] for name, column in store.segment_columns.items()}
+    store.fetch_segment(1)
+    assert {path for path, _, _ in asked} == {str(made[0] / row["shard"])}
+    stops = [offset + size for _, offset, size in asked]
+    assert [row["offset"], *stops[:-1]] == [offset for _, offset, _ in asked]
+    assert stops[-1] == row["offset"] + row["size"]
+    assert len(asked) == -(-row["size"] // 1000)
+
+    absent = Store.open(made[0])
+    monkeypatch.setattr(absent.storage, "root", str(made[0] / "nowhere"))
+    monkeypatch.setattr(absent.storage, "_handles", handles.Handles(str(made[0] / "nowhere")))
+    absent.fetch_segment(1)
+    with pytest.raises(StoreMissing):
+        absent.read_segment(1)
 
 
 def test_every_transition_comes_back(store: Store, made) -> None:
