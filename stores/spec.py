@@ -4,7 +4,7 @@ It travels in every store, checkpoint and bundle. Two that differ refuse each ot
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -143,15 +143,17 @@ class ObsSpec:
         return tuple(number for number, found in enumerate(kinds) if found == kind)
 
     def slice_of(self, name: str) -> slice:
-        """Where the action's or the robot state's field `name` is. Raises UsageError when there is none."""
-        parts: tuple[tuple[StateField | ActionField, ...], ...] = (self.action, self.robot_state)
-        for fields in parts:
-            start = 0
-            for field in fields:
-                if field.name == name:
-                    return slice(start, start + field.width)
-                start += field.width
-        raise UsageError(f"obs spec: no field {name!r}")
+        """Where the action's or the robot state's field `name` is; of a name that both have, the action's. Raises
+        UsageError when there is none.
+        """
+        return _place(self.action, name) or self.state_slice_of(name)
+
+    def state_slice_of(self, name: str) -> slice:
+        """Where the robot state's field `name` is. Raises UsageError when there is none."""
+        place = _place(self.robot_state, name)
+        if place is None:
+            raise UsageError(f"obs spec: no field {name!r}")
+        return place
 
     def sized(self, sizes: tuple[tuple[int, int], ...]) -> "ObsSpec":
         """The same with other (height, width) of the cameras."""
@@ -221,6 +223,15 @@ def _checked(data: Any, kind: type[Any], where: str) -> dict[str, Any]:
 
 def _dims(field: ActionField) -> tuple[str, ...]:
     return field.dims or _numbered(field.name, field.width)
+
+
+def _place(fields: Iterable[StateField | ActionField], name: str) -> slice | None:
+    start = 0
+    for field in fields:
+        if field.name == name:
+            return slice(start, start + field.width)
+        start += field.width
+    return None
 
 
 def _numbered(name: str, width: int) -> tuple[str, ...]:

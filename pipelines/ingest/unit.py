@@ -226,7 +226,7 @@ def encode_episode(episode: Episode, settings: UnitSettings) -> tuple[dict[str, 
 
 def joints(state: NDArray[np.float32], spec: ObsSpec) -> NDArray[np.float32]:
     """What of the robot states [T, R] are angles [rad], [T, J]; where nothing is, one column that stands still."""
-    angles = [spec.slice_of(field.name) for field in spec.robot_state if field.unit == "rad"]
+    angles = [spec.state_slice_of(field.name) for field in spec.robot_state if field.unit == "rad"]
     return np.concatenate([state[:, place] for place in angles] or [np.zeros((len(state), 1), np.float32)], axis=1)
 
 

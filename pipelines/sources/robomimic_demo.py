@@ -68,7 +68,7 @@ def read_demo(
             raise SourceError(f"alignment: this demonstration shows otherwise than the file's {facts['alignment']!r}")
         action = action[1:] if facts["alignment"] == AFTER else action
         if reading is not None and keys.fingers is not None:
-            fingers = state[:, keys.spec.slice_of(keys.name_of(keys.fingers))]
+            fingers = state[:, keys.spec.state_slice_of(keys.name_of(keys.fingers))]
             action = np.concatenate([action[:, :-1], gripper.convert(action[:, -1], reading)[:, None]], axis=1)
             gripper.require_agreement(action[:, -1], fingers)
 

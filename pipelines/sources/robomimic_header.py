@@ -93,7 +93,7 @@ def _gather(
             aligned = shown_alignment(rows, len(episode.robot_state), keys)
             found["alignment"] += [] if aligned is None else [aligned]
             if keys.fingers is not None:
-                fingers = episode.robot_state[:, keys.spec.slice_of(keys.name_of(keys.fingers))]
+                fingers = episode.robot_state[:, keys.spec.state_slice_of(keys.name_of(keys.fingers))]
                 action = episode.action[1:] if aligned == AFTER else episode.action
                 found["gripper"].append(asdict(gripper.see(action[:, -1], fingers)))
             if looked_at:

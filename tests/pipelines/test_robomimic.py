@@ -141,6 +141,20 @@ def test_a_spec_file_names_entries(tmp_path: Path) -> None:
     assert set(store.episode_columns["instruction"]) == {"can to the bin"}
 
 
+def test_a_gripper_that_is_called_as_its_command_shows_which_command_closes(tmp_path: Path) -> None:
+    def turn(data: h5py.Group) -> None:
+        for demo in data.values():
+            demo["actions"][:, 6] = -demo["actions"][:, 6]
+
+    path = write_robomimic(tmp_path / "raw/can.hdf5", change=turn)
+    state = "{joints: {key: robot0_joint_pos, unit: rad}, gripper: robot0_gripper_qpos}"
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("{hand: {key: robot0_eef_pos, unit: m}}", state))
+    notes = " ".join(run(path, fields=read_fields(tmp_path / "spec.yaml")).notes)
+    assert "gripper: -1 closes, +1 opens, as its fingers say; converted" in notes
+    world = gripped(make_world(0, steps=20))
+    np.testing.assert_array_equal(Store.open(tmp_path / "raw/store").frames["action"][:20, 6], world.actions[:, 6])
+
+
 def test_a_whole_obs_spec_is_a_spec_file_too(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "raw/can.hdf5")
     run(path)

@@ -25,6 +25,15 @@ def test_libero_is_as_documented() -> None:
         LIBERO.slice_of("lift")
 
 
+def test_a_name_that_action_and_robot_state_share_is_found_in_either() -> None:
+    grippers = (StateField("joints", 7, "rad"), StateField("gripper", 2, "m"))
+    spec = dataclasses.replace(LIBERO, robot_state=grippers)
+    assert (spec.slice_of("gripper"), spec.state_slice_of("gripper")) == (slice(6, 7), slice(7, 9))
+    assert spec.slice_of("joints") == spec.state_slice_of("joints") == slice(0, 7)
+    with pytest.raises(UsageError, match="no field 'rotation'"):
+        spec.state_slice_of("rotation")
+
+
 def test_it_comes_back_from_json_and_yaml(tmp_path: Path) -> None:
     assert ObsSpec.from_dict(LIBERO.to_dict()) == LIBERO
     path = tmp_path / "spec.yaml"

@@ -143,7 +143,7 @@ def parse_indices(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if ends is None:
+        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
             raise UnknownTask(f"tasks: expected numbers and ranges such as 0-2,5; got {text!r}")
         found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
     return found
