@@ -235,6 +235,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
+        gc.freeze()
         reader = Reader(CALLS)
         os.write(write, str(reader.call("pid", None)).encode())
         os.kill(os.getpid(), signal.SIGKILL)
