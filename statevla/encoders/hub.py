@@ -38,10 +38,12 @@ def usable(say: Callable[[str], str]) -> Iterator[None]:
     """Raise what loading a model raises as one UsageError, `say` of its reason.
 
     The files are anybody's: a broken one makes a library raise whatever it stumbles over (JSON, safetensors, a key, a
-    type), of no common kind.
+    type), of no common kind. What weights are missing, who loads asks; the library's own report lists those, too, that
+    a part of a model has no use for, as if something were wrong.
     """
     try:
-        yield
+        with _without_reports():
+            yield
     except (StateVLAError, MemoryError):
         raise
     except Exception as error:
@@ -49,3 +51,15 @@ def usable(say: Callable[[str], str]) -> Iterator[None]:
         plain = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
         reason = type(error).__name__ if not lines else lines[0] if plain else f"{type(error).__name__}: {lines[0]}"
         raise UsageError(say(reason)) from error
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

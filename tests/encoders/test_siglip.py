@@ -1,6 +1,8 @@
 """The SigLIP loader: its own mean, std and size, frozen, on a small randomly initialised tower saved by the test."""
 
+import io
 import json
+from logging import StreamHandler
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers.utils import logging
 
 from pipelines.derive.features import _load
 from statevla.encoders.preprocessing import Preprocessing, resize
@@ -91,3 +94,18 @@ def test_a_broken_file_of_the_model_is_one_clear_error(tmp_path: Path, file: str
     if file != "preprocessor_config.json" and file != "model.safetensors":
         with pytest.raises(UsageError, match=f"--encoder {tmp_path}/tower|model.vision siglip"):
             _load(str(tmp_path / "tower"), "cpu")
+
+
+def test_weights_that_have_no_use_are_no_warning(tmp_path: Path) -> None:
+    """The pooling head is left out on purpose; a list of its weights reads as if the features were not the model's."""
+    folder, told = str(save_small_siglip(tmp_path / "siglip")), io.StringIO()
+    handler = StreamHandler(told)
+    logging.set_verbosity_warning()
+    logging.add_handler(handler)
+    try:
+        logging.get_logger("transformers").warning("heard")
+        load_siglip(folder)
+    finally:
+        logging.remove_handler(handler)
+    assert told.getvalue() == "heard\n"
+    assert logging.get_verbosity() == logging.WARNING
