@@ -48,6 +48,8 @@ _ERRORS: Final = {
 }
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
+_FORKING: Final = threading.Lock()
+
 Call = Callable[[Any], Any]
 
 
@@ -156,17 +158,7 @@ class Reader:
         child_in, requests = os.pipe()
         answers, child_out = os.pipe()
         parent = os.getpid()
-        # What this process has forgotten is its own to end, never the child's: an object of a library that has threads
-        # (PyAV's scaler) waits for them at its end, in the child for ever.
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            pid = os.fork()
-            if not pid:
-                gc.freeze()
-        finally:
-            if collects:
-                gc.enable()
+        pid = _fork()
         if pid:
             os.close(child_in)
             os.close(child_out)
@@ -204,6 +196,22 @@ class Reader:
             return "OSError", [error.errno, error.strerror or str(error), error.filename and str(error.filename)]
         except Exception:
             return "RuntimeError", f"while reading sources:\n{traceback.format_exc()}"
+
+
+def _fork() -> int:
+    """As `os.fork`. What this process has forgotten is its own to end, never the child's: an object of a library that
+    has threads (PyAV's scaler) waits for them at its end, in the child for ever.
+    """
+    with _FORKING:  # of two threads at once, one would find collection switched off by the other, and leave it so
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            if not (pid := os.fork()):
+                gc.freeze()
+        finally:
+            if collects:
+                gc.enable()
+    return pid
 
 
 class _Silent(Exception):

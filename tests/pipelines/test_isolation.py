@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,18 @@ def test_what_the_parent_forgot_does_not_end_in_the_child() -> None:
             assert reader.call("collect", None) is True
     finally:
         gc.enable()
+
+
+def test_readers_that_begin_together_leave_collection_on() -> None:
+    def begin() -> None:
+        for _ in range(10):
+            with Reader({"collects": lambda _: gc.isenabled()}) as reader:
+                assert reader.call("collects", None)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(begin) for _ in range(4)]:
+            done.result()
+    assert gc.isenabled()
 
 
 def test_poison_is_what_kills_twice(reader: Reader) -> None:
