@@ -15,8 +15,9 @@ from pipelines.ingest.entries import find_sources, other_entries, require_target
 from pipelines.ingest.plan import NAME_LIMIT, Unit, plan_units, require_fitting, stem_of
 from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import DETECT
-from pipelines.sources.evidence import Told, gathered
+from pipelines.sources.evidence import OPENGL, Told, gathered
 from pipelines.sources.fields import Fields
+from pipelines.sources.gripper import HIGH_OPENS
 from pipelines.sources.masks import ASK
 from pipelines.sources.reading import inspect_source, recognize_sources, sample_source
 from pipelines.sources.source import SourceFile
@@ -137,6 +138,19 @@ class IngestPlan:
         return sum(self.files[unit.file].episodes[demo].rows for demo in unit.demos)
 
 
+def _require_as_stored(told: Told, name: str) -> None:
+    """Raise UsageError where pictures or commands of a format that keeps them are said to be the other way round."""
+    for flag, value, other, kept in (
+        ("gripper", told.gripper, HIGH_OPENS, "binary actions are kept as they are, -1 opens, +1 closes"),
+        ("image-convention", told.image_convention, OPENGL, "pictures are kept as they are, upright"),
+    ):
+        if value == other:
+            raise UsageError(
+                f"--{flag} {value}: of format {name} {kept}, and nothing turns them round; do that in the dataset, and "
+                f"leave --{flag} out"
+            )
+
+
 def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     """List the source, read every file's header (in a child process, when isolated), cut units. Writes nothing.
 
@@ -153,6 +167,8 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
         raise UsageError(
             f"--spec: files of format {name} say which entries are which; expected an obs_spec as it is in a manifest"
         )
+    if getattr(source, "as_stored", False):
+        _require_as_stored(config.told, name)
     refused, beside = other_entries(config.source, paths, source.suffixes)
     inspected: dict[str, SourceFile] = {}
     for path in paths:

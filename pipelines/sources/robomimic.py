@@ -27,7 +27,7 @@ from pipelines.sources.gripper import Grip, Reading
 from pipelines.sources.orientation import Look
 from pipelines.sources.robomimic_demo import ATTRIBUTES, parts_of, read_demo
 from pipelines.sources.robomimic_header import inspect
-from pipelines.sources.robomimic_keys import PICTURE, environment, keys_of, shapes_of
+from pipelines.sources.robomimic_keys import PICTURE, ends_with_gripper, environment, keys_of, shapes_of
 from pipelines.sources.source import Episode, SourceFile, Verdict
 from pipelines.sources.texts import near_identical
 from stores.errors import SourceError
@@ -134,6 +134,14 @@ def _reading(
     if mine is not None and together is not None:
         reading, note = gripper.decide(mine, together, told.gripper, header.name)
         notes += [] if note is None else [note]
+    elif header.spec.binary and not ends_with_gripper(header.spec):
+        named = ", ".join(header.spec.action_names[column] for column in header.spec.binary)
+        if told.gripper == gripper.HIGH_OPENS:
+            raise SourceError(
+                f"{header.name}: --gripper {told.gripper} is of one gripper whose command is the last number of an "
+                f"action, got the binary numbers {named}, which stay as they are; turn them round in the file"
+            )
+        notes.append(f"{named} taken as -1 opens, +1 closes; nothing shows it")
     read = None if reading is None else {**asdict(reading), "text": reading.text}
     return {"alignment": aligned, "image_convention": convention, "gripper": read}, notes
 

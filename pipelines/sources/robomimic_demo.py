@@ -67,10 +67,9 @@ def read_demo(
         if checked and shown_alignment(demo, rows, keys) not in (None, facts["alignment"]):
             raise SourceError(f"alignment: this demonstration shows otherwise than the file's {facts['alignment']!r}")
         action = action[1:] if facts["alignment"] == AFTER else action
-        if reading is not None and keys.fingers is not None:
-            fingers = state[:, keys.spec.state_slice_of(keys.name_of(keys.fingers))]
+        if reading is not None:
             action = np.concatenate([action[:, :-1], gripper.convert(action[:, -1], reading)[:, None]], axis=1)
-            gripper.require_agreement(action[:, -1], fingers)
+            gripper.require_agreement(action[:, -1], fingers_of(state, keys))
 
     def images(camera: str, start: int, stop: int, into: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         with hdf5.reporting(f"{where}, frames {start} to {stop}"):
@@ -78,6 +77,13 @@ def read_demo(
 
     sizes = tuple((int(item.shape[1]), int(item.shape[2])) for item in pictures.values())
     return Episode(name, state, action.astype(np.float32), facts["alignment"], sizes, images)
+
+
+def fingers_of(state: NDArray[np.float32], keys: Keys) -> NDArray[np.float32]:
+    """Positions [T, fingers] of the one gripper's, of a robot state [T, *]; where it has none, such as never move."""
+    if keys.fingers is None:
+        return np.zeros((len(state), 1), np.float32)
+    return state[:, keys.spec.state_slice_of(keys.name_of(keys.fingers))]
 
 
 def parts_of(keys: Keys) -> list[str]:

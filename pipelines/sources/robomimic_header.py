@@ -17,8 +17,15 @@ from pipelines.sources.fields import told_fields
 from pipelines.sources.libero_demo import read_hand
 from pipelines.sources.libero_header import drop_astray, read_masks
 from pipelines.sources.orientation import Look
-from pipelines.sources.robomimic_demo import read_demo, shown_alignment
-from pipelines.sources.robomimic_keys import Keys, cameras_of, environment, find_keys, instruction_of
+from pipelines.sources.robomimic_demo import fingers_of, read_demo, shown_alignment
+from pipelines.sources.robomimic_keys import (
+    Keys,
+    cameras_of,
+    ends_with_gripper,
+    environment,
+    find_keys,
+    instruction_of,
+)
 from pipelines.sources.source import Episode, EpisodeHead, SourceFile
 from stores.errors import SourceError
 
@@ -92,10 +99,9 @@ def _gather(
             episode = read_demo(file, demo, keys, {"alignment": BEFORE, "image_convention": UPRIGHT}, None, False)
             aligned = shown_alignment(rows, len(episode.robot_state), keys)
             found["alignment"] += [] if aligned is None else [aligned]
-            if keys.fingers is not None:
-                fingers = episode.robot_state[:, keys.spec.state_slice_of(keys.name_of(keys.fingers))]
+            if ends_with_gripper(keys.spec):
                 action = episode.action[1:] if aligned == AFTER else episode.action
-                found["gripper"].append(asdict(gripper.see(action[:, -1], fingers)))
+                found["gripper"].append(asdict(gripper.see(action[:, -1], fingers_of(episode.robot_state, keys))))
             if looked_at:
                 found["looks"].append(asdict(_look(episode, keys.spec.camera_names[0], hand)))
     return found, refused

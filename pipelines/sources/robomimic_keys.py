@@ -50,11 +50,16 @@ class Keys:
     def fingers(self) -> str | None:
         """The key of the one gripper's two fingers, where there is one gripper and it is the last of the action."""
         keys = [key for key in self.state if key.endswith("gripper_qpos")]
-        return keys[0] if len(keys) == 1 and self.spec.binary == (self.spec.action_dim - 1,) else None
+        return keys[0] if len(keys) == 1 and ends_with_gripper(self.spec) else None
 
     def name_of(self, key: str) -> str:
         """The robot state's field that `key` is."""
         return self.spec.robot_state[self.state.index(key)].name
+
+
+def ends_with_gripper(spec: ObsSpec) -> bool:
+    """Whether the last number of an action is a gripper's command, and no other one is."""
+    return spec.binary == (spec.action_dim - 1,)
 
 
 def cameras_of(demo: h5py.Group, keys: Keys) -> dict[str, hdf5.Rows]:

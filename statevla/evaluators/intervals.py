@@ -10,7 +10,7 @@ from statistics import NormalDist
 from stores.errors import UsageError
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int | float, trials: int | float, confidence: float = 0.95) -> tuple[float, float]:
     """Bounds in [0, 1] of the success rate behind ``successes`` of ``trials``; (0, 1) when nothing was tried.
 
     Raises:

@@ -37,10 +37,14 @@ class Paired(NamedTuple):
 
 def difference(pairs: Paired) -> tuple[float, tuple[float, float]] | None:
     """Rate of the first minus rate of the second, in [-1, 1], and its 95% interval; None without trials."""
-    n = pairs.trials
-    if n == 0:
-        return None
-    both, first, second, neither = pairs
+    return None if pairs.trials == 0 else _difference(*pairs)
+
+
+def _difference(
+    both: int | float, first: int | float, second: int | float, neither: int | float
+) -> tuple[float, tuple[float, float]]:
+    """Of counts that may be expected ones, not whole."""
+    n = both + first + second + neither
     p, q = (both + first) / n, (both + second) / n
     (p_low, p_high), (q_low, q_high) = wilson(both + first, n), wilson(both + second, n)
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
@@ -64,22 +68,28 @@ def trials_to_decide(pairs: Paired) -> int | None:
     if pairs.trials == 0 or pairs.first == pairs.second:
         return None
     low, high = 1.0, float(MOST_TIMES)
-    if not decided(_scaled(pairs, high)):
+    if not _leaves_out_0(_difference(*_scaled(pairs, high))):
         return None
     while high - low > 0.01:
         middle = (low + high) / 2
-        low, high = (low, middle) if decided(_scaled(pairs, middle)) else (middle, high)
+        low, high = (low, middle) if _leaves_out_0(_difference(*_scaled(pairs, middle))) else (middle, high)
     return math.ceil((high - 1) * pairs.trials)
 
 
 def decided(pairs: Paired) -> bool:
     """Whether the interval of the difference leaves out 0."""
     found = difference(pairs)
-    return found is not None and not found[1][0] <= 0 <= found[1][1]
+    return found is not None and _leaves_out_0(found)
 
 
-def _scaled(pairs: Paired, times: float) -> Paired:
-    return Paired(*(round(count * times) for count in pairs))
+def _leaves_out_0(found: tuple[float, tuple[float, float]]) -> bool:
+    return not found[1][0] <= 0 <= found[1][1]
+
+
+def _scaled(pairs: Paired, times: float) -> tuple[float, float, float, float]:
+    """Not rounded: of few trials whole numbers are other proportions."""
+    both, first, second, neither = pairs
+    return both * times, first * times, second * times, neither * times
 
 
 def _combine(one: float, other: float, phi: float) -> float:

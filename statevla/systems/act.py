@@ -250,10 +250,12 @@ def eyes(options: ActOptions, config: Config, given: Given) -> TowerVision | Res
 
 
 def convolved(stem: nn.Module) -> list[nn.Module]:
-    """The parts of a stem that may compute in bfloat16: of a ResNet all but its norms."""
+    """The parts of a stem that may compute in bfloat16: of a ResNet all but its batch norms. Group norms go along:
+    CUDA's take no float32 weights beside bfloat16.
+    """
     if not isinstance(stem, ResNetStem):
         return [stem]
-    return [part for part in stem.modules() if isinstance(part, nn.Conv2d)]
+    return [part for part in stem.modules() if isinstance(part, nn.Conv2d | nn.GroupNorm)]
 
 
 def build(config: Config, given: Given) -> ActPolicy:

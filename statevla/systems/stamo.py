@@ -289,6 +289,8 @@ def build(config: Config, given: Given) -> StamoModel:
 def build_states(config: Config, given: Given) -> StamoModel:
     """As `build`, for who wants states alone: whatever has painted them, nothing pretrained is loaded for that."""
     options: StamoOptions = config.section("stamo")
+    if options.decoder_width % options.heads:  # of sd3, which has none of its own
+        options = dataclasses.replace(options, decoder_width=8 * options.heads)
     if options.decoder != PIXEL:
         options = dataclasses.replace(options, decoder=PIXEL, patch_size=options.image_size // 8)
     return StamoModel(options, given.spec, _tower(config, given))

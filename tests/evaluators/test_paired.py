@@ -51,3 +51,11 @@ def test_trials_that_would_decide() -> None:
     assert trials_to_decide(Paired(20, 25, 0, 5)) == 0
     assert trials_to_decide(Paired(40, 3, 3, 4)) is None
     assert trials_to_decide(Paired(0, 0, 0, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "more"), [((1, 1, 4, 2), 8), ((0, 3, 1, 4), 23), ((0, 3, 8, 9), 14), ((40, 6, 3, 1), 149)]
+)
+def test_trials_that_would_decide_keep_the_proportions_of_few(counts: tuple[int, int, int, int], more: int) -> None:
+    """Wanted: from Newcombe's formulas by themselves, of parts of trials too."""
+    assert trials_to_decide(Paired(*counts)) == pytest.approx(more, abs=1)

@@ -155,6 +155,51 @@ def test_a_gripper_that_is_called_as_its_command_shows_which_command_closes(tmp_
     np.testing.assert_array_equal(Store.open(tmp_path / "raw/store").frames["action"][:20, 6], world.actions[:, 6])
 
 
+def without_fingers(data: h5py.Group) -> None:
+    for demo in data.values():
+        del demo["obs/robot0_gripper_qpos"]
+
+
+def from_zero(data: h5py.Group) -> None:
+    """As RLDS has it: 1 opens, 0 closes."""
+    without_fingers(data)
+    for demo in data.values():
+        demo["actions"][:, 6] = (1 - demo["actions"][:, 6]) / 2
+
+
+def test_a_gripper_that_no_fingers_show_is_told_or_assumed_and_said(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "raw/can.hdf5", change=without_fingers)
+    world = gripped(make_world(0, steps=20))
+    for told, sign, said in (
+        ("detect", 1, "taken as -1 opens, +1 closes (--gripper high-opens says otherwise)"),
+        ("high-opens", -1, "-1 closes, +1 opens, as --gripper high-opens say; converted"),
+    ):
+        notes = " ".join(run(path, gripper=told).notes)
+        assert said in notes
+        action = Store.open(tmp_path / "raw/store").frames["action"][:20, 6]
+        np.testing.assert_array_equal(action, sign * world.actions[:, 6])
+    write_robomimic(path, change=from_zero)
+    with pytest.raises(SourceError, match=r"commands are 0 to 1, and the fingers do not show .* --gripper high-closes"):
+        run(path)
+    run(path, gripper="high-opens")
+    action = Store.open(tmp_path / "raw/store").frames["action"][:20, 6]
+    np.testing.assert_array_equal(action, world.actions[:, 6])
+
+
+def second_arm(data: h5py.Group) -> None:
+    for demo in data.values():
+        both = np.concatenate([demo["actions"][:], demo["actions"][:]], axis=1)
+        del demo["actions"]
+        demo["actions"] = both
+
+
+def test_several_grippers_stay_as_they_are_and_it_is_said(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "raw/two.hdf5", change=second_arm)
+    assert "two.hdf5: gripper_0, gripper_1 taken as -1 opens, +1 closes" in " ".join(run(path).notes)
+    with pytest.raises(SourceError, match=r"--gripper high-opens is of one gripper .* got the binary numbers gri"):
+        run(path, gripper="high-opens")
+
+
 def test_a_whole_obs_spec_is_a_spec_file_too(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "raw/can.hdf5")
     run(path)

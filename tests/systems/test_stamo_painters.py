@@ -18,7 +18,7 @@ from statevla.models.dit import Dit
 from statevla.models.kl_vae import KlVae
 from statevla.runs.files import load_strict
 from statevla.systems.describe import count, describe_system
-from statevla.systems.stamo import StamoModel, build
+from statevla.systems.stamo import StamoModel, build, build_states
 from statevla.systems.system import Given
 from statevla.systems.table import find_system, sections
 from statevla.trainers.trainer import train
@@ -299,6 +299,12 @@ def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UsageError, match=r"diffusers cannot be imported .*: pip install 'statevla\[stamo\]'"):
         load_sd3("anything")
+
+
+def test_states_alone_need_no_decoder_width_that_the_heads_share() -> None:
+    told = ("stamo.decoder=sd3", "stamo.predict=v", "stamo.heads=6", "stamo.width=96", "stamo.decoder_width=128")
+    model = build_states(load_config("tiny", None, told, sections()), Given())
+    assert model.state(batch(2).obs).shape == (2, *model.state_shape)
 
 
 def test_patches_that_move_weigh_more_and_all_weigh_one_on_average() -> None:

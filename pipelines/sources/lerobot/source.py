@@ -57,6 +57,8 @@ class LeRobotSource:
     format: Final = 1
     suffixes: Final = ()
     takes_fields: Final = True
+    as_stored: Final = True
+    """Whether pictures and binary actions stay the way round that they are."""
 
     def is_dataset(self, folder: Path) -> bool:
         """Whether `folder` has what every LeRobot dataset has."""
