@@ -32,10 +32,6 @@ MEMORY_NEEDED: Final = 2**30
 """Bytes of address space that sound demonstrations never exceed (`pipelines.sources.hdf5.READ_LIMIT` bounds a read)."""
 IDLE: Final = 0.1
 """Share of its silence in which a child must have worked for its file to be what holds it up; else the disk is."""
-PATIENCE: Final = 5
-"""Silences that a child which does not work is waited for: a disk or a server that answers late answers no sooner to
-another child.
-"""
 OWN_DEATHS: Final = 2
 """Times that a demonstration must kill the process that reads it to be quarantined."""
 OUTSIDE_DEATHS: Final = 3
@@ -74,6 +70,7 @@ class Reader:
         self._silence = SILENCE_SECONDS if silence is None else silence
         self._pulse = pulse.Pulse()
         self._child: tuple[int, int, int] | None = None
+        self._spent = 0.0
 
     def call(self, name: str, argument: Any) -> Any:
         """The answer of function `name`. What it raises is raised here; ReaderDied when the child ended instead."""
@@ -84,13 +81,12 @@ class Reader:
             answer = _receive(answers, self._wait)
         except BrokenPipeError:
             answer = None
-        except _Silent as silent:
+        except _Silent:
+            waiting = _processor_seconds(pid) - self._spent < IDLE * self._silence
             self.kill()
             _, item = self._pulse.read()
-            reason = f"no progress for {silent.seconds:g} seconds; the process reading it was stopped"
-            if silent.waiting:
-                reason += " while it waited for the disk"
-            raise ReaderDied(reason, item, silent.waiting) from None
+            reason = f"no progress for {self._silence:g} seconds; the process reading it was stopped"
+            raise ReaderDied(f"{reason} while it waited for the disk" if waiting else reason, item, waiting) from None
         except BaseException:
             self.kill()
             raise
@@ -121,23 +117,16 @@ class Reader:
         self.kill()
 
     def _wait(self, descriptor: int) -> None:
-        """Return when there is something to read. Raises _Silent of a child that works and does not get on, or that
-        has waited too long.
-        """
+        before = -1
         assert self._child is not None
-        pid, before, idle = self._child[0], -1, 0
         while True:
-            spent = _processor_seconds(pid)
+            self._spent = _processor_seconds(self._child[0])
             if select.select([descriptor], [], [], self._silence)[0]:
                 return
             beats, _ = self._pulse.read()
-            if beats != before:
-                before, idle = beats, 0
-                continue
-            waiting = _processor_seconds(pid) - spent < IDLE * self._silence
-            idle += 1
-            if not waiting or idle == PATIENCE:
-                raise _Silent(self._silence * idle, waiting)
+            if beats == before:
+                raise _Silent
+            before = beats
 
     def _obituary(self, pid: int) -> ReaderDied:
         _, item = self._pulse.read()
@@ -215,11 +204,7 @@ def _fork() -> int:
 
 
 class _Silent(Exception):
-    """No sign of life for `seconds`; `waiting`: the processor had little to do for it."""
-
-    def __init__(self, seconds: float, waiting: bool) -> None:
-        super().__init__()
-        self.seconds, self.waiting = seconds, waiting
+    """No sign of life."""
 
 
 def _processor_seconds(pid: int) -> float:

@@ -1,6 +1,6 @@
 """Reading bytes by name from a folder or from any fsspec URL. Nothing here writes (`stores.cloud.conditional` does).
 
-A name is a path below the root with ``/``. Handles stay open between calls of `Storage.read_into` alone.
+A name is a path below the root with ``/``. Handles stay open between calls of `Storage.read_into` and `advise`.
 
 What `stores.cloud.publish` put at a URL lies in a folder of its own; ``manifest.json`` is then a *pointer* to it, which
 `open_storage` follows once: a reader stays with the store that it opened.
@@ -81,7 +81,7 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A folder on a local (or mounted) file system: `pread` on a handle opened for the call, or (`read_into`) kept."""
+    """A folder on a local (or mounted) file system: `pread` on a handle opened for the call, or kept."""
 
     def __init__(self, root: Path | str) -> None:
         self.root, self.lists = str(root), True

@@ -1,5 +1,5 @@
 """Files that stay open from read to read: the system reads ahead of a descriptor that is read on, and forgets at its
-close how far it had come (a file that is not in memory is read a tenth to a quarter faster, docs/log.md).
+close how far it had come (a file that is not in memory is read a fifth faster, docs/log.md).
 """
 
 import errno
