@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
+import stores.cloud.storage
 from stores import arrays
 from stores.errors import StoreCorrupt, StoreMissing, UsageError
 from stores.sharded import ShardedSpec, aligned, create, open_sharded, write_shard
@@ -134,6 +135,12 @@ def test_a_read_that_the_system_gives_in_parts_is_whole(
         return len(data)
 
     monkeypatch.setattr(os, "preadv", preadv)
+    assert np.array_equal(open_sharded(tmp_path, "a").read(0, 23), rows)
+
+
+def test_more_chunks_than_a_call_of_the_system_takes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write(tmp_path)
+    monkeypatch.setattr(stores.cloud.storage, "IOV_MAX", 3)  # of two chunks with their checksums
     assert np.array_equal(open_sharded(tmp_path, "a").read(0, 23), rows)
 
 
