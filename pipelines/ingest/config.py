@@ -17,7 +17,6 @@ from pipelines.ingest.unit import UnitSettings
 from pipelines.sources.alignment import DETECT
 from pipelines.sources.evidence import OPENGL, Told, gathered
 from pipelines.sources.fields import Fields
-from pipelines.sources.gripper import HIGH_OPENS
 from pipelines.sources.masks import ASK
 from pipelines.sources.reading import inspect_source, recognize_sources, sample_source
 from pipelines.sources.source import SourceFile
@@ -139,16 +138,12 @@ class IngestPlan:
 
 
 def _require_as_stored(told: Told, name: str) -> None:
-    """Raise UsageError where pictures or commands of a format that keeps them are said to be the other way round."""
-    for flag, value, other, kept in (
-        ("gripper", told.gripper, HIGH_OPENS, "binary actions are kept as they are, -1 opens, +1 closes"),
-        ("image-convention", told.image_convention, OPENGL, "pictures are kept as they are, upright"),
-    ):
-        if value == other:
-            raise UsageError(
-                f"--{flag} {value}: of format {name} {kept}, and nothing turns them round; do that in the dataset, and "
-                f"leave --{flag} out"
-            )
+    """Raise UsageError where pictures of a format that keeps them are said to be the other way round."""
+    if told.image_convention == OPENGL:
+        raise UsageError(
+            f"--image-convention {OPENGL}: of format {name} pictures are kept as they are, upright, and nothing turns "
+            "them round; do that in the dataset, and leave --image-convention out"
+        )
 
 
 def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:

@@ -148,20 +148,18 @@ def decide(mine: Grip, all_files: Grip, told: str, where: str) -> tuple[Reading,
     return reading, f"{where}: gripper: {reading.text}, as {source} say; converted to -1 opens, +1 closes"
 
 
-def convert(command: NDArray[np.float64], reading: Reading) -> NDArray[np.float64]:
+def convert(
+    command: NDArray[np.float64], reading: Reading, where: str = "key 'actions', gripper"
+) -> NDArray[np.float64]:
     """Commands [A] -> -1 open, +1 close. One exactly in the middle commands nothing: the one before it goes on.
 
     Raises SourceError where the values are not those of the reading.
     """
     low, high = float(command.min()), float(command.max())
     if reading.middle and low < -TOLERANCE:
-        raise SourceError(
-            f"key 'actions', gripper: expected 0 to 1, as in the file's other demonstrations, got {low:g} to {high:g}"
-        )
+        raise SourceError(f"{where}: expected 0 to 1, as in the file's other demonstrations, got {low:g} to {high:g}")
     if not reading.middle and low > -TOLERANCE and low < 0.5 <= high:
-        raise SourceError(
-            f"key 'actions', gripper: expected -1 to +1, as in the file's other demonstrations, got {low:g} to {high:g}"
-        )
+        raise SourceError(f"{where}: expected -1 to +1, as in the file's other demonstrations, got {low:g} to {high:g}")
     sign = np.sign(command - reading.middle)
     given = np.flatnonzero(sign)
     if not len(given):

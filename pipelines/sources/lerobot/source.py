@@ -25,6 +25,7 @@ from pipelines.sources.evidence import Told
 from pipelines.sources.fields import told_fields
 from pipelines.sources.lerobot import videos
 from pipelines.sources.lerobot.clips import Clips
+from pipelines.sources.lerobot.commands import convert_commands, weigh_commands
 from pipelines.sources.lerobot.layout import Layout, layout_of
 from pipelines.sources.lerobot.metadata import (
     EPISODES,
@@ -58,7 +59,7 @@ class LeRobotSource:
     suffixes: Final = ()
     takes_fields: Final = True
     as_stored: Final = True
-    """Whether pictures and binary actions stay the way round that they are."""
+    """Whether pictures stay the way round that they are."""
 
     def is_dataset(self, folder: Path) -> bool:
         """Whether `folder` has what every LeRobot dataset has."""
@@ -91,7 +92,7 @@ class LeRobotSource:
     def open(self, path: Path, facts: Mapping[str, Any], told: Told) -> Iterator["OpenLeRobot"]:
         """See `pipelines.sources.source.Source`."""
         with _naming(path):
-            opened = OpenLeRobot(path, told)
+            opened = OpenLeRobot(path, told, facts)
             if opened.info.digest != facts["features"]:
                 raise SourceTrouble(f"{INFO} was replaced while the dataset was read; run the same command again")
         yield opened
@@ -100,8 +101,8 @@ class LeRobotSource:
 class OpenLeRobot:
     """An open dataset; the Parquet file that was read last stays open."""
 
-    def __init__(self, root: Path, told: Told) -> None:
-        self.root, self._told = root, told
+    def __init__(self, root: Path, told: Told, facts: Mapping[str, Any]) -> None:
+        self.root, self._told, self._facts = root, told, facts
         self.info = read_info(root)
         self._tasks = read_tasks(root)
         self._episodes = Episodes(root, self.info)
@@ -156,7 +157,8 @@ class OpenLeRobot:
     def _numbers(self, data: DataFile, first: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Robot state [T, R] and actions [T, D]."""
         found = data.numbers([*self.layout.state, self.layout.action], first, end)
-        return np.concatenate([found[key] for key, _ in self.layout.state], axis=1), found[self.layout.action[0]]
+        action = convert_commands(found[self.layout.action[0]], self._facts)
+        return np.concatenate([found[key] for key, _ in self.layout.state], axis=1), action
 
     def _images(
         self, row: Row, data: DataFile, first: int, end: int
@@ -222,7 +224,8 @@ def _inspect(root: Path, told: Told) -> SourceFile:
             notes.append(f"{root.name}: {INFO}, {what} declares {said}, {EPISODES} has {came}")
     refused: dict[str, str] = {}
     heads: dict[str, EpisodeHead] = {}
-    for row, fault in _looked_at(root, info, layout, tasks, episodes, notes):
+    moments = {key: Moments() for key, _ in (*layout.state, layout.action)}
+    for row, fault in _looked_at(root, info, layout, tasks, episodes, moments, notes):
         if row.name in heads or row.name in refused:
             heads.pop(row.name, None)
             refused[row.name] = f"{root.name}/{row.name}: {EPISODES} has it more than once"
@@ -239,17 +242,26 @@ def _inspect(root: Path, told: Told) -> SourceFile:
             heads[row.name] = EpisodeHead(row.length, layout.spec.image_sizes, task, instruction)
     parts, out = _split(info, episodes, told.masks, root.name, notes)
     heads = {name: head for name, head in heads.items() if name not in out}
-    evidence = {"codebase_version": info.version, "features": info.digest}
+    commands, remarks = weigh_commands(layout.spec, moments[layout.action[0]].extremes(), told.gripper)
+    notes += [f"{root.name}: {note}" for note in remarks]
+    evidence = {"codebase_version": info.version, "features": info.digest, **commands}
     listed = tuple(sorted(refused.items()))
     return SourceFile(root.name, layout.spec, heads, evidence, parts, listed, tuple(notes))
 
 
 def _looked_at(
-    root: Path, info: Info, layout: Layout, tasks: Mapping[int, str], episodes: Episodes, notes: list[str]
+    root: Path,
+    info: Info,
+    layout: Layout,
+    tasks: Mapping[int, str],
+    episodes: Episodes,
+    moments: Mapping[str, Moments],
+    notes: list[str],
 ) -> Iterator[tuple[Row, str | None]]:
-    """Every episode with what is wrong with it. Adds to `notes` what ``stats.json`` has wrong."""
+    """Every episode with what is wrong with it. Adds what it sees to `moments`, and to `notes` what ``stats.json`` has
+    wrong.
+    """
     keys = [*layout.state, layout.action]
-    moments = {key: Moments() for key, _ in keys}
     clips = Clips(root, info, layout, episodes)
     known = {int(number) for number in episodes.index}
     data: DataFile | None = None
