@@ -23,11 +23,13 @@ from statevla.data.needs import NOW
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
 from statevla.models.monitors import correlation_excess, rank_me, within_episodes
+from statevla.models.standardize import Standardize
 from statevla.policies.prepare import choose_device
 from statevla.runs.files import MODEL, CheckpointState, load_strict, read_state, read_tensors, require_store
 from statevla.runs.layout import evaluation
 from statevla.runs.stores import find_store
 from statevla.systems.find import find_encoder
+from statevla.systems.stamo import StamoModel
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, system_of
 from statevla.systems.temporal_jepa import JepaModel
@@ -51,8 +53,9 @@ ROLLOUT: Final = (1, 2, 4, 8)
 class Frames:
     """States of a split and what stands beside them, in store order.
 
-    z, target: float64 [N, D], of the encoder and of its moving average. values: by name, float64 [N, Y]. episode,
-    frame, task: int64 [N]. actions: float32 [N, K, A] standardized; is_pad: bool [N, K].
+    z, target: float64 [N, D], of the encoder (all its tokens end to end) and of its moving average, if it has one.
+    values: by name, float64 [N, Y]. episode, frame, task: int64 [N]. actions: float32 [N, K, A] standardized; is_pad:
+    bool [N, K].
     """
 
     z: Array
@@ -191,9 +194,13 @@ def rollouts(model: JepaModel, frames: Frames, device: torch.device) -> tuple[Ro
     return tuple(found)
 
 
+Coder = StateEncoder | StamoModel
+"""What makes states of observations."""
+
+
 @torch.no_grad()
 def read_frames(
-    encoder: StateEncoder, model: nn.Module, store: Store, split: str, config: Config, most: int, device: torch.device,
+    coder: Coder, model: nn.Module, store: Store, split: str, config: Config, most: int, device: torch.device,
     places: Places | None = None,
 ) -> Frames:  # fmt: skip
     """About `most` frames of a split, whole batches evenly over it: in store order one task comes after the other.
@@ -203,13 +210,14 @@ def read_frames(
     columns: dict[str, list[NDArray[Any]]] = {}
     instructions = sorted(store.manifest.instructions)
     tasks = np.array([instructions.index(str(text)) for text in store.episode_columns["instruction"]])
-    target = model.target if isinstance(model, JepaModel) else encoder
+    standardize = Standardize("action", store.stats(), store.spec).to(device)
     reader = SplitReader(store, split, ROWS, config.model.action_seq_len, config.data, needs=NOW)
     for batch in reader.batches(0, max(1, -(-int(reader.counts.sum()) // most))):
         obs = batch.obs.to(device)
-        standardize = getattr(model, "standardize_action")  # noqa: B009
+        z = coder.state(obs).flatten(1)
+        target = model.target.state(obs) if isinstance(model, JepaModel) else z
         given = {
-            "z": encoder.state(obs), "target": target.state(obs), "robot_state": batch.obs.robot_state,
+            "z": z, "target": target, "robot_state": batch.obs.robot_state,
             "action": batch.action, "actions": standardize(batch.chunk.to(device)), "is_pad": batch.is_pad,
             "episode": batch.episode, "frame": batch.frame,
         }  # fmt: skip
@@ -258,10 +266,12 @@ def probe_checkpoint(
     require_store(state, store.content_hash, checkpoint, str(store.root))
     config, where = config_of(state, checkpoint), torch.device(device)
     model = _load(state, checkpoint, config, store, where, random)
-    encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, StateEncoder):
-        raise UsageError(f"{checkpoint}: {state.system} has no state encoder to probe; name one of temporal_jepa's")
-    train, test = (read_frames(encoder, model, store, split, config, most, where, places) for split in ("train", "val"))
+    coder = model if isinstance(model, StamoModel) else getattr(model, "encoder", None)
+    if not isinstance(coder, Coder):
+        raise UsageError(
+            f"{checkpoint}: {state.system} has no state encoder to probe; name one of temporal_jepa's or stamo's"
+        )
+    train, test = (read_frames(coder, model, store, split, config, most, where, places) for split in ("train", "val"))
     told, chance = tell_instruction(train, test)
     z = torch.from_numpy(test.z)
     axes, shares = main_components(test.z)

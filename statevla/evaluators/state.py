@@ -5,6 +5,7 @@ Legend: N frames, C cameras, S side, F numbers of a state, A continuous action d
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +23,7 @@ from statevla.evaluators.state_loop import Loop, Trials, goals_of, planners, run
 from statevla.evaluators.state_measures import Probe, bend
 from statevla.evaluators.state_pictures import compare_pictures, read_frames
 from statevla.evaluators.state_plan import DISTANCES, END, STEP, Planned, Plans, plan_all
-from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all
+from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all, probe_gripper
 from statevla.policies.prepare import choose_device
 from statevla.reports.tables import markdown_table
 from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
@@ -40,7 +41,7 @@ from stores.progress import Progress, ProgressEvent
 from stores.reader import Store
 
 POOLED: Final = 8
-STATE, PIXELS, ACTION, EPISODE, ROW = "state", "pooled pixels", "action", "episode", "row"
+STATE, PIXELS, ACTION, GRIPPER, EPISODE, ROW = "state", "pooled pixels", "action", "gripper", "episode", "row"
 """Names of what is read off a split; the first two are rows of the probes' table."""
 MOVED: Final = 0.08
 """A pixel moves where some colour changes by more within `MOTION` frames, of [0, 1]."""
@@ -68,9 +69,10 @@ class Pictures:
 
 @dataclass(frozen=True)
 class StateResults:
-    """probes: by feature and horizon. plans: by feature and distance to the goal (`state_plan`). bends: by what pairs.
-    pictures: None of an encoder that paints none; between, sheets: likewise empty, the straight way between two states
-    (`state_between`), uint8 [H W 3] a camera. loops: of plans as policies (`state_loop`), empty where none was tried.
+    """probes: by feature and horizon; gripper: likewise of the binary actions, empty where there is none. plans: by
+    feature and distance to the goal (`state_plan`). bends: by what pairs. pictures: None of an encoder that paints
+    none; between, sheets: likewise empty, the straight way between two states (`state_between`), uint8 [H W 3] a
+    camera. loops: of plans as policies (`state_loop`), empty where none was tried.
     """
 
     system: str
@@ -85,6 +87,7 @@ class StateResults:
     sheets: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=())
     loops: dict[str, Loop] = field(default_factory=dict)
+    gripper: dict[str, Found] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -94,13 +97,16 @@ class StateResults:
 
     def to_markdown(self) -> str:
         """One table for each question."""
-        horizons = [str(k) for k in HORIZONS]
-        rows = [[name, *(_told_probe(found[k]) for k in horizons)] for name, found in self.probes.items()]
         parts = [
             f"# States of {self.checkpoint}",
             "R² of a linear probe: the actions summed over k steps, from the difference of k frames; in brackets 95 % "
             "of a bootstrap over the validation episodes",
-            markdown_table(["feature", *(f"k = {k}" for k in horizons)], rows),
+            _probe_table(self.probes),
+            *(
+                ("The same of the gripper's commands (-1 open, +1 close)", _probe_table(self.gripper))
+                if self.gripper
+                else ()
+            ),
             f"Correlation of the demonstrated actions of {STEP} steps with those of the straight way to the feature of "
             "a later frame, by how many frames later; in brackets 95 % likewise",
             markdown_table(
@@ -185,6 +191,7 @@ def evaluate_states(
         state_numbers=coded["val"].features[STATE].shape[1],
         episodes={split: len(np.unique(each.episode)) for split, each in coded.items()},
         probes=probe_all(coded["train"], coded["val"], seed),
+        gripper=probe_gripper(coded["train"], coded["val"], seed),
         plans=plan_all(coded["train"], coded["val"], seed),
         bends=_bends(coded["val"], seed),
         pictures=pictures,
@@ -261,6 +268,7 @@ def _code(
                       for f in batch.obs.images]  # fmt: skip
             part[PIXELS] = torch.cat(pooled, 1).numpy()
             part[ACTION] = (batch.action.numpy()[:, continuous] - shift) / np.maximum(scale, 1e-8)
+            part[GRIPPER] = batch.action.numpy()[:, list(store.spec.binary)]
             part[EPISODE] = batch.episode.numpy()
             part[ROW] = first[part[EPISODE]] + batch.frame.numpy()
             parts.append(part)
@@ -268,10 +276,10 @@ def _code(
                 progress(ProgressEvent(f"states of {split}", number + 1, None, "batches", ""))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((joined[ROW], joined[EPISODE]))
-    action, episode, row = (joined.pop(name)[order] for name in (ACTION, EPISODE, ROW))
+    action, gripper, episode, row = (joined.pop(name)[order] for name in (ACTION, GRIPPER, EPISODE, ROW))
     features = {name: values[order] for name, values in joined.items()}
     features |= {name: values[row] for name, values in kept.items()}
-    return Coded(features, action.astype(np.float64), episode.astype(np.int64), row)
+    return Coded(features, action.astype(np.float64), episode.astype(np.int64), row, gripper.astype(np.float64))
 
 
 def _told_loop(name: str, found: Loop) -> list[str]:
@@ -285,6 +293,12 @@ def _told(value: float | None, digits: int) -> str:
 
 def _told_between(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.2f} to {high:.2f})"
+
+
+def _probe_table(probes: Mapping[str, Found]) -> str:
+    horizons = [str(k) for k in HORIZONS]
+    rows = [[name, *(_told_probe(found[k]) for k in horizons)] for name, found in probes.items()]
+    return markdown_table(["feature", *(f"k = {k}" for k in horizons)], rows)
 
 
 def _told_probe(found: Probe | None) -> str:
@@ -322,10 +336,11 @@ def _pictures(model: StamoModel, store: Store, device: torch.device, seed: int) 
         with torch.inference_mode():
             return torch.cat([model.state(part.to(device)) for part in _parts(obs)])
 
-    def decode(state: Tensor) -> Tensor:
-        return model.decode(state, torch.Generator().manual_seed(seed))
+    def decode(state: Tensor, steps: int) -> Tensor:
+        return model.decode(state, torch.Generator().manual_seed(seed), steps)
 
-    return Pictures(*compare_pictures(code, decode, store, model.options.image_size, PAINTED, MOTION, MOVED))
+    decoders = {"its state": partial(decode, steps=25), "its state, in one step": partial(decode, steps=1)}
+    return Pictures(*compare_pictures(code, decoders, store, model.options.image_size, PAINTED, MOTION, MOVED))
 
 
 def _ways(model: StamoModel, store: Store, device: torch.device, seed: int) -> list[Way]:

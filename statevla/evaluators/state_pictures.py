@@ -1,10 +1,13 @@
 """Pictures painted from states, against what needs no painter: the task's mean picture, the nearest training picture,
 and principal components as many as a state has numbers.
 
+Painted in many steps, a picture is one of those that the state allows; in one step from pure noise it is their mean,
+which has the smaller error and says what the state holds.
+
 Legend: N frames, C cameras, S side, V = C · S · S · 3 numbers of a frame, B bool of each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,13 +39,13 @@ class Seen(NamedTuple):
 
 
 def compare_pictures(
-    code: Callable[[ObservationBatch], torch.Tensor], decode: Callable[[torch.Tensor], torch.Tensor], store: Store,
-    side: int, painted: int, motion: int, moved: float,
+    code: Callable[[ObservationBatch], torch.Tensor], decoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    store: Store, side: int, painted: int, motion: int, moved: float,
 ) -> tuple[dict[str, float], dict[str, float | None], dict[str, float], int]:  # fmt: skip
     """PSNR of whole pictures and where something moves, SSIM, by what made them; and how many frames.
 
-    code: states of observations. decode: uint8 [N C S S 3] of states. painted: frames of the validation split.
-    motion, moved: a pixel moves where a colour changes by more than `moved` within so many frames.
+    code: states of observations. decoders: uint8 [N C S S 3] of states, by name. painted: frames of the validation
+    split. motion, moved: a pixel moves where a colour changes by more than `moved` within so many frames.
     """
     train = read_frames(store, "train", side, SAMPLE)
     val = read_frames(store, "val", side, None)
@@ -60,7 +63,7 @@ def compare_pictures(
     rows = torch.from_numpy(chosen)
     state = code(val.obs.each(lambda tensor: tensor[rows]))
     told = {
-        "its state": decode(state).cpu().numpy() / 255.0,
+        **{name: decode(state).cpu().numpy() / 255.0 for name, decode in decoders.items()},
         "the task's mean picture": _means(train, [val.instruction[n] for n in chosen]),
         "the nearest training picture": train.pixels[_nearest(train.pixels, val.pixels[chosen])] / 255.0,
         f"{state[0].numel()} principal components": _components(train.pixels, seen, int(state[0].numel())),

@@ -1,6 +1,7 @@
 """Linear probes of actions: how well the difference of a feature between two frames tells the actions between them.
 
-Legend: N frames of a split, F numbers of a feature, A continuous action dimensions, V frames of the store.
+Legend: N frames of a split, F numbers of a feature, A continuous action dimensions, G binary ones, V frames of the
+store.
 """
 
 from collections.abc import Mapping
@@ -25,12 +26,15 @@ Found = dict[str, Probe | None]
 
 @dataclass(frozen=True)
 class Coded:
-    """Frames of whole episodes in order. features: [N F] by name. action: [N A], standardized. row: of the store."""
+    """Frames of whole episodes in order. features: [N F] by name. action: [N A], standardized. row: of the store.
+    gripper: [N G], -1 or +1; None: not read.
+    """
 
     features: Mapping[str, Float[np.ndarray, "N _"]]
     action: Float[np.ndarray, "N A"]
     episode: Int[np.ndarray, " N"]
     row: Int[np.ndarray, " N"]
+    gripper: Float[np.ndarray, "N G"] | None = None
 
 
 def kept_vectors(store: Store) -> tuple[dict[str, Floats], list[str]]:
@@ -52,21 +56,34 @@ def kept_vectors(store: Store) -> tuple[dict[str, Floats], list[str]]:
 
 
 def probe_all(train: Coded, val: Coded, seed: int) -> dict[str, Found]:
-    """Of every feature, and of its principal components, fitted to `train` and measured on `val`."""
+    """Of the continuous actions, by every feature and by its principal components, fitted to `train` and measured on
+    `val`.
+    """
+    return _by_feature(train, val, (train.action, val.action), seed)
+
+
+def probe_gripper(train: Coded, val: Coded, seed: int) -> dict[str, Found]:
+    """Likewise of the binary actions; empty where there is none."""
+    if train.gripper is None or val.gripper is None or not train.gripper.shape[1]:
+        return {}
+    return _by_feature(train, val, (train.gripper, val.gripper), seed)
+
+
+def _by_feature(train: Coded, val: Coded, done: tuple[Floats, Floats], seed: int) -> dict[str, Found]:
     found = {}
     for name in train.features:
         sides = (train.features[name], val.features[name])
-        found[name] = _probes(sides, train, val, seed)
+        found[name] = _probes(sides, train, val, done, seed)
         mean, directions = principal(sides[0].astype(np.float64), REDUCED)
         reduced = [(feature - mean) @ directions for feature in sides]
-        found[f"{name}, {REDUCED} components"] = _probes((reduced[0], reduced[1]), train, val, seed)
+        found[f"{name}, {REDUCED} components"] = _probes((reduced[0], reduced[1]), train, val, done, seed)
     return found
 
 
-def _probes(sides: tuple[Floats, Floats], train: Coded, val: Coded, seed: int) -> Found:
+def _probes(sides: tuple[Floats, Floats], train: Coded, val: Coded, done: tuple[Floats, Floats], seed: int) -> Found:
     found: Found = {}
     for k in HORIZONS:
-        fitted, measured = pairs(sides[0], train, k), pairs(sides[1], val, k)
+        fitted, measured = pairs(sides[0], train, k, done[0]), pairs(sides[1], val, k, done[1])
         found[str(k)] = probe(fitted, measured, seed) if len(measured[0]) and enough(fitted) else None
     return found
 
@@ -79,9 +96,13 @@ def enough(fitted: Pairs) -> bool:
     return len(np.unique(fitted[2] % FOLDS)) > 1
 
 
-def pairs(feature: Floats, coded: Coded, k: int) -> Pairs:
-    """Differences over k frames of one episode, the actions between, summed, and the episode."""
+def pairs(feature: Floats, coded: Coded, k: int, done: Floats | None = None) -> Pairs:
+    """Differences over k frames of one episode, what was done between, summed, and the episode.
+
+    done: numbers of an action by frame; None: the continuous ones.
+    """
+    done = coded.action if done is None else done
     same = coded.episode[k:] == coded.episode[:-k]
-    sums = np.cumsum(np.concatenate([np.zeros((1, coded.action.shape[1])), coded.action]), axis=0)
+    sums = np.cumsum(np.concatenate([np.zeros((1, done.shape[1])), done]), axis=0)
     between = sums[k:-1] - sums[: -k - 1]
     return (feature[k:] - feature[:-k])[same].astype(np.float64), between[same], coded.episode[k:][same]

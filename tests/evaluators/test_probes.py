@@ -8,6 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from statevla.config.load import load_config
+from statevla.data.loaders import iterate_once
 from statevla.evaluators.probes import (
     Frames,
     explained,
@@ -15,16 +17,20 @@ from statevla.evaluators.probes import (
     minus_episode_means,
     probe,
     probe_checkpoint,
+    read_frames,
     ridge,
     rollouts,
     tell_instruction,
 )
+from statevla.evaluators.state import load_encoder, state_of
+from statevla.systems.table import sections
 from statevla.systems.temporal_jepa import JepaModel
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
 from stores.reader import Store
 from tests.models.build import micro
-from tests.trainers.micro import config_of_all, micro_store
+from tests.systems.test_stamo import MICRO
+from tests.trainers.micro import SETTINGS, config_of_all, micro_store
 from tests.trainers.together import checkpoint
 
 
@@ -126,6 +132,25 @@ def test_probes_of_a_run_from_the_command_line(run: Path) -> None:
     assert saved["probes"] == found["probes"]
     assert "dots" not in found
     assert {len(dot) for dot in saved["dots"]} == {4}
+
+
+def test_states_of_a_stamo_are_probed_all_tokens_of_them(tmp_path: Path) -> None:
+    store = micro_store(tmp_path / "store")
+    config = load_config("tiny", None, (*SETTINGS, *MICRO, "training.max_steps=1"), sections())
+    train("stamo", config, store, tmp_path / "run")
+    opened = Store.open(store)
+    found = probe_checkpoint(checkpoint(tmp_path / "run", "stamo"), opened)
+    assert (found.system, found.rollouts) == ("stamo", ())
+    assert set(found.probes) == {"robot_state", "action", "progress"}
+    model = load_encoder(tmp_path / "run", opened, torch.device("cpu")).model
+    batch = next(iter(iterate_once(opened, "val", 4, 1)))
+    with torch.no_grad():
+        z = state_of(model, batch.obs)
+    assert z.shape == (4, 2 * 2 * 8)
+    most = 10**6
+    read = read_frames(model, model, opened, "val", config, most, torch.device("cpu"))
+    row = np.flatnonzero((read.episode == int(batch.episode[1])) & (read.frame == int(batch.frame[1])))
+    np.testing.assert_allclose(read.z[row[0]], z[1].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_untrained_encoder_is_another_and_a_system_without_a_state_is_refused(run: Path) -> None:

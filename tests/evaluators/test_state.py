@@ -128,13 +128,40 @@ def test_a_stamo_is_probed_and_paints(tmp_path: Path) -> None:
     )
     assert found.pictures is not None
     assert set(found.pictures.whole) == {
-        "its state", "the task's mean picture", "the nearest training picture", "32 principal components",
+        "its state", "its state, in one step", "the task's mean picture", "the nearest training picture",
+        "32 principal components",
     }  # fmt: skip
+    assert set(found.gripper) == set(found.probes)
     found.save(tmp_path / "out")
+    assert "The same of the gripper's commands" in (tmp_path / "out" / "state.md").read_text()
     assert json.loads((tmp_path / "out" / "state.json").read_text())["system"] == "stamo"
     assert "| its state |" in (tmp_path / "out" / "state.md").read_text()
     with pytest.raises(StaleKey, match="was trained on the store"):
         evaluate_states(tmp_path / "run", Store.open(micro_store(tmp_path / "other", seed=3)), "cpu")
+
+
+def test_the_grippers_commands_are_probed_by_themselves() -> None:
+    """A feature that adds the commands up tells all of them and nothing of the arm; one of the arm's, the other way."""
+    rng, frames, episodes = np.random.default_rng(0), 40, 12
+    arm, hand = rng.normal(size=(episodes, frames, 2)), rng.choice([-1.0, 1.0], size=(episodes, frames, 1))
+    episode = np.arange(episodes).repeat(frames)
+
+    def coded(chosen: slice) -> state_probes.Coded:
+        before = {name: np.cumsum(np.roll(done, 1, axis=1), axis=1)[chosen].reshape(-1, done.shape[2])
+                  for name, done in (("of the arm", arm), ("of the hand", hand))}  # fmt: skip
+        rows = slice(chosen.start * frames, chosen.stop * frames)
+        flat = arm[chosen].reshape(-1, 2), hand[chosen].reshape(-1, 1)
+        return state_probes.Coded(before, flat[0], episode[rows], np.arange(len(flat[0])), flat[1])
+
+    train_side, val = coded(slice(0, 9)), coded(slice(9, 12))
+    grip, pose = state_probes.probe_gripper(train_side, val, 0), state_probes.probe_all(train_side, val, 0)
+    for k in ("1", "5"):
+        for found, own, other in ((grip, "of the hand", "of the arm"), (pose, "of the arm", "of the hand")):
+            mine, theirs = found[own][k], found[other][k]
+            assert mine is not None
+            assert theirs is not None
+            assert mine.r2 > 0.999
+            assert theirs.r2 < 0.2
 
 
 def test_a_jepa_is_probed_and_a_policy_is_refused(tmp_path: Path) -> None:
