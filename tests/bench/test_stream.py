@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from statevla.bench import stream
 from statevla.bench.machine import describe_machine
 from statevla.bench.stream import bench_stream
 from statevla.bench.stream_peers import stream_peers
@@ -21,7 +22,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_report_has_the_fixed_keys(store: Path) -> None:
+def test_the_report_has_the_fixed_keys(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "LEAST", 100)
     data = DataConfig(lanes=2, block_segments=1)
     result = bench_stream(store, batch_size=2, repeats=1, threads=1, peer=False, data=data)
     assert set(result) == {"name", "unit", "ours", "limit", "ratio", "peers", "machine", "details"}
