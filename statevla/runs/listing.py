@@ -40,6 +40,13 @@ class RunRow:
     state: str
     bytes: int
 
+    @property
+    def progress(self) -> str:
+        """How far it is, for people. How long it was to be is known from its first checkpoint on."""
+        if self.step is None:
+            return "-"
+        return f"{self.step:,}" if self.steps in (None, self.step) else f"{self.step:,} of {self.steps:,}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)

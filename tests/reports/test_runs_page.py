@@ -89,7 +89,13 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_there(runs: Path, tmp_p
         shutil.copy(path(runs / "a", folder), path(run, folder))
     (row,) = list_runs(tmp_path)
     assert (row.system, row.state, row.step, row.steps, row.best) == (folder, "no checkpoint", 2, None, None)
-    assert "<h3>loss</h3>" in runs_page(read_runs([run]))
+    page = runs_page(read_runs([run]))
+    assert "<h3>loss</h3>" in page
+    assert "2 of 0" not in page  # how long it was to be stands in checkpoints alone
+    told = CliRunner().invoke(app, ["runs", str(tmp_path)], env={"COLUMNS": "200"})
+    assert told.exit_code == 0, told.exception
+    (line,) = (line for line in told.stdout.splitlines() if line.startswith("│ ended"))
+    assert [cell.strip() for cell in line.strip("│").split("│")][3] == "2"
     layout.metrics(run, folder).unlink()  # before its first step, even
     assert [(row.state, row.step) for row in list_runs(tmp_path)] == [("no checkpoint", None)]
     assert "no checkpoint" in runs_page(read_runs([run]))
@@ -183,6 +189,19 @@ def test_a_line_that_is_being_written_is_not_on_the_page(runs: Path, tmp_path: P
     before = runs_page(read_runs([run]))
     metrics.write_bytes(metrics.read_bytes() + b'{"kind": "train", "step": 3, "text": "\xc3')
     assert runs_page(read_runs([run])) == before
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e308", "1e-320"])
+def test_a_number_that_no_axis_can_show_keeps_no_page_from_being_made(runs: Path, tmp_path: Path, value: str) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(runs / "a", run)
+    lines = [f'{{"kind": "val", "step": {step}, "ratio": {number}}}\n' for step, number in ((1, "2.5"), (2, value))]
+    layout.metrics(run, find_system(JEPA).folder).write_text("".join(lines))
+    page = runs_page(read_runs([run]))
+    assert "<h3>ratio</h3>" in page
+    assert page.count("<circle") == 1  # the other one
+    layout.metrics(run, find_system(JEPA).folder).write_text(lines[1])
+    assert "<h3>ratio</h3>" in runs_page(read_runs([run]))  # where there is no other number either
 
 
 def test_probes_stand_on_the_page(runs: Path, tmp_path: Path) -> None:
