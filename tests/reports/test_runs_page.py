@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,6 +23,21 @@ from stores.errors import StoreCorrupt, UsageError
 from tests.trainers.micro import config_of_all, micro_store
 
 JEPA = "temporal_jepa"
+
+
+class Listed(list[os.DirEntry[str]]):
+    """What `os.scandir` gives, of a folder that was read to its end."""
+
+    def __enter__(self) -> "Listed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def __next__(self) -> os.DirEntry[str]:
+        if not self:
+            raise StopIteration
+        return self.pop(0)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +95,30 @@ def test_a_lock_that_a_dead_process_left_is_no_holder(runs: Path, tmp_path: Path
         (folder / LOCK_NAME).write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
         assert [row.state for row in list_runs(tmp_path)] == ["training"]
     assert [row.run for row in list_runs(run)] == [str(run)]  # a run is its own list
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_listed_is_no_error(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs / "a", tmp_path / "a")
+    folder = layout.checkpoints(tmp_path / "a", find_system(JEPA).folder)
+    scandir = os.scandir
+
+    def listed(path: Any = ".") -> Any:
+        """The best checkpoint goes after its folder was listed, and before it is looked into."""
+        entries = scandir(path)
+        if not isinstance(path, int) and Path(os.fspath(path)) == folder:
+            found = Listed(entries)
+            shutil.rmtree(folder / layout.BEST)
+            return found
+        return entries
+
+    monkeypatch.setattr(os, "scandir", listed)
+    (row,) = list_runs(tmp_path)
+    monkeypatch.undo()
+    assert not (folder / layout.BEST).exists()
+    assert (row.state, row.step) == ("finished", 2)
+    assert row.bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_there(runs: Path, tmp_path: Path) -> None:
