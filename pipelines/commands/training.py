@@ -118,17 +118,13 @@ def list_training_runs(
     header = ("run", "system", "store", "step", "best", "state", "size")
     print_table(f"Runs below {root}/", header, [
         (_lines(Path(row.run), root), row.system, row.store and row.store.rstrip("/").rsplit("/")[-1],
-         _step(row.step, row.steps), row.best and f"{row.best:.3g}", row.state, size_text(row.bytes)) for row in rows
+         row.progress, row.best and f"{row.best:.3g}", row.state, size_text(row.bytes)) for row in rows
     ])  # fmt: skip
 
 
 def _lines(run: Path, root: Path) -> str:
     """A run's path below `root`, a folder a line, so that a narrow terminal breaks no name."""
     return "/\n".join(run.relative_to(root).parts or (run.name or str(run),))
-
-
-def _step(step: int | None, of: int | None) -> str:
-    return "-" if step is None else f"{step:,}" if step == of else f"{step:,} of {of:,}"
 
 
 @app.command("report")

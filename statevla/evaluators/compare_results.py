@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from statevla.evaluators.compare import Comparison, Pair
 from statevla.evaluators.intervals import wilson
@@ -90,17 +91,26 @@ def page(comparison: Comparison, out: Path) -> str:
 
 
 def _films(comparison: Comparison, out: Path) -> list[SideBySide]:
-    """Trials that a policy was filmed in, by task and start."""
-    keys = {key for each in comparison.evaluations for key, record in each.records.items() if record.video}
+    """Trials that a policy was filmed in, by task and start; of films that somebody removed, nothing."""
+    filmed = {
+        (each.name, key): each.folder.resolve() / record.video
+        for each in comparison.evaluations
+        for key, record in each.records.items()
+        if record.video and (each.folder / record.video).is_file()
+    }
     found = []
-    for key in sorted(keys):
+    for key in sorted({key for _, key in filmed}):
         films: list[tuple[str, str] | None] = []
         for each in comparison.evaluations:
-            record = each.records[key]
-            source = Path(os.path.relpath(each.folder.resolve() / record.video, out.resolve())).as_posix()
-            films.append((source, record.outcome) if record.video else None)
+            film = filmed.get((each.name, key))
+            films.append(None if film is None else (_link(film, out), each.records[key].outcome))
         found.append(SideBySide(f"{comparison.evaluations[0].records[key].instruction}, start {key[1]}", films))
     return found
+
+
+def _link(file: Path, out: Path) -> str:
+    """From a page in `out`: what of a name would mean something else in a link is escaped."""
+    return quote(Path(os.path.relpath(file, out.resolve())).as_posix())
 
 
 def _difference(pair: Pair) -> str:

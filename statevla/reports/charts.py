@@ -16,12 +16,17 @@ SERIES_COLOURS: Final = 8
 MARKED_POINTS: Final = 40
 """A line of at most so many points shows them as dots too: a single one would be invisible."""
 
+LARGEST: Final = 1e300
+"""Numbers beyond it, and below its inverse on a logarithmic axis, leave no room for the arithmetic of ticks."""
+
 NOTHING: Final = '<p class="dim">Nothing was recorded.</p>'
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: values over steps. Values that a logarithmic axis cannot show (not positive) are left out."""
+    """One line: values over steps. Values that an axis cannot show are left out: NaN, infinity, numbers beyond
+    `LARGEST`; on a logarithmic one, what is not positive.
+    """
 
     name: str
     steps: tuple[float, ...]
@@ -53,9 +58,12 @@ def line_chart(
     """Lines over a common x axis, under a legend; the y axis is logarithmic unless told otherwise, and says so."""
     left, right, top, bottom = 48.0, 22.0, 22.0, 36.0
     points = [
-        [(x, log10(y) if log_y else y) for x, y in zip(line.steps, line.values, strict=True) if y > 0 or not log_y]
+        [
+            (x, log10(y) if log_y else y) for x, y in zip(line.steps, line.values, strict=True)
+            if (1 / LARGEST < y < LARGEST if log_y else abs(y) < LARGEST)  # NaN is neither
+        ]
         for line in series
-    ]
+    ]  # fmt: skip
     every = [point for line in points for point in line]
     if not every:
         return NOTHING

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from statevla.reports.charts import Dot, Series, colour_of, line_chart, scatter
+from statevla.reports.charts import LARGEST, Dot, Series, colour_of, line_chart, scatter
 from statevla.reports.render import markup, render
 from statevla.runs import layout
 from statevla.runs.listing import RunRow, rows_of
@@ -110,7 +110,7 @@ def write_runs_page(runs: Sequence[Path], out: Path) -> Path:
 def _row(each: Told) -> tuple[str, ...]:
     row = each.row
     best = "-" if row.best is None else f"{row.best:.4g}"
-    return each.name, row.state, f"{row.step or 0:,} of {row.steps or 0:,}", best, f"{row.bytes / 1e6:.1f} MB"
+    return each.name, row.state, row.progress, best, f"{row.bytes / 1e6:.1f} MB"
 
 
 def _charts(told: Sequence[Told], kind: str) -> list[tuple[str, Any]]:
@@ -121,8 +121,8 @@ def _charts(told: Sequence[Told], kind: str) -> list[tuple[str, Any]]:
     charts = []
     for name in names:
         series = [line for each in told if (line := _series(each, kind, name)).steps]
-        positive = all(value > 0 for line in series for value in line.values)
-        wide = positive and max(max(s.values) for s in series) > 20 * min(min(s.values) for s in series)
+        shown = [value for line in series for value in line.values if abs(value) < LARGEST]
+        wide = bool(shown) and min(shown) > 0 and max(shown) > 20 * min(shown)
         charts.append((name, markup(line_chart(series, "optimizer step", log_y=wide))))
     return charts
 

@@ -105,22 +105,41 @@ def read_state(folder: Path | str) -> CheckpointState:
 
 
 def read_tensors(folder: Path | str, state: CheckpointState, name: str) -> dict[str, Tensor]:
-    """Tensors of one safetensors file, on the CPU. Raises StoreCorrupt when its bytes are not what state.json says."""
+    """Tensors of one safetensors file, on the CPU. Raises StoreCorrupt when its bytes are not what state.json says, and
+    when a training has replaced the checkpoint since `state` was read of it.
+    """
     path = Path(folder) / name
     if name not in state.files:
         raise StoreCorrupt(f"{Path(folder) / STATE}: names no {name!r}, only {sorted(state.files)}")
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
+        _require_unchanged(folder, state)
         raise StoreMissing(f"{path}: missing from the checkpoint") from error
     wanted = state.files[name]
     found = describe_bytes(data)
     if found != wanted:
+        _require_unchanged(folder, state)
         raise StoreCorrupt(f"{path}: expected {wanted}, got {found}; use another checkpoint")
     try:
         return parse_safetensors(data)
     except SafetensorError as error:
         raise StoreCorrupt(f"{path}: not a safetensors file: {error}") from error
+
+
+def _require_unchanged(folder: Path | str, state: CheckpointState) -> None:
+    """Raise StoreCorrupt when another whole checkpoint has the place of the one that `state` was read of: what does not
+    fit then is no damage.
+    """
+    try:
+        now = read_state(folder)
+    except (StoreMissing, StoreCorrupt):
+        return
+    if now.files != state.files:
+        raise StoreCorrupt(
+            f"{folder}: this checkpoint, of step {state.step}, was replaced while it was read, by one of step "
+            f"{now.step}; run the same command again"
+        )
 
 
 def describe_bytes(data: bytes) -> dict[str, Any]:

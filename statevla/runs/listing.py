@@ -1,5 +1,6 @@
 """Every training run below a folder: what it trains, on what, how far it is, and how it stands."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -40,6 +41,13 @@ class RunRow:
     state: str
     bytes: int
 
+    @property
+    def progress(self) -> str:
+        """How far it is, for people. How long it was to be is known from its first checkpoint on."""
+        if self.step is None:
+            return "-"
+        return f"{self.step:,}" if self.steps in (None, self.step) else f"{self.step:,} of {self.steps:,}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
@@ -67,7 +75,7 @@ def rows_of(run: Path) -> list[RunRow]:
 def _row(run: Path, folder: Path) -> RunRow | None:
     latest = folder / layout.LATEST
     held = holder_of(folder)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = _bytes_of(folder)
     if not layout.is_checkpoint(latest):
         begun = layout.starts(run, folder.name).is_file()
         step = _logged_step(run, folder.name) if held == TRAINING or begun else None
@@ -81,6 +89,16 @@ def _row(run: Path, folder: Path) -> RunRow | None:
     standing = held if held == TRAINING else "finished" if state.finished else held or "stopped"
     step = max(state.step, _logged_step(run, folder.name) or 0) if held == TRAINING else state.step
     return RunRow(str(run), state.system, _store(state), step, state.total_steps, best, standing, size)
+
+
+def _bytes_of(folder: Path) -> int:
+    """Of all files in it. What a training that goes on takes away meanwhile counts as nothing."""
+    size = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += Path(where, name).stat().st_size
+    return size
 
 
 def _logged_step(run: Path, folder: str) -> int | None:

@@ -61,8 +61,12 @@ def lock(root: Path | str, holder: str, waiting: Callable[[str], None] | None = 
     try:
         who = {"holder": holder, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}
         announce("truncate", path)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, durable.json_bytes(who), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, durable.json_bytes(who), 0)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # of a descriptor's errors, the system names no path
+            raise
         clean(root)
         yield
     finally:

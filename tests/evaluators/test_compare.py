@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def written(
                policy, "", video=f"videos/{start}.gif" if start == 0 else "")
         for start, letter in enumerate(outcomes)
     ]  # fmt: skip
+    (folder / "videos").mkdir()
+    (folder / "videos" / "0.gif").write_bytes(b"GIF89a")
     (folder / "trials.jsonl").write_text("".join(record_line(record) + "\n" for record in records))
     if finished:
         results = {"policy": policy, "latency": {"p50_ms": 4.5}, "records": [dataclasses.asdict(r) for r in records]}
@@ -210,11 +213,22 @@ def test_the_page_links_films_side_by_side(tmp_path: Path) -> None:
     found = compare([written(tmp_path / name, "sf") for name in ("a<b", "c")])
     save(found, tmp_path / "out" / "deep")
     html = (tmp_path / "out" / "deep" / "index.html").read_text()
-    assert re.findall('src="([^"]*)"', html) == ["../../a&lt;b/videos/0.gif", "../../c/videos/0.gif"]
+    assert re.findall('src="([^"]*)"', html) == ["../../a%3Cb/videos/0.gif", "../../c/videos/0.gif"]
     assert "a<b" not in html
     assert json.loads((tmp_path / "out" / "deep" / "compare.json").read_text()) == found.to_dict()
     assert to_markdown(found) in (tmp_path / "out" / "deep" / "compare.md").read_text()
     assert page(found, tmp_path / "out" / "deep") == html
+
+
+def test_a_film_is_linked_where_it_is_there_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    one, other = (written(tmp_path / name, "sf") for name in ("50 %20, try #2?", "b"))
+    (other / "videos" / "0.gif").unlink()
+    html = page(compare([one, other]), tmp_path / "out")
+    (link,) = re.findall('src="([^"]*)"', html)
+    assert (tmp_path / "out" / urllib.parse.unquote(link)).resolve() == one / "videos" / "0.gif"
+    assert not {"#", "?", " "} & set(link)
+    (one / "videos" / "0.gif").unlink()
+    assert "Films" not in page(compare([one, other]), tmp_path / "out")
 
 
 def test_a_trained_policy_tells_what_it_cost(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,6 +23,21 @@ from stores.errors import StoreCorrupt, UsageError
 from tests.trainers.micro import config_of_all, micro_store
 
 JEPA = "temporal_jepa"
+
+
+class Listed(list[os.DirEntry[str]]):
+    """What `os.scandir` gives, of a folder that was read to its end."""
+
+    def __enter__(self) -> "Listed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def __next__(self) -> os.DirEntry[str]:
+        if not self:
+            raise StopIteration
+        return self.pop(0)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +97,30 @@ def test_a_lock_that_a_dead_process_left_is_no_holder(runs: Path, tmp_path: Path
     assert [row.run for row in list_runs(run)] == [str(run)]  # a run is its own list
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_listed_is_no_error(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs / "a", tmp_path / "a")
+    folder = layout.checkpoints(tmp_path / "a", find_system(JEPA).folder)
+    scandir = os.scandir
+
+    def listed(path: Any = ".") -> Any:
+        """The best checkpoint goes after its folder was listed, and before it is looked into."""
+        entries = scandir(path)
+        if not isinstance(path, int) and Path(os.fspath(path)) == folder:
+            found = Listed(entries)
+            shutil.rmtree(folder / layout.BEST)
+            return found
+        return entries
+
+    monkeypatch.setattr(os, "scandir", listed)
+    (row,) = list_runs(tmp_path)
+    monkeypatch.undo()
+    assert not (folder / layout.BEST).exists()
+    assert (row.state, row.step) == ("finished", 2)
+    assert row.bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def test_a_run_that_ended_before_its_first_checkpoint_is_there(runs: Path, tmp_path: Path) -> None:
     run = tmp_path / "ended"
     folder = find_system(JEPA).folder
@@ -89,7 +129,13 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_there(runs: Path, tmp_p
         shutil.copy(path(runs / "a", folder), path(run, folder))
     (row,) = list_runs(tmp_path)
     assert (row.system, row.state, row.step, row.steps, row.best) == (folder, "no checkpoint", 2, None, None)
-    assert "<h3>loss</h3>" in runs_page(read_runs([run]))
+    page = runs_page(read_runs([run]))
+    assert "<h3>loss</h3>" in page
+    assert "2 of 0" not in page  # how long it was to be stands in checkpoints alone
+    told = CliRunner().invoke(app, ["runs", str(tmp_path)], env={"COLUMNS": "200"})
+    assert told.exit_code == 0, told.exception
+    (line,) = (line for line in told.stdout.splitlines() if line.startswith("│ ended"))
+    assert [cell.strip() for cell in line.strip("│").split("│")][3] == "2"
     layout.metrics(run, folder).unlink()  # before its first step, even
     assert [(row.state, row.step) for row in list_runs(tmp_path)] == [("no checkpoint", None)]
     assert "no checkpoint" in runs_page(read_runs([run]))
@@ -183,6 +229,19 @@ def test_a_line_that_is_being_written_is_not_on_the_page(runs: Path, tmp_path: P
     before = runs_page(read_runs([run]))
     metrics.write_bytes(metrics.read_bytes() + b'{"kind": "train", "step": 3, "text": "\xc3')
     assert runs_page(read_runs([run])) == before
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e308", "1e-320"])
+def test_a_number_that_no_axis_can_show_keeps_no_page_from_being_made(runs: Path, tmp_path: Path, value: str) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(runs / "a", run)
+    lines = [f'{{"kind": "val", "step": {step}, "ratio": {number}}}\n' for step, number in ((1, "2.5"), (2, value))]
+    layout.metrics(run, find_system(JEPA).folder).write_text("".join(lines))
+    page = runs_page(read_runs([run]))
+    assert "<h3>ratio</h3>" in page
+    assert page.count("<circle") == 1  # the other one
+    layout.metrics(run, find_system(JEPA).folder).write_text(lines[1])
+    assert "<h3>ratio</h3>" in runs_page(read_runs([run]))  # where there is no other number either
 
 
 def test_probes_stand_on_the_page(runs: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import cli
 from stores.disk import durable
+from stores.disk.lock import LOCK_NAME, lock
 from stores.disk.trouble import describe
 
 
@@ -48,6 +49,19 @@ def test_the_file_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="") as caught:
         durable.make_dir(blocker / "store" / "shards")
     assert f"{blocker} is a file" in describe(caught.value)
+
+
+def test_a_disk_without_room_for_a_lock_is_named_and_the_lock_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise refusal(errno.ENOSPC, None)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space") as caught, lock(tmp_path, "nobody"):
+        pytest.fail("no lock was written")
+    assert describe(caught.value).startswith(f"{tmp_path / LOCK_NAME}: no space left")
+    assert not (tmp_path / LOCK_NAME).exists()
 
 
 def test_a_full_disk_names_the_file_under_its_final_name(tmp_path: Path) -> None:

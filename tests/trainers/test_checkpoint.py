@@ -11,7 +11,7 @@ from torch import nn
 
 from statevla.models.optim import parameter_groups
 from statevla.runs import write as checkpoint
-from statevla.runs.files import load_strict, read_state, read_tensors
+from statevla.runs.files import MODEL, OPTIMIZER, load_strict, read_state, read_tensors
 from statevla.runs.migrations import FORMAT
 from stores.errors import StoreCorrupt, StoreMissing
 from tests.trainers.micro import micro_config
@@ -98,6 +98,22 @@ def test_a_changed_byte_or_a_missing_file_is_named(tmp_path: Path, name: str) ->
     file.unlink()
     with pytest.raises(StoreMissing, match=name):
         read_tensors(tmp_path / "c", state, name)
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+def test_a_checkpoint_that_a_training_replaces_while_it_is_read_is_not_called_damaged(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "c"
+    checkpoint.save(folder, make_snapshot(1))
+    state = read_state(folder)
+    checkpoint.save(folder, make_snapshot(2))
+    with pytest.raises(StoreCorrupt, match=r"of step 1, was replaced .* by one of step 2; run the same command again"):
+        read_tensors(folder, state, name)
+    assert read_tensors(folder, read_state(folder), name)
+    shutil.rmtree(folder)
+    with pytest.raises(StoreMissing, match="missing from the checkpoint"):
+        read_tensors(folder, state, name)
 
 
 def test_state_json_must_be_whole(tmp_path: Path) -> None:
