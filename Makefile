@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 # Modules are compiled when they are first imported, and kept: most of what is installed never is. Where keeping them is
 # switched off, every process would compile torch anew (2 s of the processor).
 unexport PYTHONDONTWRITEBYTECODE
+# Tests run in two processes, each with one thread: with more they wait for each other (linear algebra three times as long).
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-matrix test-index install libero test-libero lint clean
@@ -15,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/statevla demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(PYTEST) -n 2 --dist worksteal
 
 # The oldest and newest torch on every Python that is there; hours and gigabytes (docs/install.md).
 test-matrix:
@@ -52,7 +54,7 @@ libero: $(INSTALLED)
 # Its tests need one suite; those of other suites are skipped, with the reason, where their assets are not.
 test-libero: LIBERO_SUITES = libero_object
 test-libero: libero
-	SIMULATOR_REQUIRED=1 $(BIN)/pytest -n 2 --dist loadfile -m libero tests/libero
+	SIMULATOR_REQUIRED=1 $(PYTEST) -n 2 --dist loadfile -m libero tests/libero
 
 clean:
 	rm -rf $(VENV) build *.egg-info

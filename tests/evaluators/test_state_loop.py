@@ -221,15 +221,29 @@ def test_the_command_tries_the_way_and_tells(store: Store, tmp_path: Path) -> No
     train("stamo", config, Path(store.root), tmp_path / "run")
     arguments = ["eval", "state", "--checkpoint", tmp_path / "run", "--store", store.root, "--device", "cpu", "--json"]
     result = CliRunner().invoke(
-        app, [str(part) for part in (*arguments, "--plan-in", "tabletop", "--num-trials", 1, "--out", tmp_path / "out")]
+        app,
+        [
+            str(part)
+            for part in (
+                *arguments,
+                "--plan-in",
+                "tabletop",
+                "--num-trials",
+                1,
+                "--tasks",
+                "0",
+                "--out",
+                tmp_path / "out",
+            )
+        ],
     )
     assert result.exit_code == 0, result.output
     loops = json.loads((tmp_path / "out" / "state.json").read_text())["loops"]
     page = (tmp_path / "out" / "state.md").read_text()
     assert set(loops) == {LINE, NETWORK}
     for name, told in loops.items():
-        assert (told["suite"], told["trials"], told["measured"]) == ("tabletop", 4, 4)
-        assert f"| {name} | tabletop | 0 / 4 | 0% (0% to 49%) |" in page
+        assert (told["suite"], told["trials"], told["measured"]) == ("tabletop", 1, 1)
+        assert f"| {name} | tabletop | 0 / 1 | 0% (0% to 79%) |" in page
         assert (tmp_path / "out" / "plan" / name / "results.json").is_file()
 
 
