@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 22
+FORMAT: Final = 23
 Tree = dict[str, Any]
 
 
@@ -262,6 +262,14 @@ def _told_readouts(old: Tree) -> Tree:
     return tree
 
 
+def _noise_levels(old: Tree) -> Tree:
+    """22 to 23: levels of noise were drawn uniformly."""
+    tree = copy.deepcopy(old)
+    if "stamo" in tree["config"]:
+        tree["config"]["stamo"]["levels"] = "uniform"
+    return tree
+
+
 def _with_world(config: Tree) -> list[Tree]:
     """Options of the systems that may have a world head."""
     named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
@@ -313,5 +321,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     19: _made_by,
     20: _one_vector,
     21: _told_readouts,
+    22: _noise_levels,
 }
 """From the format of the key to the next one."""

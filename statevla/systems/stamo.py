@@ -39,7 +39,7 @@ from statevla.models.sd3 import PretrainedLatents, Sd3Painter
 from statevla.models.stems import ConvStem, stages_of
 from statevla.models.tokenizer import FrozenFeatures, embedding
 from statevla.runs.files import MODEL, below, load_strict
-from statevla.systems.stamo_options import PARENT, PIXEL, StamoOptions
+from statevla.systems.stamo_options import PARENT, PIXEL, UNIFORM, StamoOptions
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
@@ -125,10 +125,12 @@ class StamoModel(Objective):
         return self.stem.of(obs).to(dtype_of(self.compressor)).unbind(dim=1)
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
-        """``sigma`` [B C] uniform, ``epsilon`` [B C V L L] normal, ``drop`` [B C] uniform."""
+        """``sigma`` [B C] as ``levels`` says, ``epsilon`` [B C V L L] normal, ``drop`` [B C] uniform."""
         cameras, side = self.cameras, self.canvas.side
+        uniform = self.options.levels == UNIFORM
+        drawn = (torch.rand if uniform else torch.randn)(rows, cameras, generator=generator)
         return {
-            "sigma": torch.rand(rows, cameras, generator=generator),
+            "sigma": drawn if uniform else torch.sigmoid(drawn),
             "epsilon": torch.randn(rows, cameras, self.canvas.channels, side, side, generator=generator),
             "drop": torch.rand(rows, cameras, generator=generator),
         }

@@ -10,6 +10,7 @@ from statevla.encoders.sd3 import DEFAULT_MODEL
 from statevla.encoders.vision import CONV
 
 PIXEL: Final = "pixel"
+UNIFORM, LOGIT_NORMAL = "uniform", "logit_normal"
 PARENT: Final = "parent"
 STEM: Final = ("features", (CONV,))
 UNPRETRAINED: Final = ("decoder", (PIXEL, "vae"))
@@ -69,6 +70,10 @@ class StamoOptions(SystemOptions):
         least=0,
         beside=SD3,
     )
+    levels: str = option(
+        UNIFORM, "how training draws the level of noise: uniformly, or as the logistic function of a normal number, "
+        "most in the middle, as Stable Diffusion 3 was trained", choices=(UNIFORM, LOGIT_NORMAL),
+    )  # fmt: skip
     predict: str = option("x", "what the decoder gives: the velocity, or the clean picture", choices=("x", "v"))
     state_dropout: float = option(0.1, "share of the pictures that are painted without their state", least=0, most=1)
     motion_weight: float = option(

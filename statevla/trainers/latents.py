@@ -51,8 +51,10 @@ MAKE: Final = "statevla latents STORE --checkpoint RUN"
 ROWS_A_CHUNK: Final = 256
 ROWS_A_SHARD: Final = 1024
 """What an interrupted run loses at most."""
-NOT_OF_THE_STATE: Final = frozenset({"model.vision_model", "model.mamba_backend"})
-"""Where the tower's weights lie is no part of what they are; kernels differ by rounding alone."""
+NOT_OF_THE_STATE: Final = frozenset({"model.vision_model", "model.mamba_backend", "levels"})
+"""Where the tower's weights lie is no part of what they are; kernels differ by rounding alone; at which levels a StaMo
+was trained is in its weights.
+"""
 
 
 def made_from(
@@ -83,7 +85,8 @@ def made_from(
 
 
 def _options(options: SystemOptions) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(options).items() if name not in HOW_TRAINED}
+    left_out = HOW_TRAINED | NOT_OF_THE_STATE
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
 
 
 def width_of(encoder: StateEncoder | StamoModel, config: ModelConfig) -> int:

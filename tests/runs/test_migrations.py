@@ -165,6 +165,12 @@ def test_act_saw_pictures_and_heard_in_its_memory_and_no_goal_policy_saw_by_a_to
     assert old["config"]["act"] == {"width": 8}
 
 
+def test_levels_of_noise_were_drawn_uniformly() -> None:
+    old = {"config": {"stamo": {"width": 8}, "act": {}}}
+    assert MIGRATIONS[22](old)["config"] == {"stamo": {"width": 8, "levels": "uniform"}, "act": {}}
+    assert old["config"]["stamo"] == {"width": 8}
+
+
 def test_readouts_were_not_told_the_instruction() -> None:
     old = {"config": {"vla": {"width": 8}, "act": {}}}
     assert MIGRATIONS[21](old)["config"] == {"vla": {"width": 8, "instruction": "token"}, "act": {}}

@@ -307,6 +307,17 @@ def test_states_alone_need_no_decoder_width_that_the_heads_share() -> None:
     assert model.state(batch(2).obs).shape == (2, *model.state_shape)
 
 
+def test_levels_are_uniform_or_of_a_normal_number() -> None:
+    rows, normal = 4000, torch.distributions.Normal(0.0, 1.0)
+    draw = {name: model(f"stamo.levels={name}").draw(rows, torch.Generator().manual_seed(0))["sigma"].flatten()
+            for name in ("uniform", "logit_normal")}  # fmt: skip
+    shares = {"uniform": draw["uniform"], "logit_normal": normal.cdf(torch.logit(draw["logit_normal"]))}
+    for share in shares.values():  # of either, its distribution function is uniform
+        counts = torch.histc(share, 10, 0, 1)
+        assert ((counts - 2 * rows / 10).square() / (2 * rows / 10)).sum() < 27.9  # χ², 9 degrees, 0.1 %
+    assert (draw["logit_normal"] - 0.5).abs().mean() < 0.2 < (draw["uniform"] - 0.5).abs().mean()
+
+
 def test_patches_that_move_weigh_more_and_all_weigh_one_on_average() -> None:
     made = model("stamo.motion_weight=3", "stamo.motion_threshold=0.1")
     now = torch.zeros(2, 3, 16, 16)
