@@ -22,8 +22,8 @@ never filled in. A change of `CheckpointState` or of the configuration's keys ra
     17 motions on the way as what it foretells
     18 latent actions
     19 adapters of StaMo's pretrained painter
-    20 how demonstrations were made
-    21 ACT on one vector, ResNet-18, the instruction in ACT's queries
+    20 how demonstrations were made; by which tower film, act and vla see
+    21 ACT on one vector, ResNet-18, the instruction in ACT's queries; by which tower goal sees
     22 the instruction in the readouts of vla
     23 how StaMo's levels of noise are drawn
 """
