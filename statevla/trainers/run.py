@@ -40,7 +40,14 @@ from statevla.trainers.outcome import NonFiniteLoss, StepSize, TrainSummary, bro
 from statevla.trainers.parents import load_parent, origin, seen_beyond
 from statevla.trainers.ranks import FAILED, OtherRankFailed, Ranks
 from statevla.trainers.schedule import learning_rate, step_generator, total_steps
-from statevla.trainers.setup import attention_kernel, require_learnable, require_same_config, rows_of_rank, use_bf16
+from statevla.trainers.setup import (
+    attention_kernel,
+    require_learnable,
+    require_same_config,
+    rows_of_rank,
+    slow_bf16,
+    use_bf16,
+)
 from statevla.trainers.snapshot import snapshot
 from statevla.trainers.speed import Speed, Stopwatch
 from statevla.trainers.step import Share, differentiate, micro_batches, seed_dropout
@@ -125,6 +132,8 @@ class Run:
         self.as_saved = False
         if found is not None and (beyond := seen_beyond(config, found, store)) is not None:
             self.say(beyond)
+        if (slow := slow_bf16(self.autocast, self.device)) is not None:
+            self.say(slow)
         self.validation = self._validation_reader()
         self.last_loss = math.nan
         self.watch = Watch()

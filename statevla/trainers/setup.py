@@ -58,6 +58,17 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
+def slow_bf16(autocast: bool, device: torch.device) -> str | None:
+    """What to say of a processor that has no instructions for bfloat16: PyTorch's products are loops then."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if not autocast or device.type != "cpu" or supported is None or supported():
+        return None
+    return (
+        "training.precision=bf16: this processor has no instructions for bfloat16, so that a step takes several times "
+        "as long as with float32 (training.precision=auto)"
+    )
+
+
 def attention_kernel(device: torch.device, autocast: bool) -> contextlib.AbstractContextManager[None]:
     """Chooses PyTorch's attention. In bfloat16 on a CPU its fused one takes five times as long backward as in float32
     (PyTorch 2.13), which its plain products do not (docs/log.md).

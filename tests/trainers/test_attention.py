@@ -47,3 +47,17 @@ def test_a_gpu_keeps_the_fused_one() -> None:
     with attention_kernel(torch.device("cpu"), True):
         assert not torch.backends.cuda.flash_sdp_enabled()
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+@pytest.mark.parametrize(("precision", "able", "said"), [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)])
+def test_a_processor_that_has_no_bfloat16_is_told(
+    precision: str, able: bool, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    config = config_of_all(f"training.precision={precision}", "training.max_steps=1", "training.device=cpu")
+    heard: list[str] = []
+    trainer.train(
+        "film", config, micro_store(tmp_path / "store"), tmp_path / "run",
+        progress=lambda event: heard.append(event.message) if event.said else None,
+    )  # fmt: skip
+    assert sum("no instructions for bfloat16" in message for message in heard) == said
