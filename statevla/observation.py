@@ -149,6 +149,18 @@ def spec_of(observation: Observation, language_width: int = LIBERO.language_widt
     return dataclasses.replace(LIBERO.sized(sizes), language_width=language_width)
 
 
+def require_simulated(spec: ObsSpec, suite: str) -> None:
+    """Raises ObsSpecMismatch, before any world is opened, where a suite's worlds have another robot than `spec`."""
+    sizes = spec.image_sizes if len(spec.cameras) == len(LIBERO.cameras) else LIBERO.image_sizes
+    simulated = dataclasses.replace(LIBERO.sized(sizes), language_width=spec.language_width)
+    try:
+        simulated.require_same(spec, f"the simulator of {suite}", "the policy")
+    except ObsSpecMismatch as error:
+        raise ObsSpecMismatch(
+            f"{error}. Where no suite has its robot, measure it on its store: statevla eval offline"
+        ) from None
+
+
 def square_side(spec: ObsSpec, world: str) -> int:
     """The side of the square pictures that a simulator must give for `spec`. Raises ObsSpecMismatch when they are not
     square or not all alike.

@@ -32,6 +32,7 @@ def diagnose(
     """Low loss, and the robot fails: which link between data and action is broken? Exit status 1 if one is."""
     from pipelines.replay import replay_of_files
     from statevla.evaluators.diagnose import diagnose as examine
+    from statevla.evaluators.diagnose import suite_of
     from statevla.evaluators.goals import told_in_words
     from statevla.policies.execution import Execution
     from statevla.policies.policy import Policy
@@ -43,7 +44,7 @@ def diagnose(
     chosen, folder = store_of(path, store), out if out is not None else evaluation(path, "diagnosis")
     print(f"policy {path}, store {chosen}, results {folder}", file=sys.stderr)
     opened = OpenStore.open(chosen)
-    where = suite or opened.manifest.suite
+    where = suite_of(opened, suite).name
     raw = source or Path("data/raw") / where
     replay = replay_of_files(raw, where, tasks) if source is not None or raw.is_dir() else None
     policy = Policy.load(path, device)

@@ -85,6 +85,12 @@ class SegmentLoader:
         self.segments, counts = split_segments(store, self.table, split, with_next_only=needs.require)
         self.repeated = None
         if data.oversample_gripper > 1:
+            if not store.spec.binary:
+                raise UsageError(
+                    f"data.oversample_gripper: {data.oversample_gripper} draws the steps more often at which a binary "
+                    f"dimension of the action changes, but {store.root} has no binary dimension; leave it out, or say "
+                    "which one it is and ingest again (statevla ingest --spec FILE)"
+                )
             first, episode = self.table.first_step, self.table.episode
             self.repeated = repeat_changes(store, self.segments, first, episode, counts, chunk, data.oversample_gripper)
         elif data.labelled_times > 1 and self.table.labelled is not None:

@@ -28,7 +28,7 @@ from statevla.policies.controls import ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw
 from statevla.reports.tables import markdown_table
-from statevla.sims.suites import Suite, find_suite
+from statevla.sims.suites import SUITES, Suite, find_suite, has_suite
 from statevla.sims.world import Start, Task
 from stores.disk import durable
 from stores.errors import UsageError
@@ -119,7 +119,7 @@ def diagnose(
     """
     if trials < 1 or (max_steps is not None and max_steps < 1):
         raise UsageError(f"expected trials and max_steps of at least 1, got {trials} and {max_steps}")
-    row = find_suite(suite or store.manifest.suite)
+    row = suite_of(store, suite)
     row.prepare()
     asked = known.in_trained_words(policy, row.tasks(tasks))
     episodes = _episodes_by_task(store, asked, limit=None if tasks is not None else 2)
@@ -149,6 +149,20 @@ def diagnose(
     demos = [stored_states(store, i) for task in chosen for i in episodes[task.name]][:DEMOS]
     chain.append(closed_loop(acted, demos, scale, spec.state_names))
     return Diagnosis(name, row.name, tuple(chain))
+
+
+def suite_of(store: Store, said: str | None) -> Suite:
+    """Where a store's actions are replayed: the suite that is said, else its own. Raises UsageError where there is none
+    of that name.
+    """
+    name = said or store.manifest.suite
+    if said is None and not has_suite(name):  # that of a format, such as lerobot
+        raise UsageError(
+            f"{store.root}: its suite is called {name!r}, which no simulator here has, and a diagnosis replays the "
+            f"store in one. Pass --suite where its episodes are of one of {', '.join(SUITES)}; else measure the policy "
+            "on its store: statevla eval offline"
+        )
+    return find_suite(name)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from statevla.evaluators.trials import (
     require_same_numbers,
     unfinished,
 )
-from statevla.observation import square_side
+from statevla.observation import require_simulated, square_side
 from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.sims.libero.errors import SimulatorFailed
@@ -108,6 +108,8 @@ def evaluate(
         StateVLAError: the policy returned actions of another shape, or that are not finite.
     """
     row = conditions.of(find_suite(suite))
+    if not isinstance(policy, ExpertControl | ReplayDemos):
+        require_simulated(policy.obs_spec, row.name)
     versions = row.prepare()
     _require_in_range(workers, videos, max_steps, seed)
     listed = row.tasks(tasks)

@@ -24,7 +24,7 @@ from statevla.evaluators.evaluate import evaluate
 from statevla.evaluators.paired import Paired, difference
 from statevla.evaluators.results import Results
 from statevla.evaluators.runner import ChunkPolicy, Policy
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import Observation, ObsSpec, require_simulated
 from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy as TrainedPolicy
 from statevla.reports.tables import markdown_table, percent
@@ -249,6 +249,7 @@ def evaluate_language(
     if not isinstance(policy, ChunkPolicy):
         raise UsageError(f"{name} sees no instruction: language is measured of a checkpoint")
     row = find_suite(suite)
+    require_simulated(policy.obs_spec, row.name)
     row.prepare()
     chosen, every = (known.in_trained_words(policy, row.tasks(which)) for which in (tasks, None))
     _give_no_words(policy)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from statevla.data.batch import ObservationBatch
 from statevla.models.attention import Backbone, DecoderLayer, Queries, grid_sinusoids, sinusoids
+from statevla.models.gripper import logit_layer
 from statevla.models.heads import ChunkOutput
 from statevla.models.pixels import dtype_of
 from statevla.models.stems import ConvStem, ResNetStem
@@ -169,7 +170,7 @@ class ActNet(Queried):
         self.queries = Queries(chunk, width)
         self.decoder = nn.ModuleList(DecoderLayer(width, heads, hidden, dropout) for _ in range(decoder_blocks))
         self.norm = nn.LayerNorm(width)
-        self.pose, self.gripper = nn.Linear(width, len(spec.continuous)), nn.Linear(width, len(spec.binary))
+        self.pose, self.gripper = nn.Linear(width, len(spec.continuous)), logit_layer(width, len(spec.binary))
         self.chunk_encoder = ChunkEncoder(
             width, heads, hidden, chunk_blocks, latent, robot, spec.action_dim, chunk, dropout
         )
@@ -258,7 +259,7 @@ class VectorActNet(Queried):
             DecoderLayer(width, heads, hidden, dropout, norm_first=False) for _ in range(decoder_blocks)
         )
         self.norm = nn.Identity()
-        self.pose, self.gripper = nn.Linear(width, len(spec.continuous)), nn.Linear(width, len(spec.binary))
+        self.pose, self.gripper = nn.Linear(width, len(spec.continuous)), logit_layer(width, len(spec.binary))
         self.chunk_encoder = VectorChunkEncoder(
             numbers, width, heads, hidden, chunk_blocks, latent, spec.action_dim, chunk, dropout
         )

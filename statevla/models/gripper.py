@@ -1,8 +1,10 @@
 """Binary dimensions of an action (LIBERO: the gripper): state → one logit a step of the chunk, positive for +1 (close).
-They are classified, never regressed or normalized.
+They are classified, never regressed or normalized. An action may have none.
 
 Legend: B batch, N tokens, D width, K chunk, G binary dimensions.
 """
+
+import warnings
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,8 +26,15 @@ def command(logits: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     return torch.where(logits > 0, 1.0, -1.0)
 
 
+def logit_layer(width: int, logits: int) -> nn.Linear:
+    """A linear layer to the logits of binary dimensions. Without any it has no weight, which torch would warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        return nn.Linear(width, logits)
+
+
 class GripperClassifier(nn.Module):
-    """z → hidden → hidden → K G logits, SiLU.
+    """z → hidden → hidden → K G logits, SiLU. Without binary dimensions it has no weights, and gives no logits.
 
     With ``policy_context: z+tokens`` the state asks the encoder's tokens once (attention, z as the query) and what it
     finds is added to z: whether to close is a matter of where hand and object are, which patches say best.
@@ -33,24 +42,27 @@ class GripperClassifier(nn.Module):
 
     def __init__(self, config: ModelConfig, spec: ObsSpec = LIBERO) -> None:
         super().__init__()
-        hidden, self.dims = config.gripper_width, len(spec.binary)
-        self.pool = (
-            nn.MultiheadAttention(config.embed_dim, POOL_HEADS, batch_first=True)
-            if config.policy_context == "z+tokens"
-            else None
-        )
+        hidden, self.chunk, self.dims = config.gripper_width, config.action_seq_len, len(spec.binary)
+        self.pool: nn.MultiheadAttention | None = None
+        self.layers: nn.Sequential | None = None
+        if not self.dims:
+            return
+        if config.policy_context == "z+tokens":
+            self.pool = nn.MultiheadAttention(config.embed_dim, POOL_HEADS, batch_first=True)
         self.layers = nn.Sequential(
             nn.Linear(config.embed_dim, hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, config.action_seq_len * self.dims),
+            nn.Linear(hidden, self.chunk * self.dims),
         )
 
     def forward(self, z: Float[Tensor, "B D"], tokens: Float[Tensor, "B N D"] | None = None) -> Float[Tensor, "B K G"]:
+        if self.layers is None:
+            return z.new_zeros(len(z), self.chunk, 0)
         if self.pool is not None:
             if tokens is None:
                 raise ValueError("policy_context z+tokens needs the encoder's tokens, got None")
             z = z + self.pool(z.unsqueeze(1), tokens, tokens, need_weights=False)[0].squeeze(1)
         logits: Tensor = self.layers(z)
-        return logits.reshape(len(z), -1, self.dims)
+        return logits.reshape(len(z), self.chunk, self.dims)

@@ -73,6 +73,11 @@ SUITES: Final[dict[str, Suite]] = {
 }
 
 
+def has_suite(name: str) -> bool:
+    """Whether `find_suite` knows the name."""
+    return name in SUITES or pro.split(name, suites.BASES) is not None
+
+
 def find_suite(name: str) -> Suite:
     """The row of that name. LIBERO-PRO's suites, where they are on this machine, act as LIBERO's do.
 
@@ -80,7 +85,7 @@ def find_suite(name: str) -> Suite:
     """
     if name not in SUITES and pro.split(name, suites.BASES) is not None:
         return LiberoSuite(suites.check_suite(name))
-    if name not in SUITES:
+    if not has_suite(name):
         near = difflib.get_close_matches(name, SUITES, 1, 0.3)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"no suite {name!r}.{hint} Suites: {', '.join(SUITES)}")

@@ -124,13 +124,15 @@ class ChunkPolicy(Foretelling):
         """Pose error + weighted gripper cross entropy over the steps that are not padding; with a world head + its
         weighted error.
 
-        Parts: ``pos_rot_loss``, ``gripper_loss`` (unweighted), ``action_loss`` (both); monitor ``gripper_accuracy``;
-        those of `WorldHead.loss`.
+        Parts: ``pos_rot_loss``, ``gripper_loss`` (unweighted), ``action_loss`` (both); monitor ``gripper_accuracy``,
+        where there is a gripper; those of `WorldHead.loss`.
         """
         pose = self.pose_loss(terms)
         gripper, right = gripper_terms(terms["logits"], terms["closing"], terms["keep"])
         total = pose + self.options.gripper_weight * gripper
-        parts = {"pos_rot_loss": pose, "gripper_loss": gripper, "action_loss": total, "gripper_accuracy": right}
+        parts = {"pos_rot_loss": pose, "gripper_loss": gripper, "action_loss": total}
+        if len(self.binary):
+            parts["gripper_accuracy"] = right
         parts = {name: part.detach() for name, part in parts.items()}
         return self.world_loss(LossParts(total, parts, terms["keep"].sum().float()), self.options, terms)
 

@@ -141,7 +141,7 @@ class PolicyModel(Foretelling):
         """Flow MSE plus weighted gripper BCE over the steps that are not padding, plus a world head's weighted error.
 
         Parts, named as the StateVLA documents log them: ``pos_rot_loss``, ``gripper_loss`` (unweighted) and their
-        weighted sum ``action_loss``; monitor ``gripper_accuracy``; those of `WorldHead.loss`.
+        weighted sum ``action_loss``; monitor ``gripper_accuracy``, where there is a gripper; those of `WorldHead.loss`.
         """
         keep, logits, closing = terms["keep"], terms["logits"], terms["closing"]
         flow_loss = masked_mse(terms["velocity"], terms["wanted"], keep)
@@ -153,8 +153,9 @@ class PolicyModel(Foretelling):
             "pos_rot_loss": flow_loss.detach(),
             "gripper_loss": gripper_loss.detach(),
             "action_loss": total.detach(),
-            "gripper_accuracy": right,
         }
+        if self.spec.binary:
+            parts["gripper_accuracy"] = right
         return self.world_loss(LossParts(total, parts, keep.sum().float()), self.options, terms)
 
     def monitors(self, terms: Terms) -> dict[str, float]:

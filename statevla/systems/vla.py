@@ -20,6 +20,7 @@ from statevla.config.schema import require_heads
 from statevla.data.batch import Batch, ObservationBatch
 from statevla.encoders.vision import CONV, VISION
 from statevla.models.attention import Backbone, CrossLayer, Queries
+from statevla.models.gripper import logit_layer
 from statevla.models.heads import Bins, ChunkOutput, split_output
 from statevla.models.pixels import dtype_of, prepare_pixels
 from statevla.models.stems import PATCH_STEMS
@@ -92,7 +93,7 @@ class VlaNet(nn.Module):
         self.ask = ask
         hidden, pose, binary = 4 * width, len(spec.continuous), len(spec.binary)
         cameras, robot, language = len(spec.cameras), spec.robot_state_dim, spec.language_width
-        self.chunk, self.pose, self.bins, self.kind, self.fusion = chunk, pose, bins, head, fusion
+        self.chunk, self.pose, self.binary, self.bins, self.kind, self.fusion = chunk, pose, binary, bins, head, fusion
         self.vision = VisionTokens(size, patch, width, heads, hidden, vision_blocks, cameras, dropout, stem, tower)
         self.language, self.language_embedding = nn.Linear(language, width), embedding(1, width)
         self.robot = nn.Sequential(nn.Linear(robot, width), nn.GELU(), nn.Linear(width, width))
@@ -114,7 +115,7 @@ class VlaNet(nn.Module):
         if head == "discrete":
             nn.init.zeros_(self.out.weight)  # all bins alike at the start: the first loss is ln N
             nn.init.zeros_(self.out.bias)
-            self.gripper = nn.Linear(width, chunk * binary)
+            self.gripper = logit_layer(width, chunk * binary)
 
     def condition(self, language: Float[Tensor, "I L"]) -> Float[Tensor, "I D"]:
         """The token of each instruction."""
@@ -166,7 +167,7 @@ class VlaNet(nn.Module):
     def bin_logits(self, read: Float[Tensor, "B 1 D"]) -> tuple[Float[Tensor, "B K A N"], Float[Tensor, "B K G"]]:
         """Head ``discrete``: logits of the bins, and of the gripper."""
         read = read[:, 0]
-        logits = self.gripper(read).float().view(len(read), self.chunk, -1)
+        logits = self.gripper(read).float().view(len(read), self.chunk, self.binary)
         return self.out(read).float().view(len(read), self.chunk, self.pose, self.bins), logits
 
 
