@@ -326,5 +326,8 @@ class GoalPolicy(ChunkPolicy):
 def build(config: Config, given: Given) -> GoalPolicy:
     """Fresh weights. Raises UsageError where the cameras' pictures differ in size: a goal is one tensor of them."""
     if len(set(given.spec.image_sizes)) > 1:
-        raise UsageError(f"goal: expected cameras of one picture size, the store has {given.spec.image_sizes}")
+        raise UsageError(
+            f"goal: expected cameras of one picture size, the store has {given.spec.image_sizes}; ingest cameras of "
+            "one size (statevla ingest --spec FILE names them), or train another system"
+        )
     return GoalPolicy(config, config.section("goal"), given)
