@@ -21,12 +21,15 @@ from statevla.systems.describe import count, describe_system
 from statevla.systems.stamo import StamoModel, build, build_states
 from statevla.systems.system import Given
 from statevla.systems.table import find_system, sections
+from statevla.trainers.latents import made_from
 from statevla.trainers.trainer import train
 from stores.errors import UsageError
+from stores.reader import Store
 from tests.models.build import batch
 from tests.systems.test_stamo import MICRO
 from tests.trainers.micro import SETTINGS, at_step, micro_store
 
+LEVELS = ("uniform", "logit_normal")
 VAE = ("stamo.decoder=vae", "stamo.vae_steps=3", "stamo.image_size=32", "stamo.patch_size=2")
 
 
@@ -310,12 +313,28 @@ def test_states_alone_need_no_decoder_width_that_the_heads_share() -> None:
 def test_levels_are_uniform_or_of_a_normal_number() -> None:
     rows, normal = 4000, torch.distributions.Normal(0.0, 1.0)
     draw = {name: model(f"stamo.levels={name}").draw(rows, torch.Generator().manual_seed(0))["sigma"].flatten()
-            for name in ("uniform", "logit_normal")}  # fmt: skip
+            for name in LEVELS}  # fmt: skip
     shares = {"uniform": draw["uniform"], "logit_normal": normal.cdf(torch.logit(draw["logit_normal"]))}
     for share in shares.values():  # of either, its distribution function is uniform
         counts = torch.histc(share, 10, 0, 1)
         assert ((counts - 2 * rows / 10).square() / (2 * rows / 10)).sum() < 27.9  # χ², 9 degrees, 0.1 %
     assert (draw["logit_normal"] - 0.5).abs().mean() < 0.2 < (draw["uniform"] - 0.5).abs().mean()
+
+
+def test_how_levels_were_drawn_is_no_part_of_what_kept_states_are(tmp_path: Path) -> None:
+    """As before there was a choice: states that were kept then are found."""
+    store = Store.open(micro_store(tmp_path / "store"))
+    configs = [load_config("tiny", None, (*MICRO, f"stamo.levels={name}"), sections()) for name in LEVELS]
+    torch.manual_seed(0)
+    weights = build(configs[0], Given()).state_dict()
+    made = []
+    for config in configs:
+        encoder = build(config, Given())
+        encoder.load_state_dict(weights)
+        made.append(made_from(store, encoder, config.model, None, False))
+    assert made[0] == made[1]
+    assert "levels" not in made[0]["stamo"]
+    assert made[0]["stamo"]["state_width"] == 8
 
 
 def test_patches_that_move_weigh_more_and_all_weigh_one_on_average() -> None:
