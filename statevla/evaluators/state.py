@@ -23,7 +23,7 @@ from statevla.evaluators.state_loop import Loop, Trials, goals_of, planners, run
 from statevla.evaluators.state_measures import Probe, bend
 from statevla.evaluators.state_pictures import compare_pictures, read_frames
 from statevla.evaluators.state_plan import DISTANCES, END, STEP, Planned, Plans, plan_all
-from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all, probe_gripper
+from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all
 from statevla.policies.prepare import choose_device
 from statevla.reports.tables import markdown_table
 from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
@@ -181,6 +181,7 @@ def evaluate_states(
 
         plans = planners(store, coded["train"], STATE, states, goals, own.weights, own.init_states, seed)
         loops = run_plans(plans, trials, seed, progress)
+    probes, gripper = probe_all(coded["train"], coded["val"], seed)
     pictures, ways = None, []
     if isinstance(model, StamoModel):
         pictures = _pictures(model, store, where, seed)
@@ -190,8 +191,8 @@ def evaluate_states(
         checkpoint=str(own.folder),
         state_numbers=coded["val"].features[STATE].shape[1],
         episodes={split: len(np.unique(each.episode)) for split, each in coded.items()},
-        probes=probe_all(coded["train"], coded["val"], seed),
-        gripper=probe_gripper(coded["train"], coded["val"], seed),
+        probes=probes,
+        gripper=gripper,
         plans=plan_all(coded["train"], coded["val"], seed),
         bends=_bends(coded["val"], seed),
         pictures=pictures,

@@ -4,7 +4,7 @@ Legend: N frames of a split, F numbers of a feature, A continuous action dimensi
 store.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,7 @@ REDUCED: Final = 64
 """Principal components to which every feature is also reduced, so that width is no excuse."""
 Floats = NDArray[np.floating]
 Found = dict[str, Probe | None]
-"""By horizon; None where there are too few frames or episodes."""
+"""By horizon; None where there are too few frames or episodes, or nothing varies that could be told."""
 
 
 @dataclass(frozen=True)
@@ -55,36 +55,31 @@ def kept_vectors(store: Store) -> tuple[dict[str, Floats], list[str]]:
     return found, absent
 
 
-def probe_all(train: Coded, val: Coded, seed: int) -> dict[str, Found]:
-    """Of the continuous actions, by every feature and by its principal components, fitted to `train` and measured on
-    `val`.
+def probe_all(train: Coded, val: Coded, seed: int) -> tuple[dict[str, Found], dict[str, Found]]:
+    """Of the continuous actions, and of the binary ones (empty where there is none), by every feature and by its
+    principal components, fitted to `train` and measured on `val`.
     """
-    return _by_feature(train, val, (train.action, val.action), seed)
-
-
-def probe_gripper(train: Coded, val: Coded, seed: int) -> dict[str, Found]:
-    """Likewise of the binary actions; empty where there is none."""
-    if train.gripper is None or val.gripper is None or not train.gripper.shape[1]:
-        return {}
-    return _by_feature(train, val, (train.gripper, val.gripper), seed)
-
-
-def _by_feature(train: Coded, val: Coded, done: tuple[Floats, Floats], seed: int) -> dict[str, Found]:
-    found = {}
+    arm: dict[str, Found] = {}
+    gripper: dict[str, Found] = {}
+    wanted = [(arm, train.action, val.action)]
+    if train.gripper is not None and val.gripper is not None and train.gripper.shape[1]:
+        wanted.append((gripper, train.gripper, val.gripper))
     for name in train.features:
         sides = (train.features[name], val.features[name])
-        found[name] = _probes(sides, train, val, done, seed)
         mean, directions = principal(sides[0].astype(np.float64), REDUCED)
-        reduced = [(feature - mean) @ directions for feature in sides]
-        found[f"{name}, {REDUCED} components"] = _probes((reduced[0], reduced[1]), train, val, done, seed)
-    return found
+        reduced = ((sides[0] - mean) @ directions, (sides[1] - mean) @ directions)
+        for found, *done in wanted:
+            found[name] = _probes(sides, train, val, done, seed)
+            found[f"{name}, {REDUCED} components"] = _probes(reduced, train, val, done, seed)
+    return arm, gripper
 
 
-def _probes(sides: tuple[Floats, Floats], train: Coded, val: Coded, done: tuple[Floats, Floats], seed: int) -> Found:
+def _probes(sides: tuple[Floats, Floats], train: Coded, val: Coded, done: Sequence[Floats], seed: int) -> Found:
     found: Found = {}
     for k in HORIZONS:
         fitted, measured = pairs(sides[0], train, k, done[0]), pairs(sides[1], val, k, done[1])
-        found[str(k)] = probe(fitted, measured, seed) if len(measured[0]) and enough(fitted) else None
+        varies = len(measured[0]) and bool((measured[1] != fitted[1][:1]).any() or np.ptp(fitted[1], axis=0).any())
+        found[str(k)] = probe(fitted, measured, seed) if varies and enough(fitted) else None
     return found
 
 

@@ -154,7 +154,7 @@ def test_the_grippers_commands_are_probed_by_themselves() -> None:
         return state_probes.Coded(before, flat[0], episode[rows], np.arange(len(flat[0])), flat[1])
 
     train_side, val = coded(slice(0, 9)), coded(slice(9, 12))
-    grip, pose = state_probes.probe_gripper(train_side, val, 0), state_probes.probe_all(train_side, val, 0)
+    pose, grip = state_probes.probe_all(train_side, val, 0)
     for k in ("1", "5"):
         for found, own, other in ((grip, "of the hand", "of the arm"), (pose, "of the arm", "of the hand")):
             mine, theirs = found[own][k], found[other][k]
@@ -162,6 +162,14 @@ def test_the_grippers_commands_are_probed_by_themselves() -> None:
             assert theirs is not None
             assert mine.r2 > 0.999
             assert theirs.r2 < 0.2
+
+
+def test_a_gripper_that_never_moves_is_not_told() -> None:
+    episode, feature = np.arange(12).repeat(20), np.random.default_rng(0).normal(size=(240, 3))
+    still = state_probes.Coded({"x": feature}, feature[:, :2], episode, np.arange(240), -np.ones((240, 1)))
+    pose, grip = state_probes.probe_all(still, still, 0)
+    assert list(grip["x"].values()) == [None] * 4
+    assert pose["x"]["1"] is not None
 
 
 def test_a_jepa_is_probed_and_a_policy_is_refused(tmp_path: Path) -> None:

@@ -18,8 +18,6 @@ from stores.spec import ObsSpec
 
 FACT: Final = "commands"
 """Of a dataset's facts: the readings of the actions that are converted, by dimension."""
-
-
 MIDDLE: Final = 0.5
 """Of 0 and 1."""
 
