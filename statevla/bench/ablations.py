@@ -72,7 +72,8 @@ READ: Final = ("robot_state", "action", "progress", "object", "goal")
 @dataclass(frozen=True)
 class Plan:
     """store, out: folders; source: of the store's recordings, for the probes of things' places. steps, policy_steps,
-    trials: of every row; 0 policy steps: encoders and probes alone.
+    trials: of every row; 0 policy steps: encoders and probes alone. try_in: a LIBERO suite with its task numbers
+    (``"0-2"``), trials then are a task's, from initial state `first_init` on; None: tabletop.
     """
 
     store: Path
@@ -84,6 +85,8 @@ class Plan:
     trials: int
     settings: Sequence[str]
     source: Path | None = None
+    try_in: tuple[str, str] | None = None
+    first_init: int = 30
 
     def encoder_run(self, row: Row, seed: int) -> Path:
         """Rows with the same encoder share it."""
@@ -113,9 +116,22 @@ class Plan:
             chosen = [f"{key}={value}" for key, value in row.policy.items()]
             chosen = [*common, *keys, *chosen, f"training.max_steps={self.policy_steps}"]
             commands.append((acting / layout.STATE, [*self._train(FLOW, policy, chosen), "--encoder", str(trained)]))
-            act = ["eval", "tabletop", "--checkpoint", str(acting), "--episodes", str(self.trials), "--videos", "0"]
-            commands.append((policy / "tabletop/results.json", [*act, "--out", str(policy / "tabletop")]))
+            out = policy / self.suite
+            act = [*self._act(), "--checkpoint", str(acting), "--videos", "0", "--out", str(out)]
+            commands.append((out / "results.json", act))
         return commands
+
+    @property
+    def suite(self) -> str:
+        """Where the policies act."""
+        return "tabletop" if self.try_in is None else self.try_in[0]
+
+    def _act(self) -> list[str]:
+        if self.try_in is None:
+            return ["eval", "tabletop", "--episodes", str(self.trials)]
+        suite, tasks = self.try_in
+        trials = ["--num-trials", str(self.trials), "--first-init", str(self.first_init)]
+        return ["eval", "libero", "--suite", suite, "--tasks", tasks, *trials]
 
     def _train(self, system: str, run: Path, settings: Sequence[str]) -> list[str]:
         sets = [part for setting in settings for part in ("--set", setting)]
@@ -125,7 +141,7 @@ class Plan:
     def cells(self, row: Row, seed: int) -> tuple[Any, ...]:
         """The row's numbers, None where something was not run."""
         probes = _read(self.encoder_run(row, seed) / "probes/probes.json")
-        success = _read(self.policy_run(row, seed) / "tabletop/results.json").get("success")
+        success = _read(self.policy_run(row, seed) / self.suite / "results.json").get("success")
         first = next(iter(probes.get("rollouts", ())), None)
         found = [probes.get("probes", {}).get(name, {}).get("r2") for name in READ]
         ratios = (None, None) if first is None else (
@@ -173,16 +189,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=4200)
     parser.add_argument("--policy-steps", type=int, default=2500)
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=100, help="of each policy; with --suite of each task")
+    parser.add_argument("--suite", help="a LIBERO suite to act in (default: tabletop)")
+    parser.add_argument("--tasks", default="0-2", help="of --suite")
+    parser.add_argument("--first-init", type=int, default=30, help="first initial state of --suite's trials")
     parser.add_argument("--rows", default="", help="only rows whose name contains one of these, by semicolon")
     parser.add_argument("--context", default="all", choices=("all", "z", "z+tokens"), help="what the policies see")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for every training")
     parser.add_argument("--dry-run", action="store_true")
     told = parser.parse_args(arguments)
     seeds = tuple(int(seed) for seed in told.seeds.split(","))
+    try_in = None if told.suite is None else (told.suite, told.tasks)
     plan = Plan(
-        told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings, told.source
-    )
+        told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings,
+        told.source, try_in, told.first_init,
+    )  # fmt: skip
     rows = [row for row in ROWS if any(part in row.name for part in told.rows.split(";"))]
     rows = [row for row in rows if told.context in ("all", row.policy.get("model.policy_context", "z"))]
     failed = 0

@@ -42,6 +42,19 @@ def test_a_dry_run_prints_every_command(capsys: pytest.CaptureFixture[str], tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_policies_of_a_libero_suite_act_there(tmp_path: Path) -> None:
+    plan = Plan(Path("s"), tmp_path, "libero", (0,), 10, 5, 4, (), try_in=("libero_object", "0-2"), first_init=20)
+    done, act = plan.commands(ROWS[0], 0)[-1]
+    shown = " ".join(act)
+    assert shown.startswith(
+        "eval libero --suite libero_object --tasks 0-2 --num-trials 4 --first-init 20 --checkpoint "
+    )
+    assert act[-1] == str(done.parent) != str(plan.policy_run(ROWS[0], 0) / "tabletop")
+    done.parent.mkdir(parents=True)
+    done.write_text('{"success": 0.7}')
+    assert plan.cells(ROWS[0], 0)[-1] == 0.7
+
+
 def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     plan = Plan(Path("s"), tmp_path, "tabletop", (0,), 10, 0, 4, (), Path("raw"))
     assert plan.commands(ROWS[0], 0)[1][1][-2:] == ["--source", "raw"]
