@@ -167,7 +167,7 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
-        (("ingest", "nowhere", "--language", "hashed"), 2, "data/raw/nowhere"),
+        (("ingest", "nowhere"), 2, "data/raw/nowhere"),
         (("train", "--phase", "1"), 1, "statevla ingest"),
         (("train", "--phase", "3"), 2, "--phase"),
         (("train",), 2, "--system NAME (temporal_jepa, flow_matching, film"),

@@ -146,13 +146,18 @@ def _require_as_stored(told: Told, name: str) -> None:
         )
 
 
+def listed(config: IngestConfig) -> tuple[tuple[Path, ...], list[str]]:
+    """Files of the source, and the names of the formats that they may be of. Raises UsageError where there are none."""
+    told = config.format or (config.suite if config.suite in SOURCES else None)
+    return find_sources(config.source, config.suite, [told] if told else list(SOURCES))
+
+
 def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     """List the source, read every file's header (in a child process, when isolated), cut units. Writes nothing.
 
     Raises UsageError when there is no source, SourceError when none of its files is usable.
     """
-    told = config.format or (config.suite if config.suite in SOURCES else None)
-    paths, names = find_sources(config.source, config.suite, [told] if told else list(SOURCES))
+    paths, names = listed(config)
     require_targets(paths)
     stats = file_stats(paths, names[0])  # before anything of them is read
     fitting = [name for name in names if paths[0].suffix.lower() in source_of(name).suffixes] or names

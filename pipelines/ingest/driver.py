@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, overload
 
 from pipelines.ingest.checks import refuse_findings, refuse_quarantine, require_kept, require_same_code
 from pipelines.ingest.commit import Commit
-from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, plan_ingest, preview_ingest
+from pipelines.ingest.config import IngestConfig, IngestPlan, IngestPreview, listed, plan_ingest, preview_ingest
 from pipelines.ingest.describe import copy_notes, findings_of, quarantine_of, sources_of, split_of
 from pipelines.ingest.merge import UnitFacts, unit_facts
 from pipelines.ingest.ownership import Holdings, holdings, require_own_folder, withdraw, write_claim
@@ -125,7 +125,8 @@ def _ingest(
     isolated: bool, prune: bool,
 ) -> IngestSummary | IngestPreview:  # fmt: skip
     started = time.monotonic()
-    encoder = load_text_encoder(config.language, config.language_model)  # first: cheap to ask, and often not to be had
+    listed(config)  # before weights are fetched for nothing
+    encoder = load_text_encoder(config.language, config.language_model)  # then: cheap to ask, and often not to be had
     if dry_run:
         return preview_ingest(config)
     plan = plan_ingest(config, isolated)
