@@ -73,7 +73,8 @@ READ: Final = ("robot_state", "action", "progress", "object", "goal")
 class Plan:
     """store, out: folders; source: of the store's recordings, for the probes of things' places. steps, policy_steps,
     trials: of every row; 0 policy steps: encoders and probes alone. try_in: a LIBERO suite with its task numbers
-    (``"0-2"``), trials then are a task's, from initial state `first_init` on; None: tabletop.
+    (``"0-2"``), trials then are a task's, from initial state `first_init` on; None: tabletop. replan: actions executed
+    of each chunk, None: the suite's default.
     """
 
     store: Path
@@ -87,6 +88,7 @@ class Plan:
     source: Path | None = None
     try_in: tuple[str, str] | None = None
     first_init: int = 30
+    replan: int | None = None
 
     def encoder_run(self, row: Row, seed: int) -> Path:
         """Rows with the same encoder share it."""
@@ -127,11 +129,12 @@ class Plan:
         return "tabletop" if self.try_in is None else self.try_in[0]
 
     def _act(self) -> list[str]:
+        replan = [] if self.replan is None else ["--replan", str(self.replan)]
         if self.try_in is None:
-            return ["eval", "tabletop", "--episodes", str(self.trials)]
+            return ["eval", "tabletop", "--episodes", str(self.trials), *replan]
         suite, tasks = self.try_in
         trials = ["--num-trials", str(self.trials), "--first-init", str(self.first_init)]
-        return ["eval", "libero", "--suite", suite, "--tasks", tasks, *trials]
+        return ["eval", "libero", "--suite", suite, "--tasks", tasks, *trials, *replan]
 
     def _train(self, system: str, run: Path, settings: Sequence[str]) -> list[str]:
         sets = [part for setting in settings for part in ("--set", setting)]
@@ -195,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first-init", type=int, default=30, help="first initial state of --suite's trials")
     parser.add_argument("--rows", default="", help="only rows whose name contains one of these, by semicolon")
     parser.add_argument("--context", default="all", choices=("all", "z", "z+tokens"), help="what the policies see")
+    parser.add_argument("--replan", type=int, help="actions executed of each chunk (default: the suite's)")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for every training")
     parser.add_argument("--dry-run", action="store_true")
     told = parser.parse_args(arguments)
@@ -202,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try_in = None if told.suite is None else (told.suite, told.tasks)
     plan = Plan(
         told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings,
-        told.source, try_in, told.first_init,
+        told.source, try_in, told.first_init, told.replan,
     )  # fmt: skip
     rows = [row for row in ROWS if any(part in row.name for part in told.rows.split(";"))]
     rows = [row for row in rows if told.context in ("all", row.policy.get("model.policy_context", "z"))]

@@ -43,11 +43,12 @@ def test_a_dry_run_prints_every_command(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_policies_of_a_libero_suite_act_there(tmp_path: Path) -> None:
-    plan = Plan(Path("s"), tmp_path, "libero", (0,), 10, 5, 4, (), try_in=("libero_object", "0-2"), first_init=20)
+    plan = Plan(
+        Path("s"), tmp_path, "libero", (0,), 10, 5, 4, (), try_in=("libero_object", "0-2"), first_init=20, replan=5
+    )
     done, act = plan.commands(ROWS[0], 0)[-1]
-    shown = " ".join(act)
-    assert shown.startswith(
-        "eval libero --suite libero_object --tasks 0-2 --num-trials 4 --first-init 20 --checkpoint "
+    assert " ".join(act[: act.index("--checkpoint")]) == (
+        "eval libero --suite libero_object --tasks 0-2 --num-trials 4 --first-init 20 --replan 5"
     )
     assert act[-1] == str(done.parent) != str(plan.policy_run(ROWS[0], 0) / "tabletop")
     done.parent.mkdir(parents=True)
