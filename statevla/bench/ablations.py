@@ -30,6 +30,7 @@ SIGREG: Final = {
     "training.phase1.sigreg_weight": 0.05, "training.phase1.variance_weight": 0, "training.phase1.covariance_weight": 0
 }  # fmt: skip
 TOKENS: Final = {"model.policy_context": "z+tokens"}
+TOLD: Final = ", policy on z+tokens"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Row:
 
 def with_policies(name: str, encoder: Mapping[str, Any], random: bool = False) -> list[Row]:
     """One encoder, a policy on its state and one on its tokens too."""
-    return [Row(name, encoder, {}, random), Row(f"{name}, policy on z+tokens", encoder, TOKENS, random)]
+    return [Row(name, encoder, {}, random), Row(name + TOLD, encoder, TOKENS, random)]
 
 
 NO_INVERSE: Final = {INVERSE: 0}
@@ -92,7 +93,7 @@ class Plan:
 
     def encoder_run(self, row: Row, seed: int) -> Path:
         """Rows with the same encoder share it."""
-        return self.out / f"{_slug(row.name.removesuffix(', policy on z+tokens'))}-{seed}"
+        return self.out / f"{_slug(_of_encoder(row))}-{seed}"
 
     def policy_run(self, row: Row, seed: int) -> Path:
         """The row's own."""
@@ -154,6 +155,16 @@ class Plan:
                 success)  # fmt: skip
 
 
+def chosen_rows(parts: Sequence[str]) -> list[Row]:
+    """Rows with one of these names, whatever their policies see, or, where it is no name, with that text in theirs."""
+    names = {_of_encoder(row) for row in ROWS}
+    return [row for row in ROWS if any(_of_encoder(row) == p if p in names else p in row.name for p in parts)]
+
+
+def _of_encoder(row: Row) -> str:
+    return row.name.removesuffix(TOLD)
+
+
 def still_to_do(done: Path, command: list[str]) -> list[str] | None:
     """`command`, the one that goes on with a training that was stopped, or None where all is done."""
     if not done.is_file():
@@ -196,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", help="a LIBERO suite to act in (default: tabletop)")
     parser.add_argument("--tasks", default="0-2", help="of --suite")
     parser.add_argument("--first-init", type=int, default=30, help="first initial state of --suite's trials")
-    parser.add_argument("--rows", default="", help="only rows whose name contains one of these, by semicolon")
+    parser.add_argument(
+        "--rows", default="", help="only rows of these names or with such a text in theirs, by semicolon"
+    )
     parser.add_argument("--context", default="all", choices=("all", "z", "z+tokens"), help="what the policies see")
     parser.add_argument("--replan", type=int, help="actions executed of each chunk (default: the suite's)")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for every training")
@@ -208,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told.store, told.out, told.recipe, seeds, told.steps, told.policy_steps, told.trials, told.settings,
         told.source, try_in, told.first_init, told.replan,
     )  # fmt: skip
-    rows = [row for row in ROWS if any(part in row.name for part in told.rows.split(";"))]
+    rows = chosen_rows(told.rows.split(";"))
     rows = [row for row in rows if told.context in ("all", row.policy.get("model.policy_context", "z"))]
     failed = 0
     for seed in seeds:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from statevla.bench.ablations import FLOW, JEPA, ROWS, Plan, main, markdown, still_to_do
+from statevla.bench.ablations import FLOW, JEPA, ROWS, Plan, chosen_rows, main, markdown, still_to_do
 from statevla.recipes import load_recipe
 from statevla.systems.table import sections
 
@@ -28,6 +28,16 @@ def test_names_are_told_apart_and_policies_share_their_encoder() -> None:
     assert len({plan.policy_run(row, 0) for row in ROWS}) == len(ROWS)
     assert len({plan.encoder_run(row, 0) for row in ROWS}) == len(ROWS) // 2
     assert len({plan.encoder_run(ROWS[0], seed) for seed in (0, 1)}) == 2
+
+
+def test_rows_are_chosen_by_name_or_by_a_part_of_it() -> None:
+    def names(*parts: str) -> set[str]:
+        return {row.name for row in chosen_rows(parts)}
+
+    assert names("JEPA + chunk inverse") == {"JEPA + chunk inverse", "JEPA + chunk inverse, policy on z+tokens"}
+    assert len(names("JEPA + chunk")) == 4
+    assert len(names("JEPA + chunk inverse", "random")) == 4
+    assert len(names("")) == len(ROWS)
 
 
 def test_a_dry_run_prints_every_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
