@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,8 +60,16 @@ def test_an_epoch_of_batches_is_every_row_once(project: Path) -> None:
     assert 0 <= int(columns["steps"][columns["split"] == "train"].sum()) - len(seen[0]) < 4 * 8  # lanes cut evenly
     batch = next(statevla.batches(store, batch_size=4, next_observation=True))
     assert batch.has_next.all()
-    with pytest.raises(UsageError, match="at least 1"):
-        statevla.batches(store, epochs=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"batch_size": -1}, {"chunk": 0}, {"epochs": 0}, {"threads": 0}, {"seed": -1}, {"seed": 2**64}],
+)  # fmt: skip
+def test_a_number_of_batches_that_is_out_of_range_is_named(project: Path, wrong: dict[str, Any]) -> None:
+    store = statevla.open_store(project / "data/stores/tabletop")
+    with pytest.raises(UsageError, match=f"batches: {next(iter(wrong))}: expected a whole number"):
+        statevla.batches(store, **wrong)
 
 
 def test_every_public_name_is_there_and_no_other() -> None:
