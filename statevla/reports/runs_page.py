@@ -1,6 +1,7 @@
 """One page of training runs side by side: losses, monitors, warnings, probes, states; self-contained, or live."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +16,7 @@ from statevla.runs.listing import RunRow, rows_of
 from statevla.runs.metrics import IGNORED, read_metrics
 from statevla.runs.names import apart
 from stores.disk import durable
+from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, StoreCorrupt, UsageError
 
 LONGEST: Final = 400
@@ -172,10 +174,17 @@ def _probes(name: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What is wrong, on stderr; nothing of a browser that has left, as each does that loads the page again."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
     """A server of the page on loopback, made anew at every load; call its ``serve_forever``. port: 0 takes a free one.
 
-    Raises UsageError where there is no run yet.
+    Raises UsageError where there is no run yet, or where the port cannot be had.
     """
     read_runs(runs)
 
@@ -187,9 +196,10 @@ def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
             status = 200
             try:
                 page = runs_page(read_runs(runs), REFRESH)
-            except StateVLAError as error:  # the page tries again: a run may be made whole meanwhile
+            except (StateVLAError, OSError) as error:  # the page tries again: a run may be made whole meanwhile
                 again = f'<!doctype html><meta http-equiv="refresh" content="{REFRESH}">'
-                status, page = 503, again + escape(str(error))
+                said = describe_trouble(error) if isinstance(error, OSError) else str(error)
+                status, page = 503, again + escape(said)
             body = page.encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -200,4 +210,8 @@ def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: a page that loads itself would fill the terminal."""
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Page)
+    try:
+        return _Server(("127.0.0.1", port), Page)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"port {port} cannot be had ({why}); name another with --port, 0 takes a free one") from error

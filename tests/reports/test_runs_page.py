@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import threading
 import urllib.request
 from pathlib import Path
@@ -281,6 +282,34 @@ def test_a_live_page_is_made_anew_and_nothing_else_is_served(runs: Path) -> None
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_live_page_outlives_what_it_cannot_read_and_who_does_not_wait(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "b", run)
+    server = serve_runs([run])
+    server.daemon_threads = False  # closing it waits for every answer
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(UsageError, match=f"port {server.server_port} cannot be had .*--port"):
+            serve_runs([run], server.server_port)
+        (run / "eval/probes-x/probes.json").mkdir(parents=True)  # not even a file
+        with pytest.raises(urllib.error.HTTPError, match="503") as answer:
+            urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/")
+        assert "probes-x/probes.json" in answer.value.read().decode()
+        for _ in range(3):
+            hasty = socket.create_connection(("127.0.0.1", server.server_port))
+            hasty.send(b"GET / HTTP/1.1\r\n")
+            hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+            hasty.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert capsys.readouterr().err == ""
 
 
 def test_commands(runs: Path, tmp_path: Path) -> None:
