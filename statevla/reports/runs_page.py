@@ -95,7 +95,7 @@ def runs_page(told: Sequence[Told], refresh: int | None = None) -> str:
             "refresh": refresh,
             "rows": [_row(each) for each in told],
             "differences": _differences(told),
-            "warnings": [(each.name, line["text"]) for each in told for line in each.records
+            "warnings": [(each.name, line.get("text", "")) for each in told for line in each.records
                          if line["kind"] == "warning"],
             "sections": [(name, _charts(told, kind)) for name, kind in zip(SECTIONS, ("train", "val"), strict=True)],
             "probes": [_probes(each.name, found) for each in told for found in each.probes],
@@ -130,7 +130,8 @@ def _charts(told: Sequence[Told], kind: str) -> list[tuple[str, Any]]:
 
 
 def _series(each: Told, kind: str, name: str) -> Series:
-    points = [(line["step"], line[name]) for line in each.records if line["kind"] == kind and name in line]
+    lines = [line for line in each.records if line["kind"] == kind]
+    points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
     every = -(-len(points) // LONGEST) or 1
     kept = [*points[::every], *points[-1:]] if (len(points) - 1) % every else points[::every]
     return Series(each.name, tuple(float(x) for x, _ in kept), tuple(float(y) for _, y in kept))
