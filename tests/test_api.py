@@ -16,7 +16,7 @@ from pipelines.ingest.driver import ingest
 from statevla.runs.layout import checkpoints
 from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
-from stores.errors import UsageError
+from stores.errors import StoreMissing, UsageError
 from tests.trainers.micro import micro_config
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +70,14 @@ def test_a_number_of_batches_that_is_out_of_range_is_named(project: Path, wrong:
     store = statevla.open_store(project / "data/stores/tabletop")
     with pytest.raises(UsageError, match=f"batches: {next(iter(wrong))}: expected a whole number"):
         statevla.batches(store, **wrong)
+
+
+def test_a_policy_that_refuses_an_instruction_names_those_of_its_training(project: Path) -> None:
+    policy = statevla.load_policy(project / "runs/tabletop")
+    policy.vector("wash the dishes")
+    with pytest.raises(StoreMissing, match="was trained on: put the green block") as caught:
+        policy.vector("")
+    assert "wash the dishes" not in str(caught.value)
 
 
 def test_every_public_name_is_there_and_no_other() -> None:
