@@ -113,8 +113,12 @@ def batches(
     from statevla.data.needs import Needs
     from stores.errors import UsageError
 
-    if chunk < 1 or threads < 1 or (epochs is not None and epochs < 1):
-        raise UsageError(f"expected chunk, threads and epochs of at least 1, got {chunk}, {threads} and {epochs}")
+    counts = {"batch_size": batch_size, "chunk": chunk, "epochs": 1 if epochs is None else epochs, "threads": threads}
+    for name, value in counts.items():
+        if value < 1:
+            raise UsageError(f"batches: {name}: expected a whole number of at least 1, got {value}")
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"batches: seed: expected a whole number in [0, 2^64), got {seed}")
     needs = Needs(offsets=(0, 1), require=True) if next_observation else Needs()
     loader = SegmentLoader(store, split, batch_size, seed, DataConfig(loader_threads=threads), chunk, needs)
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from pipelines.ingest.driver import ingest
 from statevla.runs.layout import checkpoints
 from statevla.systems.table import find_system
 from statevla.trainers.trainer import train
-from stores.errors import UsageError
+from stores.errors import StoreMissing, UsageError
 from tests.trainers.micro import micro_config
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +60,24 @@ def test_an_epoch_of_batches_is_every_row_once(project: Path) -> None:
     assert 0 <= int(columns["steps"][columns["split"] == "train"].sum()) - len(seen[0]) < 4 * 8  # lanes cut evenly
     batch = next(statevla.batches(store, batch_size=4, next_observation=True))
     assert batch.has_next.all()
-    with pytest.raises(UsageError, match="at least 1"):
-        statevla.batches(store, epochs=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"batch_size": -1}, {"chunk": 0}, {"epochs": 0}, {"threads": 0}, {"seed": -1}, {"seed": 2**64}],
+)  # fmt: skip
+def test_a_number_of_batches_that_is_out_of_range_is_named(project: Path, wrong: dict[str, Any]) -> None:
+    store = statevla.open_store(project / "data/stores/tabletop")
+    with pytest.raises(UsageError, match=f"batches: {next(iter(wrong))}: expected a whole number"):
+        statevla.batches(store, **wrong)
+
+
+def test_a_policy_that_refuses_an_instruction_names_those_of_its_training(project: Path) -> None:
+    policy = statevla.load_policy(project / "runs/tabletop")
+    policy.vector("wash the dishes")
+    with pytest.raises(StoreMissing, match="was trained on: put the green block") as caught:
+        policy.vector("")
+    assert "wash the dishes" not in str(caught.value)
 
 
 def test_every_public_name_is_there_and_no_other() -> None:
@@ -68,7 +85,8 @@ def test_every_public_name_is_there_and_no_other() -> None:
         assert getattr(statevla, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Polciy'"):
         statevla.Polciy  # noqa: B018
-    assert (Path(statevla.__file__).parent / "py.typed").is_file()
+    for package in ("statevla", "stores"):  # a Store is a type of the second
+        assert (ROOT / package / "py.typed").is_file()
 
 
 @pytest.mark.parametrize(

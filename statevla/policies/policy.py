@@ -210,7 +210,7 @@ class Policy:
         return self.language[instruction]
 
     def _introduce(self, instruction: str) -> None:
-        trained = "; ".join(sorted(self.language))
+        trained = "; ".join(sorted(self.trained or self.language))  # not those that it was asked for since
         refusal = f"instruction {instruction!r} is not one that {self.name} was trained on: {trained}"
         if self.text_encoder is None:
             raise StoreMissing(refusal)

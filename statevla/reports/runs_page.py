@@ -1,6 +1,7 @@
 """One page of training runs side by side: losses, monitors, warnings, probes, states; self-contained, or live."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +16,7 @@ from statevla.runs.listing import RunRow, rows_of
 from statevla.runs.metrics import IGNORED, read_metrics
 from statevla.runs.names import apart
 from stores.disk import durable
+from stores.disk.trouble import describe as describe_trouble
 from stores.errors import StateVLAError, StoreCorrupt, UsageError
 
 LONGEST: Final = 400
@@ -93,7 +95,7 @@ def runs_page(told: Sequence[Told], refresh: int | None = None) -> str:
             "refresh": refresh,
             "rows": [_row(each) for each in told],
             "differences": _differences(told),
-            "warnings": [(each.name, line["text"]) for each in told for line in each.records
+            "warnings": [(each.name, line.get("text", "")) for each in told for line in each.records
                          if line["kind"] == "warning"],
             "sections": [(name, _charts(told, kind)) for name, kind in zip(SECTIONS, ("train", "val"), strict=True)],
             "probes": [_probes(each.name, found) for each in told for found in each.probes],
@@ -128,7 +130,8 @@ def _charts(told: Sequence[Told], kind: str) -> list[tuple[str, Any]]:
 
 
 def _series(each: Told, kind: str, name: str) -> Series:
-    points = [(line["step"], line[name]) for line in each.records if line["kind"] == kind and name in line]
+    lines = [line for line in each.records if line["kind"] == kind]
+    points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
     every = -(-len(points) // LONGEST) or 1
     kept = [*points[::every], *points[-1:]] if (len(points) - 1) % every else points[::every]
     return Series(each.name, tuple(float(x) for x, _ in kept), tuple(float(y) for _, y in kept))
@@ -172,10 +175,17 @@ def _probes(name: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What is wrong, on stderr; nothing of a browser that has left, as each does that loads the page again."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
     """A server of the page on loopback, made anew at every load; call its ``serve_forever``. port: 0 takes a free one.
 
-    Raises UsageError where there is no run yet.
+    Raises UsageError where there is no run yet, or where the port cannot be had.
     """
     read_runs(runs)
 
@@ -187,9 +197,10 @@ def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
             status = 200
             try:
                 page = runs_page(read_runs(runs), REFRESH)
-            except StateVLAError as error:  # the page tries again: a run may be made whole meanwhile
+            except (StateVLAError, OSError) as error:  # the page tries again: a run may be made whole meanwhile
                 again = f'<!doctype html><meta http-equiv="refresh" content="{REFRESH}">'
-                status, page = 503, again + escape(str(error))
+                said = describe_trouble(error) if isinstance(error, OSError) else str(error)
+                status, page = 503, again + escape(said)
             body = page.encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -200,4 +211,8 @@ def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: a page that loads itself would fill the terminal."""
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Page)
+    try:
+        return _Server(("127.0.0.1", port), Page)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"port {port} cannot be had ({why}); name another with --port, 0 takes a free one") from error

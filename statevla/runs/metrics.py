@@ -32,6 +32,8 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
         raise StoreCorrupt(f"{where}: expected an object, got {type(found).__name__}; remove this line")
     if not {"kind", "step"} <= found.keys():
         raise StoreCorrupt(f"{where}: expected kind and step, got {', '.join(map(str, found))}; remove this line")
+    if not isinstance(found["step"], int):
+        raise StoreCorrupt(f"{where}: step: expected a whole number, got {found['step']!r}; remove this line")
     return found
 
 

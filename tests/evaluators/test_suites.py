@@ -158,3 +158,8 @@ def test_every_row_is_a_suite() -> None:
         assert isinstance(suite, Suite)
         assert suite.name == name
         assert suite.max_steps > 0
+
+
+def test_no_task_at_all_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"tasks 0-3, each to be named once; got \[\]"):
+        SUITES["tabletop"].tasks([])

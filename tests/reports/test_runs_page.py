@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import threading
 import urllib.request
 from pathlib import Path
@@ -244,6 +245,18 @@ def test_a_number_that_no_axis_can_show_keeps_no_page_from_being_made(runs: Path
     assert "<h3>ratio</h3>" in runs_page(read_runs([run]))  # where there is no other number either
 
 
+def test_what_is_no_number_is_not_drawn_and_a_step_that_is_none_is_named(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(runs / "a", run)
+    lines = [{"kind": "val", "step": step, "ratio": ratio} for step, ratio in ((1, 2.5), (2, None), (3, "none"))]
+    metrics = layout.metrics(run, find_system(JEPA).folder)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"kind": "warning", "step": 3}]))
+    assert runs_page(read_runs([run])).count("<circle") == 1
+    metrics.write_text(json.dumps({"kind": "val", "step": None}) + "\n")
+    with pytest.raises(StoreCorrupt, match="line 1: step: expected a whole number, got None"):
+        read_runs([run])
+
+
 def test_probes_stand_on_the_page(runs: Path, tmp_path: Path) -> None:
     run = runs / "a"
     folder = run / "eval/probes-x"
@@ -281,6 +294,34 @@ def test_a_live_page_is_made_anew_and_nothing_else_is_served(runs: Path) -> None
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_live_page_outlives_what_it_cannot_read_and_who_does_not_wait(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "b", run)
+    server = serve_runs([run])
+    server.daemon_threads = False  # closing it waits for every answer
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(UsageError, match=f"port {server.server_port} cannot be had .*--port"):
+            serve_runs([run], server.server_port)
+        for _ in range(3):
+            hasty = socket.create_connection(("127.0.0.1", server.server_port))
+            hasty.send(b"GET / HTTP/1.1\r\n")
+            hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+            hasty.close()
+        (run / "eval/probes-x/probes.json").mkdir(parents=True)  # not even a file
+        with pytest.raises(urllib.error.HTTPError, match="503") as answer:
+            urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/")
+        assert "probes-x/probes.json" in answer.value.read().decode()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert capsys.readouterr().err == ""
 
 
 def test_commands(runs: Path, tmp_path: Path) -> None:

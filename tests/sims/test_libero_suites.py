@@ -73,6 +73,12 @@ def test_task_numbers_are_ranges() -> None:
             suites.parse_indices(text)
 
 
+def test_no_task_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "tasks", lambda _: ("first", "second"))
+    with pytest.raises(UnknownTask, match=r"tasks 0-1, each to be named once; got \[\]"):
+        suites.select("libero_object", [])
+
+
 @pytest.mark.parametrize(("version", "ok"), [("2.3.7", True), ("3.3.2", True), ("3.3.3", False), ("3.10.0", False)])
 def test_mujoco_is_guarded(monkeypatch: pytest.MonkeyPatch, version: str, ok: bool) -> None:
     monkeypatch.delenv(paths.FORCE_MUJOCO, raising=False)

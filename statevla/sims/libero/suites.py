@@ -153,14 +153,14 @@ def select(suite: str, chosen: Sequence[int] | str | None) -> list[Task]:
     """Tasks of a suite by index or as ``"0-2,5"``, all for None, in the order given, each once.
 
     Raises:
-        UnknownTask: an index outside the suite, or one named twice.
+        UnknownTask: an index outside the suite, one named twice, or none.
     """
     every = tasks(suite)
     if chosen is None:
         return list(every)
     indices = parse_indices(chosen) if isinstance(chosen, str) else list(chosen)
     wrong = [i for i in indices if not 0 <= i < len(every)]
-    if wrong or len(set(indices)) != len(indices):
+    if wrong or not indices or len(set(indices)) != len(indices):
         raise UnknownTask(f"{suite} has tasks 0-{len(every) - 1}, each to be named once; got {indices}")
     return [every[i] for i in indices]
 

@@ -56,7 +56,7 @@ class TabletopSuite:
 
     def tasks(self, chosen: Sequence[int] | str | None) -> list[TabletopTask]:
         indices = range(len(TASKS)) if chosen is None else parse_indices(chosen) if isinstance(chosen, str) else chosen
-        if not set(indices) <= set(range(len(TASKS))) or len(set(indices)) != len(indices):
+        if not indices or not set(indices) <= set(range(len(TASKS))) or len(set(indices)) != len(indices):
             raise UsageError(f"tabletop has tasks 0-{len(TASKS) - 1}, each to be named once; got {list(indices)}")
         return [TabletopTask(index) for index in indices]
 
