@@ -156,6 +156,8 @@ def test_other_observations_are_refused(run: Path) -> None:
         policy.act([replace(good, robot_state=np.zeros(8, np.float32))])
     with pytest.raises(ObsSpecMismatch, match="finite"):
         policy.act([replace(good, robot_state=np.full(9, np.nan, np.float32))])
+    with pytest.raises(UsageError, match="checkpoint_latest takes none"):
+        policy.act([good], goals=[good])
     with pytest.raises(UsageError, match="at least one"):
         policy.act([])
 

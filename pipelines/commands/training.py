@@ -19,6 +19,7 @@ from pipelines.commands.options import (
     Store,
 )
 from statevla.console import print_json, print_table, report, show_progress
+from stores.errors import UsageError
 from stores.printable import shown
 
 app = typer.Typer()
@@ -132,17 +133,25 @@ def report_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, shown side by side.")],
     out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Serve the page on loopback, made anew each time.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --follow; 0 takes a free one.")] = 0,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Of --follow; default: 0, which takes a free one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """One page of training runs: losses, monitors, warnings, probes, states, several runs side by side."""
     from statevla.reports.runs_page import serve_runs, write_runs_page
 
+    unused = [name for name, told in (("--out", out is not None), ("--json", as_json)) if told] if follow else (
+        [] if port is None else ["--port"]
+    )  # fmt: skip
+    if unused:
+        what = "with --follow writes no file and prints no object" if follow else "without --follow serves nothing"
+        raise UsageError(f"report {what}: it has no use for {', '.join(unused)}")
     if not follow:
         written = write_runs_page(runs, out or runs[0] / "report.html")
         report("Report", {"page": str(written)}, as_json)
         return
-    server = serve_runs(runs, port)
+    server = serve_runs(runs, port or 0)
     _to_stderr(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
     try:
         server.serve_forever()

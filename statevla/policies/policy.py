@@ -162,8 +162,11 @@ class Policy:
         Raises:
             ObsSpecMismatch: an observation is not of the kind that the policy was trained on.
             StoreMissing: an instruction is unknown and cannot be embedded.
-            UsageError: no observations, or another number of draws or goals than observations.
+            UsageError: no observations, another number of draws or goals than observations, or goals for a policy that
+                takes none.
         """
+        if goals is not None and not hasattr(self.model, "told_by"):
+            raise UsageError(f"goals: {self.name} takes none, the instruction says what to do")
         batch = self.observe(observations)
         condition = torch.stack([self.conditions[observation.instruction] for observation in observations])
         goal = None if goals is None else torch.stack(self.observe(goals).images, dim=1)

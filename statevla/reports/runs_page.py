@@ -104,7 +104,9 @@ def runs_page(told: Sequence[Told], refresh: int | None = None) -> str:
 
 
 def write_runs_page(runs: Sequence[Path], out: Path) -> Path:
-    """The page as one file."""
+    """The page as one file. Raises UsageError where `out` is a folder."""
+    if out.is_dir():
+        raise UsageError(f"{out}: expected a file for the page, got a folder; name one, such as {out / 'report.html'}")
     durable.write_bytes(out, runs_page(read_runs(runs)).encode())
     return out
 

@@ -324,9 +324,21 @@ def test_a_live_page_outlives_what_it_cannot_read_and_who_does_not_wait(
     assert capsys.readouterr().err == ""
 
 
-def test_commands(runs: Path, tmp_path: Path) -> None:
-    from cli import app
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--follow", "--out", "page.html", "--json"), "no use for --out, --json"),
+        (("--port", "0"), "no use for --port"),
+        (("--out", "."), "expected a file for the page, got a folder"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(runs: Path, flags: tuple[str, ...], complaint: str) -> None:
+    made = CliRunner().invoke(app, ["report", str(runs / "a"), *flags])
+    assert isinstance(made.exception, UsageError)
+    assert complaint in str(made.exception)
 
+
+def test_commands(runs: Path, tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["runs", str(runs), "--json"])
     assert [row["state"] for row in json.loads(listed.stdout)["runs"]] == ["finished", "finished"]
     page = tmp_path / "page.html"
