@@ -6,6 +6,7 @@ before the model was made (PyTorch itself); the loader's frames come on top (doc
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def step_memory(preset: str, phase: int, batch: int) -> dict[str, float]:
     """In this process. Returns peak_gb and before_gb (10⁹ bytes)."""
     from statevla.bench.gpu.training import make_step
 
+    importlib.import_module("torch._dynamo")  # which the first optimizer loads, and which is not the step's
     before = _kilobytes("VmRSS")
     step = make_step("cpu", preset, phase, "auto", batch, mixed=False)
     for _ in range(STEPS):
