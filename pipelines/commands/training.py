@@ -141,12 +141,10 @@ def report_runs(
     """One page of training runs: losses, monitors, warnings, probes, states, several runs side by side."""
     from statevla.reports.runs_page import serve_runs, write_runs_page
 
-    unused = [name for name, told in (("--out", out is not None), ("--json", as_json)) if told] if follow else (
-        [] if port is None else ["--port"]
-    )  # fmt: skip
-    if unused:
-        what = "with --follow writes no file and prints no object" if follow else "without --follow serves nothing"
-        raise UsageError(f"report {what}: it has no use for {', '.join(unused)}")
+    if not follow and port is not None:
+        raise UsageError("report --port: it is of --follow; without it nothing is served")
+    if follow and (out is not None or as_json):
+        raise UsageError("report --follow serves the page and writes nothing: leave out --out and --json")
     if not follow:
         written = write_runs_page(runs, out or runs[0] / "report.html")
         report("Report", {"page": str(written)}, as_json)

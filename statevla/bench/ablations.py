@@ -30,7 +30,7 @@ SIGREG: Final = {
     "training.phase1.sigreg_weight": 0.05, "training.phase1.variance_weight": 0, "training.phase1.covariance_weight": 0
 }  # fmt: skip
 TOKENS: Final = {"model.policy_context": "z+tokens"}
-TOLD: Final = ", policy on z+tokens"
+ON_TOKENS: Final = ", policy on z+tokens"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Row:
 
 def with_policies(name: str, encoder: Mapping[str, Any], random: bool = False) -> list[Row]:
     """One encoder, a policy on its state and one on its tokens too."""
-    return [Row(name, encoder, {}, random), Row(name + TOLD, encoder, TOKENS, random)]
+    return [Row(name, encoder, {}, random), Row(name + ON_TOKENS, encoder, TOKENS, random)]
 
 
 NO_INVERSE: Final = {INVERSE: 0}
@@ -93,7 +93,7 @@ class Plan:
 
     def encoder_run(self, row: Row, seed: int) -> Path:
         """Rows with the same encoder share it."""
-        return self.out / f"{_slug(_of_encoder(row))}-{seed}"
+        return self.out / f"{_slug(encoder_name(row))}-{seed}"
 
     def policy_run(self, row: Row, seed: int) -> Path:
         """The row's own."""
@@ -157,12 +157,12 @@ class Plan:
 
 def chosen_rows(parts: Sequence[str]) -> list[Row]:
     """Rows with one of these names, whatever their policies see, or, where it is no name, with that text in theirs."""
-    names = {_of_encoder(row) for row in ROWS}
-    return [row for row in ROWS if any(_of_encoder(row) == p if p in names else p in row.name for p in parts)]
+    names = {encoder_name(row) for row in ROWS}
+    return [row for row in ROWS if any(encoder_name(row) == p if p in names else p in row.name for p in parts)]
 
 
-def _of_encoder(row: Row) -> str:
-    return row.name.removesuffix(TOLD)
+def encoder_name(row: Row) -> str:
+    return row.name.removesuffix(ON_TOKENS)
 
 
 def still_to_do(done: Path, command: list[str]) -> list[str] | None:

@@ -327,8 +327,9 @@ def test_a_live_page_outlives_what_it_cannot_read_and_who_does_not_wait(
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--follow", "--out", "page.html", "--json"), "no use for --out, --json"),
-        (("--port", "0"), "no use for --port"),
+        (("--follow", "--out", "page.html"), "leave out --out and --json"),
+        (("--follow", "--json"), "leave out --out and --json"),
+        (("--port", "0"), "without it nothing is served"),
         (("--out", "."), "expected a file for the page, got a folder"),
     ],
 )
