@@ -97,6 +97,10 @@ def eval_state(
     ] = None,
     num_trials: Annotated[int | None, typer.Option(min=1, help="Of each task, with --plan-in; default: 10.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Like 0-2,5, with --plan-in; default: all.")] = None,
+    guidance: Annotated[
+        float,
+        typer.Option(min=0, help="How far to go from a picture painted without a state to the state's; 1: there."),
+    ] = 1.0,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -119,7 +123,7 @@ def eval_state(
     folder = out if out is not None else evaluation(path, "state")
     with show_progress() as progress:
         trials = None if plan_in is None else Trials(plan_in, num_trials or 10, folder / "plan", tasks)
-        results = evaluate_states(path, opened, device, seed, progress, beside or (), trials)
+        results = evaluate_states(path, opened, device, seed, progress, beside or (), trials, guidance)
     results.save(folder)
     report("States", {"out": str(folder), **results.to_dict()}, as_json, results.to_markdown())
 

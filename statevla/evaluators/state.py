@@ -5,7 +5,6 @@ Legend: N frames, C cameras, S side, F numbers of a state, A continuous action d
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,10 +17,17 @@ from statevla.config import DataConfig
 from statevla.data.batch import ObservationBatch
 from statevla.data.loaders import iterate_once
 from statevla.encoders.vision import CONV, load_backbone, require_identity
-from statevla.evaluators.state_between import Way, ends, mean_order, sheet, way
+from statevla.evaluators.state_between import mean_order, sheet
 from statevla.evaluators.state_loop import Loop, Trials, goals_of, planners, run_plans
 from statevla.evaluators.state_measures import Probe, bend
-from statevla.evaluators.state_pictures import compare_pictures, read_frames
+from statevla.evaluators.state_painting import (
+    Pictures,
+    paint_frames,
+    paint_ways,
+    require_guidance,
+    seen_by,
+    told_painting,
+)
 from statevla.evaluators.state_plan import DISTANCES, END, STEP, Planned, Plans, plan_all
 from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all
 from statevla.policies.prepare import choose_device
@@ -43,35 +49,18 @@ from stores.reader import Store
 POOLED: Final = 8
 STATE, PIXELS, ACTION, GRIPPER, EPISODE, ROW = "state", "pooled pixels", "action", "gripper", "episode", "row"
 """Names of what is read off a split; the first two are rows of the probes' table."""
-MOVED: Final = 0.08
-"""A pixel moves where some colour changes by more within `MOTION` frames, of [0, 1]."""
-MOTION: Final = 5
-PAINTED: Final = 64
-"""Frames of the validation split that are painted."""
 JSON: Final = "state.json"
 MARKDOWN: Final = "state.md"
 BETWEEN: Final = "between_{camera}.png"
 JEPA: Final = "temporal_jepa"
 LOOPS: Final = ("plan", "suite", "successes / trials", "success, 95 %", "progress to the goal's state")
-WAYS: Final = 16
-"""Validation episodes in each of which a straight way between two states is painted."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """PSNR in dB by what painted, over whole pictures and where something moves; SSIM of whole pictures."""
-
-    whole: dict[str, float]
-    moving: dict[str, float | None]
-    ssim: dict[str, float]
-    frames: int
 
 
 @dataclass(frozen=True)
 class StateResults:
     """probes: by feature and horizon; gripper: likewise of the binary actions, empty where there is none. plans: by
     feature and distance to the goal (`state_plan`). bends: by what pairs. pictures: None of an encoder that paints
-    none; between, sheets: likewise empty, the straight way between two states (`state_between`), uint8 [H W 3] a
+    none; between, sheets: likewise empty, the straight way between two states (`state_between`), uint8 [H W 3] by
     camera. loops: of plans as policies (`state_loop`), empty where none was tried.
     """
 
@@ -84,14 +73,14 @@ class StateResults:
     bends: dict[str, float]
     pictures: Pictures | None
     between: dict[str, dict[str, float]] = field(default_factory=dict)
-    sheets: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
+    sheets: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = field(default=())
     loops: dict[str, Loop] = field(default_factory=dict)
     gripper: dict[str, Found] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        told = {**asdict(replace(self, sheets=())), "notes": list(self.notes)}
+        told = {**asdict(replace(self, sheets={})), "notes": list(self.notes)}
         del told["sheets"]
         return told
 
@@ -140,19 +129,20 @@ class StateResults:
         durable.make_dir(out)
         durable.write_json(out / JSON, self.to_dict())
         durable.write_text(out / MARKDOWN, self.to_markdown() + "\n")
-        for camera, picture in enumerate(self.sheets):
+        for camera, picture in self.sheets.items():
             durable.write_bytes(out / BETWEEN.format(camera=camera), encode_image(picture, "png"))
 
 
 def evaluate_states(
     checkpoint: Path, store: Store, device: str = "auto", seed: int = 0, progress: Progress | None = None,
-    beside: Sequence[Path] = (), trials: Trials | None = None,
+    beside: Sequence[Path] = (), trials: Trials | None = None, guidance: float = 1.0,
 ) -> StateResults:  # fmt: skip
     """Fit on the train split, measure on the validation split, whole episodes apart.
 
     checkpoint: of an encoder, or its run. beside: further ones, whose states are probed on the same frames. trials: in
-    which plans to a goal act. Raises UsageError for a policy's and for a store without validation episodes,
-    StaleKey for another store's, StoreMissing, StoreCorrupt, and with trials what `evaluate` raises.
+    which plans to a goal act. guidance: of what is painted (`StamoModel.decode`). Raises UsageError for a policy's, for
+    a store without validation episodes and for guidance of what does not paint or always had its state, StaleKey for
+    another store's, StoreMissing, StoreCorrupt, and with trials what `evaluate` raises.
     """
     if store.manifest.splits["val"] == 0:
         raise UsageError(f"{store.root}: no validation episodes; ingest with --train-split below 1")
@@ -160,6 +150,8 @@ def evaluate_states(
     goals = None if trials is None else goals_of(trials, store)
     own = load_encoder(checkpoint, store, where)
     model = own.model
+    if guidance != 1:
+        require_guidance(model, own.system, guidance)
     models, systems = {STATE: model}, {own.system}
     for path in beside:
         other = load_encoder(path, store, where)
@@ -184,8 +176,8 @@ def evaluate_states(
     probes, gripper = probe_all(coded["train"], coded["val"], seed)
     pictures, ways = None, []
     if isinstance(model, StamoModel):
-        pictures = _pictures(model, store, where, seed)
-        ways = _ways(model, store, where, seed)
+        pictures = paint_frames(models, store, where, seed, guidance)
+        ways = paint_ways(model, store, where, seed, guidance)
     return StateResults(
         system=own.system,
         checkpoint=str(own.folder),
@@ -197,8 +189,8 @@ def evaluate_states(
         bends=_bends(coded["val"], seed),
         pictures=pictures,
         between=mean_order(ways),
-        sheets=tuple(sheet(ways[0], camera) for camera in range(len(store.spec.cameras))) if ways else (),
-        notes=(*_frozen(model, own.tower), *notes),
+        sheets={camera: sheet(ways[0], place) for place, camera in enumerate(seen_by(model))} if ways else {},
+        notes=(*_frozen(model, own.tower), *told_painting(model, store, guidance), *notes),
         loops=loops,
     )
 
@@ -328,37 +320,3 @@ def _bends(coded: Coded, seed: int) -> dict[str, float]:
 def _episodes(coded: Coded) -> Iterator[NDArray[np.int64]]:
     for number in np.unique(coded.episode):
         yield np.flatnonzero(coded.episode == number)
-
-
-def _pictures(model: StamoModel, store: Store, device: torch.device, seed: int) -> Pictures:
-    """Validation frames painted from their states, beside what needs no painter."""
-
-    def code(obs: ObservationBatch) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([model.state(part.to(device)) for part in _parts(obs)])
-
-    def decode(state: Tensor, steps: int) -> Tensor:
-        return model.decode(state, torch.Generator().manual_seed(seed), steps)
-
-    decoders = {"its state": partial(decode, steps=25), "its state, in one step": partial(decode, steps=1)}
-    return Pictures(*compare_pictures(code, decoders, store, model.options.image_size, PAINTED, MOTION, MOVED))
-
-
-def _ways(model: StamoModel, store: Store, device: torch.device, seed: int) -> list[Way]:
-    """Straight ways between states of validation episodes."""
-    seen = read_frames(store, "val", model.options.image_size, None)
-
-    def code(rows: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return model.state(seen.obs.each(lambda tensor: tensor[rows]).to(device))
-
-    def decode(state: Tensor) -> Tensor:
-        return model.decode(state, torch.Generator().manual_seed(seed))
-
-    return [way(seen, rows, code, decode) for rows in ends(seen.episode, WAYS)]
-
-
-def _parts(obs: ObservationBatch, rows: int = 64) -> Iterator[ObservationBatch]:
-    for start in range(0, len(obs.robot_state), rows):
-        part = slice(start, start + rows)
-        yield obs.each(lambda tensor, part=part: tensor[part])  # type: ignore[misc]

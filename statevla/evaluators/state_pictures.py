@@ -7,7 +7,7 @@ which has the smaller error and says what the state holds.
 Legend: N frames, C cameras, S side, V = C · S · S · 3 numbers of a frame, B bool of each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,16 +39,17 @@ class Seen(NamedTuple):
 
 
 def compare_pictures(
-    code: Callable[[ObservationBatch], torch.Tensor], decoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
-    store: Store, side: int, painted: int, motion: int, moved: float,
+    painters: Mapping[str, Callable[[ObservationBatch], torch.Tensor]], components: int, store: Store, side: int,
+    cameras: Sequence[int], painted: int, motion: int, moved: float,
 ) -> tuple[dict[str, float], dict[str, float | None], dict[str, float], int]:  # fmt: skip
     """PSNR of whole pictures and where something moves, SSIM, by what made them; and how many frames.
 
-    code: states of observations. decoders: uint8 [N C S S 3] of states, by name. painted: frames of the validation
-    split. motion, moved: a pixel moves where a colour changes by more than `moved` within so many frames.
+    painters: uint8 [N C S S 3] of observations, by name. components: principal ones beside them. cameras: numbers of
+    those that are painted. painted: frames of the validation split. motion, moved: a pixel moves where a colour changes
+    by more than `moved` within so many frames.
     """
-    train = read_frames(store, "train", side, SAMPLE)
-    val = read_frames(store, "val", side, None)
+    train = read_frames(store, "train", side, cameras, SAMPLE)
+    val = read_frames(store, "val", side, cameras, None)
     later = {(e, f): n for n, (e, f) in enumerate(zip(val.episode.tolist(), val.frame.tolist(), strict=True))}
     pairs = [(n, later[e, f + motion]) for (e, f), n in later.items() if (e, f + motion) in later]
     pairs = pairs[:: max(1, len(pairs) // painted)][:painted]
@@ -61,12 +62,12 @@ def compare_pictures(
     change = np.abs(val.pixels[[then for _, then in pairs]] / 255.0 - seen).max(axis=-1, keepdims=True) > moved
     where = np.broadcast_to(change, seen.shape)
     rows = torch.from_numpy(chosen)
-    state = code(val.obs.each(lambda tensor: tensor[rows]))
+    obs = val.obs.each(lambda tensor: tensor[rows])
     told = {
-        **{name: decode(state).cpu().numpy() / 255.0 for name, decode in decoders.items()},
+        **{name: paint(obs).cpu().numpy() / 255.0 for name, paint in painters.items()},
         "the task's mean picture": _means(train, [val.instruction[n] for n in chosen]),
         "the nearest training picture": train.pixels[_nearest(train.pixels, val.pixels[chosen])] / 255.0,
-        f"{state[0].numel()} principal components": _components(train.pixels, seen, int(state[0].numel())),
+        f"{components} principal components": _components(train.pixels, seen, components),
     }
     everywhere = np.ones_like(where)
     whole = {name: psnr(seen, picture, everywhere) for name, picture in told.items()}
@@ -74,15 +75,15 @@ def compare_pictures(
     return whole, moving, {name: _ssim(seen, picture) for name, picture in told.items()}, len(chosen)
 
 
-def read_frames(store: Store, split: str, side: int, most: int | None) -> Seen:
-    """Frames of a split at `side` pixels; `most`: about so many of them, evenly; None: all."""
+def read_frames(store: Store, split: str, side: int, cameras: Sequence[int], most: int | None) -> Seen:
+    """Frames of a split, pictures of `cameras` at `side` pixels; `most`: about so many of them, evenly; None: all."""
     found: dict[str, list[Any]] = {"pixels": [], "episode": [], "frame": [], "obs": []}
     total = int(store.segment_columns["steps"].sum())
     every = 1 if most is None else max(1, total // most)
     for batch in iterate_once(store, split, 64, 1, DataConfig(cache_gib=0.0)):
         rows = torch.arange(len(batch))[:: every if every < len(batch) else len(batch)]
         obs = batch.obs.each(lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
-        small = torch.stack([prepare_pixels(frames, side) for frames in obs.images], dim=1).clamp(-1, 1)
+        small = torch.stack([prepare_pixels(obs.images[camera], side) for camera in cameras], dim=1).clamp(-1, 1)
         found["pixels"].append(((small + 1) * 127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy())
         found["episode"].append(batch.episode[rows].numpy())
         found["frame"].append(batch.frame[rows].numpy())

@@ -34,7 +34,7 @@ from typing import Any, Final
 
 from stores.errors import StoreCorrupt
 
-FORMAT: Final = 23
+FORMAT: Final = 24
 Tree = dict[str, Any]
 
 
@@ -274,6 +274,14 @@ def _noise_levels(old: Tree) -> Tree:
     return tree
 
 
+def _seen_cameras(old: Tree) -> Tree:
+    """23 to 24: pictures of every camera were compressed."""
+    tree = copy.deepcopy(old)
+    if "stamo" in tree["config"]:
+        tree["config"]["stamo"]["cameras"] = None
+    return tree
+
+
 def _with_world(config: Tree) -> list[Tree]:
     """Options of the systems that may have a world head."""
     named = [config[name] for name in ("film", "act", "vla", "goal") if name in config]
@@ -326,5 +334,6 @@ MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {
     20: _one_vector,
     21: _told_readouts,
     22: _noise_levels,
+    23: _seen_cameras,
 }
 """From the format of the key to the next one."""

@@ -39,13 +39,13 @@ from statevla.models.sd3 import PretrainedLatents, Sd3Painter
 from statevla.models.stems import ConvStem, stages_of
 from statevla.models.tokenizer import FrozenFeatures, embedding
 from statevla.runs.files import MODEL, below, load_strict
-from statevla.systems.stamo_options import PARENT, PIXEL, UNIFORM, StamoOptions
+from statevla.systems.stamo_options import LOGIT_NORMAL, ONLY_NOISE, PARENT, PIXEL, StamoOptions
 from statevla.systems.system import Given, Noise, Objective, Terms
 from stores.errors import UsageError
 from stores.spec import ObsSpec
 
 LEVELS: Final = (0.25, 0.5, 0.75)
-"""At which validation asks whether the decoder uses the state."""
+"""At which validation asks whether the decoder uses the state; one that was trained on noise alone is asked there."""
 
 
 class Compressor(nn.Module):
@@ -78,7 +78,8 @@ class StamoModel(Objective):
     ) -> None:  # fmt: skip
         """tower: where the features are something frozen's. canvas: of latents. painter: a pretrained one."""
         super().__init__()
-        self.options, cameras = options, len(spec.cameras)
+        self.options, self.seen = options, seen_cameras(options.cameras, spec)
+        cameras = len(self.seen)
         side, patch = options.image_size if canvas is None else canvas.side, options.patch_size
         if painter is None and side % patch:
             what = "" if canvas is None else f", of which latents have {side} a side,"
@@ -110,7 +111,7 @@ class StamoModel(Objective):
 
     @property
     def state_shape(self) -> tuple[int, int]:
-        """Tokens of all cameras, numbers of a token."""
+        """Tokens of all that are seen, numbers of a token."""
         return self.cameras * self.options.tokens, self.options.state_width
 
     def state(self, obs: ObservationBatch) -> Float[Tensor, "B N E"]:
@@ -119,18 +120,17 @@ class StamoModel(Objective):
         return torch.cat(seen, dim=1)
 
     def features(self, obs: ObservationBatch) -> Sequence[Float[Tensor, "B P V"]]:
-        """Of each camera."""
+        """Of each camera that is seen."""
         if isinstance(self.stem, ConvStem):
-            return [self.stem(frames) for frames in obs.images]
-        return self.stem.of(obs).to(dtype_of(self.compressor)).unbind(dim=1)
+            return [self.stem(obs.images[camera]) for camera in self.seen]
+        features = self.stem.of(obs).to(dtype_of(self.compressor)).unbind(dim=1)
+        return [features[camera] for camera in self.seen]
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """``sigma`` [B C] as ``levels`` says, ``epsilon`` [B C V L L] normal, ``drop`` [B C] uniform."""
         cameras, side = self.cameras, self.canvas.side
-        uniform = self.options.levels == UNIFORM
-        drawn = (torch.rand if uniform else torch.randn)(rows, cameras, generator=generator)
         return {
-            "sigma": drawn if uniform else torch.sigmoid(drawn),
+            "sigma": _levels(self.options.levels, (rows, cameras), generator),
             "epsilon": torch.randn(rows, cameras, self.canvas.channels, side, side, generator=generator),
             "drop": torch.rand(rows, cameras, generator=generator),
         }
@@ -175,7 +175,7 @@ class StamoModel(Objective):
         While its own autoencoder is trained, ``absolute`` and ``divergence`` [B] (`KlVae.errors`), and ``mean`` and
         ``square`` [B V] of its latents; in validation ``absolute`` beside the others.
         """
-        pixels = [prepare_pixels(frames, self.options.image_size) for frames in batch.obs.images]
+        pixels = [prepare_pixels(batch.obs.images[camera], self.options.image_size) for camera in self.seen]
         found: dict[str, Tensor] = {}
         if isinstance(self.canvas, OwnLatents) and (self.canvas.learning or not self.training):
             found = self._autoencode(self.canvas, pixels, noise["epsilon"])
@@ -192,7 +192,7 @@ class StamoModel(Objective):
             painted, epsilon = self.canvas.encode(pixels[camera]), noise["epsilon"][:, camera]
             weight = None
             if self.options.motion_weight > 0:
-                then = prepare_pixels(batch.next_obs.images[camera], self.options.image_size)
+                then = prepare_pixels(batch.next_obs.images[self.seen[camera]], self.options.image_size)
                 weight = self.motion(pixels[camera], then)
             kept = self.without(mine, noise["drop"][:, camera] < self.options.state_dropout)
             error = self.error(painted, noise["sigma"][:, camera], epsilon, kept, camera, weight)
@@ -201,7 +201,7 @@ class StamoModel(Objective):
                 continue
             others = {"own": mine, "shuffled": mine.roll(1, 0), "null": torch.zeros_like(mine)}
             for name, other in others.items():
-                for sigma in LEVELS:
+                for sigma in LEVELS if self.options.levels != ONLY_NOISE else (1.0,):
                     level = torch.full_like(noise["sigma"][:, camera], sigma)
                     found[name] = found[name] + self.error(painted, level, epsilon, other, camera)
         return found
@@ -268,19 +268,47 @@ class StamoModel(Objective):
 
     @torch.no_grad()
     def decode(
-        self, state: Float[Tensor, "B N E"], generator: torch.Generator, steps: int = 25
+        self, state: Float[Tensor, "B N E"], generator: torch.Generator, steps: int = 25, guidance: float = 1.0
     ) -> UInt8[Tensor, "B C S S 3"]:
-        """Pictures of states, by Euler's method from noise that is the same for every row."""
+        """Pictures of states, by Euler's method from noise that is the same for every row.
+
+        One that was trained on noise alone paints in one step, whatever `steps`. guidance: how far the velocity goes
+        from the one without a state to the one with it (Ho & Salimans 2022); 1: to it, more: past it.
+        """
         canvas, painted = self.canvas, []
+        steps = 1 if self.options.levels == ONLY_NOISE else steps
         for camera, mine in enumerate(state.chunk(self.cameras, dim=1)):
             noise = torch.randn(1, canvas.channels, canvas.side, canvas.side, generator=generator).to(state.device)
             picture = noise.expand(len(state), -1, -1, -1)
             for number in range(steps, 0, -1):
                 sigma = torch.full((len(state),), number / steps, device=state.device)
-                picture = picture - self.velocity(picture, sigma, mine, camera) / steps
+                velocity = self.velocity(picture, sigma, mine, camera)
+                if guidance != 1:
+                    velocity = torch.lerp(
+                        self.velocity(picture, sigma, torch.zeros_like(mine), camera), velocity, guidance
+                    )
+                picture = picture - velocity / steps
             pixels = canvas.decode(picture).clamp(-1, 1)
             painted.append(((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
         return torch.stack(painted, dim=1)
+
+
+def seen_cameras(names: str | None, spec: ObsSpec) -> tuple[int, ...]:
+    """Numbers of the cameras named, in the store's order; None: of all. Raises UsageError for others' names."""
+    if names is None:
+        return tuple(range(len(spec.cameras)))
+    wanted = [name.strip() for name in names.split(",")]
+    if strange := [name for name in wanted if name not in spec.camera_names]:
+        raise UsageError(f"stamo.cameras: {', '.join(strange)}; the store has {', '.join(spec.camera_names)}")
+    return tuple(number for number, name in enumerate(spec.camera_names) if name in wanted)
+
+
+def _levels(drawn: str, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    if drawn == ONLY_NOISE:
+        return torch.ones(shape)
+    if drawn == LOGIT_NORMAL:
+        return torch.sigmoid(torch.randn(shape, generator=generator))
+    return torch.rand(shape, generator=generator)
 
 
 def build(config: Config, given: Given) -> StamoModel:

@@ -10,7 +10,7 @@ from statevla.encoders.sd3 import DEFAULT_MODEL
 from statevla.encoders.vision import CONV
 
 PIXEL: Final = "pixel"
-UNIFORM, LOGIT_NORMAL = "uniform", "logit_normal"
+UNIFORM, LOGIT_NORMAL, ONLY_NOISE = "uniform", "logit_normal", "noise"
 PARENT: Final = "parent"
 STEM: Final = ("features", (CONV,))
 UNPRETRAINED: Final = ("decoder", (PIXEL, "vae"))
@@ -34,6 +34,9 @@ class StamoOptions(SystemOptions):
     learning_rate: float = option(2e-4, "of this system; not given: training.learning_rate if that is", above=0)
     image_size: int = option(128, "pictures are resized to this many pixels a side, and painted so", least=8)
     patch_size: int = option(8, "pixels a side of a painted patch", least=1)
+    cameras: str | None = option(
+        None, "names like agentview,wrist: these alone are compressed and painted; nothing: all of the store"
+    )
     tokens: int = option(2, "of a camera's state", least=1)
     state_width: int = option(256, "numbers of a token", least=1)
     features: str = option(
@@ -71,8 +74,10 @@ class StamoOptions(SystemOptions):
         beside=SD3,
     )
     levels: str = option(
-        UNIFORM, "how training draws the level of noise: uniformly, or as the logistic function of a normal number, "
-        "most in the middle, as Stable Diffusion 3 was trained", choices=(UNIFORM, LOGIT_NORMAL),
+        UNIFORM, "how training draws the level of noise: uniformly; as the logistic function of a normal number, most "
+        "in the middle, as Stable Diffusion 3 was trained; always noise alone, so that the decoder tells in one step "
+        "the mean of the pictures that a state may be of, without diffusion",
+        choices=(UNIFORM, LOGIT_NORMAL, ONLY_NOISE),
     )  # fmt: skip
     predict: str = option("x", "what the decoder gives: the velocity, or the clean picture", choices=("x", "v"))
     state_dropout: float = option(0.1, "share of the pictures that are painted without their state", least=0, most=1)

@@ -140,6 +140,56 @@ def test_a_stamo_is_probed_and_paints(tmp_path: Path) -> None:
         evaluate_states(tmp_path / "run", Store.open(micro_store(tmp_path / "other", seed=3)), "cpu")
 
 
+def test_one_camera_is_painted_from_noise_alone_with_guidance(tmp_path: Path) -> None:
+    store = micro_store(tmp_path / "store")
+    chosen = ("stamo.cameras=eye_in_hand", "stamo.levels=noise", "training.max_steps=1")
+    train("stamo", load_config("tiny", None, (*SETTINGS, *MICRO, *chosen), sections()), store, tmp_path / "run")
+    told = CliRunner().invoke(
+        app, ["eval", "state", "--checkpoint", str(tmp_path / "run"), "--guidance", "1.5",
+              "--out", str(tmp_path / "out"), "--store", str(store), "--device", "cpu", "--json"],
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output
+    found = json.loads((tmp_path / "out" / "state.json").read_text())
+    assert found["state_numbers"] == 16
+    assert "its state" not in found["pictures"]["whole"]
+    assert "its state, in one step" in found["pictures"]["whole"]
+    assert f"{found['state_numbers']} principal components" in found["pictures"]["whole"]
+    assert "painted with guidance 1.5" in found["notes"]
+    assert "its states are of eye_in_hand; pooled pixels are of every camera" in found["notes"]
+    assert [file.name for file in (tmp_path / "out").glob("*.png")] == ["between_1.png"]
+
+
+def test_another_painter_of_the_same_pictures_paints_beside(tmp_path: Path) -> None:
+    """As itself would: what it paints is not of the first one's states."""
+    store = micro_store(tmp_path / "store")
+    for name, keys in (
+        ("flow", ("training.seed=1",)), ("direct", ("stamo.levels=noise", "training.learning_rate=0.01")),
+        ("one camera", ("stamo.cameras=agentview",)),
+    ):  # fmt: skip
+        config = load_config("tiny", None, (*SETTINGS, *MICRO, *keys, "training.max_steps=4"), sections())
+        train("stamo", config, store, tmp_path / name)
+    opened = Store.open(store)
+    beside = [tmp_path / "direct", tmp_path / "one camera"]
+    found = evaluate_states(tmp_path / "flow", opened, "cpu", beside=beside).pictures
+    own = evaluate_states(tmp_path / "direct", opened, "cpu").pictures
+    assert found is not None
+    assert own is not None
+    assert [name for name in found.whole if " of " in name] == ["stamo of direct, in one step"]
+    assert found.whole["stamo of direct, in one step"] == own.whole["its state, in one step"]
+    assert found.whole["stamo of direct, in one step"] != found.whole["its state, in one step"]
+
+
+def test_guidance_of_what_does_not_paint_or_always_had_its_state_is_refused(tmp_path: Path) -> None:
+    store = micro_store(tmp_path / "store")
+    for system, key in (("temporal_jepa", "stamo.depth=1"), ("stamo", "stamo.state_dropout=0")):
+        config = load_config("tiny", None, (*SETTINGS, *MICRO, key, "training.max_steps=1"), sections())
+        train(system, config, store, tmp_path / system)
+    with pytest.raises(UsageError, match=r"--guidance 2: temporal_jepa paints nothing"):
+        evaluate_states(tmp_path / "temporal_jepa", Store.open(store), "cpu", guidance=2.0)
+    with pytest.raises(UsageError, match=r"never painted without a state \(stamo\.state_dropout=0\)"):
+        evaluate_states(tmp_path / "stamo", Store.open(store), "cpu", guidance=2.0)
+
+
 def test_the_grippers_commands_are_probed_by_themselves() -> None:
     """A feature that adds the commands up tells all of them and nothing of the arm; one of the arm's, the other way."""
     rng, frames, episodes = np.random.default_rng(0), 40, 12

@@ -1,5 +1,6 @@
 """StaMo by itself: closed forms of the painter, what the state is, and that training makes the painter use it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -123,6 +124,55 @@ def test_it_trains_from_a_store(tmp_path: Path) -> None:
     assert summary.steps == 3
     last = json.loads((tmp_path / "run" / "metrics_stamo.jsonl").read_text().splitlines()[-1])
     assert {"velocity_mse", "shuffled_ratio", "null_ratio", "z_rank", "z_std"} <= set(last)
+
+
+def test_from_noise_alone_the_painter_is_told_by_the_pictures_own_error() -> None:
+    made, data = model("stamo.levels=noise", "stamo.state_dropout=0"), batch(4)
+    torch.nn.init.normal_(made.decoder.out.weight, std=0.1)
+    noise = made.draw(4, torch.Generator().manual_seed(0))
+    assert torch.equal(noise["sigma"], torch.ones(4, 2))
+    state, expected = made.state(data.obs).chunk(2, dim=1), []
+    for camera, pixels in enumerate(_pixels(data.obs.images)):
+        where = made.camera[camera].expand(4, -1)
+        told = made.decoder(noise["epsilon"][:, camera], torch.ones(4), state[camera], where)
+        expected.append((told - pixels).square().mean())
+    loss = made.loss(made.terms(data, noise))
+    torch.testing.assert_close(loss.total, (expected[0] + expected[1]) / 2)
+    made.eval()
+    with torch.no_grad():
+        terms = made.terms(data, noise)
+        fixed = made.error(_pixels(data.obs.images)[0], torch.ones(4), noise["epsilon"][:, 0], state[0], 0)
+        fixed = fixed + made.error(_pixels(data.obs.images)[1], torch.ones(4), noise["epsilon"][:, 1], state[1], 1)
+    torch.testing.assert_close(terms["own"], fixed)
+    one, many = (made.decode(torch.cat(state, 1), torch.Generator().manual_seed(1), steps) for steps in (1, 25))
+    assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5])
+def test_guidance_goes_from_no_state_to_the_state_and_past_it(guidance: float) -> None:
+    made = model("stamo.predict=v")
+    made.decoder.forward = lambda noisy, sigma, state, camera: (  # type: ignore[method-assign]
+        noisy - state.mean(dim=(1, 2))[:, None, None, None]
+    )
+    state = torch.full((1, 4, 8), 0.3)
+    painted = made.decode(state, torch.Generator().manual_seed(0), 1, guidance)
+    assert torch.equal(painted, torch.full_like(painted, round((0.3 * guidance + 1) * 127.5)))
+
+
+def test_cameras_that_are_not_named_are_not_seen() -> None:
+    made, data = model("stamo.cameras=agentview").eval(), batch(3)
+    assert made.state_shape == (2, 8)
+    noise = made.draw(3, torch.Generator().manual_seed(0))
+    assert noise["epsilon"].shape == (3, 1, 3, 16, 16)
+    first, second = data.obs.images
+    for images, same in (((first, 255 - second), True), ((255 - first, second), False)):
+        other = dataclasses.replace(data, obs=dataclasses.replace(data.obs, images=images))
+        with torch.no_grad():
+            assert torch.equal(made.state(other.obs), made.state(data.obs)) is same
+            assert torch.equal(made.terms(other, noise)["error"], made.terms(data, noise)["error"]) is same
+    assert made.decode(made.state(data.obs), torch.Generator()).shape == (3, 1, 16, 16, 3)
+    with pytest.raises(UsageError, match=r"stamo\.cameras: attic; the store has agentview, "):
+        model("stamo.cameras=agentview,attic")
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:
