@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from statevla.reports.tables import markdown_table, percent
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.sims.libero import suites
 from stores.disk.durable import write_bytes
 

@@ -95,6 +95,7 @@ def test_every_public_name_is_there_and_no_other() -> None:
         ("import statevla", ("torch", "torch._dynamo", "numpy", "zarr", "pyarrow", "dask", "matplotlib")),
         ("import statevla; statevla.Policy; statevla.evaluate", ("dask", "h5py", "matplotlib")),
         ("import statevla.systems.table; import statevla.policies.policy", ("torch._dynamo", "sympy", "transformers")),
+        ("import statevla.runs.listing; import statevla.reports.runs_page", ("torch", "transformers", "zarr")),
     ],
 )
 def test_importing_loads_nothing_heavy(code: str, absent: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from statevla.runs import layout
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems.table import find_system
 from stores.disk.durable import make_dir, write_bytes, write_json
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from statevla.documents.flags import Flag, call, fail, parse, words
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems.find import find_policy
 from stores.errors import StateVLAError
 

@@ -12,9 +12,10 @@ from statevla.config import replace
 from statevla.evaluators.goals import goals_identity
 from statevla.observation import ObsSpec
 from statevla.policies.policy import identify
-from statevla.runs.files import LANGUAGE, MODEL, CheckpointState, read_state
+from statevla.runs.files import LANGUAGE, MODEL
 from statevla.runs.layout import CHECKPOINTS, checkpoints, is_checkpoint, metrics, run_of
 from statevla.runs.metrics import read_metrics
+from statevla.runs.state import CheckpointState, read_state
 from statevla.systems.describe import describe_system
 from statevla.systems.system import System
 from statevla.systems.table import config_of, find_system, system_of

@@ -58,7 +58,7 @@ def evaluate(
     policy: Policy,
     suite: str,
     *,
-    out: Path,
+    out: Path | str,
     name: str,
     tasks: Sequence[int] | str | None = None,
     num_trials: int = 50,
@@ -107,7 +107,7 @@ def evaluate(
         SimulatorFailed: simulators do not even start, or no trial finished. Finished trials are kept.
         StateVLAError: the policy returned actions of another shape, or that are not finite.
     """
-    row = conditions.of(find_suite(suite))
+    out, row = Path(out), conditions.of(find_suite(suite))
     if not isinstance(policy, ExpertControl | ReplayDemos):
         require_simulated(policy.obs_spec, row.name)
     versions = row.prepare()

@@ -25,8 +25,9 @@ from statevla.models.encoder import StateEncoder
 from statevla.models.monitors import correlation_excess, rank_me, within_episodes
 from statevla.models.standardize import Standardize
 from statevla.policies.prepare import choose_device
-from statevla.runs.files import MODEL, CheckpointState, load_strict, read_state, read_tensors, require_store
+from statevla.runs.files import MODEL, load_strict, read_tensors
 from statevla.runs.layout import evaluation
+from statevla.runs.state import CheckpointState, read_state, require_store
 from statevla.runs.stores import find_store
 from statevla.systems.find import find_encoder
 from statevla.systems.stamo import StamoModel

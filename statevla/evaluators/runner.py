@@ -306,7 +306,7 @@ class Runner:
             return
         self.milliseconds.append(1e3 * (time.perf_counter() - began))
         episode.calls += 1
-        _check_chunks(chunks)
+        _check_chunks(chunks, policy.chunk)
         if self._listen is not None:
             self._listen(episode.observation, draw, chunks[0])
         if episode.film:
@@ -331,13 +331,24 @@ class Runner:
         episode, slot.episode, slot.thinking = slot.episode, None, False
         if episode is None:
             return
-        trial = episode.trial
         video = ""
-        if episode.frames:
-            video = f"videos/{trial.task.index:02d}-{trial.start:03d}-{outcome}.gif"
-            each = tuple(frame for frame in episode.frames for _ in range(FILM_EVERY))
-            clip = Clip(each[: 1 - FILM_EVERY], outcome, tuple(episode.plans))
-            write_gif(self._out / video, clip, stride=FILM_EVERY)
+        try:
+            video = self._film(episode, outcome)
+        finally:  # an outcome is kept, whatever becomes of its film
+            self._keep(episode, outcome, message, video)
+
+    def _film(self, episode: _Episode, outcome: Outcome) -> str:
+        """Where below the results the film is; empty where the trial has none."""
+        if not episode.frames:
+            return ""
+        video = f"videos/{episode.trial.task.index:02d}-{episode.trial.start:03d}-{outcome}.gif"
+        each = tuple(frame for frame in episode.frames for _ in range(FILM_EVERY))
+        clip = Clip(each[: 1 - FILM_EVERY], outcome, tuple(episode.plans))
+        write_gif(self._out / video, clip, stride=FILM_EVERY)
+        return video
+
+    def _keep(self, episode: _Episode, outcome: Outcome, message: str, video: str) -> None:
+        trial = episode.trial
         record = Record(
             suite=self._suite.name,
             task=trial.task.name,
@@ -365,8 +376,8 @@ class Runner:
             self._progress(ProgressEvent(self._label, won + lost + errors, self._total, "trials", rate + extra))
 
 
-def _check_chunks(chunks: NDArray[np.float32]) -> None:
-    if chunks.ndim != 3 or chunks.shape[0] != 1 or chunks.shape[2] != LIBERO.action_dim or chunks.shape[1] < 1:
-        raise StateVLAError(f"policy: expected chunks [1, K, {LIBERO.action_dim}], got {list(chunks.shape)}")
+def _check_chunks(chunks: NDArray[np.float32], chunk: int) -> None:
+    if chunks.shape != (1, chunk, LIBERO.action_dim):
+        raise StateVLAError(f"policy: expected chunks [1, {chunk}, {LIBERO.action_dim}], got {list(chunks.shape)}")
     if not np.isfinite(chunks).all():
         raise StateVLAError("policy: returned actions that are NaN or infinite; its training diverged")

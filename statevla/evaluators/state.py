@@ -32,8 +32,9 @@ from statevla.evaluators.state_plan import DISTANCES, END, STEP, Planned, Plans,
 from statevla.evaluators.state_probes import HORIZONS, Coded, Floats, Found, kept_vectors, probe_all
 from statevla.policies.prepare import choose_device
 from statevla.reports.tables import markdown_table
-from statevla.runs.files import MODEL, load_strict, read_state, read_tensors, require_store
+from statevla.runs.files import MODEL, load_strict, read_tensors
 from statevla.runs.layout import LATEST, run_of
+from statevla.runs.state import read_state, require_store
 from statevla.systems.find import resolve
 from statevla.systems.stamo import StamoModel
 from statevla.systems.stamo_options import PARENT

@@ -23,7 +23,8 @@ from statevla.policies import instructions
 from statevla.policies.identity import identity_of, tensors_hash
 from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.prepare import Actor, choose_device, convert, torch_dtype
-from statevla.runs.files import LANGUAGE, MODEL, CheckpointState, load_strict, read_state, read_tensors
+from statevla.runs.files import LANGUAGE, MODEL, load_strict, read_tensors
+from statevla.runs.state import CheckpointState, read_state
 from statevla.systems.acting import Acted, PolicyNet, Scene
 from statevla.systems.system import Given, Objective
 from statevla.systems.table import config_of, find_system, require_kind

@@ -8,6 +8,7 @@ from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from statevla.reports.charts import LARGEST, Dot, Series, colour_of, line_chart, scatter
 from statevla.reports.render import markup, render
@@ -193,7 +194,7 @@ def serve_runs(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path != "/":
+            if urlsplit(self.path).path != "/":
                 self.send_error(404)
                 return
             status = 200

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from statevla.runs import layout
-from statevla.runs.files import CheckpointState, read_state
+from statevla.runs.state import CheckpointState, read_state
 from stores.disk.lock import LOCK_NAME
 from stores.errors import StateVLAError, UsageError
 from stores.printable import plain

@@ -9,16 +9,9 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from statevla.runs.files import (
-    LANGUAGE,
-    MODEL,
-    OPTIMIZER,
-    CheckpointState,
-    describe_bytes,
-    load_strict,
-    read_tensors,
-)
+from statevla.runs.files import LANGUAGE, MODEL, OPTIMIZER, describe_bytes, load_strict, read_tensors
 from statevla.runs.layout import STATE
+from statevla.runs.state import CheckpointState
 from stores.disk.durable import json_bytes, staging_dir, write_bytes
 from stores.errors import StoreCorrupt
 

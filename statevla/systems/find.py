@@ -8,8 +8,8 @@ controls trained with shuffled instructions are never meant unless named.
 from collections.abc import Iterable
 from pathlib import Path
 
-from statevla.runs.files import CheckpointState, read_state
 from statevla.runs.layout import BEST, LATEST, RUNS, checkpoints, is_checkpoint, systems_in, without_suffix
+from statevla.runs.state import CheckpointState, read_state
 from statevla.runs.stores import find_store, is_there
 from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, find_system, require_kind

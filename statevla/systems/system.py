@@ -18,7 +18,7 @@ from statevla.data.needs import NOW, Needs
 from statevla.encoders.backbone import FrozenVision
 from statevla.models.losses import LossParts
 from statevla.models.optim import undecayed_names
-from statevla.runs.files import CheckpointState
+from statevla.runs.state import CheckpointState
 from stores.spec import LIBERO, ObsSpec
 from stores.statistics import Normalization
 

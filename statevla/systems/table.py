@@ -4,7 +4,7 @@ from typing import Final
 
 from statevla.config.load import Sections, from_dict
 from statevla.config.schema import Config, Phase1Config, Phase2Config
-from statevla.runs.files import CheckpointState
+from statevla.runs.state import CheckpointState
 from statevla.systems import act, film, flow_matching, frozen, goal, stamo, temporal_jepa, vla
 from statevla.systems.stamo_options import StamoOptions
 from statevla.systems.system import System

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 from statevla.runs import layout
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from stores.disk import durable
 from stores.errors import StateVLAError
 

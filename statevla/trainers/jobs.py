@@ -12,8 +12,8 @@ from statevla.config import PRESETS, Config, replace
 from statevla.config.load import Request, flatten, parse_overrides, read_keys, with_sections
 from statevla.config.options import keys
 from statevla.recipes import load_recipe
-from statevla.runs.files import read_state
 from statevla.runs.layout import LATEST, RUNS, checkpoints, is_checkpoint, run_of
+from statevla.runs.state import read_state
 from statevla.runs.stores import STORES, find_store, recorded
 from statevla.systems.find import find_parent, resolve, store_to_train_on, to_resume
 from statevla.systems.system import System

@@ -30,8 +30,9 @@ from statevla.encoders.features import open_kept, require_same_kept, tower_of
 from statevla.encoders.vision import load_backbone, require_identity
 from statevla.models.encoder import StateEncoder
 from statevla.policies.prepare import choose_device
-from statevla.runs.files import KEPT, MODEL, CheckpointState, read_state, read_tensors, require_store
+from statevla.runs.files import MODEL, read_tensors
 from statevla.runs.layout import LATEST
+from statevla.runs.state import KEPT, CheckpointState, read_state, require_store
 from statevla.systems.find import find_parent, resolve
 from statevla.systems.frozen import FrozenEncoder
 from statevla.systems.stamo import StamoModel

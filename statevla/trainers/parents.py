@@ -6,8 +6,9 @@ from typing import Any, Final
 from statevla.config import Config, replace
 from statevla.data.frames import make_table
 from statevla.data.labelled import labelled_episodes
-from statevla.runs.files import MODEL, read_state, read_tensors, require_store
+from statevla.runs.files import MODEL, read_tensors
 from statevla.runs.layout import LATEST, is_checkpoint
+from statevla.runs.state import read_state, require_store
 from statevla.systems.system import Parent, System
 from statevla.systems.table import config_of, find_system, system_of
 from statevla.trainers.setup import differences

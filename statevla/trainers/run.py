@@ -28,8 +28,8 @@ from statevla.models.optim import parameter_groups
 from statevla.policies.prepare import choose_device
 from statevla.runs import layout
 from statevla.runs import write as checkpoint
-from statevla.runs.files import KEPT, read_state, require_store
 from statevla.runs.metrics import plot_losses, read_metrics
+from statevla.runs.state import KEPT, read_state, require_store
 from statevla.systems.system import Given, System, Terms
 from statevla.systems.table import config_of, own_sections
 from statevla.trainers import pictures, sight

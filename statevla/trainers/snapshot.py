@@ -7,8 +7,8 @@ import torch
 from statevla.data.prefetch import Position
 from statevla.encoders.vision import identity
 from statevla.runs import write as checkpoint
-from statevla.runs.files import KEPT, CheckpointState
 from statevla.runs.migrations import FORMAT
+from statevla.runs.state import KEPT, CheckpointState
 from statevla.version import __version__
 from stores.init_states import init_states_by_task
 from stores.made_by import made_by

@@ -20,8 +20,8 @@ from statevla.evaluators.trials import Record, RunDescription, record_line
 from statevla.observation import libero_spec
 from statevla.policies.controls import ExpertControl, ZeroPolicy
 from statevla.policies.policy import Policy
-from statevla.runs.files import CheckpointState
 from statevla.runs.migrations import FORMAT
+from statevla.runs.state import CheckpointState
 from statevla.systems.table import find_system, sections
 from statevla.trainers.trainer import train
 from stores.errors import StoreCorrupt, StoreMissing, UsageError

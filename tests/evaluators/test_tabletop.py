@@ -220,12 +220,27 @@ def test_a_policy_that_diverged_is_named(tmp_path: Path) -> None:
         run(Recorder(np.full((2, 7), np.nan, np.float32)), tmp_path, episodes=1)
     with pytest.raises(StateVLAError, match="expected chunks"):
         run(Recorder(np.zeros((2, 6), np.float32)), tmp_path, episodes=1)
+    told_otherwise = Recorder(np.zeros((2, 7), np.float32))
+    told_otherwise.chunk = 3
+    with pytest.raises(StateVLAError, match=r"expected chunks \[1, 3, 7\], got \[1, 2, 7\]"):
+        run(told_otherwise, tmp_path / "other", episodes=1)
     with pytest.raises(UsageError, match="replan"):
         run(Recorder(np.zeros((2, 7), np.float32)), tmp_path, episodes=1, execution=Execution(3))
     with pytest.raises(UsageError, match="episodes"):
         run(ZeroPolicy(SPEC), tmp_path, episodes=0)
     with pytest.raises(UsageError, match="tasks 0-3"):
         run(ZeroPolicy(SPEC), tmp_path, tasks="4")
+
+
+def test_an_outcome_is_kept_whose_film_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "videos").write_text("no folder")
+    with pytest.raises(FileExistsError, match="videos"):
+        run(ZeroPolicy(SPEC), tmp_path, episodes=2, max_steps=4, videos=1)
+    (tmp_path / "videos").unlink()
+    results = run(ZeroPolicy(SPEC), tmp_path, episodes=2, max_steps=4, videos=1)
+    assert [record.outcome for record in results.records] == ["failure", "failure"]
+    assert [bool(record.video) for record in results.records] == [False, True]
+    assert "1 trial was run without a film" in " ".join(results.notes)
 
 
 @pytest.mark.parametrize("name", ["../evil", "tabletop/", "Tabletop", "libero_objects"])

@@ -9,7 +9,7 @@ import yaml
 
 from pipelines.collect.tabletop import collect_tabletop
 from pipelines.reproduce import TWO_PHASES, Plan, plan_of, reproduce
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from stores.errors import UsageError
 from stores.progress import ProgressEvent
 from tests.trainers.micro import SETTINGS

@@ -288,6 +288,7 @@ def test_a_live_page_is_made_anew_and_nothing_else_is_served(runs: Path) -> None
         with metrics.open("a") as file:
             file.write(json.dumps({"kind": "train", "step": 3, "novel_monitor": 1.5}) + "\n")
         assert "<h3>novel_monitor</h3>" in urllib.request.urlopen(at).read().decode()
+        assert urllib.request.urlopen(f"{at}?again=1").status == 200  # a link that keeps a browser from its own copy
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(at + "config_phase1_temporal_jepa.json")
     finally:

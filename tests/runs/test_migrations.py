@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from statevla.encoders.vision import load_backbone
-from statevla.runs.files import MODEL, load_strict, read_state, read_tensors
+from statevla.runs.files import MODEL, load_strict, read_tensors
 from statevla.runs.migrations import FORMAT, MIGRATIONS
+from statevla.runs.state import read_state
 from statevla.systems.system import Given
 from statevla.systems.table import SYSTEMS, config_of, system_of
 from stores.errors import StoreCorrupt, UsageError

@@ -16,7 +16,7 @@ from statevla.config.load import load_config
 from statevla.encoders import siglip
 from statevla.evaluators.state import evaluate_states
 from statevla.models.frozen_tokens import FrozenTokens
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems.stamo import StamoModel, build
 from statevla.systems.system import Given
 from statevla.systems.table import sections

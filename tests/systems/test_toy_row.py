@@ -17,7 +17,7 @@ from statevla.config.schema import SystemOptions
 from statevla.data.batch import Batch
 from statevla.models.losses import LossParts, masked_mse
 from statevla.runs import layout
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems import table
 from statevla.systems.find import to_resume
 from statevla.systems.system import Given, Noise, Objective, System, Terms

@@ -11,8 +11,9 @@ from torch import nn
 
 from statevla.models.optim import parameter_groups
 from statevla.runs import write as checkpoint
-from statevla.runs.files import MODEL, OPTIMIZER, load_strict, read_state, read_tensors
+from statevla.runs.files import MODEL, OPTIMIZER, load_strict, read_tensors
 from statevla.runs.migrations import FORMAT
+from statevla.runs.state import read_state
 from stores.errors import StoreCorrupt, StoreMissing
 from tests.trainers.micro import micro_config
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from statevla.runs import write as checkpoint
-from statevla.runs.files import LANGUAGE, MODEL, OPTIMIZER, read_state, read_tensors
+from statevla.runs.files import LANGUAGE, MODEL, OPTIMIZER, read_tensors
+from statevla.runs.state import read_state
 from stores.disk import durable
 from stores.disk.lock import lock
 from stores.errors import StoreMissing

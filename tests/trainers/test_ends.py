@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from statevla.runs import layout
-from statevla.runs.files import read_state
 from statevla.runs.listing import list_runs
+from statevla.runs.state import read_state
 from statevla.trainers.outcome import NonFiniteLoss, OutOfMemory
 from statevla.trainers.run import Run
 from statevla.trainers.trainer import train

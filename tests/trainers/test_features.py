@@ -11,7 +11,7 @@ import pytest
 from pipelines.derive.features import FeatureConfig, make_features
 from statevla.encoders import siglip
 from statevla.runs import layout
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems.table import find_system
 from statevla.trainers.latents import latents_of_checkpoint
 from statevla.trainers.trainer import train

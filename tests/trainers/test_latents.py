@@ -12,8 +12,8 @@ import torch
 
 from statevla.models.encoder import StateEncoder
 from statevla.runs import layout
-from statevla.runs.files import read_state as state_of
 from statevla.runs.files import read_tensors
+from statevla.runs.state import read_state as state_of
 from statevla.systems.table import find_system
 from statevla.trainers import kept, latents
 from statevla.trainers.latents import latents_of_checkpoint

@@ -22,7 +22,8 @@ from statevla.data.views import Held, LaterStates
 from statevla.models.latent_actions import LatentActions
 from statevla.policies.policy import Policy
 from statevla.runs import layout
-from statevla.runs.files import MODEL, read_state, read_tensors
+from statevla.runs.files import MODEL, read_tensors
+from statevla.runs.state import read_state
 from statevla.systems.chunk_policy import ChunkPolicy
 from statevla.systems.stamo import StamoModel
 from statevla.systems.system import Given

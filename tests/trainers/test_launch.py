@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from statevla.runs import layout
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems.table import find_system
 from statevla.trainers.launch import launch, without_nproc
 from stores.errors import UsageError

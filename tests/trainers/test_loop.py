@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from statevla.runs import layout
-from statevla.runs.files import read_state
 from statevla.runs.listing import list_runs
 from statevla.runs.metrics import plot_losses, read_metrics
+from statevla.runs.state import read_state
 from statevla.systems.find import find_policy
 from statevla.systems.table import find_system
 from statevla.systems.temporal_jepa import JepaModel

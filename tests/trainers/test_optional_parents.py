@@ -15,8 +15,9 @@ from statevla.data.loaders import iterate_once
 from statevla.evaluators.state import evaluate_states
 from statevla.policies.policy import Policy
 from statevla.runs import layout
-from statevla.runs.files import MODEL, read_state, read_tensors
+from statevla.runs.files import MODEL, read_tensors
 from statevla.runs.migrations import MIGRATIONS
+from statevla.runs.state import read_state
 from statevla.systems.acting import Scene
 from statevla.systems.system import Given
 from statevla.systems.table import config_of, find_system, sections

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from statevla.data.order import plan_order, rank_lanes
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems.table import SYSTEMS
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.setup import rows_of_rank

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from statevla.config import Config
 from statevla.data import order
 from statevla.runs import layout
-from statevla.runs.files import read_state
+from statevla.runs.state import read_state
 from statevla.systems import temporal_jepa
 from statevla.systems import world as world_head
 from statevla.systems.table import find_system
