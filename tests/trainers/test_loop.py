@@ -256,3 +256,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(
 def test_devices(store: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'gpu0' is no torch device"):
         train(JEPA, micro_config("training.device=gpu0"), store, tmp_path)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    store, runs = micro_store(tmp_path / "store"), tmp_path / "runs"
+    runs.mkdir()
+    too_large = micro_config("training.batch_size=100000")
+    with pytest.raises(UsageError, match="100000"):
+        train("temporal_jepa", too_large, store, runs / "refused")
+    assert list(runs.iterdir()) == []
+    (runs / "mine").mkdir()  # what was there before stays
+    with pytest.raises(UsageError, match="100000"):
+        train("temporal_jepa", too_large, store, runs / "mine")
+    assert list(runs.rglob("*")) == [runs / "mine"]
