@@ -211,8 +211,9 @@ class Run:
                 log = None
                 if self.ranks.first:
                     log = stack.enter_context(LineLog(self.metrics))
-                    name = self.config.training.tracker
-                    self.track = stack.enter_context(tracker(name, self.run_dir, self.system.folder, self.config))
+                    where = self.run_dir, self.system.folder
+                    told = tracker(self.config.training.tracker, *where, self.config, self.step)
+                    self.track = stack.enter_context(told)
                 position, signal = self._steps(position, stop, log, stack)
             self.save(position, layout.LATEST)
             if self.ranks.first:

@@ -4,8 +4,9 @@ Both are told the same names: ``train/loss``, ``val/z_rank`` … over optimizer 
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +23,16 @@ def untracked(record: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def tracker(name: str, run: Path, folder: str, config: Config) -> Iterator[Track]:
-    """Yield what is given every record of the metrics. Raises UsageError where the package is missing."""
+def tracker(name: str, run: Path, folder: str, config: Config, step: int = 0) -> Iterator[Track]:
+    """Yield what is given every record of the metrics. Raises UsageError where the package is missing.
+
+    step: that a resumed run goes on from, with the same curves; what they have of later steps is told again.
+    """
     if name == "none":
         yield untracked
     elif name == "tensorboard":
-        writer = _module(name).SummaryWriter(str(run / "tensorboard" / folder))
+        again = {"purge_step": step + 1} if step else {}
+        writer = _module(name).SummaryWriter(str(run / "tensorboard" / folder), **again)
         try:
 
             def add(record: Mapping[str, Any]) -> None:
@@ -39,11 +44,14 @@ def tracker(name: str, run: Path, folder: str, config: Config) -> Iterator[Track
             writer.close()
     else:
         trackio = _module(name)
-        trackio.init(project="statevla", name=f"{run.name}-{folder}", config=config.to_dict())
+        resume = "allow" if step else "never"
+        with redirect_stdout(sys.stderr):  # it says what it does, and what this program prints may be JSON
+            trackio.init(project="statevla", name=f"{run.name}-{folder}", config=config.to_dict(), resume=resume)
         try:
             yield lambda record: trackio.log({key: value for key, value, _ in _numbers(record)}, step=record["step"])
         finally:
-            trackio.finish()
+            with redirect_stdout(sys.stderr):
+                trackio.finish()
 
 
 def require_tracker(name: str) -> None:

@@ -88,13 +88,15 @@ def test_the_size_of_an_update() -> None:
     assert update_norm([], new) == 0
 
 
-def test_a_run_logs_monitors_norms_and_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_logs_monitors_norms_and_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = micro_store(tmp_path / "store")
     told: list[dict[str, Any]] = []
     fake: Any = types.ModuleType("trackio")
-    fake.init = lambda **given: told.append(given)
+    fake.init = lambda **given: (told.append(given), print("* Created new run"))
     fake.log = lambda values, step: told.append({"step": step, **values})
-    fake.finish = lambda: told.append({"done": True})
+    fake.finish = lambda: (told.append({"done": True}), print("* Run finished"))
     monkeypatch.setitem(sys.modules, "trackio", fake)
     config = config_of_all("training.max_steps=2", "training.validate_every_steps=2", "training.tracker=trackio")
     train("temporal_jepa", config, store, tmp_path / "run")
@@ -108,6 +110,29 @@ def test_a_run_logs_monitors_norms_and_waiting(tmp_path: Path, monkeypatch: pyte
     assert told[-1] == {"done": True}
     assert [each["step"] for each in told[1:-1]] == [1, 2, 2]
     assert told[-2]["val/z_rank"] == val["z_rank"]
+    assert told[0]["resume"] == "never"  # another run of that name is another run
+    longer = config_of_all("training.max_steps=3", "training.validate_every_steps=2", "training.tracker=trackio")
+    told.clear()
+    train("temporal_jepa", longer, store, tmp_path / "run", resume=True)
+    assert (told[0]["name"], told[0]["resume"]) == ("run-phase1_temporal_jepa", "allow")
+    assert [each["step"] for each in told[1:-1]] == [3, 3]
+    assert "new run" not in capsys.readouterr().out  # which may be JSON
+
+
+def test_tensorboard_is_told_anew_of_the_steps_that_a_resumed_run_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    fake: Any = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = lambda *given, **more: made.append((given, more)) or types.SimpleNamespace(close=lambda: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    for step in (0, 7):
+        with tracker("tensorboard", tmp_path, "film", config_of_all(), step):
+            pass
+    assert made == [
+        ((str(tmp_path / "tensorboard/film"),), {}),
+        ((str(tmp_path / "tensorboard/film"),), {"purge_step": 8}),
+    ]
 
 
 def test_a_resumed_run_does_not_say_again_what_its_metrics_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
