@@ -174,6 +174,17 @@ def still_to_do(done: Path, command: list[str]) -> list[str] | None:
     return ["train", "--resume", str(done.parent)]
 
 
+def run_row(commands: Sequence[tuple[Path, list[str]]]) -> bool:
+    """What is still to do of a row, up to the first command that fails: the ones after it would measure something else,
+    and stand as done. Whether all succeeded; a training that a signal stops does not.
+    """
+    for done, command in commands:
+        left = still_to_do(done, command)
+        if left is not None and subprocess.run([sys.executable, "-m", "statevla", *left], check=False).returncode:
+            return False
+    return True
+
+
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
@@ -223,14 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     rows = chosen_rows(told.rows.split(";"))
     rows = [row for row in rows if told.context in ("all", row.policy.get("model.policy_context", "z"))]
-    failed = 0
+    failed = False
     for seed in seeds:
         for row in rows:
-            for done, command in plan.commands(row, seed):
-                if told.dry_run:
+            if told.dry_run:
+                for _, command in plan.commands(row, seed):
                     print("statevla", *command)
-                elif (left := still_to_do(done, command)) is not None:
-                    failed |= subprocess.run([sys.executable, "-m", "statevla", *left], check=False).returncode != 0
+            elif not run_row(plan.commands(row, seed)):
+                failed = True
         if not told.dry_run:
             cells = [plan.cells(each, seed) for each in rows for seed in seeds]
             make_dir(told.out)

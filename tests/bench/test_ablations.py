@@ -3,10 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from statevla.bench.ablations import FLOW, JEPA, ROWS, Plan, chosen_rows, main, markdown, still_to_do
+from statevla.bench.ablations import FLOW, JEPA, ROWS, Plan, chosen_rows, main, markdown, run_row, still_to_do
 from statevla.recipes import load_recipe
 from statevla.systems.table import sections
 
@@ -97,3 +98,25 @@ def test_a_stopped_training_goes_on_and_a_finished_one_is_left(tmp_path: Path) -
     assert still_to_do(folder / "state.json", command) == ["train", "--resume", str(folder)]
     (tmp_path / "probes.json").write_text("{}")
     assert still_to_do(tmp_path / "probes.json", command) is None
+
+
+def test_what_comes_after_a_command_that_failed_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes of an encoder whose training was stopped would stand as those of the trained one for ever."""
+    asked: list[str] = []
+    answer = {"train": 143, "eval": 0}
+
+    def run(command: list[str], check: bool) -> SimpleNamespace:
+        asked.append(command[3])
+        if not answer[command[3]]:
+            (tmp_path / f"{command[3]}.json").write_text("{}")
+        return SimpleNamespace(returncode=answer[command[3]])
+
+    monkeypatch.setattr("statevla.bench.ablations.subprocess.run", run)
+    row = [(tmp_path / f"{name}.json", [name]) for name in answer]
+    assert not run_row(row)
+    assert asked == ["train"]
+    answer["train"] = 0
+    assert run_row(row)
+    assert asked == ["train", "train", "eval"]
+    assert run_row(row)
+    assert len(asked) == 3
