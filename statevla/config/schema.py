@@ -150,6 +150,11 @@ class SystemOptions:
     num_epochs: int = option(1000, "epochs; training.max_steps may end a run before", least=1, resume=True)
     learning_rate: float = option(1e-4, "of this system; not given: training.learning_rate if that is", above=0)
 
+    @property
+    def acts_by_tower(self) -> bool:
+        """Whether acting sees by the frozen tower of ``model.vision``, where there is one."""
+        return True
+
     def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
         """Of the systems whose frozen encoder the system `may` take, those that will do with these options."""
         return ()

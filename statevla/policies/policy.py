@@ -96,10 +96,12 @@ class Policy:
             config = replace(config, {"model.euler_steps": euler_steps})
         precision = torch_dtype(dtype)
         where = choose_device(device)
-        backbone = load_backbone(config.model, str(where))
-        if backbone is not None:
-            backbone.to(where, precision)
-        require_identity(backbone, state.backbone, str(folder))
+        backbone = None
+        if system.options_of(config).acts_by_tower:
+            backbone = load_backbone(config.model, str(where))
+            if backbone is not None:
+                backbone.to(where, precision)
+            require_identity(backbone, state.backbone, str(folder))
         spec = ObsSpec.from_dict(state.obs_spec, f"{folder}: obs_spec")
         model = system.build(config, Given(spec=spec, backbone=backbone))
         load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))

@@ -106,6 +106,7 @@ class ActOptions(ChunkOptions):
 
     def check(self, section: str) -> None:
         """Positions on a grid are sines and cosines of rows and of columns."""
+        super().check(section)
         if self.width % 4:
             raise UsageError(f"{section}.width: {self.width} is not a multiple of 4; set one that is")
         require_heads(section, self.heads, width=self.width)
@@ -117,9 +118,9 @@ class ActOptions(ChunkOptions):
             )
 
     @property
-    def takes_encoder(self) -> bool:
-        """For the vector too."""
-        return self.vision == PARENT or super().takes_encoder
+    def sees_states(self) -> bool:
+        """In the vector."""
+        return self.vision == PARENT
 
 
 class ActPolicy(ChunkPolicy):

@@ -3,6 +3,7 @@
 Legend: B batch, C cameras, K chunk, P continuous dimensions, G binary ones, R rows of a step.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from statevla.config import Config
 from statevla.config.options import option
 from statevla.config.schema import SystemOptions, require_vision
-from statevla.config.world import FORETOLD, WorldOptions
+from statevla.config.world import FORETOLD, LATENT, MOTIONS, WorldOptions
 from statevla.data.batch import Batch, ObservationBatch
-from statevla.encoders.vision import CONV
+from statevla.encoders.vision import CONV, VISION
 from statevla.models.gripper import command, is_closing
 from statevla.models.heads import gripper_terms, pose_error
 from statevla.models.losses import LossParts
@@ -24,9 +25,10 @@ from statevla.models.monitors import change_monitor
 from statevla.models.standardize import Standardize
 from statevla.models.tokenizer import FrozenFeatures, TowerVision
 from statevla.systems.acting import Acted, Scene
-from statevla.systems.frozen import ENCODERS, FrozenEncoder
+from statevla.systems.frozen import ENCODERS, FrozenEncoder, PooledTower
 from statevla.systems.system import Given, Noise, Terms
 from statevla.systems.world import Foretelling
+from stores.errors import UsageError
 
 OWN_EYES: Final = ("vision", (CONV,))
 """What an option of a policy's own stem or trunk is seen beside: no frozen tower."""
@@ -40,26 +42,52 @@ class ChunkOptions(WorldOptions, SystemOptions):
     loss: str = option("l1", "of the pose", choices=("l1", "mse"))
     gripper_weight: float = option(1.0, "weight of the gripper's cross entropy", least=0)
     encoder: str = option(
-        "temporal_jepa", "system of the frozen state encoder, where one is taken; not given: that of the checkpoint",
-        choices=tuple(ENCODERS),
+        "temporal_jepa", "system of the frozen state encoder, where one is taken, not given: that of the checkpoint; "
+        "or, of a world head alone, the frozen tower of model.vision: the mean of each camera's patches is foretold",
+        choices=(*ENCODERS, *VISION),
     )  # fmt: skip
 
     PARENT_FOR: ClassVar[str] = f"world_target={' or '.join(FORETOLD)}"
 
+    def check(self, section: str) -> None:
+        """A tower has features, no states that are kept with the store."""
+        reads = self.world_target in (MOTIONS, LATENT)
+        if self.encoder in VISION and (self.sees_states or reads):
+            wants = f"{section}.world_target={self.world_target}" if reads else "what this policy sees"
+            raise UsageError(
+                f"{section}.encoder: {self.encoder} is a frozen tower, but {wants} is made of a trained encoder's "
+                f"states; set it to {' or '.join(ENCODERS)}"
+            )
+
+    @property
+    def sees_states(self) -> bool:
+        """Whether the policy itself sees a frozen encoder's states."""
+        return False
+
     @property
     def takes_encoder(self) -> bool:
-        """Whether some option needs a frozen encoder."""
-        return self.has_world
+        """Whether some option needs a frozen encoder, or a tower in its place."""
+        return self.sees_states or self.has_world
+
+    @property
+    def foretells_features(self) -> bool:
+        """Whether the world head foretells a tower's features in place of an encoder's states."""
+        return self.has_world and self.encoder in VISION
+
+    @property
+    def acts_by_tower(self) -> bool:
+        """Not where it is what the world head foretells alone."""
+        return not self.foretells_features or getattr(self, "vision", CONV) in VISION
 
     def parents(self, may: tuple[str, ...]) -> tuple[str, ...]:
-        """The one that ``encoder`` names, where one is needed."""
-        return (self.encoder,) if self.takes_encoder else ()
+        """The one that ``encoder`` names, where one is needed; a tower is no checkpoint's."""
+        return (self.encoder,) if self.takes_encoder and self.encoder in ENCODERS else ()
 
 
 class ChunkPolicy(Foretelling):
     """Gives a chunk in training and in acting alike; subclasses add what their training has beside it.
 
-    encoder: the frozen one, where the options take one, whose states the world head foretells.
+    encoder: the frozen one, where the options take one, whose states the world head foretells; or the tower, likewise.
     """
 
     options: ChunkOptions
@@ -71,7 +99,12 @@ class ChunkPolicy(Foretelling):
     def __init__(self, config: Config, options: ChunkOptions, given: Given) -> None:
         super().__init__()
         self.options, spec = options, given.spec
-        self.encoder = FrozenEncoder(options.encoder, config, given) if options.takes_encoder else None
+        self.encoder: FrozenEncoder | PooledTower | None = None
+        if options.foretells_features:
+            tower = features_of("encoder", options.encoder, config, given)
+            self.encoder = None if tower is None else PooledTower(tower, len(spec.cameras))
+        elif options.takes_encoder:
+            self.encoder = FrozenEncoder(options.encoder, config, given)
         self.standardize_action = Standardize("action", given.statistics, spec)
         self.standardize_robot_state = Standardize("robot_state", given.statistics, spec)
         order = [*spec.continuous, *spec.binary]
@@ -81,13 +114,16 @@ class ChunkPolicy(Foretelling):
 
     def add_world(self, config: Config, width: int) -> None:
         """`make_world` of the encoder's states, where there is one; called last."""
-        if self.encoder is not None:
-            tokens, numbers = self.encoder.state_shape
-            self.make_world(self.options, config, width, tokens * numbers)
+        if self.encoder is None:
+            return
+        tokens, numbers = self.encoder.state_shape
+        self.make_world(self.options, config, width, tokens * numbers)
+        if self.options.foretells_features and not self.sees_by_tower:  # kept features stand beside the pictures then
+            self.needs = dataclasses.replace(self.needs, views=("pixels", "features"))
 
     @property
     def state_encoder(self) -> nn.Module | None:
-        return None if self.encoder is None else self.encoder.coder
+        return self.encoder.coder if isinstance(self.encoder, FrozenEncoder) else None
 
     def state_of(self, obs: ObservationBatch) -> Float[Tensor, "B F"]:
         """The encoder's state: the one that came with the observation, where states are kept."""

@@ -15,6 +15,7 @@ from statevla.config import Config
 from statevla.data.batch import ObservationBatch
 from statevla.models.encoder import StateEncoder
 from statevla.models.standardize import Standardize
+from statevla.models.tokenizer import FrozenFeatures
 from statevla.runs.files import MODEL, load_strict
 from statevla.systems import stamo, temporal_jepa
 from statevla.systems.system import Given
@@ -75,3 +76,18 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """It stays as it acts."""
         return super().train(False)
+
+
+class PooledTower(nn.Module):
+    """What a world head may foretell in place of an encoder's states: a frozen tower's features, the mean of each
+    camera's patches.
+    """
+
+    def __init__(self, tower: FrozenFeatures, cameras: int) -> None:
+        super().__init__()
+        self.tower, self.state_shape = tower, (cameras, tower.expected[1])
+
+    @torch.no_grad()
+    def state(self, obs: ObservationBatch) -> Float[Tensor, "B N E"]:
+        """Of whole observations; N cameras, features E wide."""
+        return self.tower.of(obs).float().mean(dim=2)

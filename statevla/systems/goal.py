@@ -218,6 +218,7 @@ class GoalOptions(ChunkOptions):
     PARENT_FOR: ClassVar[str] = f"fusion=state or goal.{ChunkOptions.PARENT_FOR}"
 
     def check(self, section: str) -> None:
+        super().check(section)
         require_heads(section, self.heads, width=self.width)
         if self.vision != CONV and self.fusion == "state":
             raise UsageError(
@@ -231,9 +232,9 @@ class GoalOptions(ChunkOptions):
             )
 
     @property
-    def takes_encoder(self) -> bool:
-        """For the goal's state too."""
-        return self.fusion == "state" or super().takes_encoder
+    def sees_states(self) -> bool:
+        """The goal's."""
+        return self.fusion == "state"
 
 
 class GoalPolicy(ChunkPolicy):
@@ -243,10 +244,11 @@ class GoalPolicy(ChunkPolicy):
 
     def __init__(self, config: Config, options: GoalOptions, given: Given) -> None:
         super().__init__(config, options, given)
+        states = self.encoder if options.sees_states and isinstance(self.encoder, FrozenEncoder) else None
         self.net = GoalNet(
             size=options.image_size, patch=options.patch_size, width=options.width, heads=options.heads,
             blocks=options.blocks, chunk=config.model.action_seq_len, spec=given.spec, fusion=options.fusion,
-            dropout=options.dropout, stem=options.stem, encoder=self.encoder if options.fusion == "state" else None,
+            dropout=options.dropout, stem=options.stem, encoder=states,
             tower=features_of("goal.vision", options.vision, config, given),
         )  # fmt: skip
         self.add_world(config, options.width)

@@ -214,6 +214,7 @@ class VlaOptions(ChunkOptions):
     dropout: float = option(0.0, "of every block", least=0, most=1)
 
     def check(self, section: str) -> None:
+        super().check(section)
         require_heads(section, self.heads, width=self.width)
         if self.stem != "patch" and self.vision != CONV:
             raise UsageError(

@@ -51,16 +51,24 @@ def _unused(system: System, config: Config, request: Request) -> Iterator[str]:
             yield key
         if system.sized_by_model:
             continue
-        tower = config.model.vision != CONV and (system.kind == "encoder" or _sees_by_tower(system, config))
-        if key in (OF_AN_ENCODER, f"{system.section}.encoder", *OF_A_TARGET) or key.startswith(OF_PHASES):
+        tower = config.model.vision != CONV and (system.kind == "encoder" or _takes_tower(system, config))
+        if key == f"{system.section}.encoder" and not _foretells_features(system, config):
+            yield key
+        if key in (OF_AN_ENCODER, *OF_A_TARGET) or key.startswith(OF_PHASES):
             yield key
         if section == MODEL and name not in OF_EVERY_MODEL + (OF_A_TOWER if tower else ()):
             yield key
 
 
-def _sees_by_tower(system: System, config: Config) -> bool:
-    """Of a policy with a section of its own: whether its options say that a frozen tower is what it sees by."""
-    return getattr(system.options_of(config), "vision", CONV) != CONV
+def _takes_tower(system: System, config: Config) -> bool:
+    """Of a policy with a section of its own: whether its options say that a frozen tower is what it sees by, or what
+    its world head foretells.
+    """
+    return getattr(system.options_of(config), "vision", CONV) != CONV or _foretells_features(system, config)
+
+
+def _foretells_features(system: System, config: Config) -> bool:
+    return bool(getattr(system.options_of(config), "foretells_features", False))
 
 
 def _alone(system: System, config: Config) -> dict[str, str]:
