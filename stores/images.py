@@ -1,4 +1,4 @@
-"""Image codec of a store: JPEG q95 4:4:4 (default) or lossless PNG.
+"""Image codec of a store: JPEG q95 with colours at full size (4:4:4, default) or at half (4:2:0), or lossless PNG.
 
 Legend: H height, W width.
 """
@@ -14,19 +14,21 @@ from stores.errors import StoreCorrupt, UsageError
 from stores.schema import IMAGE_CODECS
 
 JPEG_QUALITY: Final = 95
+SUBSAMPLING: Final = {"jpeg": "444", "jpeg-420": "420"}
 
 
 def encode_image(image: NDArray[np.uint8], codec: str = "jpeg", quality: int = JPEG_QUALITY) -> bytes:
-    """uint8 RGB [H, W, 3] -> file bytes. `quality` is for jpeg only. The same input gives the same bytes.
+    """uint8 RGB [H, W, 3] -> file bytes. `quality` is not for png. The same input gives the same bytes.
 
     Raises UsageError on an unknown codec or another dtype or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UsageError(f"image: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    if codec == "jpeg":
+    if codec in SUBSAMPLING:
         encoded: bytes = simplejpeg.encode_jpeg(
-            np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="444", fastdct=False
-        )
+            np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling=SUBSAMPLING[codec],
+            fastdct=False,
+        )  # fmt: skip
         return encoded
     if codec == "png":
         from PIL import Image
@@ -42,10 +44,10 @@ def decode_image(
 ) -> NDArray[np.uint8]:
     """File bytes -> uint8 RGB [H, W, 3], into contiguous `out` when given (whose shape must then match).
 
-    jpeg releases the GIL. Raises StoreCorrupt naming `name`.
+    Either jpeg releases the GIL. Raises StoreCorrupt naming `name`.
     """
     try:
-        if codec == "jpeg":
+        if codec in SUBSAMPLING:
             return _decode_jpeg(data, out, name)
         if codec == "png":
             from PIL import Image

@@ -58,7 +58,7 @@ class Segment:
     where: store, shard and segment, for errors. key: of the segment, as in segments.parquet. images: for each camera,
     the encoded bytes of O images. robot_state: float32 [O, R]. action: float32 [n + K - 1, A]. is_pad: bool
     [n + K - 1], true past the episode's end, where the last action is repeated. raw_meta: its JSON member. codec:
-    "jpeg" or "png". spec: of the store.
+    one of `IMAGE_CODECS`. spec: of the store.
     """
 
     where: str

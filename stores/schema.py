@@ -22,8 +22,8 @@ neither an edit of the code that writes it nor another version of a library.
 SEGMENT_FRAMES: Final = 16
 CHUNK: Final = 10
 
-IMAGE_CODECS: Final = ("jpeg", "png")
-IMAGE_SUFFIX: Final = {"jpeg": "jpg", "png": "png"}
+IMAGE_SUFFIX: Final = {"jpeg": "jpg", "jpeg-420": "jpg", "png": "png"}
+IMAGE_CODECS: Final = tuple(IMAGE_SUFFIX)
 
 EPISODES = pa.schema(
     [

@@ -149,7 +149,9 @@ def ingest(
     language_model: Annotated[
         str | None, typer.Option(help="Name or folder of the CLIP text model; default: openai/clip-vit-base-patch32.")
     ] = None,
-    codec: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4) or png (lossless).")] = "jpeg",
+    codec: Annotated[
+        str, typer.Option(help="jpeg (quality 95, 4:4:4), jpeg-420 (colours at half the size) or png (lossless).")
+    ] = "jpeg",
     window: Annotated[
         int | None, typer.Option(min=1, max=99, help="Steps of a segment, which is read at a time; default: 16.")
     ] = None,

@@ -23,7 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from statevla.bench.pace import Pace, timed
 from stores.errors import UsageError
+from stores.images import SUBSAMPLING
 from stores.reader import Segment, Store
+from stores.schema import IMAGE_SUFFIX
 
 SHUFFLE_BUFFER: Final = 2048
 """Transitions in a pipeline's shuffle buffer; ours holds about lanes x block_segments x W = 2048."""
@@ -47,7 +49,7 @@ def stream_peers(store: Store, batch_size: int, workers: int) -> Iterator[dict[s
     count = min(workers, len(_shards(store)))
     turns = {f"webdataset + PIL, {count} processes": partial(stock, store, batch_size, count)}
     with tempfile.TemporaryDirectory(prefix="statevla-bench-") as folder:
-        if store.manifest.config["codec"] == "jpeg":
+        if store.manifest.config["codec"] in SUBSAMPLING:
             shards = write_one_a_sample(store, Path(folder), workers)
             for processes in (0, workers):
                 name = f"webdataset + simplejpeg, a transition a sample, {processes} processes"
@@ -82,7 +84,7 @@ def stock(store: Store, batch_size: int, workers: int) -> int:
     import webdataset
 
     keys = {str(store.segment_columns["key"][number]) for number in train_segments(store)}
-    chunk, suffix = int(store.manifest.config["chunk"]), {"jpeg": "jpg", "png": "png"}[store.manifest.config["codec"]]
+    chunk, suffix = int(store.manifest.config["chunk"]), IMAGE_SUFFIX[store.manifest.config["codec"]]
     dataset = (
         webdataset.WebDataset(_shards(store), shardshuffle=False, workersplitter=webdataset.split_by_worker)
         .select(_InSplit(keys))

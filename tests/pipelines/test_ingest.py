@@ -91,6 +91,19 @@ def test_segments_hold_the_transitions_of_the_run(tmp_path: Path, alignment: str
     np.testing.assert_allclose(frames["robot_state"][:, 7:], world.fingers[moments], atol=1e-7)
 
 
+def test_colours_at_half_the_size_are_another_store_and_a_smaller_one(source: Path, tmp_path: Path) -> None:
+    for codec in ("jpeg", "jpeg-420"):
+        run(source, tmp_path / codec, codec=codec)
+    assert verify_store(tmp_path / "jpeg-420") == []
+    stores = [Store.open(tmp_path / codec) for codec in ("jpeg", "jpeg-420")]
+    assert stores[0].content_hash != stores[1].content_hash
+    assert stores[1].manifest.config["codec"] == "jpeg-420"
+    full, half = (sum(map(len, store.read_segment(0).images["agentview"])) for store in stores)
+    assert half < full
+    pictures = [store.decode_segment(0)[0].astype(int) for store in stores]
+    assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 8
+
+
 def test_serial_and_two_workers_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "serial")
     run(source, tmp_path / "parallel", workers=2)

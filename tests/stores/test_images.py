@@ -11,6 +11,7 @@ from PIL import Image
 from stores.errors import StoreCorrupt, UsageError
 from stores.images import decode_image, encode_image
 from stores.npy import decode_npy, encode_npy
+from stores.schema import IMAGE_CODECS
 
 SMOOTH = (np.add.outer(np.arange(48), np.arange(64))[..., None] + np.array([0, 40, 80])).astype(np.uint8)
 
@@ -28,7 +29,18 @@ def test_jpeg_is_full_colour_and_read_alike_by_pil() -> None:
     assert np.abs(np.asarray(image).astype(int) - decode_image(encode_image(SMOOTH), "jpeg")).max() <= 1
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "png"])
+def test_jpeg_420_halves_the_colours_alone() -> None:
+    data = encode_image(SMOOTH, "jpeg-420")
+    image = Image.open(io.BytesIO(data))
+    assert [(h, v) for _, h, v, _ in image.layer] == [(2, 2), (1, 1), (1, 1)]
+    assert np.abs(np.asarray(image).astype(int) - decode_image(data, "jpeg-420")).max() <= 1
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[:, ::2, 0] = 255  # what 4:2:0 cannot hold, and 4:4:4 does
+    lost, kept = (np.abs(decode_image(encode_image(red, c), c).astype(int) - red).mean() for c in ("jpeg-420", "jpeg"))
+    assert lost > 5 * kept
+
+
+@pytest.mark.parametrize("codec", IMAGE_CODECS)
 def test_decoding_into_a_buffer(codec: str) -> None:
     data = encode_image(SMOOTH, codec)
     out = np.zeros((2, *SMOOTH.shape), np.uint8)
@@ -39,7 +51,7 @@ def test_decoding_into_a_buffer(codec: str) -> None:
         decode_image(data, codec, np.zeros((8, 8, 3), np.uint8), "frame 3")
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "png"])
+@pytest.mark.parametrize("codec", IMAGE_CODECS)
 def test_broken_bytes_are_named(codec: str) -> None:
     data = encode_image(SMOOTH, codec)
     for broken in (b"", b"not an image", data[: len(data) // 2]):
