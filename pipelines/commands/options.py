@@ -40,7 +40,9 @@ Simulators = Annotated[int, typer.Option(min=1, help="Simulator processes, up to
 Replan = Annotated[
     int | None, typer.Option(min=1, help="Actions executed of each chunk; default: half; in LIBERO 1, ensembled.")
 ]
-Ensemble = Annotated[float | None, typer.Option(min=0, help="Temporal ensembling weight; default: off.")]
+Ensemble = Annotated[
+    float | None, typer.Option(help="Temporal ensembling weight, negative for the newest; default: off.")
+]
 Vote = Annotated[bool, typer.Option("--vote", help="Average the chunks that agree with the newest.")]
 LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can be used; older ones go on.")]
 Closed = Annotated[

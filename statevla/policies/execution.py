@@ -23,9 +23,9 @@ class Execution:
 
     replan: actions executed of each chunk; None: half of it. ensemble: average all chunks that predicted a step, with
     weights ``exp(-ensemble * i)``, i = 0 for the oldest (temporal ensembling as in ACT, Zhao et al. 2023): a small
-    value trusts old and new alike, a large one the oldest. vote: average those that agree with the newest, where these
-    are the majority, else the others (VOTE). latency_steps: a chunk can be used only so many steps after what it saw;
-    until then the older chunks go on.
+    value trusts old and new alike, a large one the oldest, a negative one the newest. vote: average those that agree
+    with the newest, where these are the majority, else the others (VOTE). latency_steps: a chunk can be used only so
+    many steps after what it saw; until then the older chunks go on.
     """
 
     replan: int | None = None
@@ -36,8 +36,8 @@ class Execution:
     def __post_init__(self) -> None:
         if self.replan is not None and self.replan < 1:
             raise UsageError(f"replan: expected at least 1, got {self.replan}")
-        if self.ensemble is not None and not 0 <= self.ensemble < np.inf:
-            raise UsageError(f"ensemble: expected a weight of at least 0, got {self.ensemble}")
+        if self.ensemble is not None and not np.isfinite(self.ensemble):
+            raise UsageError(f"ensemble: expected a finite weight, got {self.ensemble}")
         if self.vote and self.ensemble is not None:
             raise UsageError("ensemble and vote are two ways to combine chunks; choose one")
         if self.latency_steps < 0:
@@ -89,8 +89,8 @@ class ChunkBuffer:
         if self._execution.vote:
             return _mean(_majority(np.stack(predictions), self._moves), self._switches)
         if self._execution.ensemble is not None:
-            weights = np.exp(-self._execution.ensemble * np.arange(len(predictions)))
-            return _mean(np.stack(predictions), self._switches, weights)
+            powers = -self._execution.ensemble * np.arange(len(predictions))
+            return _mean(np.stack(predictions), self._switches, np.exp(powers - powers.max()))  # of any size
         return np.asarray(predictions[-1])
 
 

@@ -57,6 +57,7 @@ class ActOptions(ChunkOptions):
         },
         "base": {
             "width": 512, "hidden": 2048, "chunk_blocks": 4, "blocks": 4, "decoder_blocks": 4, "prior": "learned",
+            "dropout": 0.1,
         },
         "original": {
             "vision": RESNET, "image_size": 224, "width": 512, "hidden": 3200, "chunk_blocks": 4, "blocks": 4,

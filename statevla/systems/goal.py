@@ -1,10 +1,11 @@
 """A policy that is told what to reach by language or by a picture, row by row.
 
 Fusion ``early`` puts the goal's picture beside the current one, channel by channel, so that the first layer can compare
-pixels (black where the row is told by language: octo #74); ``late`` adds the goal's patches as tokens; ``state`` adds
-what a frozen state encoder makes of the goal's pictures, and beside it what it makes of the current ones, so that the
-two can be compared. A learned embedding says which kind a row is. Rows that are told by language do not see the goal's
-pixels at all, and rows that are told by a picture do not see the instruction.
+pixels (0, the middle of their range, where the row is told by language; the specification has black ones); ``late``
+adds the goal's patches as tokens; ``state`` adds what a frozen state encoder makes of the goal's pictures, and beside
+it what it makes of the current ones, so that the two can be compared. A learned embedding says which kind a row is.
+Rows that are told by language do not see the goal's pixels at all, and rows that are told by a picture do not see the
+instruction.
 
 Legend: B batch, C cameras, D width, N tokens, P patches, V numbers of a feature, K chunk, S side of a resized picture,
 I instructions, M tokens of a state, E numbers of one.
@@ -187,7 +188,7 @@ class GoalOptions(ChunkOptions):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"image_size": 64, "patch_size": 8, "width": 64, "heads": 4, "blocks": 2, "learning_rate": 1e-3},
-        "base": {"width": 512, "heads": 8, "blocks": 4, "learning_rate": 1e-4},
+        "base": {"width": 512, "heads": 8, "blocks": 4, "dropout": 0.1, "learning_rate": 1e-4},
     }
 
     learning_rate: float = option(3e-4, "of this system; not given: training.learning_rate if that is", above=0)

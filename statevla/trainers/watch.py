@@ -40,6 +40,10 @@ THRESHOLDS: Final = (
               "changes"),
     Threshold("action_ratio", lambda value: value < 1.02, "the prediction is as good with another row's action: "
               "it does not look at actions"),
+    Threshold("z_used", lambda value: value < 0.01, "the latent carries nothing, so that it could as well be left out; "
+              "a smaller act.kl_weight lets it"),
+    Threshold("shuffled_ratio", lambda value: value < 1.1, "the decoder paints nearly as well with another picture's "
+              "state", least=3000),
     Threshold("gripper_change_f1", lambda value: value < 0.05, "changes of the gripper are hardly ever foretold; "
               "data.oversample_gripper draws them more often"),
     Threshold("data_wait", lambda value: value > 0.2, "of the time of a step goes into waiting for data; "

@@ -20,11 +20,12 @@ def test_chunks_are_executed_as_far_as_planned() -> None:
         ChunkBuffer(Execution(6)).add(numbered())
 
 
-def test_ensembling_is_the_weighted_mean_of_what_was_predicted_for_a_step() -> None:
-    coefficient, rng = 0.3, np.random.default_rng(0)
+@pytest.mark.parametrize("coefficient", [0.3, -0.3])
+def test_ensembling_is_the_weighted_mean_of_what_was_predicted_for_a_step(coefficient: float) -> None:
+    rng = np.random.default_rng(0)
     buffer = ChunkBuffer(Execution(1, coefficient))
-    chunks = rng.normal(size=(8, 4, 7)).astype(np.float32)
-    for now in range(8):
+    chunks = rng.normal(size=(100, 4, 7)).astype(np.float32)
+    for now in range(len(chunks)):
         action = buffer.add(chunks[now])[0]
         made_at = [t for t in range(now + 1) if now - t < 4]  # oldest first
         weights = [np.exp(-coefficient * i) for i in range(len(made_at))]
@@ -33,6 +34,23 @@ def test_ensembling_is_the_weighted_mean_of_what_was_predicted_for_a_step() -> N
         np.testing.assert_allclose(action[:6], expected[:6], rtol=1e-12)
         if len(made_at) > 1:
             assert action[6] == (1.0 if expected[6] > 0 else -1.0)
+
+
+@pytest.mark.parametrize(("coefficient", "chosen"), [(1e4, 0), (-1e4, -1)])
+def test_a_large_weight_takes_the_oldest_and_a_negative_one_the_newest(coefficient: float, chosen: int) -> None:
+    chunks = np.random.default_rng(0).normal(size=(6, 4, 7)).astype(np.float32)
+    buffer = ChunkBuffer(Execution(1, coefficient))
+    for now, chunk in enumerate(chunks):
+        action = buffer.add(chunk)[0]
+        made_at = [t for t in range(now + 1) if now - t < 4][chosen]
+        np.testing.assert_allclose(action[:6], chunks[made_at][now - made_at][:6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("pose", [0.0, 0.7])
+def test_chunks_that_agree_are_what_ensembling_gives(pose: float) -> None:
+    buffer = ChunkBuffer(Execution(1, 0.01))
+    for _ in range(7):
+        np.testing.assert_allclose(buffer.add(chunk_of(pose))[0], chunk_of(pose)[0], rtol=1e-6, atol=1e-12)
 
 
 def chunk_of(*pose: float, gripper: float = 1.0) -> np.ndarray:
@@ -84,8 +102,8 @@ def test_no_latency_is_no_change() -> None:
     ("options", "complaint"),
     [
         ({"replan": 0}, "replan: expected at least 1"),
-        ({"ensemble": -0.1}, "ensemble: expected a weight"),
-        ({"ensemble": float("nan")}, "ensemble: expected a weight"),
+        ({"ensemble": float("inf")}, "ensemble: expected a finite weight"),
+        ({"ensemble": float("nan")}, "ensemble: expected a finite weight"),
         ({"ensemble": 0.1, "vote": True}, "choose one"),
         ({"latency_steps": -1}, "latency_steps: expected"),
     ],

@@ -79,6 +79,8 @@ def test_a_warning_is_said_once_and_not_at_the_start() -> None:
     assert [name for name, _ in said] == ["z_std", "copy_ratio", "action_ratio", "data_wait"]
     assert "z_std is 0.01 at step 200: the state has collapsed" in said[0][1]
     assert watch.warnings(sick, WARM + 1) == []
+    assert [name for name, _ in Watch().warnings({"z_used": 0.0, "shuffled_ratio": 1.05}, WARM)] == ["z_used"]
+    assert [name for name, _ in Watch().warnings({"z_used": 0.1, "shuffled_ratio": 1.05}, 3000)] == ["shuffled_ratio"]
     assert Watch().warnings({each.name: float("nan") for each in THRESHOLDS}, WARM) == []
 
 
