@@ -24,6 +24,7 @@ INVERSE: Final = "training.phase1.inverse_dynamics_weight"
 HORIZON: Final = "training.phase1.inverse_dynamics_horizon"
 ALONE: Final = {f"training.phase1.{name}_weight": 0 for name in ("prediction", "variance", "covariance")}
 CHUNK: Final = {INVERSE: 10, HORIZON: 10}
+ON_PREDICTIONS: Final = {"training.phase1.regularize": "z_next"}
 ON_Z: Final = {"training.phase1.regularize": "z"}
 GAP: Final = {"training.phase1.gap": 4}
 SIGREG: Final = {
@@ -44,7 +45,8 @@ class Row:
 
 
 def with_policies(name: str, encoder: Mapping[str, Any], random: bool = False) -> list[Row]:
-    """One encoder, a policy on its state and one on its tokens too."""
+    """One encoder, a policy on its state and one on its tokens too. What a row regularizes is no recipe's matter."""
+    encoder = {**ON_PREDICTIONS, **encoder}
     return [Row(name, encoder, {}, random), Row(name + ON_TOKENS, encoder, TOKENS, random)]
 
 

@@ -7,7 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from statevla.bench.ablations import FLOW, JEPA, ROWS, Plan, chosen_rows, main, markdown, run_row, still_to_do
+from statevla.bench.ablations import (
+    FLOW,
+    JEPA,
+    ROWS,
+    Plan,
+    chosen_rows,
+    encoder_name,
+    main,
+    markdown,
+    run_row,
+    still_to_do,
+)
 from statevla.recipes import load_recipe
 from statevla.systems.table import sections
 
@@ -22,6 +33,16 @@ def test_every_row_is_a_configuration(row: object) -> None:
         request.changes.update(keys)
         config = request.config(sections())
         assert config.training.phase1.inverse_dynamics_horizon <= config.model.action_seq_len
+
+
+def test_a_row_regularizes_what_its_name_says_by_any_recipe() -> None:
+    for row in ROWS:
+        for recipe in ("tabletop", "libero"):
+            request = load_recipe(recipe).request(JEPA)
+            request.changes.update(row.encoder)
+            name = encoder_name(row)
+            wanted = "both" if "on both" in name else "z" if "on z" in name else "z_next"
+            assert request.config(sections()).training.phase1.regularize == wanted
 
 
 def test_names_are_told_apart_and_policies_share_their_encoder() -> None:
