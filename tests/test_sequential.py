@@ -2,13 +2,17 @@
 
 import itertools
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cli import app
 from statevla.bench.far import LATENCY, serve_folder
 from statevla.config import DataConfig
 from statevla.data.batch import Batch
@@ -18,6 +22,7 @@ from statevla.data.prefetch import Position
 from statevla.data.sequential import START, SequentialLoader
 from statevla.trainers.trainer import train
 from stores.cloud import again
+from stores.cloud.publish import publish_store
 from stores.errors import ConnectionLost, StoreCorrupt, UsageError
 from stores.reader import Store
 from tests.stores.make_store import make_tiny_store
@@ -97,6 +102,28 @@ def test_the_order_is_that_of_the_start_and_another_one_after_it(store: Store) -
     )
     assert first == again_
     assert first != later
+
+
+def test_from_object_storage_come_the_same_rows_in_processes_of_their_own(
+    tmp_path: Path, s3: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(tmp_path / "store")
+    url = f"s3://robots/{uuid.uuid4().hex}"
+    publish_store(made, url, **s3)
+    here, there = Store.open(made), Store.open(url, **s3)
+    two = replace(DATA, loader_threads=5)
+    for data in (DATA, two):
+        wanted, found = (rows(batch for _, batch in taken(loader(store, data=data), 6)) for store in (here, there))
+        assert [key for key, _ in found] == [key for key, _ in wanted]
+        for (_, one), (_, other) in zip(wanted, found, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for name, option in {"ENDPOINT_URL": "endpoint_url", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+        monkeypatch.setenv(f"AWS_{name}", s3[option])
+    config = micro_config("training.max_steps=3", "data.stream=sequential", "data.shuffle_buffer=24")
+    far = f"s3://robots/{uuid.uuid4().hex}"
+    done = CliRunner().invoke(app, ["publish", str(micro_store(tmp_path / "micro")), far])  # with its statistics
+    assert done.exit_code == 0, done.output
+    assert train("temporal_jepa", config, far, tmp_path / "run").steps == 3
 
 
 def test_over_a_network_connections_that_break_cost_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
