@@ -107,9 +107,10 @@ class StateResults:
         ]
         if self.pictures is not None:
             painted = self.pictures
-            rows = [[name, *(_told(each[name], 2) for each in (painted.whole, painted.moving, painted.ssim))]
-                    for name in painted.whole]  # fmt: skip
-            parts.append(markdown_table(["painted by", "PSNR, dB", "PSNR where it moves, dB", "SSIM"], rows))
+            columns = painted.whole, painted.moving, painted.ssim, painted.ssim_moving
+            rows = [[name, *(_told(each[name], 2) for each in columns)] for name in painted.whole]
+            heads = ["painted by", "PSNR, dB", "PSNR where it moves, dB", "SSIM", "SSIM where it moves"]
+            parts.append(markdown_table(heads, rows))
         if self.loops:
             parts.append("Plans to the picture that the expert ends with, as policies; progress is 1 where one arrives")
             parts.append(markdown_table(LOOPS, [_told_loop(*each) for each in self.loops.items()]))

@@ -124,8 +124,10 @@ def psnr(seen: Float[np.ndarray, "*rows"], told: Float[np.ndarray, "*rows"], whe
     return float(-10 * np.log10(max(float(((seen - told)[where] ** 2).mean()), 1e-12)))
 
 
-def ssim(a: Float[np.ndarray, "H W"], b: Float[np.ndarray, "H W"]) -> float:
-    """Structural similarity of two grey pictures in [0, 1]: Gaussian windows of 11 pixels, σ 1.5 (Wang et al. 2004)."""
+def ssim(a: Float[np.ndarray, "H W"], b: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "_ _"]:
+    """Structural similarity of two grey pictures in [0, 1] in every window of 11 pixels that lies within them, at the
+    place of its middle, from 5 pixels off each edge on: Gaussian weights, σ 1.5 (Wang et al. 2004).
+    """
     window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     window /= window.sum()
 
@@ -137,7 +139,7 @@ def ssim(a: Float[np.ndarray, "H W"], b: Float[np.ndarray, "H W"]) -> float:
     mean_a, mean_b = blurred(a), blurred(b)
     var_a, var_b, both = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2, blurred(a * b) - mean_a * mean_b
     top, bottom = (2 * mean_a * mean_b + c1) * (2 * both + c2), (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    return float((top / bottom).mean())
+    return np.asarray(top / bottom)
 
 
 def bend(states: Float[np.ndarray, "N F"], horizon: int) -> Floats:

@@ -29,11 +29,12 @@ WAYS: Final = 16
 
 @dataclass(frozen=True)
 class Pictures:
-    """PSNR in dB by what painted, over whole pictures and where something moves; SSIM of whole pictures."""
+    """PSNR in dB by what painted, over whole pictures and where something moves; SSIM likewise."""
 
     whole: dict[str, float]
     moving: dict[str, float | None]
     ssim: dict[str, float]
+    ssim_moving: dict[str, float | None]
     frames: int
 
 

@@ -23,6 +23,8 @@ from statevla.models.pixels import prepare_pixels
 from stores.errors import UsageError
 from stores.reader import Store
 
+Moving = dict[str, float | None]
+"""By what painted; None where nothing moves."""
 SAMPLE = 1200
 """Training frames, evenly over the split, that the baselines are made of."""
 POOLED = 8
@@ -41,8 +43,8 @@ class Seen(NamedTuple):
 def compare_pictures(
     painters: Mapping[str, Callable[[ObservationBatch], torch.Tensor]], components: int, store: Store, side: int,
     cameras: Sequence[int], painted: int, motion: int, moved: float,
-) -> tuple[dict[str, float], dict[str, float | None], dict[str, float], int]:  # fmt: skip
-    """PSNR of whole pictures and where something moves, SSIM, by what made them; and how many frames.
+) -> tuple[dict[str, float], Moving, dict[str, float], Moving, int]:  # fmt: skip
+    """By what made the pictures: PSNR of whole ones and where something moves, SSIM likewise; and how many frames.
 
     painters: uint8 [N C S S 3] of observations, by name. components: principal ones beside them. cameras: numbers of
     those that are painted. painted: frames of the validation split. motion, moved: a pixel moves where a colour changes
@@ -72,7 +74,11 @@ def compare_pictures(
     everywhere = np.ones_like(where)
     whole = {name: psnr(seen, picture, everywhere) for name, picture in told.items()}
     moving = {name: psnr(seen, picture, where) if where.any() else None for name, picture in told.items()}
-    return whole, moving, {name: _ssim(seen, picture) for name, picture in told.items()}, len(chosen)
+    similar = {name: _ssim(seen, picture, where[..., 0]) for name, picture in told.items()}
+    return (
+        whole, moving, {name: both[0] for name, both in similar.items()},
+        {name: both[1] for name, both in similar.items()}, len(chosen),
+    )  # fmt: skip
 
 
 def read_frames(store: Store, split: str, side: int, cameras: Sequence[int], most: int | None) -> Seen:
@@ -131,6 +137,10 @@ def _components(train: NDArray[np.uint8], seen: NDArray[np.float64], count: int)
     return np.asarray(told.reshape(seen.shape).clip(0, 1))
 
 
-def _ssim(seen: NDArray[np.float64], told: NDArray[np.float64]) -> float:
+def _ssim(seen: NDArray[np.float64], told: NDArray[np.float64], moved: NDArray[np.bool_]) -> tuple[float, float | None]:
+    """Mean over all windows, and over those whose middle moves; None where there are none."""
     grey = [picture.mean(axis=-1).reshape(-1, *picture.shape[2:4]) for picture in (seen, told)]
-    return float(np.mean([ssim(a, b) for a, b in zip(*grey, strict=True)]))
+    maps = np.stack([ssim(a, b) for a, b in zip(*grey, strict=True)])
+    edge = (moved.shape[2] - maps.shape[1]) // 2
+    middles = moved.reshape(-1, *moved.shape[2:])[:, edge : edge + maps.shape[1], edge : edge + maps.shape[2]]
+    return float(maps.mean()), float(maps[middles].mean()) if middles.any() else None

@@ -14,7 +14,7 @@ from statevla.config.load import load_config
 from statevla.evaluators import state_probes
 from statevla.evaluators.state import _code, evaluate_states
 from statevla.evaluators.state_measures import LAMBDAS, bend, bootstrap, principal, probe, psnr, ridge, ssim
-from statevla.evaluators.state_pictures import _components
+from statevla.evaluators.state_pictures import _components, _ssim
 from statevla.systems.table import sections
 from statevla.trainers.trainer import train
 from stores.errors import StaleKey, UsageError
@@ -88,9 +88,21 @@ def test_psnr_and_ssim_closed_forms() -> None:
     assert psnr(zero, half, left) > 100
     rng = np.random.default_rng(0)
     picture = rng.random((20, 20))
-    assert ssim(picture, picture) == pytest.approx(1)
+    np.testing.assert_allclose(ssim(picture, picture), np.ones((10, 10)))
     a, b = 0.3, 0.7
-    assert ssim(zero + a, zero + b) == pytest.approx((2 * a * b + 1e-4) / (a * a + b * b + 1e-4))
+    np.testing.assert_allclose(ssim(zero + a, zero + b), (2 * a * b + 1e-4) / (a * a + b * b + 1e-4))
+
+
+def test_similarity_where_it_moves_is_of_the_windows_in_whose_middle_it_does() -> None:
+    rng = np.random.default_rng(0)
+    seen, told = (rng.random((2, 1, 20, 20, 3)) for _ in range(2))
+    moved = np.zeros((2, 1, 20, 20), dtype=bool)
+    moved[1, 0, 9, 7] = moved[0, 0, 0, 0] = True  # the second has no window around it
+    whole, moving = _ssim(seen, told, moved)
+    maps = [ssim(seen[n, 0].mean(axis=-1), told[n, 0].mean(axis=-1)) for n in range(2)]
+    assert whole == pytest.approx(np.mean(maps))
+    assert moving == pytest.approx(maps[1][4, 2])
+    assert _ssim(seen, told, np.zeros_like(moved))[1] is None
 
 
 def test_a_straight_even_way_does_not_bend() -> None:
