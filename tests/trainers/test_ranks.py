@@ -133,7 +133,7 @@ def test_a_row_of_one_rank_that_is_not_finite_stops_all_and_what_was_saved_stand
     full = {"trouble_at": 3, "full": 1, "save_seconds": [NEVER, ALWAYS], "leaves": True}
     found = run_ranks(
         2, [job(JEPA, settings, store, run, **spoilt), job(JEPA, settings, store, tmp_path / "full", **full)],
-        tmp_path / "jobs", limit=120,
+        tmp_path / "jobs",
     )  # fmt: skip
     assert [status for status, _ in found] == [1, 1], found
     first, second = (text.splitlines() for _, text in found)
