@@ -102,6 +102,7 @@ def test_threads_and_cache_change_nothing(made: tuple[Store, list[MadeEpisode]],
         assert same(one, two)
 
 
+@pytest.mark.resume
 @pytest.mark.parametrize("skip", [1, 7, 29])
 def test_resuming_anywhere_continues_the_uninterrupted_run(made: tuple[Store, list[MadeEpisode]], skip: int) -> None:
     store, _ = made

@@ -37,7 +37,7 @@ def cache_bytes(data: DataConfig) -> float:
 
 @functools.cache
 def _free_memory() -> float:
-    return min(free_gib() * GIB, MOST_MEMORY * SHARE_OF_MEMORY)
+    return min(free_gib() * GIB, float(MOST_MEMORY * SHARE_OF_MEMORY))
 
 
 def remote_cache_folder(data: DataConfig) -> Path:

@@ -101,6 +101,7 @@ def test_the_autoencoder_is_trained_first_and_then_stays() -> None:
     assert (painted.shape, painted.dtype) == ((2, 2, 32, 32, 3), torch.uint8)
 
 
+@pytest.mark.resume
 @pytest.mark.slow
 def test_it_goes_on_from_the_middle_of_its_autoencoder_to_the_bit(tmp_path: Path) -> None:
     store = micro_store(tmp_path / "store")

@@ -76,6 +76,7 @@ def toy() -> Iterator[System]:
     table.SYSTEMS.remove(TOY)
 
 
+@pytest.mark.resume
 def test_it_trains_stops_resumes_to_the_bit_and_is_found(toy: System, tmp_path: Path) -> None:
     store = micro_store(tmp_path / "store")
     common = (text for text in SETTINGS if text.startswith(("data.", "training.")) and "phase" not in text)

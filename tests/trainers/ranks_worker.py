@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+from statevla.data.batch import Batch
 from statevla.trainers import run as running
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.trainer import train
@@ -26,7 +27,8 @@ def do(job: dict[str, Any], ranks: Ranks) -> None:
     if job.get("kill_rank") == ranks.rank:
         os.kill(os.getpid(), signal.SIGKILL)
     wide = in_double() if job.get("double") else contextlib.nullcontext()
-    with wide, begun_elsewhere() if job.get("strays") == ranks.rank else contextlib.nullcontext():
+    strays = begun_elsewhere() if job.get("strays") == ranks.rank else contextlib.nullcontext()
+    with wide, strays, trouble(job, ranks) if "trouble_at" in job else contextlib.nullcontext():
         _train(job, ranks)
 
 
@@ -42,6 +44,29 @@ def begun_elsewhere() -> Iterator[None]:
                 weight.add_(0.1)  # what is frozen comes from a file, the same for all
 
     with mock.patch.object(running.Run, "__init__", moved):
+        yield
+
+
+@contextlib.contextmanager
+def trouble(job: dict[str, Any], ranks: Ranks) -> Iterator[None]:
+    """In step `trouble_at` a row of the rank `spoils` is not finite, and the rank `full` has no memory. `save_seconds`:
+    of each rank.
+    """
+    put = running.Run._on_device
+
+    def troubled(self: running.Run, batch: Batch) -> Batch:
+        if self.step + 1 == job["trouble_at"]:
+            if job.get("full") == ranks.rank:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            if job.get("spoils") == ranks.rank:
+                batch.obs.robot_state[1] = torch.nan
+                print(f"spoilt: episode {int(batch.episode[1])} frame {int(batch.frame[1])}", file=sys.stderr)
+        return put(self, batch)
+
+    with (
+        mock.patch.object(running.Run, "_on_device", troubled),
+        mock.patch.object(running, "SAVE_SECONDS", job["save_seconds"][ranks.rank]),
+    ):
         yield
 
 
@@ -82,6 +107,8 @@ def main() -> None:
                 do(job, ranks)
             except StateVLAError as error:
                 print(f"{ranks.rank} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                if job.get("leaves"):
+                    raise SystemExit(1) from error  # by the way that the command takes, and no other rank knows
                 with contextlib.suppress(StateVLAError):
                     ranks.wait()
                 if job.get("last"):

@@ -112,6 +112,7 @@ def test_wrong_widths_and_recipes_are_named(store: Path, tmp_path: Path) -> None
         start(store, tmp_path, preset=None, recipe=str(unknown))
 
 
+@pytest.mark.resume
 def test_a_recipe_trains_and_a_named_checkpoint_is_gone_on_from(store: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(

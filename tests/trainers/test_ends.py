@@ -32,6 +32,7 @@ def interrupt(*given: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.resume
 def test_a_signal_before_the_first_step_leaves_a_run_that_goes_on(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

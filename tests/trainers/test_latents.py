@@ -112,6 +112,7 @@ def test_losses_are_those_of_encoding_at_every_step(fresh: tuple[Path, Path], tm
 WORLD = ("training.phase2.world_target=motion", "training.phase2.world_horizon=2")
 
 
+@pytest.mark.resume
 def test_a_world_head_learns_from_kept_states_what_it_learns_from_pictures(
     fresh: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_every_frame_is_encoded_once_and_a_second_run_encodes_none(
     assert read_tree(store / "latents") == before
 
 
+@pytest.mark.resume
 def test_a_stopped_run_goes_on_without_a_picture(
     fresh: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

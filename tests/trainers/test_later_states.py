@@ -109,6 +109,7 @@ def test_frames_of_states_rise_from_now(frames: tuple[int, ...]) -> None:
         Needs(states=frames)
 
 
+@pytest.mark.resume
 @pytest.mark.parametrize("encoder", ["stamo", "temporal_jepa"])
 def test_a_run_keeps_the_states_that_its_encoder_makes_and_goes_on_to_the_bit(
     root: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch

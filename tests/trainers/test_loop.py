@@ -113,6 +113,7 @@ def test_going_back_sets_the_checkpoints_of_later_steps_aside(trained: Trained, 
     assert find_policy(run) == folder(run, FLOW) / "checkpoint_latest"
 
 
+@pytest.mark.resume
 @pytest.mark.parametrize("system", [JEPA, FLOW])
 @pytest.mark.parametrize(("stop_at", "threads"), [(3, 3), (11, 1)])
 def test_stop_and_resume_is_the_uninterrupted_run(
@@ -137,6 +138,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(
     assert mine.rng == theirs.rng
 
 
+@pytest.mark.resume
 def test_a_run_whose_metrics_end_in_a_torn_line_goes_on(trained: Trained, store: Path, tmp_path: Path) -> None:
     whole, _, _ = trained
     config = micro_config(f"training.max_steps={STEPS}")

@@ -65,6 +65,7 @@ def latest(run: Path, system: str) -> Path:
     return layout.checkpoints(run, find_system(system).folder) / layout.LATEST
 
 
+@pytest.mark.resume
 @pytest.mark.parametrize("encoder", ["stamo", "temporal_jepa"])
 @pytest.mark.parametrize(
     ("system", "options"), [("film", WORLD), ("goal", ("goal.fusion=state",))], ids=["film", "goal"]

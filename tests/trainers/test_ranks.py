@@ -123,6 +123,36 @@ def test_what_one_rank_finds_alone_ends_all(store: Path, tmp_path: Path) -> None
     assert "0 OtherRankFailed" in found[0][1]
 
 
+NEVER, ALWAYS = 1e9, -1.0
+
+
+def test_a_row_of_one_rank_that_is_not_finite_stops_all_and_what_was_saved_stands(store: Path, tmp_path: Path) -> None:
+    """Saved by the clock of the first. Then a rank without memory, and the clock of the second, which saves nothing."""
+    settings, run = steps(4), tmp_path / "run"
+    spoilt = {"trouble_at": 3, "spoils": 1, "save_seconds": [ALWAYS, NEVER]}
+    full = {"trouble_at": 3, "full": 1, "save_seconds": [NEVER, ALWAYS], "leaves": True}
+    found = run_ranks(
+        2, [job(JEPA, settings, store, run, **spoilt), job(JEPA, settings, store, tmp_path / "full", **full)],
+        tmp_path / "jobs",
+    )  # fmt: skip
+    assert [status for status, _ in found] == [1, 1], found
+    first, second = (text.splitlines() for _, text in found)
+    (row,) = (line.removeprefix("spoilt: ") for line in second if line.startswith("spoilt: "))
+    (broken, lost) = (line for line in first if "Error" in line or line.startswith("0 "))
+    assert broken.startswith("0 NonFiniteLoss: loss nan, gradient norm nan at step 3 of temporal_jepa")
+    assert f"; not finite are 1 of 8 rows: {row}; nothing was overwritten, " in broken
+    assert "holds the checkpoints saved before" in broken
+    (other, advice) = (line for line in second if line.startswith("1 "))
+    assert other.startswith("1 OtherRankFailed: ")
+    assert advice.startswith("1 OutOfMemory: out of memory in a step of 8 rows in 1 micro-batch(es): CUDA out of")
+    assert "less memory: --set training.accumulate=2; " in advice, "there is no checkpoint to resume"
+    assert lost.startswith("0 RankLost: another rank of this run ended")
+    assert not checkpoint(tmp_path / "full", JEPA).exists()
+    assert read_state(checkpoint(run, JEPA)).step == 2
+    train(JEPA, config_of_all(*settings), store, run, resume=True)
+    assert_same_training(run, alone(JEPA, settings, store, tmp_path / "one"), JEPA)
+
+
 @pytest.mark.ddp
 @pytest.mark.parametrize("world", [2, 4])
 def test_20_steps_of_every_system_are_one_process(store: Path, tmp_path: Path, world: int) -> None:

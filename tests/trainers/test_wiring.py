@@ -5,6 +5,8 @@
 
 import inspect
 import json
+import os
+import signal
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,13 +22,16 @@ from safetensors.torch import load_file
 from statevla.config import Config
 from statevla.data import order
 from statevla.runs import layout
+from statevla.runs import write as checkpoint
 from statevla.runs.state import read_state
 from statevla.systems import temporal_jepa
 from statevla.systems import world as world_head
 from statevla.systems.table import find_system
+from statevla.trainers import average, trainer, validation
 from statevla.trainers import run as running
-from statevla.trainers import trainer, validation
-from tests.trainers.micro import micro_config, micro_store
+from statevla.trainers import step as stepping
+from statevla.trainers.ranks import Ranks
+from tests.trainers.micro import at_step, micro_config, micro_store
 from tests.trainers.reference import Expected, train_by_hand
 
 STEPS = 6
@@ -130,10 +135,72 @@ def check_lanes(world: World, tmp_path: Path) -> None:
     assert len(hands) == 5
 
 
+AVERAGED = "training.policy_ema=0.3"  # reached in the third step; less before
+
+
+def check_average(world: World, tmp_path: Path) -> None:
+    """What acts is the average, by hand, of the weights after each step."""
+    seen: list[dict[str, torch.Tensor]] = []
+    original = running.Run.train_step
+
+    def trained(run: Any) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in run.model.named_parameters() if p.requires_grad}
+
+    def watched(self: Any, batch: Any) -> Any:
+        seen.extend([] if seen else [trained(self)])
+        done = original(self, batch)
+        seen.append(trained(self))
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.Run, "train_step", watched)
+        trainer.train(FLOW, configuration(AVERAGED), world.store, tmp_path / "run", encoder_checkpoint=world.encoder)
+    assert len(seen) == STEPS + 1
+    acting = load_file(latest(tmp_path / "run", FLOW) / "model.safetensors")
+    for name, mean in seen[0].items():
+        for step in range(1, STEPS + 1):
+            decay = min(0.3, (1 + step) / (10 + step))
+            mean = decay * mean + (1 - decay) * seen[step][name]
+        assert torch.allclose(acting[name], mean, rtol=1e-5, atol=1e-7), name
+
+
+def check_resumed(world: World, tmp_path: Path) -> None:
+    """Stopped after 3 steps it goes on, to the bit, with its average and its optimizer's moments."""
+    config = configuration(AVERAGED)
+    trainer.train(FLOW, config, world.store, tmp_path / "whole", encoder_checkpoint=world.encoder)
+    stop = at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trainer.train(FLOW, config, world.store, tmp_path / "run", encoder_checkpoint=world.encoder, progress=stop)
+    assert read_state(latest(tmp_path / "run", FLOW)).step == 3
+    trainer.train(FLOW, config, world.store, tmp_path / "run", resume=True)
+    assert read_state(latest(tmp_path / "run", FLOW)).files == read_state(latest(tmp_path / "whole", FLOW)).files
+
+
+def check_accumulated(world: World, tmp_path: Path) -> None:
+    """The losses of micro-batches are those of the whole batches; what differs is rounding."""
+    config = configuration("training.accumulate=2")
+    trainer.train(FLOW, config, world.store, tmp_path / "run", encoder_checkpoint=world.encoder)
+    lines = layout.metrics(tmp_path / "run", find_system(FLOW).folder).read_text().splitlines()
+    losses = {line["step"]: line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"}
+    assert losses == pytest.approx(world.expected[FLOW].train, rel=1e-4)
+
+
+def check_shares(world: World, tmp_path: Path) -> None:
+    """Rows of 3 ranks, gathered, stand where they stood in the global batch."""
+    plan = order.plan_order(np.full(40, 16, dtype=np.int64), seed=0, batch_size=24, lanes=6, block_segments=2)
+    shares = [stepping.Share.of(plan, order.rank_lanes(plan, rank, 3), Ranks(rank, 3)) for rank in range(3)]
+    whole = torch.arange(24)
+    rows = torch.cat([share.own(whole) for share in shares])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranks, "gather", lambda self, mine: rows)
+        for share in shares:
+            assert torch.equal(share.whole({"row": share.own(whole)})["row"], whole)
+
+
 Check = Callable[[World, Path], None]
 CHECKS: dict[str, Check] = {
     "jepa": check_jepa, "flow": check_flow, "foretold": check_foretold, "precision": check_precision,
-    "lanes": check_lanes,
+    "lanes": check_lanes, "average": check_average, "resumed": check_resumed, "accumulated": check_accumulated,
+    "shares": check_shares,
 }  # fmt: skip
 
 
@@ -184,6 +251,17 @@ MUTATIONS = (
     Mutation("the world head's targets not fitted", trainer, "train", "run.step == 0", "run.step == 1", "foretold"),
     Mutation("the world head's weight ignored", world_head, "Foretelling.world_loss", "options.world_weight * ", "",
              "foretold"),
+    Mutation("the average keeps what it should take", average, "WeightAverage.follow", "1 - decay", "decay", "average"),
+    Mutation("a resumed run trains on from its average", average, "WeightAverage.restore", "self._put(", "(",
+             "resumed"),
+    Mutation("a resumed run reads its epoch again", running, "Run.resume", 'int(state.loader["batch"])', "0",
+             "resumed"),
+    Mutation("a resumed run loses its optimizer's moments", checkpoint, "restore", "restore_optimizer(", "(",
+             "resumed"),
+    Mutation("each micro-batch with the first one's gradients", stepping, "differentiate", "wanted[name][part]",
+             "wanted[name][parts[0]]", "accumulated"),
+    Mutation("gathered rows left in the ranks' order", stepping, "Share.whole", "[self.back.to(value.device)]", "",
+             "shares"),
 )  # fmt: skip
 
 
@@ -198,7 +276,7 @@ def test_a_cut_wire_is_seen(world: World, tmp_path: Path, mutation: Mutation, mo
     found: dict[str, Any] = {}
     exec(compile(source.replace(mutation.old, mutation.new), "mutated", "exec"), mutation.module.__dict__, found)  # noqa: S102
     monkeypatch.setattr(holder, name, found[name])
-    if mutation.where == "validate":
+    if not owner and hasattr(running, name):  # which imported it by its name
         monkeypatch.setattr(running, name, found[name])
     with pytest.raises(AssertionError):
         CHECKS[mutation.check](world, tmp_path)
