@@ -68,7 +68,8 @@ VLA: Final = Plan(
     noise=0.3,
     replan=1,
     ensemble=0.01,
-    overrides=("training.max_steps=8000", "vla.instruction=token"),  # as measured in LIBERO; the recipe's is not yet
+    # As the suites' figures were made; in 30 trials of libero_spatial the recipe's readout was not told apart from it.
+    overrides=("training.max_steps=8000", "vla.instruction=token"),
 )
 PLANS: Final[Mapping[str, Mapping[str, Plan]]] = {
     "libero_object": {

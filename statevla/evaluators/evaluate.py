@@ -117,6 +117,7 @@ def evaluate(
     listed = row.tasks(tasks)
     own = known.in_trained_words(policy, listed)
     chosen = conditions.tell(own)
+    standing = conditions.note_of_fixtures(chosen)
     if isinstance(policy, ExpertControl):
         row.check_expert(chosen)
     if first_init is None:
@@ -129,7 +130,7 @@ def evaluate(
     known.require_taken(policy, chosen)
     told = (
         overlap(policy, row, trials), untold(policy, row, own), known.note_of_words(own, listed),
-        known.note_of(policy, chosen),
+        known.note_of(policy, chosen), standing,
     )  # fmt: skip
     notes = tuple(note for note in told if note is not None)
     description = _description(policy, suite, row, execution, conditions, max_steps, seed, versions)

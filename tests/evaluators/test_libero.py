@@ -126,6 +126,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(paths, "prepare", lambda: Path())
     monkeypatch.setattr(paths, "installed_version", lambda package: "1")
     monkeypatch.setattr(suites, "tasks", lambda suite: TASKS)
+    monkeypatch.setattr(suites, "fixtures", lambda task: ())
     monkeypatch.setattr(suites, "init_states", lambda task: np.arange(INIT_STATES * 3.0).reshape(-1, 3) // 3)
     yield fresh
     assert fresh.alive == 0, "a simulator was left running"
