@@ -196,7 +196,7 @@ def _simulator() -> list[Check]:
 
 def libero_suites() -> list[Check]:
     """A line for each suite of LIBERO: assets (every file's hash), initial states, expert, memory of a worker."""
-    from statevla.sims.libero import assets, experts, memory, pro, suites
+    from statevla.sims.libero import assets, experts, memory, paths, pro, suites
     from stores.errors import StateVLAError
 
     checks = []
@@ -205,9 +205,13 @@ def libero_suites() -> list[Check]:
         try:
             folder = assets.find(suite)
             wrong = assets.faults(folder, suite, hashes=True)
-            states = sorted({len(suites.init_states(task)) for task in suites.tasks(suite)})
         except StateVLAError as error:
             checks.append(Check(suite, "absent", str(error).split(" Run: ")[0], f"{assets.INSTALL_SUITE}{suite}"))
+            continue
+        try:
+            states = sorted({len(suites.init_states(task)) for task in suites.tasks(suite)})
+        except StateVLAError as error:  # of the package, which the assets' command does not mend
+            checks.append(Check(suite, "failed", str(error).split(" Run: ")[0], paths.INSTALL))
             continue
         told.append(f"{len(assets.needed(suite))} asset files in {folder}" + (f", {wrong[0]}" if wrong else ""))
         told.append(f"{len(suites.tasks(suite))} tasks of {'-'.join(map(str, states))} initial states")

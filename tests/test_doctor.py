@@ -1,16 +1,20 @@
 """The doctor names what is broken and what to run, and breaks itself over nothing."""
 
+import hashlib
+import pickle
 import re
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli import main
 from statevla import doctor as module
 from statevla.doctor import Check, doctor, healthy
-from statevla.sims.libero import assets, paths, render_check
+from statevla.sims.libero import assets, experts, paths, pro, render_check, suites
 
 
 @pytest.fixture
@@ -84,6 +88,75 @@ def test_half_a_simulator_and_no_assets(simulator: dict[str, str | None]) -> Non
     simulator["bddl"] = None
     checks = {check.name: check for check in module._simulator()}
     assert "missing bddl" in checks["LIBERO simulator"].value
+
+
+@pytest.fixture
+def whole(simulator: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Assets of two suites of 3 and of 10 tasks, of 6 initial states and of 6 or 4; returns the assets' folder."""
+    sizes = {"libero_object": [6] * 3, "libero_90": [6] * 9 + [4]}
+    content = {"scenes/a.xml": (b"scene", {*sizes}), "bowl/bowl.msh": (b"bowl", {"libero_90"})}
+    table = tuple(
+        assets.Asset(path, len(data), hashlib.sha256(data).hexdigest(), 1, frozenset(of))
+        for path, (data, of) in content.items()
+    )
+    folder = tmp_path / "assets"
+    for path, (data, _) in content.items():
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_bytes(data)
+
+    def tasks(suite: str) -> tuple[suites.Task, ...]:
+        names = [f"{suite}_{index}" for index in range(len(sizes[suite]))]
+        return tuple(suites.Task(suite, i, n, n, Path(), tmp_path / f"{n}.pruned_init") for i, n in enumerate(names))
+
+    for suite, counts in sizes.items():
+        for task, count in zip(tasks(suite), counts, strict=True):
+            with zipfile.ZipFile(task.init_file, "w") as archive:
+                pickled = pickle.dumps(np.zeros((count, 5)), 2)
+                archive.writestr("a/data.pkl", pickled.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    monkeypatch.setattr(assets, "listed", lambda: table)
+    monkeypatch.setattr(assets, "candidates", lambda: [folder])
+    monkeypatch.setattr(suites, "BASES", tuple(sizes))
+    monkeypatch.setattr(suites, "tasks", tasks)
+    monkeypatch.setattr(pro, "suite_names", lambda bases: ())
+    programs = {"libero_object": None, "libero_90": ("a",) * 8 + (None, None)}
+    monkeypatch.setattr(experts, "programs_of", lambda suite: programs[suite])
+    return folder
+
+
+def test_a_suite_that_is_there_says_what_it_has(whole: Path) -> None:
+    object_, ninety = module.libero_suites()[:2]
+    assert (object_.name, object_.status, object_.advice) == ("libero_object", "ok", "")
+    assert object_.value == f"1 asset files in {whole}; 3 tasks of 6 initial states; no expert; 2.4 GiB a worker"
+    assert ninety.value == (
+        f"2 asset files in {whole}; 10 tasks of 4-6 initial states; "
+        "expert for its tasks, but for 8, 9; 2.4 GiB a worker"
+    )
+    assert healthy([object_, ninety])
+
+
+def test_an_asset_of_other_content_is_to_be_removed(whole: Path) -> None:
+    (whole / "bowl/bowl.msh").write_bytes(b"wlob")
+    object_, ninety = module.libero_suites()[:2]
+    assert (object_.status, ninety.status) == ("ok", "failed")
+    assert f"2 asset files in {whole}, bowl/bowl.msh has other content (sha256); 10 tasks" in ninety.value
+    assert ninety.advice == f"remove {whole}/bowl/bowl.msh; python -m statevla.sims.libero.assets libero_90"
+
+
+def test_an_asset_of_another_size_makes_a_suite_absent(whole: Path) -> None:
+    (whole / "bowl/bowl.msh").write_bytes(b"bow")
+    object_, ninety = module.libero_suites()[:2]
+    assert (object_.status, ninety.status) == ("ok", "absent")
+    assert "bowl/bowl.msh has 3 bytes instead of 4" in ninety.value
+    assert ninety.advice == "python -m statevla.sims.libero.assets libero_90"
+    (whole / "scenes/a.xml").unlink()  # and none is whole
+    assert {check.status for check in module.libero_suites()[:2]} == {"failed"}
+
+
+def test_initial_states_that_cannot_be_read_are_the_package_s_fault(whole: Path) -> None:
+    suites.tasks("libero_90")[3].init_file.write_bytes(b"cut")
+    object_, ninety = module.libero_suites()[:2]
+    assert (object_.status, ninety.status, ninety.advice) == ("ok", "failed", paths.INSTALL)
+    assert "libero_90_3.pruned_init: no LIBERO initial states in it" in ninety.value
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,19 @@ class Conditions:
             raise UsageError(f"{row.name}: cameras, lights and fixtures can be changed in LIBERO's suites only")
         return replace(row, perturbation=self.perturbation, drawn_fixtures=self.fixtures == "drawn")
 
+    def note_of_fixtures(self, tasks: Sequence[Task]) -> str | None:
+        """Where fixtures stand; None where no scene has one, or where `told` says so. Raises UsageError where they
+        shall be drawn and there are none: nothing would be different."""
+        have = any(suites.fixtures(task) for task in tasks if isinstance(task, suites.Task))
+        if self.fixtures == "drawn" and not have:
+            raise UsageError(
+                f"{tasks[0].suite}: no scene of these tasks has a cabinet, stove or rack, so drawing their places anew "
+                "changes nothing"
+            )
+        if self.fixtures == "drawn" or not have:
+            return None
+        return "cabinets, stoves and racks stand at the same place in every trial (fixtures: fixed)"
+
     def tell(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks with their instructions replaced."""
         return [self._tell(task) for task in tasks]

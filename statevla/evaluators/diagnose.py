@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from statevla.evaluators import diagnose_links as links
 from statevla.evaluators import known
 from statevla.evaluators.diagnose_episodes import Episode, shown, start_number, stored
-from statevla.evaluators.diagnose_links import Affine, Link, Pair
+from statevla.evaluators.diagnose_links import WRONG, Affine, Errors, Link, Pair
 from statevla.evaluators.diagnose_loop import act_in, closed_loop
 from statevla.evaluators.evaluate import usual_execution
 from statevla.evaluators.runner import ChunkPolicy
@@ -27,7 +27,7 @@ from statevla.observation import square_side
 from statevla.policies.controls import ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw
-from statevla.reports.tables import markdown_table
+from statevla.reports.tables import markdown_table, percent
 from statevla.sims.suites import SUITES, Suite, find_suite, has_suite
 from statevla.sims.world import Start, Task
 from stores.disk import durable
@@ -85,15 +85,28 @@ class Diagnosis:
         return {"policy": self.policy, "suite": self.suite, "broken": broken, "verdict": self.verdict, "links": chain}
 
     def to_markdown(self) -> str:
-        """A table with a row a link, and the verdict."""
+        """A table with a row a link, one with a row a dimension of the action, and the verdict."""
         rows = [[link.name, link.word, link.evidence, link.advice] for link in self.links]
         table = markdown_table(("link", "", "what was seen", "what to do"), rows)
-        return "\n\n".join([f"# {self.policy} in {self.suite}", table, self.verdict])
+        errors = [_cells(errors) for link in self.links for errors in link.errors]
+        columns = ("action", "predicted against true", "all", *(f"quarter {q} of the episode" for q in range(1, 5)))
+        tables = [table, markdown_table(columns, errors)] if errors else [table]
+        return "\n\n".join([f"# {self.policy} in {self.suite}", *tables, self.verdict])
 
     def save(self, out: Path) -> None:
         """Writes ``diagnosis.json`` and ``diagnosis.md``."""
         durable.write_json(out / "diagnosis.json", self.to_dict())
         durable.write_text(out / "diagnosis.md", self.to_markdown() + "\n")
+
+
+def _cells(errors: Errors) -> list[str]:
+    """A share in percent, an error in squared standard deviations."""
+    write = percent if errors.measure == WRONG else _decimals
+    return [errors.dimension, errors.measure, *(write(value) for value in (errors.mean, *errors.quarters))]
+
+
+def _decimals(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def diagnose(
@@ -135,7 +148,10 @@ def diagnose(
     every = known.in_trained_words(policy, row.tasks(None))
     told = {task.name: task.instruction for task in every if task.name in set(store.episode_columns["task"])}
     chain = [
-        links.pictures(pairs, spec.camera_names, look.knows_starts(episodes, chosen)),
+        links.pictures(
+            pairs, spec.camera_names, look.knows_starts(episodes, chosen),
+            (policy.obs_spec.image_sizes, spec.image_sizes),
+        ),
         links.statistics(held, now, names, pairs, (states.min(0), states.max(0))),
         links.alignment(pairs, scale),
         links.gripper(pairs, spec),
@@ -274,6 +290,8 @@ def _vectors(store: Store) -> dict[str, NDArray[np.float32]]:
 
 def _predictions(policy: ChunkPolicy, episodes: Sequence[Episode], normalize: Affine, store: Store) -> Link:
     """Asks the policy on some frames of stored episodes."""
+    if policy.obs_spec.image_sizes != store.spec.image_sizes:
+        return Link("predictions", None, "the policy cannot be shown the store's pictures, which have another size")
     predicted, target, when = [], [], []
     for number, episode in enumerate(episodes):
         for t in range(0, len(episode.actions) - policy.chunk + 1, ASKED):

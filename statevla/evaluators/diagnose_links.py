@@ -20,6 +20,8 @@ Array = NDArray[Any]
 Pair = tuple[Episode, Episode]
 Affine = tuple[Array, Array]
 """Shift and scale of a normalization, ``[D]`` each; a scale of 0: constant."""
+Sizes = tuple[tuple[int, int], ...]
+"""Height and width of each camera's pictures."""
 
 TURNS: Final[Mapping[str, Callable[[Array], Array]]] = {
     "as it is": lambda frames: frames,
@@ -47,18 +49,34 @@ OTHER: Final = 0.05
 OUTSIDE: Final = 0.5
 """Share of the stored range by which a state may lie outside it."""
 SAME_COSINE: Final = 0.999
+WRONG: Final = "wrong sign"
 LEARNT: Final = 0.7
 """Of the error of always giving the mean action: above it nothing was learnt."""
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Of one dimension of the action: its mean over all frames asked, and by quarter of the episode (None: none there).
+
+    measure: ``squared error``, in squared standard deviations of that dimension, or ``wrong sign``, a share.
+    """
+
+    dimension: str
+    measure: str
+    mean: float
+    quarters: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Link:
-    """ok: None where nothing can be told. evidence: what was seen. advice: what to do where it is not true."""
+    """ok: None where nothing can be told. evidence: what was seen. advice: what to do where it is not true. errors: of
+    every dimension, where actions were compared."""
 
     name: str
     ok: bool | None
     evidence: str
     advice: str = ""
+    errors: tuple[Errors, ...] = ()
 
     @property
     def word(self) -> str:
@@ -66,15 +84,20 @@ class Link:
         return {True: "ok", False: "BROKEN", None: "not known"}[self.ok]
 
 
-def pictures(pairs: Sequence[Pair], cameras: Sequence[str], same_start: bool = True) -> Link:
+def pictures(
+    pairs: Sequence[Pair], cameras: Sequence[str], same_start: bool = True, sizes: Sequence[Sizes] = ()
+) -> Link:
     """Size, order, orientation and brightness of the first frames, camera by camera. same_start: both are known to show
-    one layout; otherwise what differs by little says nothing.
+    one layout; otherwise what differs by little says nothing. sizes: what the policy was trained on and what the store
+    has; a world draws what it is asked for.
     """
     name = "pictures"
-    for camera, here, there in zip(cameras, pairs[0][0].images, pairs[0][1].images, strict=True):
-        if here.shape[1:] != there.shape[1:]:
-            sizes = f"the store has {list(here.shape[1:3])} pixels, the simulator gives {list(there.shape[1:3])}"
-            return Link(name, False, f"{camera}: {sizes}", "Draw pictures of the store's size, or ingest again")
+    if len(set(sizes)) > 1:
+        trained, stored = (" and ".join(dict.fromkeys(f"{h} x {w}" for h, w in size)) for size in sizes)
+        return Link(
+            name, False, f"the policy was trained on pictures of {trained} pixels, the store has {stored}",
+            "Name its own store, or train on this one",
+        )  # fmt: skip
     told, faults = [], []
     for c, camera in enumerate(cameras):
         apart = {
@@ -280,13 +303,22 @@ def predictions(predicted: Array, target: Array, when: Array, normalize: Affine,
     names = [spec.action_names[d] for d in moves]
     by_dim = error.mean((0, 1))
     worst = int(np.argmax(by_dim))
-    quarters = [error[(when >= q / 4) & (when < (q + 1) / 4 + (q == 3))] for q in range(4)]
-    by_time = ", ".join(f"{q.mean():.2f}" if len(q) else "-" for q in quarters)
-    wrong = [float((np.sign(predicted[..., d]) != np.sign(target[..., d])).mean()) for d in spec.binary]
+    parts = [(when >= q / 4) & (when < (q + 1) / 4 + (q == 3)) for q in range(4)]
+    by_time = ", ".join(f"{error[part].mean():.2f}" if part.any() else "-" for part in parts)
+    flipped = (np.sign(predicted) != np.sign(target))[..., list(spec.binary)]
+    wrong = flipped.mean((0, 1))
+    table = tuple(
+        Errors(
+            label, measure, float(values.mean()),
+            tuple(float(values[part].mean()) if part.any() else None for part in parts),
+        )
+        for measure, dims, found in (("squared error", moves, error), (WRONG, spec.binary, flipped))
+        for label, values in zip([spec.action_names[d] for d in dims], np.moveaxis(found, -1, 0), strict=True)
+    )  # fmt: skip
     evidence = (
         f"squared error {share:.2f} of that of always giving the mean action; largest in {names[worst]} "
         f"({by_dim[worst]:.2f}); by quarter of the episode {by_time}"
-        + (f"; gripper wrong in {100 * max(wrong):.0f} %" if wrong else "")
+        + (f"; gripper wrong in {100 * wrong.max():.0f} %" if len(wrong) else "")
     )
     advice = "The policy does not reproduce its own data: train longer, and look at the losses before the simulator"
-    return Link("predictions", share < LEARNT, evidence, "" if share < LEARNT else advice)
+    return Link("predictions", share < LEARNT, evidence, "" if share < LEARNT else advice, table)

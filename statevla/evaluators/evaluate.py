@@ -27,6 +27,7 @@ from statevla.evaluators.trials import (
 from statevla.observation import require_simulated, square_side
 from statevla.policies.controls import ExpertControl, ReplayDemos
 from statevla.policies.execution import Execution
+from statevla.sims.libero import memory
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.row import LiberoSuite
 from statevla.sims.suites import Suite, find_suite
@@ -88,7 +89,7 @@ def evaluate(
         tasks: indices of the suite's tasks, or as ``"0-2,5"``; None: all.
         num_trials: for each task; with :class:`ReplayDemos`, at most so many demonstrations a task.
         episodes: in all instead, tasks in turn.
-        workers: worlds at a time; a LIBERO simulator takes up to 2.4 GiB of memory.
+        workers: worlds at a time; LIBERO's simulators must fit into free memory, with up to 2.4 GiB each.
         first_init: number of the first initial state; None: past those that the policy's demonstrations started from.
         execution: which actions of which chunk; where it says none: the suite's (`usual_execution`).
         conditions: what is not as usual in the suite.
@@ -101,7 +102,8 @@ def evaluate(
 
     Raises:
         UsageError: no such suite or task, no expert where one is asked for, numbers out of range, an instruction that
-            the policy was not trained on, or cannot embed, or ``out`` holds another evaluation.
+            the policy was not trained on, or cannot embed, no memory for so many workers, or ``out`` holds another
+            evaluation.
         ObsSpecMismatch: the policy was trained on other observations than the simulator gives.
         SimulatorMissing, SimulatorVersion: the simulator is not set up.
         SimulatorFailed: simulators do not even start, or no trial finished. Finished trials are kept.
@@ -115,17 +117,20 @@ def evaluate(
     listed = row.tasks(tasks)
     own = known.in_trained_words(policy, listed)
     chosen = conditions.tell(own)
+    standing = conditions.note_of_fixtures(chosen)
     if isinstance(policy, ExpertControl):
         row.check_expert(chosen)
     if first_init is None:
         first_init = first_start(policy, row, chosen, num_trials if episodes is None else -(-episodes // len(chosen)))
     trials = _trials(policy, row, chosen, num_trials, episodes, first_init)
+    if isinstance(row, LiberoSuite):
+        memory.require_room(min(workers, len(trials)))  # of what there are never more
     if not unknown_instructions:  # what conditions tell instead is what is tried
         known.require_trained(policy, own, WAY_OUT)
     known.require_taken(policy, chosen)
     told = (
         overlap(policy, row, trials), untold(policy, row, own), known.note_of_words(own, listed),
-        known.note_of(policy, chosen),
+        known.note_of(policy, chosen), standing,
     )  # fmt: skip
     notes = tuple(note for note in told if note is not None)
     description = _description(policy, suite, row, execution, conditions, max_steps, seed, versions)

@@ -19,9 +19,10 @@ from pipelines.replay import replay_of_files
 from statevla.evaluators.conditions import Told
 from statevla.evaluators.diagnose import Diagnosis, diagnose
 from statevla.evaluators.diagnose_episodes import Episode, start_number, stored
-from statevla.evaluators.diagnose_links import alignment, gripper
+from statevla.evaluators.diagnose_links import alignment, gripper, predictions
 from statevla.evaluators.diagnose_loop import closed_loop, nearest_frames
-from statevla.observation import Observation, ObsSpec
+from statevla.observation import Observation, ObsSpec, libero_spec
+from statevla.policies.controls import ZeroPolicy
 from statevla.policies.noise import Draw
 from statevla.policies.policy import Policy
 from statevla.sims.suites import SUITES
@@ -220,6 +221,42 @@ def test_a_policy_that_learnt_nothing_is_named(store: Store, policy: Policy, tmp
     found.save(tmp_path)
     assert json.loads((tmp_path / "diagnosis.json").read_text())["broken"] == "predictions"
     assert "| predictions | BROKEN |" in (tmp_path / "diagnosis.md").read_text()
+
+
+def test_a_policy_of_another_picture_size_is_named(store: Store) -> None:
+    """The simulator draws what it is asked for, so its pictures and the store's are alike."""
+    found = look(ZeroPolicy(libero_spec(2 * SIDE), 5), store)
+    assert found.broken is not None
+    assert found.broken.name == "pictures"
+    assert "trained on pictures of 64 x 64 pixels, the store has 32 x 32" in found.broken.evidence
+    told = words(found)
+    assert list(told) == CHAIN
+    assert told["predictions"] == "not known"
+
+
+def test_the_errors_of_every_dimension_are_told_by_quarter_of_the_episode(tmp_path: Path) -> None:
+    """Dimension 1 is wrong by one deviation in the second half alone, the gripper in the last quarter; nothing was
+    asked in the third."""
+    when = np.array([0.0, 0.1, 0.3, 0.4, 0.8, 1.0])
+    target = np.random.default_rng(0).normal(0, 2, (6, 5, 7))
+    target[..., 6] = 1.0
+    predicted = target.copy()
+    predicted[when >= 0.5, :, 1] += 2.0
+    predicted[5, :, 6] = -1.0
+    link = predictions(predicted, target, when, (np.zeros(7), np.full(7, 2.0)), LIBERO)
+    Diagnosis("p", "s", (link,)).save(tmp_path)
+    (told,) = json.loads((tmp_path / "diagnosis.json").read_text())["links"]
+    rows = {row["dimension"]: row for row in told["errors"]}
+    assert list(rows) == list(LIBERO.action_names)
+    still = {"measure": "squared error", "mean": 0.0, "quarters": [0.0, 0.0, None, 0.0]}
+    names = LIBERO.action_names
+    assert all(rows[name] == {"dimension": name, **still} for name in (names[0], *names[2:6]))
+    assert rows[names[1]]["mean"] == pytest.approx(1 / 3)
+    assert rows[names[1]]["quarters"] == [0.0, 0.0, None, pytest.approx(1.0)]
+    assert (rows[names[6]]["measure"], rows[names[6]]["quarters"]) == ("wrong sign", [0.0, 0.0, None, 0.5])
+    written = (tmp_path / "diagnosis.md").read_text()
+    assert f"| {names[1]} | squared error | 0.33 | 0.00 | 0.00 | - | 1.00 |" in written
+    assert f"| {names[6]} | wrong sign | 17 % | 0 % | 0 % | - | 50 % |" in written
 
 
 def episode(states: Any, actions: Any, success: bool | None = None) -> Episode:

@@ -19,7 +19,7 @@ from statevla.observation import Observation, ObsSpec, libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
-from statevla.sims.libero import experts, paths, suites, worker
+from statevla.sims.libero import experts, memory, paths, suites, worker
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.libero.protocol import IMAGE_KEYS, Reply, Request, Reset, Run, RunExpert
 from statevla.systems.acting import Acted
@@ -121,10 +121,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     fresh = World()
     monkeypatch.setattr(FakeSimulator, "world", fresh)
     monkeypatch.setattr(worker, "Simulator", FakeSimulator)
+    monkeypatch.setattr(memory, "free_gib", lambda: float("inf"))
     monkeypatch.setattr(worker, "ready", lambda simulators, timeout: fresh.order(simulators))
     monkeypatch.setattr(paths, "prepare", lambda: Path())
     monkeypatch.setattr(paths, "installed_version", lambda package: "1")
     monkeypatch.setattr(suites, "tasks", lambda suite: TASKS)
+    monkeypatch.setattr(suites, "fixtures", lambda task: ())
     monkeypatch.setattr(suites, "init_states", lambda task: np.arange(INIT_STATES * 3.0).reshape(-1, 3) // 3)
     yield fresh
     assert fresh.alive == 0, "a simulator was left running"
@@ -288,6 +290,19 @@ def test_actions_that_are_not_finite_are_refused(world: World, tmp_path: Path, v
 def test_what_cannot_be_is_refused(world: World, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         run(Pushes(), tmp_path, **options)
+
+
+def test_workers_that_memory_has_no_room_for_are_refused_before_anything_runs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_gib", lambda: 6.0)
+    with pytest.raises(UsageError, match=r"--workers 3: .*2\.4 GiB .*6\.0 GiB are free\. --workers 2 fits"):
+        run(Pushes(), tmp_path / "three", workers=3)
+    assert (world.requests, (tmp_path / "three").exists()) == ([], False)
+    assert run(Pushes(), tmp_path / "two", workers=2).errors == 0
+    assert run(Pushes(), tmp_path / "few", workers=9, tasks="0", num_trials=2).errors == 0  # two simulators, not nine
+    monkeypatch.setattr(memory, "free_gib", lambda: 0.5)
+    assert run(Pushes(), tmp_path / "one").errors == 0
 
 
 def test_demonstrations_are_replayed_from_their_own_state(world: World, tmp_path: Path) -> None:

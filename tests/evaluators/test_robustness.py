@@ -35,7 +35,10 @@ def resets(world: World) -> list[Reset]:  # noqa: F811
     return [r for r in world.requests if isinstance(r, Reset)]
 
 
-def test_every_row_has_the_same_trials_under_its_own_conditions(variants: World, tmp_path: Path) -> None:
+def test_every_row_has_the_same_trials_under_its_own_conditions(
+    variants: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suites, "fixtures", lambda task: ("flat_stove_1",))
     found = measure(tmp_path, only=["noise", "fixtures", "swap"])
     assert [row.name for row in found.rows] == ["base", "noise", "fixtures", "swap"]
     assert all(row.results.successes == 4 for row in found.rows)
@@ -74,6 +77,29 @@ def test_what_cannot_be_measured_is_said_in_its_row(variants: World, tmp_path: P
     assert missing.results is None
     assert "libero_object_object" in missing.error
     assert noise.results.successes == 4
+
+
+def test_fixtures_that_no_scene_has_are_not_drawn(variants: World, tmp_path: Path) -> None:
+    fixtures, noise = measure(tmp_path, only=["fixtures", "noise"]).rows[1:]
+    assert fixtures.results is None
+    assert "libero_object: no scene of these tasks has a cabinet, stove or rack" in fixtures.error
+    assert "| fixtures | cabinets, stoves and racks drawn" in (tmp_path / "robustness.md").read_text()
+    assert noise.results.successes == 4
+    assert {r.fixtures for r in resets(variants)} == {0}
+    with pytest.raises(UsageError, match="changes nothing"):
+        evaluate(Pushes(), "libero_object", out=tmp_path, name="p", conditions=Conditions(fixtures="drawn"))
+
+
+def test_results_say_where_fixtures_stand(variants: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def notes(name: str, **conditions: Any) -> list[str]:
+        run = {"out": tmp_path / name, "name": "p", "num_trials": 1}
+        found = evaluate(Pushes(), "libero_object", conditions=Conditions(**conditions), **run)
+        return [note for note in found.notes if "cabinets" in note]
+
+    assert notes("none") == []
+    monkeypatch.setattr(suites, "fixtures", lambda task: ("flat_stove_1",) if task.index else ())
+    assert notes("fixed") == ["cabinets, stoves and racks stand at the same place in every trial (fixtures: fixed)"]
+    assert notes("drawn", fixtures="drawn") == []
 
 
 def test_it_goes_on_where_it_stopped(variants: World, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from statevla.observation import Observation, ObsSpec, libero_spec
 from statevla.policies.controls import ExpertControl, ReplayDemo, ReplayDemos, ZeroPolicy
 from statevla.policies.execution import Execution
 from statevla.policies.noise import Draw, normal_rows
+from statevla.sims.libero import memory
 from statevla.sims.libero.errors import SimulatorFailed
 from statevla.sims.suites import SUITES
 from statevla.sims.tabletop.environment import TASKS, TabletopEnv
@@ -95,6 +96,11 @@ def test_the_expert_succeeds_and_zero_fails_on_the_same_layouts(tmp_path: Path) 
     assert {r.steps for r in zero.records} == {20}
     assert list(expert.instructions.values()) == list(TASKS)
     assert all(task.trials == 3 for task in expert.per_task.values())
+
+
+def test_worlds_are_not_counted_as_simulators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_gib", lambda: 0.5)
+    assert run(ExpertControl(), tmp_path, episodes=3, workers=3).trials == 3
 
 
 def test_results_do_not_depend_on_how_many_worlds_there_are(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 from pipelines.collect.tabletop import collect_tabletop
 from pipelines.reproduce import TWO_PHASES, Plan, plan_of, reproduce
 from statevla.runs.state import read_state
+from statevla.sims.libero import memory
 from stores.errors import UsageError
 from stores.progress import ProgressEvent
 from tests.trainers.micro import SETTINGS
@@ -90,3 +91,13 @@ def test_a_suite_without_a_plan() -> None:
         plan_of("libero_90")
     with pytest.raises(UsageError, match=r"libero_goal --system act: expected one of vla, film"):
         plan_of("libero_goal", "act")
+
+
+def test_workers_that_memory_has_no_room_for_are_refused_before_anything_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_gib", lambda: 4.0)
+    asked: list[str] = []
+    with pytest.raises(UsageError, match=r"--workers 2: .*4\.0 GiB are free\. --workers 1 fits"):
+        reproduce("libero_goal", tmp_path / "out", workers=2, collect=lambda *_: asked.append("collect"))
+    assert (asked, (tmp_path / "out").exists()) == ([], False)

@@ -61,6 +61,21 @@ def test_the_instruction_is_read_as_the_simulator_reads_it(tmp_path: Path) -> No
     assert suites.read_instruction(file) == "pick the milk"
 
 
+def test_the_ground_is_no_fixture(tmp_path: Path) -> None:
+    def fixtures(said: str) -> tuple[str, ...]:
+        file = tmp_path / "t.bddl"
+        file.write_text(f"(define (problem P)\n {said}\n (:objects milk_1 - milk)\n)")
+        return suites.fixtures(suites.Task("s", 0, "t", "do", file, tmp_path))
+
+    assert fixtures("(:fixtures\n    floor - floor\n  )") == ()
+    assert fixtures("(:fixtures\n    kitchen_table - kitchen_table\n  )") == ()
+    mixed = "(:fixtures\n main_table - table\n a_1 a_2 - stove\n flat_stove_1 - flat_stove\n)"
+    assert fixtures(mixed) == ("a_1", "a_2", "flat_stove_1")
+    assert fixtures("") == ()
+    with pytest.raises(SimulatorMissing, match=r"u\.bddl"):
+        suites.fixtures(suites.Task("s", 0, "u", "do", tmp_path / "u.bddl", tmp_path))
+
+
 def test_an_unknown_suite_names_the_nearest() -> None:
     with pytest.raises(UnknownTask, match="Did you mean 'libero_object'"):
         suites.check_suite("libero_objects")

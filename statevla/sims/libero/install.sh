@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 
 if ! [ -x "$(command -v "$python")" ]; then
-    echo "install.sh: no Python at '$python'; create the environment first (make env) or name another one" >&2
+    echo "install.sh: no Python at '$python'; create the environment first (make install) or name another one" >&2
     exit 1
 fi
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from statevla.sims.libero.suites import is_ground
+
 Points = NDArray[np.float64]
 
 SPACING = 0.012
@@ -88,7 +90,7 @@ class MujocoScene:
     def of(cls, environment: Any) -> "MujocoScene":
         """The scene of a LIBERO problem (the environment inside ``ControlEnv``)."""
         movable = list(environment.objects_dict)
-        fixtures = [name for name in environment.fixtures_dict if "table" not in name and name != "floor"]
+        fixtures = [name for name in environment.fixtures_dict if not is_ground(name)]
         bodies = {name: environment.get_object(name).root_body for name in [*movable, *fixtures]}
         goals = tuple(tuple(predicate) for predicate in environment.parsed_problem["goal_state"])
         return cls(environment.sim, movable, fixtures, list(environment.obj_of_interest), goals, bodies)

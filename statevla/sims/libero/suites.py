@@ -181,6 +181,26 @@ def read_instruction(bddl: Path) -> str:
     return " ".join(found.group(1).lower().split())
 
 
+def fixtures(task: Task) -> tuple[str, ...]:
+    """What stands in a task's scene beside what can be moved: cabinets, stoves, racks; neither table nor floor is one.
+
+    Raises:
+        SimulatorMissing: the BDDL file is not there.
+    """
+    try:
+        found = re.search(r"\(:fixtures\s+([^)]*)\)", task.bddl.read_text())
+    except FileNotFoundError as error:
+        raise SimulatorMissing(f"{task.bddl} is not there. Run: {paths.INSTALL}") from error
+    # `name name - kind`, as PDDL types things; a kind is no name
+    names = re.sub(r"-\s+\S+", " ", found.group(1)).split() if found else []
+    return tuple(name for name in names if not is_ground(name))
+
+
+def is_ground(name: str) -> bool:
+    """Whether a fixture's name is of what all else stands on."""
+    return "table" in name or name == "floor"
+
+
 def init_states(task: Task) -> NDArray[np.float64]:
     """The benchmark's initial states of a task, ``[I, S]`` float64."""
     return (pro.read_init_states if task.init_file.suffix == ".npz" else read_init_states)(task.init_file)
