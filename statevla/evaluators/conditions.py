@@ -49,8 +49,10 @@ class Conditions:
         return replace(row, perturbation=self.perturbation, drawn_fixtures=self.fixtures == "drawn")
 
     def note_of_fixtures(self, tasks: Sequence[Task]) -> str | None:
-        """Where fixtures stand; None where no scene has one, or where `told` says so. Raises UsageError where they
-        shall be drawn and there are none: nothing would be different."""
+        """Where fixtures stand; None where no scene has one, or where `told` says so.
+
+        Raises UsageError where they shall be drawn and there are none: nothing would be different.
+        """
         have = any(suites.fixtures(task) for task in tasks if isinstance(task, suites.Task))
         if self.fixtures == "drawn" and not have:
             raise UsageError(

@@ -70,7 +70,8 @@ class Errors:
 @dataclass(frozen=True)
 class Link:
     """ok: None where nothing can be told. evidence: what was seen. advice: what to do where it is not true. errors: of
-    every dimension, where actions were compared."""
+    every dimension, where actions were compared.
+    """
 
     name: str
     ok: bool | None
