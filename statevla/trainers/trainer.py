@@ -1,7 +1,6 @@
 """The one way to train every system of `statevla.systems.table.SYSTEMS`."""
 
 import contextlib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from statevla.trainers.parents import sources
 from statevla.trainers.ranks import Ranks, join
 from statevla.trainers.run import Run
 from statevla.trainers.trackers import require_tracker
+from stores.disk import durable
 from stores.disk.lock import lock
 from stores.progress import Progress, ProgressEvent
 
@@ -71,7 +71,7 @@ def train(
             if ranks.first:
                 require_tracker(config.training.tracker)
                 made = [each for each in (folder, folder.parent, run_dir) if not each.exists()]
-                stack.callback(_remove_empty, made)
+                stack.callback(durable.remove_empty, made)  # of a run that is refused nothing stays
                 stack.enter_context(lock(folder, f"train {row.name}"))
             store = open_to_train(store_path, config.data, partial(_say, row, ranks, progress))
             run = Run(row, config, store, run_dir, parent, progress, unfinished_encoder, ranks)
@@ -87,13 +87,6 @@ def train(
             ranks.together(partial(fit_to_data, run))
             run.agree()
         return run.loop(start)
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Of a run that was refused nothing stays, as if it had not been begun."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _say(row: System, ranks: Ranks, progress: Progress | None, text: str) -> None:

@@ -245,6 +245,14 @@ def remove(path: Path | str) -> None:
         fsync_dir(path.parent)
 
 
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of `folders` that hold nothing, one after the other; what is not removed is no error."""
+    for folder in folders:
+        announce("remove", folder)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def settle(root: Path | str, names: Iterable[str]) -> None:
     """Make files `names` (paths below `root`) durable, and every folder on the way to them, whoever wrote them.
 
