@@ -21,8 +21,6 @@ from tests.models.build import batch, observations
 from tests.systems.test_seen_by_tower import made as made  # the store and the tower, made once for both
 from tests.trainers.micro import SETTINGS
 
-NAMES = ("film", "act", "vla", "goal")
-
 
 def settings(system: str, tower: Path, *more: str) -> Config:
     vision = ("model.vision=siglip", f"model.vision_model={tower}", "model.vision_width=24", "model.patch_size=16")
@@ -54,7 +52,8 @@ def test_the_target_is_the_mean_of_each_cameras_patches(made: tuple[Path, Path],
     assert policy.encoder.state(observations(3)).shape == (3, 2, 24)
 
 
-@pytest.mark.parametrize("system", NAMES)
+@pytest.mark.parametrize("system", ["film", pytest.param("act", marks=pytest.mark.slow), "goal",
+                                    pytest.param("vla", marks=pytest.mark.slow)])  # fmt: skip
 def test_it_trains_without_an_encoder_from_pictures_and_from_kept_features(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
 ) -> None:

@@ -126,6 +126,7 @@ def test_what_one_rank_finds_alone_ends_all(store: Path, tmp_path: Path) -> None
 NEVER, ALWAYS = 1e9, -1.0
 
 
+@pytest.mark.ddp
 def test_a_row_of_one_rank_that_is_not_finite_stops_all_and_what_was_saved_stands(store: Path, tmp_path: Path) -> None:
     """Saved by the clock of the first. Then a rank without memory, and the clock of the second, which saves nothing."""
     settings, run = steps(4), tmp_path / "run"
