@@ -23,8 +23,7 @@ class CheckpointState:
     generator states in hex, and the seed of the per-step noise. statistics: the store's normalization. instructions:
     rows of language.safetensors. init_states: by task, those that the store's demonstrations start from. made_by: how
     these were made, and how many so (`stores.made_by`). backbone: name and revision of the frozen vision weights, which
-    no checkpoint holds. parent: of a policy, where its frozen encoder
-    came from. files: bytes and sha256 by name.
+    no checkpoint holds. parent: of a policy, where its frozen encoder came from. files: bytes and sha256 by name.
     """
 
     format: int
