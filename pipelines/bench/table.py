@@ -12,7 +12,8 @@ from stores.errors import UsageError
 class BenchOptions:
     """What a measurement may be told. store, source: None for the defaults of `find_store` and the suite's folder.
     segments: of `index` and `order`, of a synthetic store. remote: of `stream`, of which workers are the threads.
-    copies: of `ingest`. checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`.
+    copies: of `ingest`. checkpoint, vision, dtype, device: of `latency`; see `statevla.bench.latency`; `order` takes a
+    checkpoint too, `step` a device.
     """
 
     store: Path | str | None
@@ -66,10 +67,15 @@ def _stream(options: BenchOptions) -> dict[str, Any]:
 
 def _order(options: BenchOptions) -> dict[str, Any]:
     from statevla.bench.order import bench_order
+    from statevla.policies.policy import Policy
     from statevla.runs.stores import find_store
+    from statevla.systems.find import find_policy
 
     if options.segments is None:
-        return bench_order(find_store(options.store))
+        policy = None if options.checkpoint is None else Policy.load(find_policy(options.checkpoint))
+        return bench_order(find_store(options.store), policy=policy)
+    if options.checkpoint is not None:
+        raise UsageError("bench order: --segments makes a store without pictures, on which --checkpoint has no losses")
     import tempfile
 
     from pipelines.bench.index import PER_SHARD, make_synthetic
@@ -156,7 +162,7 @@ def _step(options: BenchOptions) -> dict[str, Any]:
 
 BENCHES: Final[dict[str, tuple[Callable[[BenchOptions], dict[str, Any]], str]]] = {
     "stream": (_stream, "store workers remote"),
-    "order": (_order, "store segments"),
+    "order": (_order, "store segments checkpoint"),
     "scaling": (_scaling, "store"),
     "features": (_features, ""),
     "latents": (_latents, "store"),

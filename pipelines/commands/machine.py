@@ -46,7 +46,8 @@ def bench(
     store: Store = None,
     source: Annotated[Path | None, typer.Option(help="HDF5 folder for 'ingest'.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Policy for 'latency': run or checkpoint; default: the base preset, untrained.")
+        Path | None,
+        typer.Option(help="Policy for 'latency' (default: the base preset, untrained) and 'order' (its losses)."),
     ] = None,
     vision: Annotated[str | None, typer.Option(help="conv or siglip, for 'latency'; default: both.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, for 'latency'; default: both.")] = None,

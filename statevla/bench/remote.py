@@ -22,6 +22,7 @@ from statevla.config import DataConfig
 from statevla.data.loaders import SegmentLoader
 from statevla.data.needs import PAIRS
 from statevla.data.remote import open_cache
+from statevla.data.sequential import SequentialLoader
 from stores.cloud.cache import CachedStorage
 from stores.cloud.publish import publish_store
 from stores.cloud.storage import open_storage
@@ -33,7 +34,8 @@ def bench_remote(
     store: Store | Path | str, *, batch_size: int = 64, repeats: int = 3, threads: int | None = None
 ) -> dict[str, Any]:
     """Medians of `repeats` interleaved epochs of pairs of frames: from the folder, by HTTP, from S3 (where moto is
-    installed), each with an empty cache; and by HTTP again with what the first left.
+    installed), each with an empty cache; and again with what the first left. Beside them shards read from end to end
+    (``data.stream=sequential``) from each of the three: nothing is kept, so every epoch is the first.
 
     Returns name, unit, ours (HTTP, empty cache), limit (the folder), ratio, peers (none), machine, details.
     """
@@ -65,6 +67,7 @@ def bench_remote(
         for _ in range(repeats):
             local = SegmentLoader(store, "train", batch_size, 0, plain, chunk, PAIRS)
             rates.setdefault("folder", []).append(_rate(local, batch_size, 0))
+            rates.setdefault("folder, sequential", []).append(_sequential(store, batch_size, plain))
             for name, (url, given) in places.items():
                 with tempfile.TemporaryDirectory(prefix="statevla-bench-") as folder:
                     data = replace(plain, remote_cache=folder, remote_cache_gib=8.0)
@@ -76,6 +79,8 @@ def bench_remote(
                     data = replace(plain, remote_cache=folder, remote_cache_gib=8.0)
                     far = Store.open(CachedStorage(open_storage(url, **given), open_cache(data)))
                     rates.setdefault(f"{name}, fetched alone", []).append(_fetched(far, loader, data.remote_requests))
+                whole = _sequential(Store.open(open_storage(url, **given)), batch_size, plain)
+                rates.setdefault(f"{name}, sequential", []).append(whole)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "name": "stream from afar",
@@ -100,6 +105,13 @@ def bench_remote(
 
 def _rate(loader: SegmentLoader, batch_size: int, epoch: int) -> float:
     pace = drain(loader, batch_size, epoch)
+    return pace.samples / pace.seconds
+
+
+def _sequential(store: Store, batch_size: int, data: DataConfig) -> float:
+    """Samples/s of an epoch of shards in order, by as many processes as `data` has threads, their start included."""
+    chunk, data = int(store.manifest.config["chunk"]), replace(data, stream="sequential")
+    pace = drain(SequentialLoader(store, "train", batch_size, 0, data, chunk, PAIRS), batch_size)
     return pace.samples / pace.seconds
 
 

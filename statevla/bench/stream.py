@@ -26,6 +26,7 @@ from statevla.data.decoded import decode_store
 from statevla.data.loaders import SegmentLoader
 from statevla.data.needs import PAIRS
 from statevla.data.prefetch import Position
+from statevla.data.sequential import SequentialLoader
 from statevla.data.slots import slots_of
 from statevla.data.views import open_decoded
 from stores.errors import UsageError
@@ -153,7 +154,9 @@ def _gather(pictures: list[NDArray[np.uint8]], batches: list[list[NDArray[np.uin
     return count / (time.perf_counter() - began)
 
 
-def drain(loader: SegmentLoader, batch_size: int, epoch: int = 0, *, epochs: int = 1, warm: int = 0) -> Pace:
+def drain(
+    loader: SegmentLoader | SequentialLoader, batch_size: int, epoch: int = 0, *, epochs: int = 1, warm: int = 0
+) -> Pace:
     """Of `epochs` epochs in one stream. Without `warm` epochs before them, the start of threads and the first decoding
     count, and so do the first visits to memory, which on a virtual machine cost as much as decoding into it.
     """

@@ -17,7 +17,9 @@ def test_every_contender_has_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(remote, "LATENCY", 0.0)
     monkeypatch.setitem(__import__("sys").modules, "moto.server", None)
     result = remote.bench_remote(tmp_path / "store", batch_size=8, repeats=1, threads=1)
-    assert set(result["details"]["ratios"]) == {"folder", "http", "http, kept", "http, fetched alone"}
+    assert set(result["details"]["ratios"]) == {
+        "folder", "http", "http, kept", "http, fetched alone", "folder, sequential", "http, sequential",
+    }  # fmt: skip
     assert result["details"]["s3"].startswith("not measured")
     assert result["ratio"] == result["ours"] / result["limit"] > 0
     json.dumps(result, allow_nan=False)
