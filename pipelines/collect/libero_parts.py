@@ -31,6 +31,7 @@ from statevla.sims.libero.scatter import seed_of_places
 from stores.disk import durable
 from stores.errors import StateVLAError, UsageError
 from stores.made_by import MADE_BY
+from stores.npz import read_npz
 
 HOLD: Final = 10
 """Steps for which a success must hold, as LIBERO's own recording has it; more while the expert is not done."""
@@ -311,9 +312,8 @@ class TaskWork:
     def _read(self, attempt: int, kind: str) -> dict[str, NDArray[Any]]:
         file = self.parts / f"{attempt:05d}{kind}.npz"
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, KeyError, ValueError) as error:
+            return read_npz(file)
+        except (FileNotFoundError, ValueError) as error:
             raise StateVLAError(
                 f"{file}: part of an interrupted collection cannot be read ({error}); remove it"
             ) from error

@@ -8,6 +8,7 @@ import h5py
 import pytest
 
 from statevla.sims.libero import assets, paths, suites
+from statevla.sims.libero.errors import SimulatorMissing
 from statevla.sims.libero.worker import Simulator
 from stores.errors import StateVLAError
 
@@ -25,6 +26,14 @@ def missing_simulator() -> str | None:
     except StateVLAError as error:
         return str(error)
     return None
+
+
+def require_assets(suite: str) -> None:
+    """Skips, with the reason, where a suite's are not: of `make test-libero` one suite alone is asked for."""
+    try:
+        assets.find(suite)
+    except SimulatorMissing as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

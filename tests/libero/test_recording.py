@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from statevla.sims.libero import assets, suites
-from statevla.sims.libero.errors import SimulatorMissing
+from statevla.sims.libero import suites
 from statevla.sims.libero.perturb import Perturbation
 from statevla.sims.libero.protocol import IMAGE_KEYS, PROPRIOCEPTION_KEYS, Demonstrate, Draw, Reset, Run, Track
 from statevla.sims.libero.worker import Simulator
+from tests.libero.conftest import require_assets
 
 pytestmark = pytest.mark.libero
 
@@ -55,10 +55,7 @@ def test_a_simulator_that_was_never_reset_draws_the_same(simulator: Simulator, t
 
 def test_a_burner_that_glows_does_so_in_pictures_drawn_later(simulator_installed: None) -> None:
     stove = 7
-    try:
-        assets.find("libero_goal")
-    except SimulatorMissing as error:
-        pytest.skip(str(error))
+    require_assets("libero_goal")
     task = suites.tasks("libero_goal")[stove]
     state = suites.init_states(task)[0]
     with Simulator(task, render_threads=2) as simulator:
@@ -113,10 +110,7 @@ def test_perturbations_change_what_is_seen_and_nothing_else(simulator: Simulator
 
 
 def test_fixtures_stand_where_the_seed_puts_them(simulator_installed: None) -> None:
-    try:
-        assets.find("libero_goal")
-    except SimulatorMissing as error:
-        pytest.skip(str(error))
+    require_assets("libero_goal")
     task = suites.tasks("libero_goal")[0]
     state = suites.init_states(task)[0]
     with Simulator(task, render_threads=2) as simulator:

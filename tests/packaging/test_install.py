@@ -112,25 +112,34 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An sdist of the tree, and a wheel made from that sdist with the setuptools that is here."""
-    folder = tmp_path_factory.mktemp("built")
-    (folder / "tree").mkdir()
+def copy_tree(target: Path) -> Path:
+    """What an sdist and a wheel are made of, nothing that was built in it."""
+    target.mkdir(parents=True)
     unwanted = shutil.ignore_patterns(".*", "*.so", "__pycache__")
     for name in ("stores", "statevla", "pipelines"):
-        shutil.copytree(ROOT / name, folder / "tree" / name, ignore=unwanted)
+        shutil.copytree(ROOT / name, target / name, ignore=unwanted)
     for name in ("cli.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "tree" / name)
+        shutil.copy(ROOT / name, target / name)
+    return target
+
+
+def build(kind: str, target: Path, source: Path, **env: str) -> None:
+    """An "sdist" or a "wheel" in the folder `target`, with the setuptools that is here."""
     code = "import sys; from setuptools import build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
-    made = run(sys.executable, "-c", code, "sdist", folder, folder=folder / "tree")
+    made = run(sys.executable, "-c", code, kind, target, folder=source, **env)
     assert made.returncode == 0, made.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An sdist of the tree, and a wheel made from that sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    build("sdist", folder, copy_tree(folder / "tree"))
     shutil.unpack_archive(next(folder.glob("*.tar.gz")), folder / "unpacked", filter="data")
     (source,) = (folder / "unpacked").iterdir()
     for name, env in {"wheel": {}, "bare": {"CXX": "", "PATH": str(folder / "nothing")}}.items():
         (folder / name).mkdir()
-        made = run(sys.executable, "-c", code, "wheel", folder / name, folder=source, **env)
-        assert made.returncode == 0, made.stderr
+        build("wheel", folder / name, source, **env)
         shutil.rmtree(source / "build")
         for library in source.rglob("*.so"):
             library.unlink()

