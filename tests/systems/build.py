@@ -1,4 +1,4 @@
-"""Every policy of the table in the ways that its options can make another model of it, small."""
+"""Every row of the table, and its policies in the ways that its options can make another model of it, small."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Squares:
     def patch_features(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> [B, P, 24]."""
         pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return F.unfold(pixels, 12, stride=12).transpose(1, 2) @ self.weights
+        return F.unfold(pixels, 12, stride=12).transpose(1, 2) @ self.weights.to(pixels.device)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Squares":
         """It stays."""
@@ -62,6 +62,28 @@ class Case:
         return " ".join((self.row.name, *(text.partition(".")[2] for text in self.options)))
 
 
+def noise_of(model: Objective, rows: int, seed: int = 0) -> dict[str, Tensor]:
+    return dict(model.draw(rows, torch.Generator().manual_seed(seed)))
+
+
+def loss_of(model: Objective, data: Batch, seed: int = 0) -> Tensor:
+    return model.loss(model.terms(with_states(model, data), noise_of(model, len(data), seed))).total
+
+
+def train(model: Objective, data: Batch, steps: int, rate: float = 2e-3) -> list[float]:
+    """The loss of each step, always of the same rows, with other noise."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model, data, step)
+        loss.backward()
+        optimizer.step()
+        model.after_step(step, steps)
+        losses.append(loss.item())
+    return losses
+
+
 def with_world(name: str, encoder: str, target: str, *more: str) -> Case:
     """more: further ``world_*`` options. `encoder` is for those that may choose one."""
     row = find_system(name)
@@ -84,6 +106,13 @@ def with_states(model: Objective, data: Batch, seed: int = 5) -> Batch:
     return dataclasses.replace(data, obs=obs, next_obs=obs)
 
 
+def small(row: System) -> Case:
+    """A row as it is, with pictures of 32 pixels a side where `SMALL` says nothing of them."""
+    own = row.kind == "policy" and not row.sized_by_model and hasattr(row.options, "image_size")
+    return Case(row, (f"{row.section}.image_size=32",) if own else ())
+
+
+ROWS = [small(row) for row in SYSTEMS]
 POLICIES = [row for row in SYSTEMS if row.kind == "policy"]
 CASES = [Case(row) for row in POLICIES]
 CASES += [Case(find_system("goal"), ("goal.fusion=state", f"goal.encoder={encoder}")) for encoder in ENCODERS]

@@ -11,7 +11,15 @@ from statevla.systems.table import SYSTEMS, find_system, sections
 from stores.errors import UsageError
 from tests.test_cli import one_object
 
+PHASES = ("temporal_jepa", "flow_matching")
 COUNTS = [
+    ("temporal_jepa", "tiny", (), 134_720 + 233_280),
+    ("temporal_jepa", "small", (), 2_006_976 + 595_776),
+    ("temporal_jepa", "base", (), 695_552 + 5_256_960 + 66_304 + 1_056_512),
+    ("flow_matching", "tiny", (), 83_718 + 8_970),
+    ("flow_matching", "small", (), 963_654 + 76_042),
+    ("flow_matching", "base", (), 1_805_062 + 134_154),
+    ("flow_matching", "original", (), 2_395_654 + 134_154),
     ("film", "tiny", (), 191_590),
     ("film", "small", (), 2_625_030),
     ("act", "tiny", (), 232_791),
@@ -50,9 +58,16 @@ PAPER = (
 
 @pytest.mark.parametrize(("name", "preset", "changes", "wanted"), COUNTS)
 def test_counts(name: str, preset: str, changes: tuple[str, ...], wanted: int) -> None:
-    found = describe_system(find_system(name), load_config(preset, None, changes, sections()))
+    config = load_config(preset, None, changes, sections())
+    found = describe_system(find_system(name), config)
     assert found["trainable"] == sum(found["parts"].values()) == wanted
-    assert found["frozen"] == 0
+    encoder = describe_system(find_system("temporal_jepa"), config)["parts"]["encoder"]
+    assert found["frozen"] == (encoder if name in PHASES else 0)  # its moving average, and the one that a policy holds
+
+
+@pytest.mark.parametrize("row", SYSTEMS, ids=[row.name for row in SYSTEMS])
+def test_every_system_is_counted(row: System) -> None:
+    assert {preset for name, preset, _, _ in COUNTS if name == row.name} >= {"tiny", "small"}
 
 
 def test_stamo_over_frozen_features_at_the_papers_size() -> None:

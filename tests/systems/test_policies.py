@@ -1,23 +1,15 @@
 """What every policy of the table must do: a new row is tested by being there."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from statevla.config import load_config
 from statevla.data.batch import Batch
 from statevla.policies.prepare import convert
 from statevla.systems.acting import Scene
 from statevla.systems.system import Objective
-from statevla.systems.table import sections
 from tests.models.build import batch
-from tests.systems.build import CASES, Case, with_states
-
-
-def noise_of(model: Objective, rows: int, seed: int = 0) -> dict[str, Tensor]:
-    return dict(model.draw(rows, torch.Generator().manual_seed(seed)))
+from tests.systems.build import CASES, Case, noise_of, train, with_states
 
 
 def scene_of(model: Objective, data: Batch) -> Scene:
@@ -33,33 +25,7 @@ def one_row(scene: Scene, number: int) -> Scene:
     return Scene(images, scene.robot_state[part], scene.condition[part], noise)
 
 
-def loss_of(model: Objective, data: Batch, seed: int = 0) -> Tensor:
-    return model.loss(model.terms(with_states(model, data), noise_of(model, len(data), seed))).total
-
-
-def train(model: Objective, data: Batch, steps: int, rate: float = 2e-3) -> list[float]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
-    losses = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss = loss_of(model, data, step)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def test_the_loss_falls_by_half_on_fixed_samples(case: Case) -> None:
-    if case.options:
-        pytest.skip("the plain rows are enough of these long ones")
-    model = case.make()
-    if model.frozen_encoder is not None:
-        pytest.skip("what it can learn is up to its parent; tests/trainers")
-    losses = train(model, batch(8), 60)
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:3]) / 3 * 10
 
 
 def test_rows_do_not_see_each_other(case: Case) -> None:
@@ -81,32 +47,15 @@ def test_validation_tells_how_well_changes_of_the_gripper_are_foretold(case: Cas
         assert model.monitors(terms)["gripper_change_f1"] == 1
 
 
-def test_padding_changes_neither_loss_nor_gradient(case: Case) -> None:
-    model = case.make()
-    data = batch(6)
-    is_pad = torch.zeros_like(data.is_pad)
-    is_pad[:, 7:] = True
-    found = []
-    for value in (0.3, -0.9):
-        chunk = data.chunk.clone()
-        chunk[is_pad] = value
-        model.zero_grad()
-        loss = loss_of(model, dataclasses.replace(data, chunk=chunk, is_pad=is_pad))
-        loss.backward()
-        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    torch.testing.assert_close(found[0][0], found[1][0])
-    for one, other in zip(found[0][1], found[1][1], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-
-
 def test_what_the_policy_sees_changes_what_it_does(case: Case) -> None:
     if any("world_" in option for option in case.options):
         pytest.skip("acting never asks that head; tests/systems/test_world.py")
     model = case.make()
-    if model.frozen_encoder is not None:
-        pytest.skip("its frozen encoder learns nothing here; tests/models/test_policy.py")
     data = batch(8)
-    train(model, data, 25)
+    if case.row.name == "flow_matching":  # sees all through an encoder that has learned nothing, and tells it faintly
+        train(model, data, 120, rate=5e-3)
+    else:
+        train(model, data, 25)
     model.eval()
     with torch.inference_mode():
         scene = scene_of(model, data)
@@ -148,9 +97,3 @@ def test_chunks_are_in_action_units_with_a_binary_gripper(case: Case) -> None:
     assert set(chunk[..., 6].unique().tolist()) <= {-1.0, 1.0}
     assert closing is not None
     assert torch.equal(closing > 0.5, chunk[..., 6:] > 0)
-
-
-def test_an_unknown_option_names_its_nearest(case: Case) -> None:
-    key = f"{case.row.section}.learning_rat"
-    with pytest.raises(Exception, match=f"did you mean '{case.row.section}.learning_rate'"):
-        load_config("tiny", None, (f"{key}=1",), sections())
