@@ -51,7 +51,8 @@ LIBERO_SUITES ?=
 libero: $(INSTALLED)
 	LIBERO_ASSETS=$(LIBERO_ASSETS) LIBERO_SUITES="$(LIBERO_SUITES)" statevla/sims/libero/install.sh $(BIN)/python
 
-# Its tests need one suite; those of other suites are skipped, with the reason, where their assets are not.
+# Its tests need one suite; those of other suites are skipped, with the reason, where their assets are not. All of them:
+# make test-libero LIBERO_SUITES="libero_spatial libero_object libero_goal libero_10"
 test-libero: LIBERO_SUITES = libero_object
 test-libero: libero
 	SIMULATOR_REQUIRED=1 $(PYTEST) -n 2 --dist loadfile -m libero tests/libero
