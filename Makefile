@@ -55,7 +55,7 @@ libero: $(INSTALLED)
 # make test-libero LIBERO_SUITES="libero_spatial libero_object libero_goal libero_10"
 test-libero: LIBERO_SUITES = libero_object
 test-libero: libero
-	SIMULATOR_REQUIRED=1 $(PYTEST) -n 2 --dist loadfile -m libero tests/libero
+	SIMULATOR_REQUIRED=1 $(PYTEST) -n 2 --dist loadfile -m 'libero and not slow' tests/libero
 
 clean:
 	rm -rf $(VENV) build *.egg-info

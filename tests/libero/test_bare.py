@@ -13,7 +13,7 @@ from statevla.sims.libero import assets
 from stores.reader import Store
 from tests.packaging.test_install import ROOT, build, copy_tree
 
-pytestmark = pytest.mark.libero
+pytestmark = [pytest.mark.libero, pytest.mark.slow]
 
 SUITE = "libero_object"
 BUTTER = 6
