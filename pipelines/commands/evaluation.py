@@ -15,6 +15,7 @@ from pipelines.commands.options import (
     Ensemble,
     EulerSteps,
     FirstInit,
+    InItsPlace,
     Json,
     LatencySteps,
     MaxSteps,
@@ -159,6 +160,7 @@ def eval_probes(
 def eval_tabletop(
     checkpoint: Checkpoint = None,
     policy: Control = "checkpoint",
+    control: InItsPlace = None,
     source: Source = None,
     tasks: Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help="Trials in all, tasks in turn.")] = 50,
@@ -186,7 +188,7 @@ def eval_tabletop(
         execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps, videos=videos, seed=seed,
         unknown_instructions=unknown_instructions,
         loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
-                 "goals": goals},
+                 "goals": goals, "control": control},
     )  # fmt: skip
 
 
@@ -195,6 +197,7 @@ def eval_libero(
     suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
     checkpoint: Checkpoint = None,
     policy: Control = "checkpoint",
+    control: InItsPlace = None,
     source: Source = None,
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task.")] = 50,
@@ -228,7 +231,7 @@ def eval_libero(
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
         videos=videos, seed=seed, conditions=Conditions(fixtures=fixtures), unknown_instructions=unknown_instructions,
         loading={"device": device, "precision": precision, "euler_steps": euler_steps, "closed": closed,
-                 "goals": goals},
+                 "goals": goals, "control": control},
     )  # fmt: skip
 
 

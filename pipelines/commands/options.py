@@ -31,6 +31,10 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="Policy: a run or checkpoint folder; default: the latest of the only policy.")
 ]
 Control = Annotated[str, typer.Option(help="checkpoint, or a control: replay-demos, expert, zero.")]
+InItsPlace = Annotated[
+    str | None,
+    typer.Option("--control", help="In the checkpoint's place: untrained, mean-action or no-instruction."),
+]
 Source = Annotated[Path | None, typer.Option(help="HDF5 folder of replay-demos; default: data/raw/SUITE.")]
 Tasks = Annotated[str | None, typer.Option(help="Task numbers, such as 0-2,5; default: all.")]
 FirstInit = Annotated[

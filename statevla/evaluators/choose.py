@@ -1,4 +1,4 @@
-"""Which policy a command measures: a checkpoint, or one of the controls."""
+"""Which policy a command measures: a checkpoint, a control in its place, or one of the controls without any."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +8,16 @@ from statevla.evaluators.conditions import USUAL, Conditions
 from statevla.evaluators.goals import with_goals
 from statevla.evaluators.runner import Policy
 from statevla.observation import libero_spec
+from statevla.policies.checkpoint_controls import CONTROLS, MEAN_ACTION, NO_INSTRUCTION, MeanAction, NoInstruction
 from statevla.policies.controls import ExpertControl, ReplayDemos, ZeroPolicy
+from statevla.policies.policy import UNTRAINED
 from statevla.policies.policy import Policy as TrainedPolicy
 from statevla.runs.layout import RUNS, evaluation
-from statevla.sims.suites import find_suite
+from statevla.runs.state import read_state
+from statevla.sims.suites import Suite, find_suite
 from statevla.systems.find import find_policy
 from stores.errors import UsageError
+from stores.statistics import Normalization
 
 POLICIES: Final = ("checkpoint", "replay-demos", "expert", "zero")
 SHOWN: Final = 8
@@ -46,14 +50,17 @@ def choose_policy(
     seed: int = 0,
     demos: ReplayDemos | None = None,
     conditions: Conditions = USUAL,
+    control: str | None = None,
 ) -> ChosenPolicy:
     """Load the checkpoint or build the control.
 
     checkpoint: its folder or a run's; None: see `find_policy`. device, precision, euler_steps, closed: as
     `Policy.load`. goals: how a policy that takes goals is told them, ``language`` or ``image``. seed: of the
-    expert. demos: what ``replay-demos`` replays. conditions: of the trials, which a goal's picture shows too.
-    Raises UsageError for an unknown kind or suite, for Euler steps or goals of a control, for goals that the policy
-    was not trained on, and what loading raises.
+    expert, and of an untrained model. demos: what ``replay-demos`` replays. conditions: of the trials, which a goal's
+    picture shows too. control: which of `CONTROLS` acts in the checkpoint's place.
+
+    Raises UsageError for an unknown kind, control or suite, for a control of a control, for Euler steps or goals of
+    one that has none, for goals that the policy was not trained on, and what loading raises.
     """
     row = find_suite(suite)
     if kind not in POLICIES:
@@ -62,23 +69,47 @@ def choose_policy(
         raise UsageError(f"euler_steps: {euler_steps} makes sense for a checkpoint only; {kind} samples nothing")
     if kind != "checkpoint" and goals is not None:
         raise UsageError(f"goals: {goals} makes sense for a checkpoint only; {kind} is told nothing")
+    if kind != "checkpoint" and control is not None:
+        raise UsageError(f"control: {control} stands in a checkpoint's place; {kind} is a control itself")
+    if control is not None and control not in CONTROLS:
+        raise UsageError(f"control {control!r}: expected one of {', '.join(CONTROLS)}")
+    if control == MEAN_ACTION and (euler_steps, goals) != (None, None):
+        option = "goals" if euler_steps is None else "euler_steps"
+        raise UsageError(f"{option}: makes no sense with {control}, which is told nothing and samples nothing")
     if kind == "checkpoint":
         path = find_policy(checkpoint)
-        trained = TrainedPolicy.load(path, device, precision, euler_steps, closed)
+        fresh = seed if control == UNTRAINED else None
+        trained = TrainedPolicy.load(path, device, precision, euler_steps, closed, fresh)
         name = str(path) if euler_steps is None else f"{path}, {euler_steps} Euler steps"
-        told = with_goals(trained, goals, conditions.of(row), name)
+        told = _in_its_place(trained, path, control, goals, conditions.of(row), name)
         name = name if goals is None else f"{name}, told by {goals}"
-        return ChosenPolicy(told, name, evaluation(path, _folder(suite, told.identity)))
-    control: Policy
+        name = name if control is None else f"{name}, {control}"
+        where = suite if control is None else f"{suite}-{control}"
+        return ChosenPolicy(told, name, evaluation(path, _folder(where, told.identity)))
+    made: Policy
     if kind == "expert":
-        control = ExpertControl(seed)
+        made = ExpertControl(seed)
     elif kind == "zero":
-        control = ZeroPolicy(libero_spec(row.image_size))
+        made = ZeroPolicy(libero_spec(row.image_size))
     elif demos is not None:
-        control = demos
+        made = demos
     else:
         raise UsageError("replay-demos: no demonstrations were given")
-    return ChosenPolicy(control, kind, RUNS / "controls" / kind / _folder(suite, control.identity))
+    return ChosenPolicy(made, kind, RUNS / "controls" / kind / _folder(suite, made.identity))
+
+
+def _in_its_place(
+    policy: TrainedPolicy, path: Path, control: str | None, goals: str | None, suite: Suite, name: str
+) -> Policy:
+    """`policy`, or the control of it; where it takes goals, told them. An untrained one is loaded as such."""
+    if control == MEAN_ACTION:
+        return MeanAction.of(policy, Normalization.from_dict(read_state(path).statistics))
+    told = with_goals(policy, goals, suite, name)
+    if control != NO_INSTRUCTION:
+        return told
+    if told is not policy:
+        raise UsageError(f"control: {control} takes the instruction away, and {name} is told by a picture")
+    return NoInstruction(policy)
 
 
 def _folder(suite: str, identity: str) -> str:

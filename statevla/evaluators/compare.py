@@ -22,13 +22,15 @@ from stores.printable import word
 
 SAME: Final = ("suite", "seed", "max_steps", "settle_steps")
 """Of ``run.json``: what makes a trial the same trial."""
-OWN: Final = (*SAME, "policy")
+OWN: Final = (*SAME, "policy", "control")
 SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One policy's trials. name: short, for tables. description: its ``run.json``. records: by (task, start)."""
+    """One policy's trials. name: short, for tables, with that of a control in its place. description: its ``run.json``.
+    records: by (task, start).
+    """
 
     folder: Path
     name: str
@@ -119,12 +121,15 @@ def compare(runs: Sequence[Path], suite: str | None = None) -> Comparison:
 
 
 def find_evaluation(path: Path, suite: str | None = None) -> Path:
-    """`path` itself where it holds an evaluation, else the only one of the run there (of `suite`, where given)."""
+    """`path` itself where it holds an evaluation, else the only one of the run there (of `suite`, where given): of its
+    policy, not of a control in its place, unless there is nothing else.
+    """
     if (path / RUN).is_file():
         return path
     found = sorted(file.parent for pattern in (f"eval/{RUN}", f"eval/*/{RUN}") for file in path.glob(pattern))
     if suite is not None:
         found = [folder for folder in found if _json(folder / RUN).get("suite") == suite]
+    found = [folder for folder in found if _control(folder) is None] or found
     if not path.is_dir():
         raise StoreMissing(f"{path}: no such folder; expected a run's, which `statevla runs` lists, or an evaluation's")
     if not found:
@@ -144,7 +149,7 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     results, description = _json(folder / JSON), _json(folder / RUN)
     costs = costs_of(
         folder, str(results.get("policy", "")), (results.get("latency") or {}).get("p50_ms"),
-        str(description.get("policy")), results.get("trained_steps"),
+        str(description.get("policy")), results.get("trained_steps"), description.get("control"),
     )  # fmt: skip
     tried = {(str(r["task"]), int(r["start"])) for r in results.get("records", ())}
     records = load_records(folder)
@@ -205,11 +210,18 @@ def _notes(read: Sequence[Evaluation], pairs: int) -> list[str]:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """Of the run, or of the evaluation's folder where it lies elsewhere; both, or the part of the paths in which they
-    differ, where not distinct."""
+    differ, where not distinct. A control's has its name behind."""
     runs = [run_of_evaluation(folder.resolve()).name for folder in folders]
     both = [run if run == folder.name else f"{run} {folder.name}" for run, folder in zip(runs, folders, strict=True)]
-    distinct = (names for names in (runs, both) if len(set(names)) == len(names))
-    return next(distinct, None) or apart(folders)
+    ends = ["" if (control := _control(folder)) is None else f", {control}" for folder in folders]
+    found = [[name + end for name, end in zip(names, ends, strict=True)] for names in (runs, both, apart(folders))]
+    return next((names for names in found if len(set(names)) == len(names)), found[-1])
+
+
+def _control(evaluation: Path) -> str | None:
+    """Which one stands in the checkpoint's place; None in evaluations from before there were any, too."""
+    control: str | None = _json(evaluation / RUN).get("control")
+    return control
 
 
 def _told(each: Evaluation) -> dict[str, Any]:
@@ -218,6 +230,7 @@ def _told(each: Evaluation) -> dict[str, Any]:
     return {
         "name": each.name,
         "evaluation": str(each.folder),
+        "control": each.description.get("control"),
         "system": each.costs.system,
         "success": sum(outcomes) / len(outcomes) if outcomes else None,
         "successes": sum(outcomes),

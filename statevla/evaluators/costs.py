@@ -11,7 +11,8 @@ from pathlib import Path
 from statevla.config import replace
 from statevla.evaluators.goals import goals_identity
 from statevla.observation import ObsSpec
-from statevla.policies.policy import identify
+from statevla.policies.checkpoint_controls import MEAN_ACTION
+from statevla.policies.policy import UNTRAINED, identify
 from statevla.runs.files import LANGUAGE, MODEL
 from statevla.runs.layout import CHECKPOINTS, checkpoints, is_checkpoint, metrics, run_of
 from statevla.runs.metrics import read_metrics
@@ -35,14 +36,18 @@ class Costs:
     note: str = ""
 
 
-def costs_of(evaluation: Path, policy: str, milliseconds: float | None, identity: str, step: int | None) -> Costs:
+def costs_of(
+    evaluation: Path, policy: str, milliseconds: float | None, identity: str, step: int | None,
+    control: str | None = None,
+) -> Costs:  # fmt: skip
     """policy: as the evaluation's results name it, a checkpoint's path or a control. identity: of what was evaluated.
-    step: that it had, where the results say so. Raises StoreCorrupt.
+    step: that it had, where the results say so. control: which one stood in the checkpoint's place. Raises
+    StoreCorrupt.
     """
     checkpoint = _checkpoint(evaluation, policy)
-    if checkpoint is None:
+    if checkpoint is None or control == MEAN_ACTION:
         return Costs(None, None, None, milliseconds)
-    if step is None:
+    if step is None and control != UNTRAINED:
         found = next((each for each in _beside(checkpoint) if identity in identities(each, policy)), None)
         if found is None:
             unknown = "is not the policy that was evaluated, or of an earlier format: what it cost is not known"
@@ -51,7 +56,9 @@ def costs_of(evaluation: Path, policy: str, milliseconds: float | None, identity
     state = read_state(checkpoint)
     row = system_of(state, checkpoint)
     about = describe_system(row, config_of(state, checkpoint))
-    minutes = training_minutes(run_of(checkpoint), row, state, state.step if step is None else step)
+    minutes: float | None = 0.0
+    if control != UNTRAINED:
+        minutes = training_minutes(run_of(checkpoint), row, state, state.step if step is None else step)
     return Costs(row.name, about["trainable"] + about["frozen"], minutes, milliseconds)
 
 

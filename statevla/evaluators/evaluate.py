@@ -205,6 +205,7 @@ def _description(
         seed=seed,
         versions=versions,
         conditions=conditions.told(),
+        control=getattr(policy, "control", None),
     )
 
 

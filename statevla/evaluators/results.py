@@ -11,6 +11,7 @@ import numpy as np
 
 from statevla.evaluators.intervals import wilson
 from statevla.evaluators.trials import Record, RunDescription
+from statevla.policies.checkpoint_controls import CONTROLS
 from statevla.reports.results_page import Film, Rate, ResultsPage, results_page
 from statevla.reports.tables import markdown_table, percent
 from stores.disk import durable
@@ -52,7 +53,8 @@ class Results:
     papers report. steps: mean length of the successful episodes. per_task, instructions: by task name. seconds and
     steps_run: of this run, which may have resumed an earlier one; steps_per_second: both divided, all workers together.
     trained_steps: optimizer steps behind the policy; None of a control. made_by: how the demonstrations of its store
-    were made, and how many so (`stores.made_by`). notes: what must be known to read the numbers.
+    were made, and how many so (`stores.made_by`). notes: what must be known to read the numbers. control: which one
+    stands in the checkpoint's place (`statevla.policies.checkpoint_controls`), if one does.
     """
 
     suite: str
@@ -76,6 +78,7 @@ class Results:
     trained_steps: int | None = None
     made_by: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    control: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -103,6 +106,7 @@ class Results:
         settings = self.settings
         starts = sorted({record.start for record in self.records})
         facts = [
+            *([] if self.control is None else [f"A control: {CONTROLS[self.control]}."]),
             *(f"{note}." for note in self.notes),
             f"Policy {self.identity[:12]}, seed {settings['seed']}. Executed: {_executed(settings)}; at most "
             f"{settings['max_steps']} steps after {settings['settle_steps']} of settling.",
@@ -199,6 +203,7 @@ def summarize(
         trained_steps=trained_steps,
         made_by=dict(made_by or {}),
         notes=notes,
+        control=settings.pop("control"),
     )
 
 

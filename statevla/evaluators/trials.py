@@ -79,7 +79,7 @@ class RunDescription:
     """What must be the same for two trials to belong to one evaluation; kept as ``run.json``.
 
     policy: its identity. The execution is flat: ``replan``, ``ensemble``, ``vote``, ``latency_steps``. conditions: what
-    is not as usual in the suite (`Conditions.told`).
+    is not as usual in the suite (`Conditions.told`). control: which one stands in the checkpoint's place, if one does.
     """
 
     suite: str
@@ -94,6 +94,7 @@ class RunDescription:
     seed: int
     versions: dict[str, str]
     conditions: dict[str, Any] = field(default_factory=dict)
+    control: str | None = None
 
 
 def plan_trials(suite: Suite, tasks: Sequence[Task], repetitions: int, first: int) -> list[Trial]:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -26,12 +26,16 @@ from statevla.policies.prepare import Actor, choose_device, convert, torch_dtype
 from statevla.runs.files import LANGUAGE, MODEL, load_strict, read_tensors
 from statevla.runs.state import CheckpointState, read_state
 from statevla.systems.acting import Acted, PolicyNet, Scene
-from statevla.systems.system import Given, Objective
+from statevla.systems.system import Given, Objective, System
 from statevla.systems.table import config_of, find_system, require_kind
 from stores.errors import StateVLAError, StoreCorrupt, StoreMissing, UsageError
+from stores.statistics import Normalization
 
 if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
     from stores.reader import Store
+
+UNTRAINED: Final = "untrained"
+"""Name of the control with random weights."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +53,8 @@ class Policy:
     actor: `model`, prepared to act on `device`. conditions: what the model makes of each instruction, made once.
 
     init_states: by task, the initial states of its demonstrations. made_by: how these were made (`stores.made_by`).
+
+    control: which one it is where it stands in a checkpoint's place (`statevla.policies.checkpoint_controls`).
     """
 
     model: PolicyNet
@@ -66,11 +72,12 @@ class Policy:
     text_encoder: Mapping[str, str] | None = None
     trained: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     step: int | None = None
+    control: str | None = None
 
     @classmethod
     def load(
         cls, checkpoint_dir: Path | str, device: str = "cpu", dtype: str = "float32", euler_steps: int | None = None,
-        closed: bool = False,
+        closed: bool = False, untrained: int | None = None,
     ) -> "Policy":  # fmt: skip
         """Read a policy's checkpoint folder, with every weight checked by name, shape and dtype.
 
@@ -79,6 +86,8 @@ class Policy:
             dtype: ``float32`` or ``bfloat16``: what the large matrix products are computed in.
             euler_steps: sampling steps; None: as in training.
             closed: an instruction that it was not trained on is an error, instead of being embedded.
+            untrained: seed of random weights in place of the checkpoint's, those of its frozen encoder too: the control
+                that it must beat. All else is the checkpoint's.
 
         Raises:
             StoreMissing: there is no checkpoint.
@@ -103,23 +112,29 @@ class Policy:
                 backbone.to(where, precision)
             require_identity(backbone, state.backbone, str(folder))
         spec = ObsSpec.from_dict(state.obs_spec, f"{folder}: obs_spec")
-        model = system.build(config, Given(spec=spec, backbone=backbone))
-        load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
+        if untrained is None:
+            model = system.build(config, Given(spec=spec, backbone=backbone))
+            load_strict(model, read_tensors(folder, state, MODEL), str(folder / MODEL))
+            weights = state.files[MODEL]["sha256"]
+        else:
+            model = _fresh(system, config, Given(spec, Normalization.from_dict(state.statistics), backbone), untrained)
+            weights = tensors_hash(model.state_dict())
         vectors = read_tensors(folder, state, LANGUAGE)["vectors"].numpy()
         if vectors.shape[0] != len(state.instructions):
             raise StoreCorrupt(f"{folder / LANGUAGE}: {len(state.instructions)} instructions, {len(vectors)} vectors")
         language = dict(zip(state.instructions, vectors, strict=True))
-        sources = {name: state.files[name]["sha256"] for name in (MODEL, LANGUAGE)}
-        identity = identify(config, spec, dtype, {**sources, "instructions": state.instructions}, state)
+        sources = {MODEL: weights, LANGUAGE: state.files[LANGUAGE]["sha256"], "instructions": state.instructions}
+        identity = identify(config, spec, dtype, sources, state)
         made = ready(model, config, spec, state.content_hash, language, str(where), str(folder), precision, identity)
         encoder = None if closed else state.language
         return dataclasses.replace(
             made,
             init_states=state.init_states,
-            made_by=state.made_by,
+            made_by=state.made_by if untrained is None else {},
             trained=dict(language),
             text_encoder=encoder,
-            step=state.step,
+            step=state.step if untrained is None else None,
+            control=None if untrained is None else UNTRAINED,
         )
 
     @classmethod
@@ -127,10 +142,9 @@ class Policy:
         cls, config: Config, store: "Store", device: str = "cpu", seed: int = 0, system: str = "flow_matching"
     ) -> "Policy":
         """A policy of random weights: the control that a trained policy must beat."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            given = Given(store.spec, store.stats(), load_backbone(config.model, device))
-            model = find_system(system).build(config, given)
+        model = _fresh(
+            find_system(system), config, Given(store.spec, store.stats(), load_backbone(config.model, device)), seed
+        )
         language = {text: store.language.vector(text) for text in store.manifest.instructions}
         return ready(model, config, store.spec, store.content_hash, language, device, "untrained")
 
@@ -228,6 +242,13 @@ class Policy:
         instructions.warn(instruction, nearest, encoder)
         self.language[instruction] = nearest.vector
         self.conditions[instruction] = self.actor.condition(torch.from_numpy(nearest.vector[None]))[0]
+
+
+def _fresh(system: System, config: Config, given: Given, seed: int) -> Objective:
+    """A model with the random weights of `seed`; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return system.build(config, given)
 
 
 def stack(

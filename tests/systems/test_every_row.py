@@ -36,15 +36,20 @@ of_encoders = pytest.mark.parametrize("case", ENCODERS, ids=str)
 @of_rows
 @pytest.mark.parametrize("size", [(8, 80), pytest.param((64, 200), marks=pytest.mark.slow)], ids=["8", "64"])
 def test_the_loss_falls_by_half_on_fixed_samples(case: Case, size: tuple[int, int]) -> None:
-    """Temporal JEPA's as a whole: its variance and covariance rest at a floor, a quarter of it at the start. But states
-    that are alike are easy to foretell, so they must differ when it is low. StaMo's may be alike here, where pictures
-    are noise, and its painter falls without them; that it learns to use them is in tests/systems/test_stamo.py.
+    """And not for a wrong reason.
+
+    Temporal JEPA's variance and covariance rest at a floor, a quarter of the whole at the start; but states that are
+    alike are easy to foretell, so they must differ when it is low. StaMo's starts high, where little noise is divided
+    by less, so that half is not much: it must fall below the square of the noise, which is to be found in the picture.
+    Its states may be alike here, where pictures are noise themselves; that the painter learns to use them is in
+    tests/systems/test_stamo.py.
     """
     rows, steps = size
     model, data = case.make(), batch(rows)
     losses = train(model, data, steps, rate=5e-3)
     assert torch.tensor(losses).isfinite().all()
-    assert sum(losses[-10:]) / 10 < 0.5 * losses[0]
+    last = sum(losses[-10:]) / 10
+    assert last < (1 if case.row.name == "stamo" else 0.5 * losses[0])
     if case.row.name == "temporal_jepa":
         with torch.inference_mode():
             assert model.state(data.obs).std(dim=0).mean() > 0.3

@@ -11,6 +11,8 @@ import torch
 
 from statevla.config import Config, load_config
 from statevla.data.loaders import iterate_once
+from statevla.observation import Observation
+from statevla.policies.checkpoint_controls import NoInstruction
 from statevla.policies.noise import Draw, normal_rows
 from statevla.policies.policy import Policy
 from statevla.runs.files import MODEL, load_strict, read_tensors
@@ -27,6 +29,7 @@ from tests.trainers.micro import SETTINGS, at_step, micro_store
 from tests.trainers.together import checkpoint, lines
 
 STEPS, STOP = 10, 4  # an epoch has 8
+LENGTH = (f"training.max_steps={STEPS}", "training.schedule=cosine", "training.warmup_steps=2")
 CLOCK = {"samples_per_s", "data_wait"}
 
 
@@ -46,7 +49,7 @@ class Trained:
 
 def configuration(case: Case) -> Config:
     told = [text for text in SETTINGS if not text.startswith("model.")]
-    return load_config("tiny", None, (*told, *SMALL, *case.options, f"training.max_steps={STEPS}"), sections())
+    return load_config("tiny", None, (*told, *SMALL, *case.options, *LENGTH), sections())
 
 
 def trained(case: Case, root: Path, run: Path, **more: Any) -> TrainSummary:
@@ -119,3 +122,17 @@ def test_what_is_loaded_gives_what_was_trained_to_the_bit(whole: Trained) -> Non
     assert torch.equal(got.chunk, wanted.chunk)
     assert torch.equal(got.closing, wanted.closing)
     assert not torch.equal(got.chunk[0], got.chunk[1])
+
+
+def test_a_policys_controls_act_and_are_others(whole: Trained) -> None:
+    """Untrained, and told nothing; tests/evaluators/test_checkpoint_controls.py has what they are."""
+    if whole.case.row.kind == "encoder":
+        pytest.skip("it does not act")
+    obs = next(iter(iterate_once(Store.open(whole.root / "store"), "val", 1, 10))).obs
+    policy = Policy.load(whole.latest)
+    text = next(iter(policy.trained))
+    seen = Observation(tuple(frames[0].numpy() for frames in obs.images), obs.robot_state[0].numpy(), text)
+    policies = policy, Policy.load(whole.latest, untrained=0), NoInstruction(policy)
+    chunks = [each.act([seen], [Draw()]).chunk for each in policies]
+    assert all(chunk.isfinite().all() for chunk in chunks)
+    assert len({chunk.numpy().tobytes() for chunk in chunks}) == len({each.identity for each in policies}) == 3
