@@ -1,4 +1,4 @@
-"""The command line as a script sees it: one JSON object, fixed keys, exit status. Every command runs as a process."""
+"""The command line as a script sees it: one JSON object, fixed keys, exit status. Commands run as processes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from cli import app
+from cli import app, main
 from tests.pipelines.make_hdf5 import write_suite
 
 ROOT = Path(__file__).parents[1]
@@ -168,7 +168,6 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
     ("arguments", "status", "complaint"),
     [
         (("ingest", "nowhere"), 2, "data/raw/nowhere"),
-        (("train", "--phase", "1"), 1, "statevla ingest"),
         (("train", "--phase", "3"), 2, "--phase"),
         (("train",), 2, "--system NAME (temporal_jepa, flow_matching, film"),
         (("train", "--phase", "1", "--system", "flow_matching"), 2, "not the same system"),
@@ -176,7 +175,6 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("describe", "--set", "model.embed_dmi=3"), 2, "did you mean 'model.embed_dim'"),
         (("describe", "--preset", "huge"), 2, "base, original, small, tiny"),
         (("verify", "nothing"), 1, "nothing"),
-        (("eval", "offline"), 2, "statevla train --phase 2"),
         (("eval", "libero", "--suite", "../evil"), 2, "no suite '../evil'"),
         (("eval", "tabletop", "--checkpoint", "nowhere"), 1, "nowhere"),
         (("eval", "tabletop", "--policy", "luck"), 2, "checkpoint, replay-demos, expert, zero"),
@@ -184,10 +182,29 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("bench", "features", "--store", "there", "--workers", "3"), 2, "has no use for --store, --workers"),
         (("bench", "order", "--store", "there", "--segments", "1000"), 2, "give one of them"),
         (("bench", "index", "--segments", "100"), 2, "expected 160 (one shard) or more, got 100"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments, status, complaint):
+    """In this process, whose imports are done: as a process, `test_so_it_is_as_a_process`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["statevla", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == status, err
+    assert complaint in " ".join(err.split())
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (("train", "--phase", "1"), 1, "statevla ingest"),
+        (("eval", "offline"), 2, "statevla train --phase 2"),
         (("frobnicate",), 2, "No such command"),
     ],
 )
-def test_wrong_usage_is_one_clear_line(tmp_path, arguments, status, complaint):
+def test_so_it_is_as_a_process(tmp_path, arguments, status, complaint):
     out, err = statevla(tmp_path, *arguments, status=status)
     assert complaint in " ".join(err.split())
     assert "Traceback" not in err

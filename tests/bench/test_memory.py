@@ -5,6 +5,7 @@ import pytest
 from statevla.bench import memory
 
 
+@pytest.mark.slow
 def test_more_rows_take_more_memory() -> None:
     small, large = (memory.apart("tiny", 1, rows) for rows in (2, 32))
     assert small is not None

@@ -28,6 +28,7 @@ def ratio(model: LatentActions, seed: int) -> float:
     return float(found["code_error"].mean() / found["code_moved"].mean())
 
 
+@pytest.mark.slow
 def test_a_code_as_wide_as_the_causes_tells_them_and_a_narrower_one_cannot() -> None:
     now, later, _ = pairs(4000, 0)
     wide, narrow = made(2), made(1)

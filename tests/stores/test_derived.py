@@ -153,7 +153,7 @@ def test_a_file_in_its_place_stays_and_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("spec", [ARRAYS["agentview"], SHARDED])
+@pytest.mark.parametrize("spec", [pytest.param(ARRAYS["agentview"], marks=pytest.mark.slow), SHARDED])
 def test_what_is_sealed_is_durable_whoever_wrote_it(tmp_path: Path, spec: ArraySpec | ShardedSpec) -> None:
     def work(root: Path) -> None:
         with lock(root, "test"):
