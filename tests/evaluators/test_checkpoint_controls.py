@@ -146,12 +146,12 @@ def test_results_and_comparisons_name_the_control(root: Path, capsys: pytest.Cap
     assert [each.name for each in found.evaluations] == ["film", *(f"film, {control}" for control in CONTROLS)]
     assert not found.notes[:-1], "that they are controls is in their names"
     tables = {row[0]: row[4:6] for row in policy_rows(found)}
-    own_costs = found.to_dict()["policies"][0]
-    assert own_costs["training_minutes"] > 0
+    minutes = {each["control"]: each["training_minutes"] for each in found.to_dict()["policies"]}
+    assert [*minutes] == [None, *CONTROLS]
+    assert minutes[None] == minutes["no-instruction"] > minutes["untrained"] == 0
     assert tables["film, no-instruction"] == tables["film"]
     assert tables["film, untrained"] == [tables["film"][0], "0.0"]
     assert tables["film, mean-action"] == ["-", "-"]
-    assert [each["control"] for each in found.to_dict()["policies"]] == [None, *CONTROLS]
 
 
 def test_evaluations_of_before_are_gone_on_with(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from tests.models.test_acting import capture_without_a_gpu
 from tests.systems.build import CASES, Case
 from tests.systems.test_policies import scene_of
 
+ACTING = [case for case in CASES if not any("world_" in option for option in case.options)]
+"""Acting never asks a world head."""
 LIMIT = 1e-3
 """Replayed against eager: the same kernels, though a library may choose others while it records."""
 
@@ -30,7 +32,7 @@ def scenes_of(model: Objective, seed: int, device: str) -> list[Scene]:
 
 
 @devices
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", ACTING, ids=str)
 def test_a_replayed_decision_is_the_eager_one(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU a stand-in replays: it keeps a graph's rule, that inputs and outputs stay where they were."""
     model = case.make().to(device).eval()
@@ -51,7 +53,7 @@ def test_a_replayed_decision_is_the_eager_one(case: Case, device: str, monkeypat
     assert len(recorded._captured) == len(scenes[0])
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", ACTING, ids=str)
 def test_a_decision_reads_no_number_back(case: Case) -> None:
     """A graph can be recorded of what never waits for a tensor's value, and numbers on ``meta`` cannot be read."""
     options = (*case.options, "model.mamba_backend=loop")
