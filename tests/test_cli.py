@@ -1,6 +1,6 @@
-"""The command line as a script sees it: one JSON object, fixed keys, exit status. Commands run as processes."""
+"""The command line as a script sees it: one JSON object, fixed keys, exit status. What a project is made by runs as
+processes, the rest in this one (`tests.commands`)."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from cli import app, main
+from cli import app
+from tests.commands import ROOT, as_process, one_object, statevla
 from tests.pipelines.make_hdf5 import write_suite
 
-ROOT = Path(__file__).parents[1]
 MICRO = (
     *(
         "--preset",
@@ -37,33 +37,15 @@ MICRO = (
 )
 
 
-def statevla(folder, *arguments, status=0, env=None):
-    """Run one command in `folder`; returns (stdout, stderr) after checking the exit status."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", *map(str, arguments)],
-        cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **(env or {})},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    return done.stdout, done.stderr
-
-
-def one_object(folder, *arguments, status=0, env=None):
-    """The command's JSON; fails unless stdout is exactly one object."""
-    out, _ = statevla(folder, *arguments, "--json", status=status, env=env)
-    assert out.count("\n") == 1
-    return json.loads(out)
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A folder in which demonstrations were collected, ingested, and both phases trained for three steps."""
     folder = tmp_path_factory.mktemp("project")
     results = {"collect": one_object(folder, "collect", "tabletop", "--episodes", 12)}
-    results["ingest"] = one_object(folder, "ingest", "tabletop", "--language", "hashed")
+    results["ingest"] = one_object(folder, "ingest", "tabletop", "--language", "hashed", run=as_process)
     results["stats"] = one_object(folder, "stats")
     results["train 1"] = one_object(folder, "train", "--phase", 1, *MICRO)
-    results["train 2"] = one_object(folder, "train", "--phase", 2, *MICRO)
+    results["train 2"] = one_object(folder, "train", "--phase", 2, *MICRO, run=as_process)
     return folder, results
 
 
@@ -168,6 +150,7 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
     ("arguments", "status", "complaint"),
     [
         (("ingest", "nowhere"), 2, "data/raw/nowhere"),
+        (("eval", "offline"), 2, "statevla train --phase 2"),
         (("train", "--phase", "3"), 2, "--phase"),
         (("train",), 2, "--system NAME (temporal_jepa, flow_matching, film"),
         (("train", "--phase", "1", "--system", "flow_matching"), 2, "not the same system"),
@@ -184,14 +167,8 @@ def test_a_bad_demo_gives_status_3_and_the_rest_is_ingested(project, tmp_path):
         (("bench", "index", "--segments", "100"), 2, "expected 160 (one shard) or more, got 100"),
     ],
 )
-def test_wrong_usage_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments, status, complaint):
-    """In this process, whose imports are done: as a process, `test_so_it_is_as_a_process`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["statevla", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    assert ended.value.code == status, err
+def test_wrong_usage_is_one_clear_line(tmp_path, arguments, status, complaint):
+    out, err = statevla(tmp_path, *arguments, status=status)
     assert complaint in " ".join(err.split())
     assert out == ""
 
@@ -200,12 +177,11 @@ def test_wrong_usage_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments,
     ("arguments", "status", "complaint"),
     [
         (("train", "--phase", "1"), 1, "statevla ingest"),
-        (("eval", "offline"), 2, "statevla train --phase 2"),
         (("frobnicate",), 2, "No such command"),
     ],
 )
 def test_so_it_is_as_a_process(tmp_path, arguments, status, complaint):
-    out, err = statevla(tmp_path, *arguments, status=status)
+    out, err = as_process(tmp_path, *arguments, status=status)
     assert complaint in " ".join(err.split())
     assert "Traceback" not in err
     assert out == ""
@@ -308,7 +284,7 @@ def test_ingest_into_object_storage_and_everything_else_from_there(project, s3):
     run = folder / "runs" / "from_url"
     trained = one_object(folder, "train", "--phase", 1, *MICRO, "--store", url, "--run", run, env=env)
     assert trained["steps"] == 3
-    _, error = statevla(folder, *into, env={**env, "AWS_SECRET_ACCESS_KEY": ""}, status=1)
+    _, error = as_process(folder, *into, env={**env, "AWS_SECRET_ACCESS_KEY": ""}, status=1)
     assert "credentials" in error
 
 

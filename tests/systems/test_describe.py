@@ -9,7 +9,7 @@ from statevla.systems.describe import describe, describe_system
 from statevla.systems.system import System
 from statevla.systems.table import SYSTEMS, find_system, sections
 from stores.errors import UsageError
-from tests.test_cli import one_object
+from tests.commands import one_object
 
 PHASES = ("temporal_jepa", "flow_matching")
 COUNTS = [
