@@ -58,8 +58,7 @@ def test_joints_are_continuous_along_random_walks() -> None:
 
 def test_expert_solves_every_task() -> None:
     env = TabletopEnv()
-    solved = [rollout(env, seed % len(TASKS), seed) for seed in range(100)]
-    assert sum(solved) >= 99
+    assert all(rollout(env, seed % len(TASKS), seed) for seed in range(40))
 
 
 @pytest.mark.slow
