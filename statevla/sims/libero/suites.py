@@ -114,7 +114,7 @@ def _variant_tasks(suite: str, root: Path) -> tuple[Task, ...]:
         raise SimulatorMissing(f"LIBERO-PRO is not on this machine. Run: {pro.INSTALL}")
     present = sorted(file.stem for file in (place / "bddl_files" / suite).glob("*.bddl"))
     base = tasks(base_of(suite))
-    found = [_task(suite, 0, name, place, f"{name}.pruned_init.npz") for name in present]
+    found = [_task(suite, 0, name, place, f"{name}.pruned_init.npz", pro.INSTALL) for name in present]
     found.sort(key=lambda task: (_place_in(base, task), task.name))
     return tuple(replace(task, index=index) for index, task in enumerate(found))
 
@@ -125,9 +125,9 @@ def _place_in(base: Sequence[Task], variant: Task) -> int:
     return next((t.index for way in ways for t in base if way(t) == way(variant)), len(base))
 
 
-def _task(suite: str, index: int, name: str, root: Path, init_file: str) -> Task:
+def _task(suite: str, index: int, name: str, root: Path, init_file: str, install: str = paths.INSTALL) -> Task:
     bddl = root / "bddl_files" / suite / f"{name}.bddl"
-    return Task(suite, index, name, read_instruction(bddl), bddl, root / "init_files" / suite / init_file)
+    return Task(suite, index, name, read_instruction(bddl, install), bddl, root / "init_files" / suite / init_file)
 
 
 def _names_of(suite: str, root: Path) -> list[str]:
@@ -165,19 +165,21 @@ def select(suite: str, chosen: Sequence[int] | str | None) -> list[Task]:
     return [every[i] for i in indices]
 
 
-def read_instruction(bddl: Path) -> str:
+def read_instruction(bddl: Path, install: str = paths.INSTALL) -> str:
     """The instruction of a BDDL file, as the simulator reads it: words in lower case, single spaces.
 
+    install: the command that brings the package of which the file is.
+
     Raises:
-        SimulatorMissing: the file is not there.
+        SimulatorMissing: the file is not there, or says none.
     """
     try:
         text = bddl.read_text()
     except FileNotFoundError as error:
-        raise SimulatorMissing(f"{bddl} is not there; the LIBERO package is damaged. Run: {paths.INSTALL}") from error
+        raise SimulatorMissing(f"{bddl} is not there; its package is damaged. Run: {install}") from error
     found = re.search(r"\(:language\s+([^)]*)\)", text)
     if found is None:
-        raise SimulatorMissing(f"{bddl} has no (:language ...) entry; the LIBERO package is damaged")
+        raise SimulatorMissing(f"{bddl} has no (:language ...) entry; its package is damaged. Run: {install}")
     return " ".join(found.group(1).lower().split())
 
 
