@@ -126,7 +126,8 @@ def test_each_kind_is_found_and_its_instruction_and_states_are_read(package: Pat
 
 def test_a_scene_without_instruction_is_named(package: Path) -> None:
     (package / "bddl_files/libero_goal_lan/a.bddl").write_text("(define (problem P))")
-    with pytest.raises(SimulatorMissing, match=r"libero_goal_lan/a\.bddl has no \(:language.*Run: python -m statevla\.sims\.libero\.assets --pro"):
+    told = r"libero_goal_lan/a\.bddl has no \(:language.*Run: python -m statevla\.sims\.libero\.assets --pro"
+    with pytest.raises(SimulatorMissing, match=told):
         suites.tasks("libero_goal_lan")
 
 
