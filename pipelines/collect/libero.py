@@ -83,8 +83,8 @@ def collect_libero(
 
     Raises:
         UnknownTask: no such suite or task.
-        UsageError: a task has no expert, a number is out of range, a file was collected with other settings, or
-            the expert keeps failing.
+        UsageError: a task has no expert, a number is out of range, a file was collected with other settings, memory has
+            no room for so many workers, or the expert keeps failing.
         SimulatorMissing, SimulatorVersion, SimulatorFailed: see the exceptions.
         StateVLAError: the disk has no room.
     """
@@ -119,6 +119,9 @@ def collect_libero(
         for work in todo:
             work.look()
         _check_room(out, settings, sum(not work.done for work in todo))
+        memory.require_room(min(workers, episodes * sum(not work.done for work in todo)))  # no more are started
+        for work in todo:
+            work.begin()
         _Collection(todo, workers, timeouts, progress, from_policy).run()
     headers = [_totals(work.file) for work in todo]
     return CollectSummary(

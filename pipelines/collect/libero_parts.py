@@ -98,6 +98,21 @@ class Settings:
             return False
         return fewer <= self.episodes and found | {"episodes": self.episodes} == self.plain()
 
+    def against(self, text: str | None) -> str:
+        """What differs in other settings, each with what is asked for now."""
+        try:
+            found = json.loads(text or "")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            return "settings that cannot be read"
+        own = self.plain()
+        return ", ".join(
+            f"{name} {found.get(name, 'not set')} (now {own.get(name, 'not set')})"
+            for name in sorted(found.keys() | own.keys())
+            if found.get(name) != own.get(name)
+        )
+
 
 class TaskWork:
     """One task's file and what there is of it.
@@ -123,9 +138,10 @@ class TaskWork:
         self.passed_in_a_row = 0
         self.crashes = 0
         self.scenery: Scenery | None = None
+        self._outdated = False
 
     def look(self) -> None:
-        """Finds what there is. Raises UsageError where it was collected with other settings."""
+        """Finds what there is, and changes nothing. Raises UsageError where it was collected with other settings."""
         if self.file.exists():
             with h5py.File(self.file) as file:
                 present = file["data"].attrs.get(SETTINGS)
@@ -137,7 +153,7 @@ class TaskWork:
                 self.kept = sorted(int(attempt) for attempt in attempts)
             elif not self.replace:
                 raise UsageError(
-                    f"{self.file} was collected with {present}, this collection has {self.settings.text()}. "
+                    f"{self.file} was collected with {self.settings.against(present)}. "
                     "Choose another folder with --out, or pass --replace"
                 )
         self._load()
@@ -145,21 +161,28 @@ class TaskWork:
     def _load(self) -> None:
         settings = self.parts / "settings.json"
         other = settings.exists() and not self.settings.begun_by(settings.read_text())
-        if other and self.replace:
-            durable.remove(self.parts)
-        elif other:
+        if other and not self.replace:
             raise UsageError(
-                f"{self.parts} holds part of a collection with other settings ({settings.read_text().strip()}). "
+                f"{self.parts} holds part of a collection with {self.settings.against(settings.read_text())}. "
                 "Choose another folder with --out, or pass --replace"
             )
-        durable.write_json(settings, self.settings.plain())
+        self._outdated = other
         last = max(self.kept, default=-1)  # a file may have been finished, and its parts not removed
-        names = [name for part in self.parts.iterdir() if _number(name := part.name) > last]
+        present = [] if other or not self.parts.exists() else list(self.parts.iterdir())
+        names = [name for part in present if _number(name := part.name) > last]
         self.drawn = {_number(name) for name in names if name.endswith(PICTURES)}
         self.recorded = sorted(_number(n) for n in names if n.endswith(".npz") and not n.endswith(PICTURES))
         failed = [_number(name) for name in names if name.endswith(".failed")]
         self.failures = len(failed)
         self.attempt = max([last, *self.recorded, *failed]) + 1
+
+    def begin(self) -> None:
+        """Makes place for what is collected; parts of other settings go, where that was asked for."""
+        if self.done:
+            return
+        if self._outdated:
+            pass
+        durable.write_json(self.parts / "settings.json", self.settings.plain())
 
     @property
     def count(self) -> int:

@@ -82,7 +82,8 @@ def try_expert(
     """One attempt at each task from each of ``episodes`` initial states, as a collection would make it.
 
     Raises:
-        UnknownTask, UsageError: no such suite or task, no expert for it, or a number out of range.
+        UnknownTask, UsageError: no such suite or task, no expert for it, a number out of range, or no memory for so
+            many workers.
         SimulatorMissing, SimulatorVersion: the simulator is not set up.
     """
     suites.check_suite(suite)
@@ -96,6 +97,7 @@ def try_expert(
             f"got episodes {episodes}, workers {workers}, noise {noise}, first_init {first_init}"
         )
     check_scatter(suite, scatter)
+    memory.require_room(min(workers, len(chosen)))  # one a task at most
     waiting = list(chosen)
     running: dict[Simulator, int] = {}
     found: list[ExpertTrial] = []

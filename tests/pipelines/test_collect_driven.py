@@ -109,5 +109,8 @@ def test_a_policy_that_cannot_drive_is_refused(world: World, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="'do 1' was not trained on"):
         run(tmp_path, from_policy=Driver(refuses="do 1"), image_size=4)
     run(tmp_path / "a", tasks=[0])
-    with pytest.raises(UsageError, match="was collected with"):
+    with pytest.raises(
+        UsageError,
+        match=r"was collected with execution not set .*, from_policy not set \(now \w+\), image_size 128 \(now 4\)\.",
+    ):
         run(tmp_path / "a", tasks=[0], from_policy=Driver(), image_size=4)

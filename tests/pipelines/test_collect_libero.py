@@ -267,7 +267,7 @@ def test_more_demonstrations_than_states_vary_by_seed(world: World, tmp_path: Pa
 
 def test_other_settings_do_not_mix(world: World, tmp_path: Path) -> None:
     run(tmp_path, tasks=[0])
-    with pytest.raises(UsageError, match=r"task_0_demo\.hdf5 was collected with"):
+    with pytest.raises(UsageError, match=r"task_0_demo\.hdf5 was collected with seed 0 \(now 1\)\. Choose"):
         run(tmp_path, seed=1)
 
 

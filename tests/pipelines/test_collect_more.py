@@ -2,16 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
+from pipelines.collect import libero as module
 from pipelines.collect import libero_parts
-from stores.errors import UsageError
+from pipelines.collect.libero_trial import try_expert
+from statevla.sims.libero import memory
+from stores.errors import StateVLAError, UsageError
 from tests.pipelines.test_collect_interrupted import cut
 from tests.pipelines.test_collect_libero import World, run, world
+from tests.stores.faults import read_tree
 
 __all__ = ["world"]  # a fixture
 
@@ -98,3 +103,36 @@ def test_a_file_whose_attempts_are_not_numbered_is_no_beginning(world: World, tm
     world.seeds.clear()
     assert run(tmp_path, tasks=[0], episodes=2).episodes == 2  # it is whole all the same
     assert world.seeds == []
+
+
+def test_more_workers_than_memory_holds_are_refused_and_nothing_is_begun(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_gib", lambda: 6.0)
+    with pytest.raises(UsageError, match=r"--workers 3: .* 6\.0 GiB are free\. --workers 2 fits"):
+        run(tmp_path, workers=3)
+    assert list(tmp_path.iterdir()) == []
+    assert run(tmp_path, workers=3, episodes=1).episodes == 2  # two tasks of one attempt keep no third worker busy
+    assert run(tmp_path, workers=3, episodes=1).episodes == 2  # nor does what is done
+    monkeypatch.setattr(memory, "free_gib", lambda: 3.5)
+    with pytest.raises(UsageError, match=r"--workers 2: .* 3\.5 GiB are free\. --workers 1 fits"):
+        try_expert("libero_object", episodes=3, workers=2)
+
+
+def test_parts_of_other_settings_are_refused_and_replaced_only_by_what_there_is_room_for(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    world.stop_after = None
+    before = read_tree(tmp_path)
+    with pytest.raises(UsageError, match=r"part of a collection with seed 0 \(now 7\)\. .*--replace"):
+        run(tmp_path, seed=7)
+    with monkeypatch.context() as full, pytest.raises(StateVLAError, match="Make room"):
+        full.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+        run(tmp_path, seed=7, replace=True)
+    assert read_tree(tmp_path) == before
+    run(tmp_path, seed=7, replace=True)
+    run(tmp_path / "fresh", seed=7)
+    assert contents(tmp_path) == contents(tmp_path / "fresh")
