@@ -181,7 +181,7 @@ class TaskWork:
         if self.done:
             return
         if self._outdated:
-            pass
+            durable.remove(self.parts)
         durable.write_json(self.parts / "settings.json", self.settings.plain())
 
     @property

@@ -122,17 +122,22 @@ def test_more_workers_than_memory_holds_are_refused_and_nothing_is_begun(
 def test_parts_of_other_settings_are_refused_and_replaced_only_by_what_there_is_room_for(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.stop_after = 2
+    world.stop_drawing = 2  # of them there are pictures too
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    world.stop_after = None
+    world.stop_drawing = None
     before = read_tree(tmp_path)
     with pytest.raises(UsageError, match=r"part of a collection with seed 0 \(now 7\)\. .*--replace"):
         run(tmp_path, seed=7)
-    with monkeypatch.context() as full, pytest.raises(StateVLAError, match="Make room"):
+    with monkeypatch.context() as full:
         full.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
-        run(tmp_path, seed=7, replace=True)
+        with pytest.raises(StateVLAError, match="Make room"):
+            run(tmp_path, seed=7, replace=True)
     assert read_tree(tmp_path) == before
-    run(tmp_path, seed=7, replace=True)
-    run(tmp_path / "fresh", seed=7)
+    world.stop_after = len(world.seeds) + 1  # and gone on with, without --replace: nothing of the other is there
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, seed=7, replace=True, first_init=1)
+    world.stop_after = None
+    run(tmp_path, seed=7, first_init=1)
+    run(tmp_path / "fresh", seed=7, first_init=1)
     assert contents(tmp_path) == contents(tmp_path / "fresh")
