@@ -113,6 +113,13 @@ def test_offline_and_closed_loop_evaluation(project):
                                      for g in ("blue", "yellow")}  # fmt: skip
 
 
+def test_a_policy_is_told_otherwise_in_the_suite_that_it_was_trained_on(project):
+    folder, _ = project
+    told = one_object(folder, "eval", "language", "--tasks", "0", "--num-trials", 1, "--max-steps", 2)
+    assert told["suite"] == "tabletop"
+    assert "language" in told["out"]
+
+
 def test_describe_prints_the_parameter_table(tmp_path):
     base = one_object(tmp_path, "describe")
     assert list(base["parts"]) == [

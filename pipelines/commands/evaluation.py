@@ -27,6 +27,7 @@ from pipelines.commands.options import (
     Store,
     Tasks,
     Told,
+    TrainedOn,
     UnknownInstructions,
     Videos,
     Vote,
@@ -194,7 +195,7 @@ def eval_tabletop(
 
 @eval_app.command("libero")
 def eval_libero(
-    suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
+    suite: TrainedOn = None,
     checkpoint: Checkpoint = None,
     policy: Control = "checkpoint",
     control: InItsPlace = None,
@@ -224,8 +225,10 @@ def eval_libero(
 ) -> None:
     """Success in the LIBERO simulator (`make libero` installs it)."""
     from statevla.evaluators.conditions import Conditions
+    from statevla.evaluators.usual_suite import usual_suite
     from statevla.policies.execution import Execution
 
+    suite = usual_suite(policy, checkpoint) if suite is None else suite
     _evaluate(
         suite, checkpoint, policy, source, as_json, out=out, tasks=tasks, num_trials=num_trials, workers=workers,
         first_init=first_init, execution=Execution(replan, ensemble, vote, latency_steps), max_steps=max_steps,
@@ -237,7 +240,7 @@ def eval_libero(
 
 @eval_app.command("robustness")
 def eval_robustness(
-    suite: Annotated[str, typer.Option(help="Such as libero_object.")] = "libero_object",
+    suite: TrainedOn = None,
     checkpoint: Checkpoint = None,
     policy: Control = "checkpoint",
     only: Annotated[
@@ -265,8 +268,10 @@ def eval_robustness(
     """One table: success as it is, and with cameras, light, noise, fixtures or things changed (LIBERO, LIBERO-PRO)."""
     from statevla.evaluators.choose import choose_policy
     from statevla.evaluators.robustness import evaluate_robustness
+    from statevla.evaluators.usual_suite import usual_suite
     from statevla.policies.execution import Execution
 
+    suite = usual_suite(policy, checkpoint) if suite is None else suite
     chosen = choose_policy(
         policy, suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps,
         closed=closed, goals=goals, seed=seed,
@@ -285,7 +290,7 @@ def eval_robustness(
 
 @eval_app.command("language")
 def eval_language(
-    suite: Annotated[str, typer.Option(help="tabletop, or a LIBERO suite such as libero_object.")] = "libero_object",
+    suite: TrainedOn = None,
     checkpoint: Checkpoint = None,
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and kind of instruction.")] = 10,
@@ -308,8 +313,10 @@ def eval_language(
     from statevla.evaluators.choose import choose_policy
     from statevla.evaluators.goals import LANGUAGE
     from statevla.evaluators.language import evaluate_language
+    from statevla.evaluators.usual_suite import ALL, usual_suite
     from statevla.policies.execution import Execution
 
+    suite = usual_suite("checkpoint", checkpoint, ALL) if suite is None else suite
     chosen = choose_policy(
         "checkpoint", suite, checkpoint=checkpoint, device=device, precision=precision, euler_steps=euler_steps,
         goals=LANGUAGE,

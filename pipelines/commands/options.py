@@ -52,6 +52,10 @@ LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can 
 Closed = Annotated[
     bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
 ]
+TrainedOn = Annotated[
+    str | None,
+    typer.Option("--suite", help="Such as libero_object; default: the one whose tasks the checkpoint was trained on."),
+]
 UnknownInstructions = Annotated[
     bool,
     typer.Option("--unknown-instructions", help="Also try tasks whose instruction was not trained on; results say it."),
