@@ -14,11 +14,11 @@ from unittest.mock import patch
 from cli import main
 
 ROOT = Path(__file__).parents[1]
-Told = tuple[str, str]
+Output = tuple[str, str]
 """What a command wrote: stdout, stderr."""
 
 
-def as_process(folder: Path, *arguments: object, status: int = 0, env: Mapping[str, str] | None = None) -> Told:
+def as_process(folder: Path, *arguments: object, status: int = 0, env: Mapping[str, str] | None = None) -> Output:
     """Run one command in `folder`, a process with next to no environment; fails unless it exits with `status`."""
     done = subprocess.run(
         [sys.executable, "-m", "cli", *map(str, arguments)],
@@ -29,7 +29,7 @@ def as_process(folder: Path, *arguments: object, status: int = 0, env: Mapping[s
     return done.stdout, done.stderr
 
 
-def statevla(folder: Path, *arguments: object, status: int = 0, env: Mapping[str, str] | None = None) -> Told:
+def statevla(folder: Path, *arguments: object, status: int = 0, env: Mapping[str, str] | None = None) -> Output:
     """The same in this process, in a second or two less."""
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -48,7 +48,7 @@ def statevla(folder: Path, *arguments: object, status: int = 0, env: Mapping[str
     return out.getvalue(), err.getvalue()
 
 
-def one_object(folder: Path, *arguments: object, run: Callable[..., Told] = statevla, **given: Any) -> dict[str, Any]:
+def one_object(folder: Path, *arguments: object, run: Callable[..., Output] = statevla, **given: Any) -> dict[str, Any]:
     """The command's JSON; fails unless stdout is exactly one object."""
     out, _ = run(folder, *arguments, "--json", **given)
     assert out.count("\n") == 1

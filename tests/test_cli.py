@@ -1,5 +1,5 @@
-"""The command line as a script sees it: one JSON object, fixed keys, exit status. What a project is made by runs as
-processes, the rest in this one (`tests.commands`)."""
+"""The command line as a script sees it: one JSON object, fixed keys, exit status. An ingest, a
+training and some errors run as processes, the rest in this one (`tests.commands`)."""
 
 import os
 import subprocess

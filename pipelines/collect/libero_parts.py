@@ -105,7 +105,7 @@ class Settings:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            return "settings that cannot be read"
+            return "no settings of this command that can be read"
         own = self.plain()
         return ", ".join(
             f"{name} {found.get(name, 'not set')} (now {own.get(name, 'not set')})"

@@ -27,8 +27,8 @@ from pipelines.commands.options import (
     Store,
     Tasks,
     Told,
-    TrainedOn,
     UnknownInstructions,
+    UsualSuite,
     Videos,
     Vote,
 )
@@ -195,7 +195,7 @@ def eval_tabletop(
 
 @eval_app.command("libero")
 def eval_libero(
-    suite: TrainedOn = None,
+    suite: UsualSuite = None,
     checkpoint: Checkpoint = None,
     policy: Control = "checkpoint",
     control: InItsPlace = None,
@@ -240,7 +240,7 @@ def eval_libero(
 
 @eval_app.command("robustness")
 def eval_robustness(
-    suite: TrainedOn = None,
+    suite: UsualSuite = None,
     checkpoint: Checkpoint = None,
     policy: Control = "checkpoint",
     only: Annotated[
@@ -290,7 +290,7 @@ def eval_robustness(
 
 @eval_app.command("language")
 def eval_language(
-    suite: TrainedOn = None,
+    suite: UsualSuite = None,
     checkpoint: Checkpoint = None,
     tasks: Tasks = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Trials a task and kind of instruction.")] = 10,

@@ -52,7 +52,7 @@ LatencySteps = Annotated[int, typer.Option(min=0, help="Steps until a chunk can 
 Closed = Annotated[
     bool, typer.Option("--closed", help="An instruction that was not trained on is an error, instead of embedded.")
 ]
-TrainedOn = Annotated[
+UsualSuite = Annotated[
     str | None,
     typer.Option("--suite", help="Such as libero_object; default: the one whose tasks the checkpoint was trained on."),
 ]

@@ -141,3 +141,11 @@ def test_parts_of_other_settings_are_refused_and_replaced_only_by_what_there_is_
     run(tmp_path, seed=7, first_init=1)
     run(tmp_path / "fresh", seed=7, first_init=1)
     assert contents(tmp_path) == contents(tmp_path / "fresh")
+
+
+def test_a_file_that_this_command_did_not_make_is_refused(world: World, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "task_0_demo.hdf5", "w") as file:
+        file.create_group("data/demo_0")
+    with pytest.raises(UsageError, match=r"task_0_demo\.hdf5 was collected with no settings of this command"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["task_0_demo.hdf5"]
