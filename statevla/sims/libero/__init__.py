@@ -13,6 +13,7 @@ contexts in one process give wrong pictures without an error.
     environment.py     the environment inside a worker
     scatter.py         other places for the things of a scene
     recorder.py        an episode without pictures, to be drawn later
+    culling.py         what a camera cannot see is not drawn
     perturb.py         other cameras, other light, noise
     pushes.py          what pushes the hand off its way while an expert demonstrates
     custom_objects.py  things of LIBERO-PRO's scenes

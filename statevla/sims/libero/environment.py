@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statevla.sims.libero import custom_objects, paths, render_check, scatter
+from statevla.sims.libero.culling import Culling
 from statevla.sims.libero.errors import SimulatorMissing
 from statevla.sims.libero.experts import DONE, Expert, make_expert
 from statevla.sims.libero.perturb import Eyes
@@ -92,6 +93,7 @@ class Environment:
             ) from error
         self._eyes = Eyes(self._env.sim.model)
         self._recorder = Recorder(self._env.sim)
+        self._culling = Culling(self._env.sim)
         self._drawers: dict[str, Camera] = {}
         self._wrap_cameras()
         self._gripper_at_start = self._gripper.current_action.copy()
@@ -137,8 +139,15 @@ class Environment:
 
     def _wrap_cameras(self) -> None:
         for number, key in enumerate(IMAGE_KEYS):
-            self._drawers[key] = self._env.env._observables[key]._sensor
+            self._drawers[key] = self._culled(key.removesuffix("_image"), self._env.env._observables[key]._sensor)
             self._env.env.modify_observable(key, "sensor", self._lazy(number, self._drawers[key]))
+
+    def _culled(self, name: str, draw: Camera) -> Camera:
+        def camera(cache: dict[str, Any]) -> NDArray[np.uint8]:
+            with self._culling.only_seen_by(name):
+                return draw(cache)
+
+        return camera
 
     def _lazy(self, number: int, draw: Camera) -> Any:
         blank = np.zeros((self._spec.image_size, self._spec.image_size, 3), np.uint8)
