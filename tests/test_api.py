@@ -40,7 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_examples_of_the_page_run_in_their_order(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.S)
-    assert len(examples) == 5
+    assert len(examples) == 6
     names: dict[str, object] = {}
     for number, example in enumerate(examples):
         exec(compile(example, f"docs/api.md, example {number}", "exec"), names)  # noqa: S102
