@@ -18,7 +18,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +146,7 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process, which opens the store again: no content is sent, and nothing of it is shared."""
         local = isinstance(self.storage, LocalStorage)
-        return _open_again, (os.path.abspath(self.root) if local else self.storage, self.content_hash)
+        return _open_again, (Path(self.root).absolute() if local else self.storage, self.content_hash)
 
     @property
     def root(self) -> str:
@@ -330,7 +329,7 @@ class Store:
         return {item.path: item for item in self.manifest.objects}
 
 
-def _open_again(root: str | Storage, content_hash: str) -> Store:
+def _open_again(root: Path | Storage, content_hash: str) -> Store:
     """The store that another process had open. Raises as `Store.open`, and StaleKey when another is there now."""
     store = Store.open(root)
     if store.content_hash != content_hash:

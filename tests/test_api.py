@@ -62,6 +62,23 @@ def test_an_epoch_of_batches_is_every_row_once(project: Path) -> None:
     assert batch.has_next.all()
 
 
+def test_paths_are_taken_as_people_write_them_and_stay_valid(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    monkeypatch.chdir(project)
+    stores = [statevla.open_store(make(path)) for make in (str, Path)
+              for path in ("data/stores/tabletop", "~/data/stores/tabletop")]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for store in stores:
+        assert next(statevla.batches(store, batch_size=4)).chunk.shape[0] == 4
+        assert store.stats() is not None
+    policy = statevla.load_policy("~/runs/tabletop", device="cpu")
+    statevla.evaluate(policy, "tabletop", out="~/results", name="mine", episodes=4, max_steps=2)
+    assert (project / "results/results.json").is_file()
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"batch_size": 0}, {"batch_size": -1}, {"chunk": 0}, {"epochs": 0}, {"threads": 0}, {"seed": -1}, {"seed": 2**64}],
