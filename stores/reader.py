@@ -51,7 +51,7 @@ TOGETHER: Final = 8
 """Segments of a far store that one request brings at most: two megabytes of 128 x 128 pictures of two cameras."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segment:
     """One segment of an episode, its images still encoded.
 
@@ -70,6 +70,9 @@ class Segment:
     raw_meta: bytes
     codec: str
     spec: ObsSpec
+
+    def __repr__(self) -> str:
+        return f"Segment({self.where}, {len(self.robot_state)} frames of {', '.join(self.images)})"
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ class Segment:
         return tuple(out)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Store:
     """An open store. It never changes, and any thread may use it; pickled, it is opened again where it is unpickled.
 
@@ -147,6 +150,10 @@ class Store:
         """For another process, which opens the store again: no content is sent, and nothing of it is shared."""
         local = isinstance(self.storage, LocalStorage)
         return _open_again, (Path(self.root).absolute() if local else self.storage, self.content_hash)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.manifest.counts[name]:,} {name}" for name in ("episodes", "frames", "segments"))
+        return f"Store({self.root!r}, {self.manifest.suite}, {counts}, content {self.content_hash[:12]})"
 
     @property
     def root(self) -> str:

@@ -73,6 +73,15 @@ def test_a_disk_is_asked_for_a_segment_before_it_is_read(
         absent.read_segment(1)
 
 
+def test_a_notebook_shows_a_store_and_a_segment_in_a_few_words(store: Store) -> None:
+    shown = f"Store({store.root!r}, tiny, 4 episodes, 163 frames, "
+    assert repr(store).startswith(shown)
+    assert repr(store).endswith(f", content {store.content_hash[:12]})")
+    segment = store.read_segment(0)
+    cameras = ", ".join(store.spec.camera_names)
+    assert repr(segment) == f"Segment({segment.where}, {len(segment.robot_state)} frames of {cameras})"
+
+
 def test_every_transition_comes_back(store: Store, made) -> None:
     seen = 0
     for i in range(len(store)):
