@@ -4,6 +4,7 @@ The names in `__all__` are the Python interface (docs/api.md). Importing this pa
 of a name is imported when the name is first used.
 """
 
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -66,7 +67,7 @@ def __dir__() -> list[str]:
 
 
 def open_store(path: Path | str) -> "Store":
-    """Open the store in a folder or at a URL.
+    """Open the store in a folder or at a URL. A folder is found again after the working directory has changed.
 
     Checked now are the manifest, the index tables, and the name and size of every object; what an object holds is
     checked when it is read.
@@ -77,7 +78,12 @@ def open_store(path: Path | str) -> "Store":
     """
     from stores.reader import Store
 
-    return Store.open(path)
+    return Store.open(_whole(path))
+
+
+def _whole(path: Path | str) -> Path | str:
+    """A folder by its whole path, since notebooks change theirs and Python expands no ``~``; a URL as it is."""
+    return path if isinstance(path, str) and "://" in path else Path(os.path.expanduser(path)).absolute()
 
 
 def batches(
@@ -153,4 +159,4 @@ def load_policy(
     from statevla.policies.policy import Policy
     from statevla.systems.find import find_policy
 
-    return Policy.load(find_policy(Path(run)), device, precision, euler_steps)
+    return Policy.load(find_policy(Path(_whole(run))), device, precision, euler_steps)

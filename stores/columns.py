@@ -5,6 +5,7 @@ segment. So a table's file is hashed once, in pieces, and then read column by co
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -38,6 +39,8 @@ class Columns(Mapping[str, NDArray[Any]]):
         self._codes: dict[str, tuple[NDArray[np.int32], list[str]]] = {}
         path = storage.local_path(item.path)
         self._data = None if path is not None else storage.read(item.path)
+        self._storage, self._item = storage, item
+        self._mark = None if path is None else _mark(path)
         if self._data is None:
             size, digest = hash_stream(storage.pieces(item.path))
         else:
@@ -146,7 +149,21 @@ class Columns(Mapping[str, NDArray[Any]]):
             )
 
     def _source(self) -> pa.NativeFile:
-        return pa.OSFile(self._path) if self._path is not None else pa.BufferReader(self._data)
+        if self._path is None:
+            return pa.BufferReader(self._data)
+        self._require_same(self._path)
+        return pa.OSFile(self._path)
+
+    def _require_same(self, path: str) -> None:
+        """Columns that are read later are of the table that was hashed, not of one that an ingest has since put in its
+        place. One that was copied or touched is hashed again.
+        """
+        found = _mark(path)
+        if found == self._mark:
+            return
+        if hash_stream(self._storage.pieces(self._item.path)) != (self._item.bytes, self._item.sha256):
+            raise StoreCorrupt(f"{self.where}: it was written again since this store was opened; open the store again")
+        self._mark = found
 
     def _require_bounded(self, names: list[str]) -> None:
         """Before columns are read for the first time: what they become is bounded."""
@@ -157,6 +174,17 @@ class Columns(Mapping[str, NDArray[Any]]):
 
     def _reading(self) -> "_Reading":
         return _Reading(self.where)
+
+
+def _mark(path: str) -> tuple[int, int] | None:
+    """What tells a file from one that was put in its place; no number of its node, which some file systems of networks
+    give anew. None where it is gone: who reads it says so.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class _Reading:

@@ -48,7 +48,9 @@ class StoreChanged(StoreLocked):
 
 
 class StaleKey(StoreError):
-    """Statistics, features, latents or a checkpoint were made from another store or another transform."""
+    """Statistics, features, latents or a checkpoint were made from another store or another transform; or a store or a
+    policy is another one by now than the one that was handed over.
+    """
 
 
 class ObsSpecMismatch(StateVLAError):

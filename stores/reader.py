@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from stores.arrays import CheckedArray
 from stores.cloud.cache import CachedStorage, Piece
-from stores.cloud.storage import Storage, open_storage
+from stores.cloud.storage import LocalStorage, Storage, open_storage
 from stores.columns import Columns
-from stores.errors import StoreCorrupt, StoreMissing, UsageError
+from stores.errors import StaleKey, StoreCorrupt, StoreMissing, UsageError
 from stores.images import decode_image
 from stores.language import LanguageCache
 from stores.layout import EPISODES_FILE, LANGUAGE_FILE, MANIFEST, SEGMENTS_FILE
@@ -51,7 +51,7 @@ TOGETHER: Final = 8
 """Segments of a far store that one request brings at most: two megabytes of 128 x 128 pictures of two cameras."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segment:
     """One segment of an episode, its images still encoded.
 
@@ -70,6 +70,9 @@ class Segment:
     raw_meta: bytes
     codec: str
     spec: ObsSpec
+
+    def __repr__(self) -> str:
+        return f"Segment({self.where}, {len(self.robot_state)} frames of {', '.join(self.images)})"
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -108,9 +111,9 @@ class Segment:
         return tuple(out)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Store:
-    """An open store. It never changes, and any thread may use it.
+    """An open store. It never changes, and any thread may use it; pickled, it is opened again where it is unpickled.
 
     spec: cameras, robot state and action of its frames. episode_columns, segment_columns: the index tables
     (`stores.schema`) by column; a column is read when it is first asked for, numbers as arrays and text as object
@@ -142,6 +145,15 @@ class Store:
         check_presence(storage, manifest)
         segments.forget("segment")
         return cls(storage, manifest, spec, episodes, segments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which opens the store again: no content is sent, and nothing of it is shared."""
+        local = isinstance(self.storage, LocalStorage)
+        return _open_again, (Path(self.root).absolute() if local else self.storage, self.content_hash)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.manifest.counts[name]:,} {name}" for name in ("episodes", "frames", "segments"))
+        return f"Store({self.root!r}, {self.manifest.suite}, {counts}, content {self.content_hash[:12]})"
 
     @property
     def root(self) -> str:
@@ -322,6 +334,17 @@ class Store:
     @functools.cached_property
     def _objects(self) -> dict[str, StoreObject]:
         return {item.path: item for item in self.manifest.objects}
+
+
+def _open_again(root: Path | Storage, content_hash: str) -> Store:
+    """The store that another process had open. Raises as `Store.open`, and StaleKey when another is there now."""
+    store = Store.open(root)
+    if store.content_hash != content_hash:
+        raise StaleKey(
+            f"{store.root}: expected the store of content {content_hash:.12} that was handed over, got "
+            f"{store.content_hash:.12}: it was written again meanwhile; open it again, and hand it over again"
+        )
+    return store
 
 
 @functools.lru_cache(maxsize=1024)

@@ -40,7 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_examples_of_the_page_run_in_their_order(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.S)
-    assert len(examples) == 5
+    assert len(examples) == 6
     names: dict[str, object] = {}
     for number, example in enumerate(examples):
         exec(compile(example, f"docs/api.md, example {number}", "exec"), names)  # noqa: S102
@@ -60,6 +60,23 @@ def test_an_epoch_of_batches_is_every_row_once(project: Path) -> None:
     assert 0 <= int(columns["steps"][columns["split"] == "train"].sum()) - len(seen[0]) < 4 * 8  # lanes cut evenly
     batch = next(statevla.batches(store, batch_size=4, next_observation=True))
     assert batch.has_next.all()
+
+
+def test_paths_are_taken_as_people_write_them_and_stay_valid(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    monkeypatch.chdir(project)
+    stores = [statevla.open_store(make(path)) for make in (str, Path)
+              for path in ("data/stores/tabletop", "~/data/stores/tabletop")]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for store in stores:
+        assert next(statevla.batches(store, batch_size=4)).chunk.shape[0] == 4
+        assert store.stats() is not None
+    policy = statevla.load_policy("~/runs/tabletop", device="cpu")
+    statevla.evaluate(policy, "tabletop", out="~/results", name="mine", episodes=4, max_steps=2)
+    assert (project / "results/results.json").is_file()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ This one evaluator serves every suite. A world runs one trial at a time, in this
 world fails, its trial ends as an ``error``, which is neither success nor failure, and another world takes its place.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def evaluate(
         SimulatorFailed: simulators do not even start, or no trial finished. Finished trials are kept.
         StateVLAError: the policy returned actions of another shape, or that are not finite.
     """
-    out, row = Path(out), conditions.of(find_suite(suite))
+    out, row = Path(os.path.expanduser(out)), conditions.of(find_suite(suite))
     if not isinstance(policy, ExpertControl | ReplayDemos):
         require_simulated(policy.obs_spec, row.name)
     versions = row.prepare()

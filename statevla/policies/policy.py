@@ -28,7 +28,7 @@ from statevla.runs.state import CheckpointState, read_state
 from statevla.systems.acting import Acted, PolicyNet, Scene
 from statevla.systems.system import Given, Objective, System
 from statevla.systems.table import config_of, find_system, require_kind
-from stores.errors import StateVLAError, StoreCorrupt, StoreMissing, UsageError
+from stores.errors import StaleKey, StateVLAError, StoreCorrupt, StoreMissing, UsageError
 from stores.statistics import Normalization
 
 if TYPE_CHECKING:  # a policy acts where the readers of stores are not installed
@@ -55,6 +55,9 @@ class Policy:
     init_states: by task, the initial states of its demonstrations. made_by: how these were made (`stores.made_by`).
 
     control: which one it is where it stands in a checkpoint's place (`statevla.policies.checkpoint_controls`).
+
+    loaded_by: arguments of the `load` that gives this very policy, so that another process may call it. None for one
+    that was made or changed in memory: `dataclasses.replace` does not keep it.
     """
 
     model: PolicyNet
@@ -73,6 +76,7 @@ class Policy:
     trained: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     step: int | None = None
     control: str | None = None
+    loaded_by: tuple[Any, ...] | None = field(init=False, default=None, compare=False)
 
     @classmethod
     def load(
@@ -127,7 +131,7 @@ class Policy:
         identity = identify(config, spec, dtype, sources, state)
         made = ready(model, config, spec, state.content_hash, language, str(where), str(folder), precision, identity)
         encoder = None if closed else state.language
-        return dataclasses.replace(
+        loaded = dataclasses.replace(
             made,
             init_states=state.init_states,
             made_by=state.made_by if untrained is None else {},
@@ -136,6 +140,8 @@ class Policy:
             step=state.step if untrained is None else None,
             control=None if untrained is None else UNTRAINED,
         )
+        object.__setattr__(loaded, "loaded_by", (folder.absolute(), str(where), dtype, euler_steps, closed, untrained))
+        return loaded
 
     @classmethod
     def untrained(
@@ -155,6 +161,18 @@ class Policy:
             f"Policy({self.name!r}, {weights:,} parameters, chunks of {self.chunk}, {len(self.language)} instructions, "
             f"{sizes} px, on {self.device}, identity {self.identity[:12]})"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which loads the checkpoint again. Raises UsageError where there is none that holds it.
+
+        Instructions that it was asked for since are embedded again there, when they are asked for.
+        """
+        if self.loaded_by is None:
+            raise UsageError(
+                f"{self.name}: this policy was made or changed in memory, and another process could not load it; "
+                "expected one of `statevla.load_policy`, unchanged"
+            )
+        return _load_again, (self.loaded_by, self.identity)
 
     @property
     def chunk(self) -> int:
@@ -242,6 +260,17 @@ class Policy:
         instructions.warn(instruction, nearest, encoder)
         self.language[instruction] = nearest.vector
         self.conditions[instruction] = self.actor.condition(torch.from_numpy(nearest.vector[None]))[0]
+
+
+def _load_again(loaded_by: tuple[Any, ...], identity: str) -> Policy:
+    """The policy that another process had. Raises as `Policy.load`, and StaleKey when it is another one now."""
+    policy = Policy.load(*loaded_by)
+    if policy.identity != identity:
+        raise StaleKey(
+            f"{policy.name}: expected the policy of identity {identity:.12} that was handed over, got "
+            f"{policy.identity:.12}: it was trained on meanwhile; load it again, and hand it over again"
+        )
+    return policy
 
 
 def _fresh(system: System, config: Config, given: Given, seed: int) -> Objective:

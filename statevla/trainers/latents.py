@@ -152,9 +152,9 @@ def compute_latents(
     coder: Coder,
     about: dict[str, Any],
     progress: Progress | None = None,
-) -> Derived:
+) -> tuple[Derived, bool]:
     """Write ``latents/<key>`` below `root`, going on where an interrupted call stopped, unless another process does it
-    meanwhile, which is waited for.
+    meanwhile, which is waited for. Returns them, and whether any of them were computed here.
     """
     frames = store.manifest.counts["frames"]
     spec = ShardedSpec((frames, coder.width), "float32", ROWS_A_CHUNK, ROWS_A_SHARD)
@@ -163,7 +163,7 @@ def compute_latents(
     coder.encoder.eval()
     with lock(root, "statevla latents", told(progress, "latents", "frames")):
         with contextlib.suppress(StoreMissing, StaleKey, StoreCorrupt):
-            return open_derived(root, LATENTS, made, MAKE)
+            return open_derived(root, LATENTS, made, MAKE), False
         with begin(root, LATENTS, key_of(made), made, {"z": spec}) as folder:
             missing = folder.missing("z")
             done = frames - sum(spec.rows(m) for m in missing)
@@ -175,7 +175,7 @@ def compute_latents(
                 if progress is not None:
                     progress(ProgressEvent("latents", done, frames, "frames"))
             folder.commit(about)
-    return open_derived(root, LATENTS, made, MAKE)
+    return open_derived(root, LATENTS, made, MAKE), bool(missing)
 
 
 def is_writable(store: Store, kind: str, name: str = "") -> bool:
@@ -197,7 +197,7 @@ def latents_of_checkpoint(
     """Keep the states of a checkpoint's encoder in the store at a folder; nothing is computed where they are there.
 
     checkpoint: of a state encoder, or a run that has one; None: of the only run of this store. Returns folder, key,
-    frames, width, bytes and computed.
+    frames, width, bytes and computed: whether this call did it, not one before or another process that was waited for.
 
     Raises UsageError for a store that cannot be written and a checkpoint without a state encoder, StaleKey for one of
     another store.
@@ -232,11 +232,11 @@ def latents_of_checkpoint(
     bf16 = use_bf16(precision, chosen)
     made = made_from(store, encoder, config.model, state.backbone, bf16, None if kept is None else kept.key)
     found = find_latents(store, made)
-    computed = found is None
+    computed = False
     if found is None:
         width = width_of(encoder, config.model)
         coder = Coder(encoder.to(chosen), width, chosen, bf16, batch, threads, view)
-        found = compute_latents(store, Path(store.root), made, coder, about(state, path), progress)
+        found, computed = compute_latents(store, Path(store.root), made, coder, about(state, path), progress)
     rows, width = found.sharded("z").spec.shape
     return {
         "folder": f"{LATENTS}/{found.name}", "key": found.key, "frames": rows, "width": width, "bytes": found.bytes,

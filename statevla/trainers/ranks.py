@@ -181,11 +181,22 @@ def _peers() -> Iterator[None]:
         ) from error
 
 
+def _is_first_to_fail() -> bool:
+    """Whether no other rank has failed yet. Asked of the store by which the ranks met, since one that fails takes part
+    in nothing else; where that is gone, so is the rank that held it, which said why.
+    """
+    try:
+        return bool(dist.distributed_c10d._get_default_store().add("failed", 1) == 1)
+    except RuntimeError:
+        return False
+
+
 @contextmanager
 def join(cuda: bool) -> Iterator[Ranks]:
     """This process's place among those that the environment tells of; joined on entry, left on exit.
 
-    cuda: tensors on GPUs are to be exchanged. Raises UsageError on an environment that tells only a part.
+    cuda: tensors on GPUs are to be exchanged. Raises UsageError on an environment that tells only a part. Of the
+    errors that several ranks find inside, each by itself, one stays; the others become OtherRankFailed.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -201,6 +212,10 @@ def join(cuda: bool) -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", rank=rank, world_size=world)
     try:
         yield ranks
+    except StateVLAError as error:
+        if mine and not isinstance(error, OtherRankFailed) and not _is_first_to_fail():
+            raise OtherRankFailed(status_of(error)) from error
+        raise
     finally:
         if mine:
             dist.destroy_process_group()

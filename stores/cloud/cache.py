@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from stores.cloud.storage import Sound, Storage
 from stores.disk import durable
@@ -56,6 +56,10 @@ class RangeCache:
         self._lock = threading.Lock()
         self._known: int | None = None
         self._added = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: the same folder. `say` stays, it tells this one."""
+        return RangeCache, (self.folder.absolute(), self.limit)
 
     def path(self, content: str, offset: int, size: int) -> Path:
         """Where a range lies, or would."""
@@ -207,6 +211,10 @@ class CachedStorage:
         self.root, self.lists = inner.root, inner.lists
         self._turns: weakref.WeakValueDictionary[tuple[str, int, int], threading.Lock] = weakref.WeakValueDictionary()
         self._guard = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process."""
+        return CachedStorage, (self.inner, self.cache)
 
     def read(self, name: str) -> bytes:
         return self.inner.read(name)

@@ -73,6 +73,29 @@ def test_a_disk_is_asked_for_a_segment_before_it_is_read(
         absent.read_segment(1)
 
 
+def test_a_notebook_shows_a_store_and_a_segment_in_a_few_words(store: Store) -> None:
+    shown = f"Store({store.root!r}, tiny, 4 episodes, 163 frames, "
+    assert repr(store).startswith(shown)
+    assert repr(store).endswith(f", content {store.content_hash[:12]})")
+    segment = store.read_segment(0)
+    cameras = ", ".join(store.spec.camera_names)
+    assert repr(segment) == f"Segment({segment.where}, {len(segment.robot_state)} frames of {cameras})"
+
+
+def test_an_open_store_reads_no_column_of_a_store_that_has_taken_its_place(tmp_path: Path) -> None:
+    """Not even one of the same layout, whose checksums would then fit its shards."""
+    make_tiny_store(tmp_path / "store", frames=12, window=8)
+    opened, touched = Store.open(tmp_path / "store"), Store.open(tmp_path / "store")
+    key = touched.read_segment(0).key
+    os.utime(tmp_path / "store/segments.parquet")
+    assert Store.open(tmp_path / "store").read_segment(0).key == touched.read_segment(0).key == key
+    assert touched.segment_columns["crc32"].shape == (len(touched),)
+    make_tiny_store(tmp_path / "store", frames=12, window=8, seed=1)
+    for read in (lambda: opened.read_segment(0), lambda: opened.segment_columns["crc32"], lambda: opened.segments):
+        with pytest.raises(StoreCorrupt, match=r"segments.parquet: it was written again since this store was opened"):
+            read()
+
+
 def test_every_transition_comes_back(store: Store, made) -> None:
     seen = 0
     for i in range(len(store)):

@@ -204,7 +204,7 @@ def test_another_writer_is_waited_for_and_its_states_are_taken(fresh: tuple[Path
             shutil.copytree(other / "latents", store / "latents")
             writer.close()
 
-        latents_of_checkpoint(store, encoder, device="cpu", progress=finish)
+        assert not latents_of_checkpoint(store, encoder, device="cpu", progress=finish)["computed"]
     assert len(said) == 1
     assert "is being written by another one" in said[0]
     assert verify_store(store) == []

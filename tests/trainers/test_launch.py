@@ -75,3 +75,23 @@ def test_an_interrupt_leaves_a_checkpoint(tmp_path: Path, send: Callable[[int, i
     assert process.returncode == 130, said
     assert 0 < read_state(checkpoint(run, JEPA)).step < 1_000_000
     assert "KeyboardInterrupt" not in said
+
+
+@pytest.mark.ddp
+def test_damage_that_every_rank_meets_is_said_once(tmp_path: Path) -> None:
+    """All pictures are damaged: each rank finds another one in its first batch."""
+    store = micro_store(tmp_path / "store")
+    for shard in (store / "shards").iterdir():
+        data = bytearray(shard.read_bytes())
+        data[1000:-2000:500] = bytes(255 - byte for byte in data[1000:-2000:500])
+        shard.write_bytes(data)
+    settings = [word for each in (*SETTINGS, "training.max_steps=4") for word in ("--set", each)]
+    done = subprocess.run(
+        [sys.executable, "-m", "statevla", "train", "--phase", "1", "--preset", "tiny", "--nproc", "2",
+         "--store", str(store), "--run", str(tmp_path / "run"), *settings],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    (told,) = (line for line in done.stderr.splitlines() if "rror" in line)
+    assert told.startswith(f"error: {store}: shards/"), done.stderr
+    assert "expected crc32" in told
+    assert done.returncode == 1
