@@ -242,7 +242,7 @@ def _inspect(root: Path, told: Told) -> SourceFile:
             heads[row.name] = EpisodeHead(row.length, layout.spec.image_sizes, task, instruction)
     parts, out = _split(info, episodes, told.masks, root.name, notes)
     heads = {name: head for name, head in heads.items() if name not in out}
-    commands, remarks = weigh_commands(layout.spec, moments[layout.action[0]].extremes(), told.gripper)
+    commands, remarks = weigh_commands(layout.spec, moments[layout.action[0]], told.gripper)
     notes += [f"{root.name}: {note}" for note in remarks]
     evidence = {"codebase_version": info.version, "features": info.digest, **commands}
     listed = tuple(sorted(refused.items()))
