@@ -237,7 +237,8 @@ def _inspect(root: Path, told: Told) -> SourceFile:
                 instruction = clean_instruction(text, TASKS)
                 task = require_printable(row.task or instruction, f"{EPISODES}, {OWN_TASK}")
             except SourceError as error:
-                refused[row.name] = f"{root.name}/{row.name}: {error}"
+                hint = "" if text.strip() else "; say it by --spec, instruction"
+                refused[row.name] = f"{root.name}/{row.name}: {error}{hint}"
                 continue
             heads[row.name] = EpisodeHead(row.length, layout.spec.image_sizes, task, instruction)
     parts, out = _split(info, episodes, told.masks, root.name, notes)
