@@ -161,6 +161,8 @@ def plan_ingest(config: IngestConfig, isolated: bool = True) -> IngestPlan:
     require_targets(paths)
     stats = file_stats(paths, names[0])  # before anything of them is read
     fitting = [name for name in names if paths[0].suffix.lower() in source_of(name).suffixes] or names
+    if config.fields is not None:  # said of names: where none recognizes a file, one of these is meant
+        fitting.sort(key=lambda name: not getattr(source_of(name), "takes_fields", False))
     name = fitting[0] if len(fitting) == 1 else recognize_sources(paths, fitting, isolated)
     source = source_of(name)
     if config.fields is not None and not getattr(source, "takes_fields", False):

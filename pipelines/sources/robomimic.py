@@ -24,6 +24,7 @@ from pipelines.sources.fields import told_fields
 from pipelines.sources.fingerprint import FORMAT as FINGERPRINT_FORMAT
 from pipelines.sources.fingerprint import Stored, fingerprint_demo
 from pipelines.sources.gripper import Grip, Reading
+from pipelines.sources.libero_demo import image_key
 from pipelines.sources.orientation import Look
 from pipelines.sources.robomimic_demo import ATTRIBUTES, parts_of, read_demo
 from pipelines.sources.robomimic_header import inspect
@@ -31,6 +32,9 @@ from pipelines.sources.robomimic_keys import PICTURE, ends_with_gripper, environ
 from pipelines.sources.source import Episode, SourceFile, Verdict
 from pipelines.sources.texts import near_identical
 from stores.errors import SourceError
+from stores.spec import LIBERO
+
+LIBERO_OBS: Final = {image_key(camera).removeprefix("obs/").encode() for camera in LIBERO.camera_names}
 
 
 class RobomimicSource:
@@ -42,15 +46,17 @@ class RobomimicSource:
     takes_fields: Final = True
 
     def recognizes(self, path: Path) -> bool:
-        """Whether ``/data`` says of which environment it is, and observations have robosuite's names (LIBERO's files
-        say the first, too).
+        """Whether ``/data`` says of which environment it is, and observations have robosuite's names, or names of its
+        own. LIBERO's files say the environment, too: one that lacks a camera is still LIBERO's.
         """
         with hdf5.open_hdf5(path) as file, hdf5.reporting(path.name):
             data = hdf5.group(file, "data")
             if hdf5.text(data, "env_args") is None or not len(data):
                 return False
-            names = (name for shape in shapes_of(data) for name in shape[1])
-            return any(name.startswith(b"robot0_") or name.endswith(PICTURE.encode()) for name in names)
+            names = {name for shape in shapes_of(data) for name in shape[1]}
+            usual = any(name.startswith(b"robot0_") or name.endswith(PICTURE.encode()) for name in names)
+            liberos = "problem_info" in data.attrs or not names.isdisjoint(LIBERO_OBS)
+            return usual or not liberos
 
     def inspect(self, path: Path, told: Told, poison: Mapping[int, str], files: int = 1) -> SourceFile:
         """See `pipelines.sources.source.Source`."""

@@ -28,6 +28,7 @@ USUAL: Final = (("joint_pos", "gripper_qpos"), ("eef_pos", "eef_quat", "gripper_
 STATES: Final = "states"
 JOINTS: Final = "obs/robot0_joint_pos"
 """What shows the alignment."""
+RENDER: Final = "render them with robomimic's dataset_states_to_obs.py"
 ARM: Final = 7
 """Numbers of an action of robosuite's OSC_POSE: position, rotation, gripper."""
 DEFAULT_HZ: Final = 20
@@ -160,6 +161,9 @@ def find_keys(
 def keys_of(data: h5py.Group, demo: str, told: Fields, env: Mapping[str, Any]) -> tuple[Keys, list[str]]:
     """Which observations are which, from the demonstration called `demo`, and what was assumed. Raises SourceError."""
     group = hdf5.group(data, demo)
+    own = hdf5.names_of(group, demo)
+    if "obs" not in own:  # as robomimic's own downloads are before they are rendered
+        raise SourceError(f"expected obs with pictures [T, H, W, 3], got {', '.join(own)}; {RENDER}")
     obs = hdf5.group(group, "obs")
     there = {name: hdf5.child(obs, name) for name in hdf5.names_of(obs, "obs")}
     shapes = {name: item.shape for name, item in there.items() if isinstance(item, hdf5.Rows)}
@@ -167,8 +171,7 @@ def keys_of(data: h5py.Group, demo: str, told: Fields, env: Mapping[str, Any]) -
     numbers = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     cameras = {entry.name: pick(entry.key, pictures, FORMS, "cameras") for entry in told.cameras} or _named(pictures)
     if not cameras:
-        raise SourceError(f"obs: expected pictures [T, H, W, 3], got {', '.join(there)}; render them with robomimic's "
-                          "dataset_states_to_obs.py")  # fmt: skip
+        raise SourceError(f"obs: expected pictures [T, H, W, 3], got {', '.join(there)}; {RENDER}")
     notes = []
     state = tuple(pick(entry.key, numbers, FORMS, "robot_state") for entry in told.robot_state) or _usual(numbers)
     if not state:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from statevla.evaluators.costs import Costs, costs_of, run_of_evaluation
 from statevla.evaluators.intervals import wilson
+from statevla.evaluators.offline_results import MARKDOWN as OFFLINE
 from statevla.evaluators.paired import MOST_TIMES, Paired, difference, trials_to_decide
 from statevla.evaluators.results import JSON
 from statevla.evaluators.trials import RUN, Record, load_records
@@ -132,6 +133,12 @@ def find_evaluation(path: Path, suite: str | None = None) -> Path:
     found = [folder for folder in found if _control(folder) is None] or found
     if not path.is_dir():
         raise StoreMissing(f"{path}: no such folder; expected a run's, which `statevla runs` lists, or an evaluation's")
+    offline = path / "eval" / "offline" / OFFLINE
+    if not found and suite is None and offline.is_file():  # a robot that no suite has is measured offline only
+        raise StoreMissing(
+            f"{path}: no evaluation in a simulator here, and only trials of one are compared; of what was measured "
+            f"offline, read {offline} beside that of the other runs"
+        )
     if not found:
         what = "no evaluation" if suite is None else f"no evaluation in {suite}"
         command = "eval tabletop" if suite in (None, "tabletop") else f"eval libero --suite {suite}"

@@ -5,10 +5,12 @@ Legend: K chunk.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from statevla.reports.tables import markdown_table
 from stores.disk import durable
+
+MARKDOWN: Final = "offline.md"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class OfflineResults:
         """Write ``offline.json`` and ``offline.md``."""
         durable.make_dir(folder)
         durable.write_json(folder / "offline.json", self.to_dict())
-        durable.write_text(folder / "offline.md", self.to_markdown() + "\n")
+        durable.write_text(folder / MARKDOWN, self.to_markdown() + "\n")
 
     def dimension_rows(self) -> list[list[str]]:
         """[dimension, MSE in action units, MSE normalized] rows."""

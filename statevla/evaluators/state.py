@@ -90,7 +90,8 @@ class StateResults:
         parts = [
             f"# States of {self.checkpoint}",
             "R² of a linear probe: the actions summed over k steps, from the difference of k frames; in brackets 95 % "
-            "of a bootstrap over the validation episodes",
+            "of a bootstrap over the validation episodes. Actions count as displacements: where they are positions to "
+            "reach, their sums, and the straight ways below, mean nothing",
             _probe_table(self.probes),
             *(
                 ("The same of the gripper's commands (-1 open, +1 close)", _probe_table(self.gripper))

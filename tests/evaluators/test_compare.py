@@ -171,6 +171,12 @@ def test_what_is_no_evaluation_is_said(tmp_path: Path) -> None:
         compare([one, one])
     with pytest.raises(StoreMissing, match=r"no evaluation here; run `statevla eval tabletop"):
         compare([one, empty])
+    offline = empty / "eval/offline/offline.md"
+    offline.parent.mkdir(parents=True)
+    offline.write_text("of a robot that no suite has")
+    with pytest.raises(StoreMissing, match=r"only trials of one are compared; .* read .*offline\.md") as told:
+        compare([one, empty])
+    assert "statevla eval" not in str(told.value)
     with pytest.raises(StoreMissing, match=r"run `statevla eval libero --suite libero_10 --checkpoint"):
         compare([empty, one], "libero_10")
     with pytest.raises(StoreMissing, match=r"nowhere: no such folder; expected a run's") as told:

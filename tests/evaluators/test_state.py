@@ -241,6 +241,7 @@ def test_a_jepa_is_probed_and_a_policy_is_refused(tmp_path: Path) -> None:
     found = evaluate_states(tmp_path / "jepa", Store.open(store), "cpu")
     assert found.pictures is None
     assert found.system == "temporal_jepa"
+    assert "Actions count as displacements: where they are positions to reach" in found.to_markdown()
     film = train("film", config, store, tmp_path / "film")
     with pytest.raises(UsageError, match=r"expected a trained encoder .*, got the policy film"):
         evaluate_states(Path(film.checkpoint), Store.open(store), "cpu")

@@ -83,6 +83,10 @@ REFUSED: dict[str, tuple[Callable[[], np.ndarray], str]] = {
         lambda: np.where(CLOSED, 0.0, 0.08),
         "action, hand: binary, expected -1 and +1, or 0 and 1, got 0 to 0.08: a width or a force?",
     ),
+    "how far it is open, from 0 to 1": (
+        lambda: np.linspace(0, 1, ROWS),
+        "action, hand: binary, expected 0 and 1 alone, got numbers between them (mean 0.5, std 0.3",
+    ),
 }
 
 
@@ -92,6 +96,14 @@ def test_what_the_numbers_do_not_tell_is_refused(dataset: Path, case: str) -> No
     set_hand(dataset, values())
     with pytest.raises(SourceError, match=re.escape(message)):
         run(dataset)
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_what_would_be_cut_to_two_values_is_refused(dataset: Path, low: float) -> None:
+    """A hand that is half open in the demonstrations must not become one that is open."""
+    set_hand(dataset, np.linspace(low, 1, ROWS))
+    with pytest.raises(SourceError, match=r"got numbers between them .*: a position\? Declare it continuous"):
+        run(dataset, gripper="high-opens")
 
 
 def test_a_flag_for_no_binary_action_is_refused(dataset: Path) -> None:

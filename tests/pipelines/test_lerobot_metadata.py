@@ -14,8 +14,9 @@ pytest.importorskip("av")
 
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.driver import ingest
+from pipelines.sources.fields import Fields
 from stores.errors import SourceError, SourceTrouble
-from tests.pipelines.make_lerobot import EPISODES, TOP, WRIST, edit_json, edit_table, write_dataset
+from tests.pipelines.make_lerobot import DATA, EPISODES, TOP, WRIST, edit_json, edit_table, write_dataset
 from tests.pipelines.test_lerobot import INFO, config, run
 from tests.stores.faults import read_tree
 
@@ -201,3 +202,37 @@ def test_tasks_that_are_no_lists_of_texts_are_no_traceback(dataset: Path) -> Non
         pq.write_table(table.set_column(at, "tasks", column), dataset / EPISODES)
         with pytest.raises(SourceError, match=r"no usable demonstration in 1 files: cloths/episode_000000"):
             run(dataset)
+
+
+def test_a_dataset_without_instructions_is_told_how_to_say_one(dataset: Path) -> None:
+    """A recording for one task often has an empty text."""
+    for row in range(4):
+        edit_table(dataset / EPISODES, "tasks", row, [""])
+    tasks = pa.table({"task_index": [0, 1], "__index_level_0__": ["", ""]})
+    pq.write_table(tasks, dataset / "meta/tasks.parquet")
+    with pytest.raises(SourceError, match=r"expected text, got ''; say it by --spec, instruction"):
+        run(dataset)
+    assert run(dataset, fields=Fields.from_dict({"instruction": "fold the cloth"})).episodes == 4
+
+
+def rename_state(root: Path) -> None:
+    state, other = "observation.state", "observation.environment_state"
+    edit_json(root / INFO, lambda info: info["features"].update({other: info["features"].pop(state)}))
+    table = pq.read_table(root / DATA)
+    pq.write_table(table.rename_columns([other if name == state else name for name in table.column_names]), root / DATA)
+
+
+def test_what_stands_for_a_robot_state_that_is_missing_is_named(dataset: Path) -> None:
+    assert not any("robot state taken from" in note for note in run(dataset).notes)
+    rename_state(dataset)
+    assert any(
+        "no observation.state: robot state taken from observation.environment_state (--spec says otherwise)" in note
+        for note in run(dataset).notes
+    )
+
+
+@pytest.mark.parametrize("key", ["observation.state", "action"])
+def test_numbers_that_are_not_float_are_named_with_their_type(dataset: Path, key: str) -> None:
+    edit_json(dataset / INFO, lambda info: info["features"][key].update(dtype="int64"))
+    with pytest.raises(SourceError, match=rf"expected {key} as a list of float numbers, got int64 \[[23]\]"):
+        run(dataset)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,36 @@ def test_files_are_told_from_liberos_by_what_is_in_them(tmp_path: Path) -> None:
         file["data"].attrs["env_args"] = json.dumps(ENV)
         del file["data/demo_0/obs/agentview_rgb"]
     assert recognize([libero], names) == "libero"
+
+
+def test_files_of_other_names_are_not_taken_for_liberos(tmp_path: Path) -> None:
+    """A dataset of an own robot: no name is robosuite's, and nothing is LIBERO's."""
+
+    def rename(data: h5py.Group) -> None:
+        for demo in data.values():
+            obs = demo["obs"]
+            obs.move("agentview_image", "front_rgb")
+            obs.move("robot0_eef_pos", "ee_pos")
+            for key in ("robot0_eye_in_hand_image", "robot0_joint_pos", "robot0_gripper_qpos"):
+                del obs[key]
+
+    path = write_robomimic(tmp_path / "raw/own.hdf5", 2, change=rename)
+    config = IngestConfig("mine", path, tmp_path / "store", codec="png", language="hashed")
+    with pytest.raises(SourceError, match=r"expected robot0_joint_pos or robot0_eef_pos, got .*; say it by --spec"):
+        ingest(config, isolated=False)
+    fields = Fields.from_dict({"cameras": {"front": "front_rgb"}, "robot_state": {"hand": "ee_pos"}})
+    assert ingest(replace(config, fields=fields), isolated=False).episodes == 2
+    with h5py.File(path, "r+") as file:  # nor where the file does not say of which environment it is
+        del file["data"].attrs["env_args"]
+    told = replace(fields, control_hz=20.0, instruction="lift the cube")
+    assert ingest(replace(config, fields=told, out=tmp_path / "other"), isolated=False).episodes == 2
+
+
+def test_a_file_without_observations_is_told_how_to_render_them(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "raw/demo.hdf5", 2, change=lambda data: [data[name].pop("obs") for name in data])
+    config = IngestConfig("mine", path, tmp_path / "store", language="hashed")
+    with pytest.raises(SourceError, match=r"dataset_states_to_obs\.py"):
+        ingest(config, isolated=False)
 
 
 def test_the_command_ends_with_the_right_status(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipelines.sources import gripper
 from pipelines.sources.gripper import TOLERANCE, Reading
 from pipelines.sources.lerobot.layout import ACTION
+from pipelines.sources.lerobot.statistics import Moments
 from stores.errors import SourceError
 from stores.spec import ObsSpec
 
@@ -22,20 +23,19 @@ MIDDLE: Final = 0.5
 """Of 0 and 1."""
 
 
-def weigh_commands(
-    spec: ObsSpec, extremes: tuple[NDArray[np.float64], NDArray[np.float64]] | None, told: str
-) -> tuple[dict[str, Any], list[str]]:
-    """What binary actions whose least and largest values [D] are `extremes` mean: facts for `convert_commands`, notes.
+def weigh_commands(spec: ObsSpec, found: Moments, told: str) -> tuple[dict[str, Any], list[str]]:
+    """What binary actions of these moments mean: facts for `convert_commands`, notes.
 
-    told: of ``--gripper``. Raises SourceError where they are {0, 1} and nothing was told, and where something was told
-    of a dataset without binary actions.
+    told: of ``--gripper``. Raises SourceError where they are {0, 1} and nothing was told, where they would be converted
+    and are no two values, and where something was told of a dataset without binary actions.
     """
     if told != gripper.DETECT and not spec.binary:
         raise SourceError(f"--gripper {told}: no action is binary (--spec says which are); leave it out")
     readings: dict[str, Any] = {}
     notes = []
-    for dim in spec.binary if extremes is not None else ():
-        low, high = (float(ends[dim]) for ends in extremes or ())
+    have = found.told() if found.count else {}
+    for dim in spec.binary if have else ():
+        low, high, mean, std = (float(have[key][dim]) for key in ("min", "max", "mean", "std"))
         name = spec.action_names[dim]
         if low > -TOLERANCE and TOLERANCE < high <= MIDDLE:
             raise SourceError(
@@ -43,6 +43,14 @@ def weigh_commands(
                 "force? Declare it continuous (--spec)"
             )
         zero = -TOLERANCE < low < MIDDLE
+        # The mean of (x - bottom) (1 - x): 0 where every x is one of both ends. Half-open hands are lost if converted.
+        bottom = 0.0 if zero else -1.0
+        between = mean * (1 + bottom) - bottom - (std**2 + mean**2)
+        if (zero or told == gripper.HIGH_OPENS) and between > TOLERANCE:
+            raise SourceError(
+                f"{ACTION}, {name}: binary, expected {bottom:g} and 1 alone, got numbers between them (mean "
+                f"{mean:.3g}, std {std:.3g}): a position? Declare it continuous (--spec)"
+            )
         if zero and told == gripper.DETECT:
             raise SourceError(
                 f"{ACTION}, {name}: binary, expected -1 (open) and +1 (close), got {low:g} to {high:g}; pass --gripper "

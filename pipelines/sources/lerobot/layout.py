@@ -2,7 +2,7 @@
 export of this toolkit wrote beside them, or by ``--spec``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,15 +42,16 @@ def layout_of(root: Path, info: Info, told: Fields) -> Layout:
     if not pictures:
         raise SourceError(f"meta/info.json, features: expected a video or image, got {', '.join(features)}")
     if ACTION not in features or not features[ACTION].vector:
-        came = f"{features[ACTION].dtype} {list(features[ACTION].shape)}" if ACTION in features else ", ".join(features)
-        raise SourceError(f"meta/info.json, features: expected action as a list of float numbers, got {came}")
+        raise SourceError(f"meta/info.json, features: expected {_expected(features, ACTION)}")
     cameras = _cameras(pictures, told.cameras)
     notes: list[str] = []
     state = [pick(entry.key, vectors, FORMS, "robot_state") for entry in told.robot_state]
     if not state:
         state = [STATE] if STATE in vectors else sorted(vectors)
         if not state:
-            raise SourceError(f"meta/info.json, features: expected observation.state, got {', '.join(features)}")
+            raise SourceError(f"meta/info.json, features: expected {_expected(features, STATE)}")
+        if STATE not in vectors:  # an environment_state may hold what no robot senses
+            notes.append(f"no {STATE}: robot state taken from {', '.join(state)} (--spec says otherwise)")
     unused = [key for key in (*vectors, *pictures) if key not in state and key not in cameras.values()]
     if unused:
         notes.append(f"features {', '.join(unused)} are not used (--spec says otherwise)")
@@ -70,6 +71,12 @@ def layout_of(root: Path, info: Info, told: Fields) -> Layout:
         raise SourceError(f"--spec, action: {spec.action_dim} numbers, the dataset's action has {action.shape[0]}")
     sizes = tuple((key, features[key].shape[0]) for key in state)
     return Layout(spec, cameras, sizes, (ACTION, action.shape[0]), tuple(notes), own)
+
+
+def _expected(features: Mapping[str, Feature], key: str) -> str:
+    item = features.get(key)
+    came = ", ".join(features) if item is None else f"{item.dtype} {list(item.shape)}"
+    return f"{key} as a list of float numbers, got {came}"
 
 
 def _cameras(pictures: dict[str, Feature], told: Sequence[Entry]) -> dict[str, str]:

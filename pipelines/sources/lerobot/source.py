@@ -237,12 +237,13 @@ def _inspect(root: Path, told: Told) -> SourceFile:
                 instruction = clean_instruction(text, TASKS)
                 task = require_printable(row.task or instruction, f"{EPISODES}, {OWN_TASK}")
             except SourceError as error:
-                refused[row.name] = f"{root.name}/{row.name}: {error}"
+                hint = "" if text.strip() else "; say it by --spec, instruction"
+                refused[row.name] = f"{root.name}/{row.name}: {error}{hint}"
                 continue
             heads[row.name] = EpisodeHead(row.length, layout.spec.image_sizes, task, instruction)
     parts, out = _split(info, episodes, told.masks, root.name, notes)
     heads = {name: head for name, head in heads.items() if name not in out}
-    commands, remarks = weigh_commands(layout.spec, moments[layout.action[0]].extremes(), told.gripper)
+    commands, remarks = weigh_commands(layout.spec, moments[layout.action[0]], told.gripper)
     notes += [f"{root.name}: {note}" for note in remarks]
     evidence = {"codebase_version": info.version, "features": info.digest, **commands}
     listed = tuple(sorted(refused.items()))

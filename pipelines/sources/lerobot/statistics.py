@@ -34,15 +34,8 @@ class Moments:
         self.count += len(values)
         self._parts.append((np.float64(len(values)), values.min(axis=0), values.max(axis=0), mean, squares))
 
-    def extremes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Least and largest values [D]; None of no rows."""
-        if not self.count:
-            return None
-        have = self.told()
-        return have["min"], have["max"]
-
     def told(self) -> dict[str, NDArray[np.float64]]:
-        """By the names of ``stats.json``; [D] each."""
+        """By the names of ``stats.json``; [D] each. Of no rows there is none."""
         counts = np.array([part[0] for part in self._parts])[:, None]
         low, high, means, squares = (np.stack([part[n] for part in self._parts]) for n in range(1, 5))
         mean = (counts * means).sum(axis=0) / counts.sum()
