@@ -11,6 +11,8 @@ from pipelines.collect.tabletop import collect_tabletop
 from pipelines.reproduce import TWO_PHASES, Plan, plan_of, reproduce
 from statevla.runs.state import read_state
 from statevla.sims.libero import memory
+from statevla.systems.table import find_system, sections
+from statevla.trainers.jobs import ask
 from stores.errors import UsageError
 from stores.progress import ProgressEvent
 from tests.trainers.micro import SETTINGS
@@ -85,7 +87,9 @@ def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan, system
 
 def test_a_suite_without_a_plan() -> None:
     assert plan_of("libero_object").ensemble is not None
-    assert plan_of("libero_object", "film").systems == ("film",)
+    film = plan_of("libero_object", "film")
+    config = ask(find_system(*film.systems), None, film.recipe, None, film.overrides).config(sections())
+    assert (config.training.augment_shift, config.training.max_steps, film.episodes) == (4, 6000, 5)
     assert {plan_of(suite).systems for suite in ("libero_goal", "libero_spatial", "libero_10")} == {("vla",)}
     with pytest.raises(UsageError, match=r"libero_90: expected one of libero_object, libero_goal"):
         plan_of("libero_90")
