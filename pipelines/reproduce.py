@@ -59,7 +59,7 @@ class Plan:
 
 
 # The recipe shifts its pictures: five demonstrations a task are enough then, and half a chunk executed.
-FILM: Final = Plan("libero", ("film",), episodes=5, noise=0.3, trials=10, replan=5)
+FILM: Final = Plan("libero", ("film",), episodes=5, noise=0.3, replan=5)
 VLA: Final = Plan(
     "systems",
     ("vla",),
@@ -72,14 +72,14 @@ VLA: Final = Plan(
 )
 PLANS: Final[Mapping[str, Mapping[str, Plan]]] = {
     "libero_object": {
+        "film": FILM,
         # As in docs/results-libero.md, but 30 demonstrations of every task, and temporal ensembling at every step.
         "flow_matching": Plan("libero", replan=1, ensemble=0.01),
-        "film": FILM,
         "vla": VLA,
     },
     "libero_goal": {"vla": VLA, "film": FILM},
     "libero_spatial": {"vla": VLA, "film": FILM},
-    "libero_10": {"vla": VLA},
+    "libero_10": {"vla": VLA, "film": FILM},
 }
 """By suite and policy; a suite's first one is its default."""
 

@@ -86,8 +86,8 @@ def test_the_whole_way_and_again_after_a_stop(tmp_path: Path, plan: Plan, system
 
 
 def test_a_suite_without_a_plan() -> None:
-    assert plan_of("libero_object").ensemble is not None
-    film = plan_of("libero_object", "film")
+    assert plan_of("libero_object", "flow_matching").systems == TWO_PHASES
+    film = plan_of("libero_object")
     config = ask(find_system(*film.systems), None, film.recipe, None, film.overrides).config(sections())
     assert (config.training.augment_shift, config.training.max_steps, film.episodes) == (4, 6000, 5)
     assert {plan_of(suite).systems for suite in ("libero_goal", "libero_spatial", "libero_10")} == {("vla",)}
