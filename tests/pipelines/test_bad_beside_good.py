@@ -68,7 +68,7 @@ def delete_observations(data: h5py.Group) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[h5py.Group], object], str]] = {
-    "no observations": (delete_observations, "b.hdf5: demo_0: key 'obs' is missing"),
+    "no observations": (delete_observations, "b.hdf5: demo_0: expected obs with pictures [T, H, W, 3], got actions, "),
     "a mask whose name is damaged": (damage_mask, r"b.hdf5: /mask: expected names in UTF-8, got b'tra\xffin'"),
 }
 
